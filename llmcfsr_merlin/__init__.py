@@ -1,0 +1,23 @@
+"""LLM-CFSR on NVIDIA Merlin: long-tail sequential recommendation, from raw logs to a Triton ensemble.
+
+Public names are imported on first use, so that `import llmcfsr_merlin` needs no GPU, cudf, Triton or torch.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Config": "llmcfsr_merlin.config",
+    "InputError": "llmcfsr_merlin.errors",
+    "Recommender": "llmcfsr_merlin.recommender",
+    "Client": "llmcfsr_merlin.serving.client",
+    "run_stages": "llmcfsr_merlin.pipelines",
+}
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,270 @@
+"""One tree of frozen settings: every default is written here, once.
+
+`Config.load("pipelines/beauty.yaml", ["train.epochs=3"])` reads a recipe and applies overrides. Unknown keys, wrong
+types and values out of range are errors that name the key. Paths in a recipe may use `~` and environment variables
+(`${LLMCFSR_DATA}/...`); relative paths are relative to the current folder.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from llmcfsr_merlin.contract import resource
+from llmcfsr_merlin.errors import InputError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TableColumns(_Section):
+    """Column names of a generic CSV, Parquet or JSON-lines log."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str | None = "timestamp"
+    """Unix seconds or an ISO date; None: rows are taken in file order."""
+    order: str | None = "order"
+    """Position in the user's order, used where the log has no time column."""
+    rating: str | None = "rating"
+
+
+class DataConfig(_Section):
+    """Where the logs are and how they are read (stage `ingest`)."""
+
+    format: Literal["amazon", "yelp", "table", "synthetic"] = "table"
+    interactions: tuple[str, ...] = ()
+    """Files or glob patterns of reviews or interactions, .gz or plain."""
+    items: tuple[str, ...] = ()
+    """Files or glob patterns of item metadata; empty: items have ids only."""
+    columns: TableColumns = TableColumns()
+    start: str | None = None
+    """First day kept (YYYY-MM-DD), None: all."""
+    end: str | None = None
+    """Last day kept (YYYY-MM-DD), None: all."""
+    min_rating: float | None = None
+    """Interactions rated below are dropped; None keeps all, as the papers do (implicit feedback)."""
+    damaged: Literal["error", "keep"] = "error"
+    """A truncated gzip: stop, or keep the rows before the damage."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Repeated rows of one (user, item, time): repeat purchases are kept by the papers."""
+    synthetic_users: int = Field(2000, ge=1)
+    synthetic_items: int = Field(1000, ge=20)
+    synthetic_seed: int = 0
+
+
+class ClusterConfig(_Section):
+    """The dask engine of ingest and prepare. Unset values are chosen from the machine and printed."""
+
+    kind: Literal["auto", "single", "local", "cuda"] = "auto"
+    """auto: cuda where cudf and a GPU are there, else single (in-process); local: a dask LocalCluster."""
+    scheduler: str | None = None
+    """Address of an existing dask scheduler to join, e.g. tcp://10.0.0.1:8786."""
+    workers: int | None = Field(None, ge=1)
+    memory_limit: str | None = None
+    """Per worker, e.g. "4GB"."""
+    partition_size: str | None = None
+    """Target size of a partition, e.g. "128MB"."""
+
+
+class PrepareConfig(_Section):
+    """Filters, ids, sequences and splits (stage `prepare`)."""
+
+    filter: Literal["k_core", "one_pass", "none"] = "k_core"
+    """k_core: to a fixed point; one_pass: the papers' single pass on raw counts; none: keep all."""
+    min_user: int = Field(3, ge=1)
+    """Fewest interactions of a user that is kept."""
+    min_item: int = Field(3, ge=1)
+    """Fewest interactions of an item that is kept."""
+    min_sequence: int = Field(3, ge=3)
+    """Shorter sequences are dropped after filtering: leave-one-out needs train, valid and test."""
+    max_length: int = Field(50, ge=1)
+    """Longest history that the model reads; older items are cut."""
+
+
+class EmbedConfig(_Section):
+    """Semantic vectors of the items (stage `embed`)."""
+
+    model: str = "minilm"
+    """minilm: the embedded all-MiniLM-L6-v2; else a Hugging Face name or a local folder."""
+    revision: str | None = None
+    template: Literal["generic", "yelp", "fashion", "beauty"] = "generic"
+    max_tokens: int = Field(128, ge=8)
+    batch_size: int = Field(64, ge=1)
+    pooling: Literal["mean", "last"] = "mean"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    reduction: Literal["none", "pca", "whiten", "standardise"] = "none"
+    dimension: int | None = Field(None, ge=2)
+    """Dimension after the reduction; None keeps the model's."""
+
+
+class ModelConfig(_Section):
+    """The dual-view network. Every level is a switch, so that the baselines are recipes of the same code."""
+
+    backbone: Literal["sasrec"] = "sasrec"
+    views: tuple[Literal["collaborative", "semantic"], ...] = ("collaborative", "semantic")
+    hidden: int = Field(64, ge=4)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    fuse_embedding: bool = True
+    """Cross-attention between the views before the encoder."""
+    fuse_sequence: bool = True
+    """Cross-attention between the views between the encoder's blocks."""
+    fuse_prediction: bool = True
+    """Cross-attention between the views of the user state and of each candidate."""
+    content_match: bool = True
+    """Add gamma * max over the history of the raw vectors' cosine; gamma is chosen on validation."""
+    pca_init: bool = True
+    """Start the collaborative table from the PCA of the semantic vectors."""
+    cold_shrinkage: float = Field(1.0, ge=0)
+    """k in the weight n / (n + k) of a candidate's collaborative part; 0 switches it off for seen items."""
+    item_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of items whose collaborative row is dropped at a training step."""
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if not self.views or len(set(self.views)) != len(self.views):
+            raise ValueError("views must name collaborative, semantic or both, each once")
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class TrainConfig(_Section):
+    """Training by Transformers4Rec's Trainer (stage `train`)."""
+
+    loss: Literal["uniform_softmax", "full_softmax", "bce"] = "uniform_softmax"
+    negatives: int = Field(1024, ge=1)
+    """Uniform negatives shared by a batch (uniform_softmax)."""
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    patience: int = Field(5, ge=1)
+    """Epochs without a better validation NDCG@10 before training stops."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 42
+    device: str = "auto"
+
+
+class EvaluateConfig(_Section):
+    """Ranking quality on the test items (stage `evaluate`)."""
+
+    ks: tuple[int, ...] = (5, 10, 20)
+    protocols: tuple[Literal["full", "sampled"], ...] = ("full", "sampled")
+    sampled_negatives: int = Field(100, ge=1)
+    exclude_history: bool = False
+    """Full protocol: leave the user's history out of the ranking."""
+    tail_item: int = Field(4, ge=1)
+    """An item with fewer interactions is a tail item (papers: Yelp 13, Fashion 4, Beauty 4)."""
+    tail_user: int = Field(9, ge=1)
+    """A user with a shorter history is a tail user (papers: Yelp 12, Fashion 3, Beauty 9)."""
+    popularity_from: Literal["train", "all"] = "train"
+    """Counts that decide on tail items; the papers' code counts all interactions, test included."""
+    baselines: tuple[Literal["popularity", "sasrec"], ...] = ("popularity", "sasrec")
+    batch_size: int = Field(256, ge=1)
+    seed: int = 42
+
+
+class ServeConfig(_Section):
+    """The Triton model repository (stage `export`)."""
+
+    layout: Literal["ensemble", "merged"] = "ensemble"
+    """ensemble: one Triton model a step; merged: one python model, lowest latency, one atomic version."""
+    max_top_k: int = Field(100, ge=1)
+    max_batch_size: int = Field(64, ge=1)
+    max_queue_delay_us: int = Field(500, ge=0)
+    device: Literal["cpu", "gpu"] = "cpu"
+    instances: int = Field(1, ge=1)
+
+
+class Config(_Section):
+    """The whole configuration; `name` is also the default run directory, runs/<name>."""
+
+    name: str = Field("run", pattern=r"^[\w.-]+$")
+    data: DataConfig = DataConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    embed: EmbedConfig = EmbedConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @classmethod
+    def load(cls, recipe: str | Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> "Config":
+        """Read a recipe (a path, or the name of one in pipelines/) and apply `section.key=value` overrides.
+
+        Raises InputError with one line that names the key, what was expected and what was found.
+        """
+        tree = _read_recipe(recipe) if recipe else {}
+        for override in overrides:
+            _apply(tree, override)
+        try:
+            return cls.model_validate(_expand(tree))
+        except ValidationError as error:
+            raise InputError(f"{recipe or 'settings'}: " + "; ".join(map(_explain, error.errors()))) from error
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that ship with the project."""
+    return sorted(path.stem for path in resource("pipelines").glob("*.yaml"))
+
+
+def _read_recipe(recipe: str | Path) -> dict:
+    path = Path(recipe)
+    if not path.suffix and not path.exists():
+        path = resource("pipelines") / f"{recipe}.yaml"
+    if not path.is_file():
+        raise InputError(f"expected a recipe file or one of {', '.join(recipes())}, found {str(recipe)!r}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def _apply(tree: dict, override: str) -> None:
+    path, separator, value = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise InputError(f"expected an override like train.epochs=3, found {override!r}")
+    node = tree
+    for key in keys[:-1]:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise InputError(f"override {override!r}: {key} is a value, not a section")
+    try:
+        node[keys[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r}: the value is not YAML") from error
+
+
+def _expand(node):
+    if isinstance(node, dict):
+        return {key: _expand(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_expand(value) for value in node]
+    if isinstance(node, str):
+        return os.path.expandvars(os.path.expanduser(node))
+    return node
+
+
+def _explain(error: dict) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section = Config
+        for part in error["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        close = difflib.get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(section.model_fields)}"
+        return f"unknown key {where} ({hint})"
+    return f"{where or 'settings'}: {error['msg']}, found {error.get('input')!r}"

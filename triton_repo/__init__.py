@@ -1,0 +1,1 @@
+"""Installed as llmcfsr_merlin.triton_repo."""
