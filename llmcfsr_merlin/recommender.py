@@ -81,6 +81,7 @@ class Recommender:
         fallback = np.array([not codes for codes in seen], dtype=bool)
         return Encoded(self.ranker.pad(seen), unknown, fallback, seen)
 
+    @torch.inference_mode()
     def rank(self, encoded: Encoded, k: int, blocked: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Codes int64 [B, k'] and scores float32 [B, k'] of the best items, k' = min(k, items); code 0 where none is left."""
         codes, scores = self.ranker.top_k(encoded.codes, k, blocked)
