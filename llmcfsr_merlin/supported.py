@@ -1,0 +1,50 @@
+"""Which versions of the packages we stand on were seen working, and the known holes of those versions."""
+
+from typing import NamedTuple
+
+
+class Supported(NamedTuple):
+    """Versions seen working: lowest <= version < below; `pin` is that of constraints.txt, `why` the bound's reason."""
+
+    name: str
+    lowest: str
+    below: str
+    pin: str
+    why: str = ""
+
+
+# The lower bounds are those of the Merlin container 23.12, the pins those of constraints.txt (a test compares them).
+SUPPORTED = (
+    Supported("nvtabular", "23.8", "23.9", "23.8.0"),
+    Supported("merlin-core", "23.8", "23.9", "23.8.0"),
+    Supported("merlin-dataloader", "23.8", "23.9", "23.8.0"),
+    Supported("transformers4rec", "23.12", "23.13", "23.12.0"),
+    Supported("transformers", "4.27", "4.31", "4.30.2", "Transformers4Rec 23.12 refuses newer ones"),
+    Supported("torch", "2.0", "3", "2.13.0"),
+    Supported("pandas", "1.5", "2", "1.5.3", "merlin-core 23.8 is written for pandas 1"),
+    Supported("numpy", "1.22", "2", "1.26.4", "pandas 1.5 is built against numpy 1"),
+    Supported("dask", "2023.1", "2023.10", "2023.9.2", "newer ones want pandas 2 and query planning"),
+    Supported("distributed", "2023.1", "2023.10", "2023.9.2", "must be of dask's release"),
+    Supported("dask-cuda", "22.12", "23.12", "23.10.0", "newer ones pull a newer dask"),
+    Supported("pyarrow", "8", "16", "14.0.2", "newer ones want numpy 2"),
+    Supported("setuptools", "40", "81", "80.10.2", "nvtabular imports pkg_resources, which 81 removed"),
+    Supported("pydantic", "2.5", "3", "2.14.3"),
+    Supported("safetensors", "0.3", "1", "0.8.0"),
+)
+
+# Known holes of published versions. None of these calls is in our code (tests/unit/test_security.py).
+CVES = (
+    ("transformers4rec", "24", "CVE-2025-23298, CVE-2025-33213", "its checkpoint loading runs pickles"),
+    ("nvtabular", "24", "CVE-2025-33214", "Workflow.load runs pickles"),
+    ("transformers", "4.36", "CVE-2023-6730, CVE-2023-7018", "some loaders run pickles"),
+)
+
+
+def parts(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "2.13.0+cpu" is (2, 13, 0)."""
+    numbers = []
+    for part in version.split("+")[0].split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)

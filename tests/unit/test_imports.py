@@ -1,0 +1,46 @@
+"""The package and its command line start without the heavy and the optional packages."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "cudf", "dask_cuda", "tritonclient", "nvtabular", "merlin", "transformers", "transformers4rec",
+         "dask", "matplotlib", "pytriton", "pandas")
+BLOCK = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HEAVY}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run_blocked(code: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", BLOCK + code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_block_blocks():
+    assert "(blocked)" in run_blocked("import torch").stderr
+
+
+@pytest.mark.parametrize("module", ["", ".config", ".stage", ".doctor"])
+def test_light_modules_import_without_heavy_packages(module):
+    done = run_blocked(f"import llmcfsr_merlin{module}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_needs_no_heavy_package():
+    pytest.importorskip("llmcfsr_merlin.cli", reason="the command line is not there yet")
+    done = run_blocked("sys.argv = ['llmcfsr', '--help']\nfrom llmcfsr_merlin.cli import main\nsys.exit(main())")
+    assert done.returncode == 0, done.stderr
+    assert "doctor" in done.stdout
+
+
+def test_doctor_reports_what_is_missing_instead_of_failing():
+    """Even looking a package up may raise, as the block does."""
+    done = run_blocked("from llmcfsr_merlin.doctor import main\nsys.exit(main())")
+    assert "text encoder" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr
