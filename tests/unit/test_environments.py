@@ -102,3 +102,14 @@ def test_make_refuses_another_python(tmp_path):
     assert done.returncode != 0
     assert "expected Python 3.10 or 3.11, found 3.9" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+def test_every_folder_of_code_is_packaged():
+    """pyproject.toml lists the packages, because pipelines/ and its like stand outside: a new folder must be added."""
+    project = (ROOT / "pyproject.toml").read_text()
+    table = project[project.index("packages = ["):project.index("package-dir")]
+    listed = set(re.findall(r'"(llmcfsr_merlin[\w.]*)"', table))
+    package = ROOT / "llmcfsr_merlin"
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in package.rglob("*.py")}
+    folders |= {f"llmcfsr_merlin.{name}" for name in ("pipelines", "schemas", "triton_repo")}
+    assert folders == listed
