@@ -95,7 +95,8 @@ def test_make_help_lists_every_target():
 
 def test_make_refuses_another_python(tmp_path):
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\nexec python3 -c "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])" "$2"\n')
+    pretend = "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}" "$2"\n')
     python.chmod(0o755)
     command = ["make", "setup", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
