@@ -53,10 +53,10 @@ class ItemKNN:
 
 
 class EASE:
-    """Embarrassingly shallow autoencoder (Steck, WWW 2019): B = I - P diag(1 / diag P), P = (X'X + regularisation I)^-1.
+    """Embarrassingly shallow autoencoder (Steck, WWW 2019): B = I - P diag(1 / diag P), P = (X'X + lambda I)^-1.
 
-    A history's scores are its distinct items' rows of B, summed. matrix: training interactions X, sparse [users, V].
-    Needs 4 * V^2 bytes for B and as much again while it inverts: 3.2 GB in all at V = 20,000. More than `memory_gb`
+    A history's scores are its distinct items' rows of B, summed. matrix: training interactions X, sparse [users, V];
+    regularisation: lambda. Needs 4 * V^2 bytes for B and as much again while it inverts: 3.2 GB in all at V = 20,000. More than `memory_gb`
     is refused before anything is allocated.
     """
 
@@ -65,8 +65,8 @@ class EASE:
         needed = 8 * rows**2 / 1e9
         if needed > memory_gb:
             raise InputError(
-                f"expected a catalogue whose EASE matrix fits in {memory_gb:g} GB, found {rows} rows, which need "
-                f"8 * rows^2 bytes = {needed:.1f} GB: take ease out of evaluate.baselines or raise evaluate.ease_memory_gb"
+                f"expected a catalogue whose EASE matrix fits in {memory_gb:g} GB, found {rows} rows, which "
+                f"need 8 * rows^2 bytes = {needed:.1f} GB: drop ease from evaluate.baselines or raise evaluate.ease_memory_gb"
             )
         gram = (matrix.T @ matrix).astype(np.float32).toarray(order="F")
         gram[np.diag_indices(rows)] += regularisation
@@ -75,7 +75,7 @@ class EASE:
             inverse, failed = scipy.linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
         if failed:
             raise InputError(
-                f"EASE: X'X + {regularisation:g} I is not positive definite in float32: raise evaluate.ease_regularisation"
+                f"EASE: X'X + {regularisation:g} I is not positive definite in float32: raise evaluate.ease_lambda"
             )
         for start in range(0, rows, 1024):  # only the lower triangle was computed
             stop = min(start + 1024, rows)
