@@ -56,8 +56,8 @@ class EASE:
     """Embarrassingly shallow autoencoder (Steck, WWW 2019): B = I - P diag(1 / diag P), P = (X'X + lambda I)^-1.
 
     A history's scores are its distinct items' rows of B, summed. matrix: training interactions X, sparse [users, V];
-    regularisation: lambda. Needs 4 * V^2 bytes for B and as much again while it inverts: 3.2 GB in all at V = 20,000. More than `memory_gb`
-    is refused before anything is allocated.
+    regularisation: lambda. Needs 4 * V^2 bytes for B and as much again while it inverts: 3.2 GB in all at V = 20,000.
+    More than `memory_gb` is refused before anything is allocated.
     """
 
     def __init__(self, matrix: scipy.sparse.csr_matrix, regularisation: float = 200.0, memory_gb: float = 6.0):
@@ -65,8 +65,9 @@ class EASE:
         needed = 8 * rows**2 / 1e9
         if needed > memory_gb:
             raise InputError(
-                f"expected a catalogue whose EASE matrix fits in {memory_gb:g} GB, found {rows} rows, which "
-                f"need 8 * rows^2 bytes = {needed:.1f} GB: drop ease from evaluate.baselines or raise evaluate.ease_memory_gb"
+                f"expected a catalogue whose EASE matrix fits in {memory_gb:g} GB, found {rows} rows, "
+                f"which need 8 * rows^2 bytes = {needed:.1f} GB: drop ease from evaluate.baselines or raise "
+                "evaluate.ease_memory_gb"
             )
         gram = (matrix.T @ matrix).astype(np.float32).toarray(order="F")
         gram[np.diag_indices(rows)] += regularisation

@@ -130,7 +130,7 @@ def read_cases(path: Path, max_length: int, batch_size: int) -> Iterator[Cases]:
                 targets=targets,
                 seen=[sequence[:-1][sequence[:-1] != target] for sequence, target in zip(sequences, targets)],
                 lengths=np.array([len(sequence) - 1 for sequence in sequences]),
-                candidates=batch.column(CANDIDATES).flatten().to_numpy().reshape(len(histories), -1),
+                candidates=np.stack(_lists(batch.column(CANDIDATES))),
                 tie=np.array(batch.column(TIE)),
             )
 

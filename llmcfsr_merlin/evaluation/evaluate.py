@@ -1,8 +1,8 @@
 """Ranks of all users for any scorer, in batches: memory holds one batch of scores and a few numbers a user.
 
-    cases = write_cases(run / "prepare", out / "cases.parquet", rows=len(vocabulary))
-    result = rank_users(ranker.scores, out / "cases.parquet", train_counts=vocabulary.train_counts, max_length=50)
-    write_ranks(out / RANKS, [("llm_cfsr", 42, result.ranks)])
+>>> write_cases(run / "prepare", cases, rows=len(vocabulary))  # doctest: +SKIP
+>>> result = rank_users(ranker.scores, cases, train_counts=vocabulary.train_counts, max_length=50)  # doctest: +SKIP
+>>> write_ranks(out / RANKS, [("llm_cfsr", 42, result.ranks)])  # doctest: +SKIP
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -124,6 +124,6 @@ def _check_same_cases(ranks: pd.DataFrame, base: pd.DataFrame, users: int) -> No
     pairs = pd.concat([ranks[[USER, TARGET]], base[[USER, TARGET]]]).drop_duplicates()
     if ranks[USER].nunique() != users or len(pairs) != users:
         raise InputError(
-            f"expected two runs over the same users and targets, found {ranks[USER].nunique()} against {users} users and "
-            f"{len(pairs)} different (user, target) pairs: both must come from the same prepared data"
+            f"expected two runs over the same users and targets, found {ranks[USER].nunique()} against {users} users "
+            f"and {len(pairs)} different (user, target) pairs: both must come from the same prepared data"
         )

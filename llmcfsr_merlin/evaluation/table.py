@@ -26,7 +26,7 @@ def protocol_title(protocol: str, *, negatives: int, exclude_history: bool) -> s
 
 
 def mean_values(metrics: Sequence[dict]) -> dict[tuple[str, str, str, str], tuple[float, float, int, int]]:
-    """(protocol, group, metric, recipe) -> mean over seeds, sample standard deviation (0 for one seed), users, seeds."""
+    """(protocol, group, metric, recipe) -> mean over seeds, sample deviation (0 for one seed), users, seeds."""
     collected: dict[tuple, list[dict]] = {}
     for row in metrics:
         collected.setdefault((row["protocol"], row["group"], row["metric"], row["recipe"]), []).append(row)
@@ -47,7 +47,7 @@ def result_tables(
     negatives: int = 100,
     exclude_history: bool = False,
 ) -> list[Table]:
-    """One table a protocol: a row a recipe, a column a group and metric, the best value of a column in bold.
+    """One table a protocol and metric: a row a recipe, a column a group, the best value of a column in bold.
 
     metrics: rows of `group_metrics`, of one dataset; several seeds become mean ± standard deviation.
     """
