@@ -42,7 +42,7 @@ def mean_values(metrics: Sequence[dict]) -> dict[tuple[str, str, str, str], tupl
 def result_tables(
     metrics: Sequence[dict],
     *,
-    names: Sequence[str] = ("hr@10", "ndcg@10", "mrr"),
+    names: Sequence[str] = ("hr@10", "ndcg@10"),
     groups: Sequence[str] = GROUPS,
     negatives: int = 100,
     exclude_history: bool = False,

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.evaluation import significance
 from llmcfsr_merlin.evaluation.significance import compare, holm, paired_test
 
 
@@ -43,6 +44,18 @@ def test_agrees_with_the_plain_bootstrap_and_permutation():
     plain_p = (abs((signs * differences).mean(1)) >= abs(differences.mean()) - 1e-12).mean()
     assert [low, high] == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.01)
     assert p == pytest.approx(plain_p, abs=0.02)
+
+
+def test_the_normal_limit_agrees_with_resampling(monkeypatch):
+    generator = np.random.default_rng(2)
+    differences = 1 / generator.integers(1, 5000, 6000) - 1 / generator.integers(1, 4000, 6000)
+    limit = paired_test(differences, 0.95, 4000, generator)
+    monkeypatch.setattr(significance, "_NORMAL_FROM", 10**9)
+    resampled = paired_test(differences, 0.95, 4000, generator)
+    width = resampled[1] - resampled[0]
+    assert limit[:2] == pytest.approx(resampled[:2], abs=0.05 * width) and limit[2] == pytest.approx(
+        resampled[2], abs=0.03
+    )
 
 
 def test_a_real_difference_is_found_with_its_sign():
