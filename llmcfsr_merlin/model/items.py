@@ -21,6 +21,7 @@ class ItemViews(nn.Module):
         super().__init__()
         self.rows = rows
         self.item_dropout = config.item_dropout
+        self._table: Tensor | None = None
         self.collaborative = self.semantic = None
         if "collaborative" in config.views:
             self.collaborative = nn.Embedding(rows, config.hidden)
@@ -52,6 +53,7 @@ class ItemViews(nn.Module):
         scale = variance.clamp_min(variance.max() * 1e-3).rsqrt()
         whitening = basis * scale
         self.vectors.copy_(vectors)
+        self._table = None
         if self.semantic is not None:
             self.center.copy_(center)
             self.whitening.copy_(whitening / math.sqrt(vectors.shape[1]))
@@ -75,5 +77,14 @@ class ItemViews(nn.Module):
                 confidence = confidence * (torch.rand_like(confidence) >= self.item_dropout)
             views.append(self.collaborative(codes) * confidence[codes].unsqueeze(-1))
         if self.semantic is not None:
-            views.append(self.semantic((self.vectors[codes] - self.center) @ self.whitening))
+            views.append(self.semantic(self._whitened(codes)))
         return views
+
+    def _whitened(self, codes: Tensor) -> Tensor:
+        """Whitened vectors [..., D]. Training keeps the whitened table; inference saves its memory and computes rows."""
+        if not self.training:
+            self._table = None
+            return (self.vectors[codes] - self.center) @ self.whitening
+        if self._table is None or self._table.device != self.vectors.device:
+            self._table = (self.vectors - self.center) @ self.whitening
+        return self._table[codes]

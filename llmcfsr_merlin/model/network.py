@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llmcfsr_merlin.config import ModelConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, PAD
-from llmcfsr_merlin.model.fusion import Block, CrossAttention, PairFusion
+from llmcfsr_merlin.model.fusion import Block, CrossAttention, Packing, PairFusion
 from llmcfsr_merlin.model.items import ItemViews
 
 
@@ -48,26 +48,29 @@ class DualViewNetwork(nn.Module):
         self.fuse_sequence = nn.ModuleList(CrossAttention(hidden, heads, dropout) for _ in range(between))
         self.norm = nn.LayerNorm(hidden)
         pair = dual and config.fuse_prediction
-        self.fuse_user = PairFusion(hidden, heads, dropout) if pair else None
-        self.fuse_candidate = PairFusion(hidden, heads, dropout) if pair else None
+        self.fuse_user = PairFusion(hidden, heads) if pair else None
+        self.fuse_candidate = PairFusion(hidden, heads) if pair else None
         # Chosen on validation after training (training it was measured to bring nothing); a buffer travels with the weights.
         self.register_buffer("gamma", torch.zeros(()))
 
-    def embed(self, codes: Tensor) -> list[Tensor]:
-        """codes int64 [B, T], right-padded -> views of the items with positions, each [B, T, d]."""
+    def embed(self, codes: Tensor, packing: Packing | None = None) -> list[Tensor]:
+        """codes int64 [B, T], right-padded -> views of the items with positions, each [B, T, d], or packed [M, d]."""
         positions = self.position.weight[: codes.shape[1]]
-        real = (codes != PAD).unsqueeze(-1)
+        if packing is not None:
+            positions = packing.pack(positions.expand(*codes.shape, -1))
+            codes = packing.pack(codes)
         scale = math.sqrt(self.config.hidden)
-        views = [self.drop(view * scale + positions) * real for view in self.items(codes)]
-        return self.fuse_embedding(views) if self.fuse_embedding else views
+        views = [self.drop(view * scale + positions) for view in self.items(codes)]
+        return self.fuse_embedding(views, packing) if self.fuse_embedding else views
 
-    def encode(self, views: list[Tensor]) -> Tensor:
-        """Embedded views -> causal states of every position, [B, T, views * d]; position t has seen items 0..t."""
+    def encode(self, views: list[Tensor], packing: Packing | None = None) -> Tensor:
+        """Embedded views -> causal states, [B, T, views * d] or packed [M, views * d]; position t has seen items 0..t."""
         count = len(views)
+        shared = packing and packing.repeat(count)
         for depth, block in enumerate(self.blocks):
-            views = list(block(torch.cat(views)).chunk(count))  # one shared encoder reads both views
+            views = list(block(torch.cat(views), shared).chunk(count))  # one shared encoder reads both views
             if depth < len(self.fuse_sequence):
-                views = self.fuse_sequence[depth](views)
+                views = self.fuse_sequence[depth](views, packing)
         views = [self.norm(view) for view in views]
         return torch.cat(self.fuse_user(views) if self.fuse_user else views, dim=-1)
 
