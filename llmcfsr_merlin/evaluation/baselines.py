@@ -12,9 +12,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmcfsr_merlin.config import EvaluateConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, PAD
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.evaluation.candidates import read_sequences
+from llmcfsr_merlin.evaluation.evaluate import Scorer
+
+
+def fit_baseline(name: str, prepare: Path, train_counts: np.ndarray, settings: EvaluateConfig) -> Scorer:
+    """Fit `popularity`, `item_knn` or `ease` on the training part of the prepare stage's directory.
+
+    train_counts: int64 [V]. InputError where EASE does not fit in evaluate.ease_memory_gb.
+    """
+    if name == "popularity":
+        return Popularity(train_counts)
+    if name == "item_knn":
+        matrix = training_matrix(prepare, len(train_counts))
+        return ItemKNN(matrix, settings.knn_neighbours, settings.knn_shrinkage)
+    if name == "ease":
+        check_ease_memory(len(train_counts), settings.ease_memory_gb)  # before the data is read
+        return EASE(training_matrix(prepare, len(train_counts)), settings.ease_lambda, settings.ease_memory_gb)
+    raise ValueError(f"expected popularity, item_knn or ease, found {name!r}")
 
 
 class Popularity:
@@ -35,7 +53,7 @@ class ItemKNN:
     Koren 2007, for pairs that few users support). matrix: training interactions, sparse [users, V].
     """
 
-    def __init__(self, matrix: scipy.sparse.csr_matrix, neighbours: int = 100, shrinkage: float = 1.0):
+    def __init__(self, matrix: scipy.sparse.csr_matrix, neighbours: int, shrinkage: float):
         together = (matrix.T @ matrix).tocsr().astype(np.float32)
         size = np.sqrt(together.diagonal())
         row = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
@@ -60,15 +78,9 @@ class EASE:
     More than `memory_gb` is refused before anything is allocated.
     """
 
-    def __init__(self, matrix: scipy.sparse.csr_matrix, regularisation: float = 200.0, memory_gb: float = 6.0):
+    def __init__(self, matrix: scipy.sparse.csr_matrix, regularisation: float, memory_gb: float):
         rows = matrix.shape[1]
-        needed = 8 * rows**2 / 1e9
-        if needed > memory_gb:
-            raise InputError(
-                f"expected a catalogue whose EASE matrix fits in {memory_gb:g} GB, found {rows} rows, "
-                f"which need 8 * rows^2 bytes = {needed:.1f} GB: drop ease from evaluate.baselines or raise "
-                "evaluate.ease_memory_gb"
-            )
+        check_ease_memory(rows, memory_gb)
         gram = (matrix.T @ matrix).astype(np.float32).toarray(order="F")
         gram[np.diag_indices(rows)] += regularisation
         factor, failed = scipy.linalg.lapack.spotrf(gram, lower=1, overwrite_a=1)
@@ -91,6 +103,16 @@ class EASE:
         scores = F.embedding_bag(_distinct(histories.cpu()), self.weights, mode="sum", padding_idx=PAD)
         scores[:, :FIRST_ITEM] = -torch.inf
         return scores.to(histories.device)
+
+
+def check_ease_memory(rows: int, memory_gb: float) -> None:
+    """InputError where 8 * rows^2 bytes (EASE's matrix and its factor) are more than `memory_gb`."""
+    needed = 8 * rows**2 / 1e9
+    if needed > memory_gb:
+        raise InputError(
+            f"expected a catalogue whose EASE matrix fits in {memory_gb:g} GB, found {rows} rows, which need 8 * rows^2 "
+            f"bytes = {needed:.1f} GB: drop ease from evaluate.baselines or raise evaluate.ease_memory_gb"
+        )
 
 
 def training_matrix(prepare: Path, rows: int, held_out: int = 2) -> scipy.sparse.csr_matrix:

@@ -16,7 +16,7 @@ from llmcfsr_merlin.evaluation.table import GROUPS, PROTOCOLS, mean_values, prot
 PAGE = "report.html"
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 74rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 82rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1rem; margin-bottom: .4rem; }
 .wide { overflow-x: auto; }
@@ -43,7 +43,7 @@ def write_report(
     exclude_history: bool = False,
     ablation: Sequence[str] = (),
     histories: Mapping[str, Sequence[dict]] | None = None,
-    comparisons: Sequence[dict] = (),
+    comparisons: Mapping[str, Sequence[dict]] | None = None,
     examples: Sequence[dict] = (),
 ) -> Path:
     """Write report.html and its PNGs into `directory`; returns the page's path.
@@ -51,7 +51,7 @@ def write_report(
     metrics: rows {dataset, recipe, seed, protocol, group, metric, value, count}, several datasets and seeds allowed.
     focus: recipe that is highlighted. base: recipe that relative differences refer to. ablation: recipes that each
     switch one part of `focus` off; they have a table of their own. histories: recipe -> epochs, as in
-    figures.training_figure. comparisons: rows of `significance.compare` of focus against base. examples: a few users,
+    figures.training_figure. comparisons: recipe -> rows of `significance.compare` of focus against it. examples: a few users,
     {"user": id, "history": [titles, oldest first], "target": title, "recommended": [titles, best first]}.
     Raises InputError where there are no metrics or where focus or base is not among the recipes.
     """
@@ -67,7 +67,7 @@ def write_report(
         main = [row for row in rows if row["recipe"] not in ablation]
         parts.append(f"<h2>{escape(dataset)}: results</h2>")
         parts.append(
-            f'<p class="note">Best value of a column in bold; in brackets the relative difference to {escape(base)}. '
+            f'<p class="note">Best value of a column in bold; below it the relative difference to {escape(base)}. '
             "Several seeds: mean ± standard deviation. Groups are of the target (item) and of the history (user).</p>"
         )
         parts += _result_tables(main, metric_names, focus, base, words)
@@ -79,16 +79,16 @@ def write_report(
                 parts.append(_image(decile_figure(path, main, protocol, metric_names[-1], focus, heading), heading))
         if ablation:
             parts.append(f"<h2>{escape(dataset)}: ablation</h2>")
-            parts.append(f'<p class="note">In brackets the relative difference to {escape(focus)}.</p>')
+            parts.append(f'<p class="note">Below each value the relative difference to {escape(focus)}.</p>')
             part = [row for row in rows if row["recipe"] in (focus, *ablation)]
             parts += _result_tables(part, metric_names, focus, focus, words)
-    if comparisons:
-        parts.append(f"<h2>Paired tests: {escape(focus)} against {escape(base)}</h2>")
+    for other, rows in (comparisons or {}).items():
+        parts.append(f"<h2>Paired tests: {escape(focus)} against {escape(other)}</h2>")
         parts.append(
             '<p class="note">Difference of the means over the same users, 95% percentile bootstrap interval, two-sided '
             "sign-flip permutation test, Holm-corrected over the whole table; bold where p is below 0.05.</p>"
         )
-        parts.append(_comparison_table(comparisons))
+        parts.append(_comparison_table(rows, focus, other))
     if histories:
         parts.append("<h2>Training</h2>")
         parts.append(
@@ -147,10 +147,10 @@ def _value(values: dict, protocol: str, group: str, metric: str, recipe: str, re
     reference = values.get((protocol, group, metric, base), (0.0,))[0]
     if recipe == base or not reference:
         return text
-    return f"{text} <small>({mean / reference - 1:+.1%})</small>"
+    return f"{text}<br><small>{mean / reference - 1:+.1%}</small>"
 
 
-def _comparison_table(rows: Sequence[dict]) -> str:
+def _comparison_table(rows: Sequence[dict], focus: str, base: str) -> str:
     body = []
     for row in rows:
         relative = "" if row["relative"] is None else f" <small>({row['relative']:+.1%})</small>"
@@ -168,8 +168,8 @@ def _comparison_table(rows: Sequence[dict]) -> str:
             f"{row['p_holm']:.4f}",
         ]
         body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    names = ["protocol", "group", "metric", "users", "base", "value", "difference", "interval", "p", "p_holm"]
-    header = "".join(f"<th>{name}</th>" for name in names)
+    names = ["protocol", "group", "metric", "users", base, focus, "difference", "interval", "p", "p (Holm)"]
+    header = "".join(f"<th>{escape(name)}</th>" for name in names)
     return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 

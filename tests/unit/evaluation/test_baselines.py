@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from prepared import random_sequences, write_prepare
 
+from llmcfsr_merlin.config import EvaluateConfig
 from llmcfsr_merlin.contract import FIRST_ITEM
 from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.evaluation.baselines import EASE, ItemKNN, Popularity, training_matrix
+from llmcfsr_merlin.evaluation.baselines import EASE, ItemKNN, Popularity, fit_baseline, training_matrix
 
 ROWS = 40
 HISTORIES = torch.tensor([[5, 6, 5, 0], [7, 0, 0, 0], [0, 0, 0, 0], [2, 9, 30, 39]])
@@ -43,16 +45,14 @@ def test_ease_equals_the_dense_formula(matrix):
     inverse = np.linalg.inv(dense.T @ dense + 7 * np.eye(ROWS))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
-    scores = EASE(matrix, regularisation=7)(HISTORIES).numpy()
+    scores = EASE(matrix, regularisation=7, memory_gb=1)(HISTORIES).numpy()
     np.testing.assert_allclose(scores[:, FIRST_ITEM:], (multi_hot(HISTORIES) @ weights)[:, FIRST_ITEM:], atol=1e-5)
     assert (scores[:, :FIRST_ITEM] == -np.inf).all()
 
 
 def test_ease_beyond_one_block_is_whole():
     dense = np.random.default_rng(0).random((500, 1500)) < 0.02
-    import scipy.sparse
-
-    weights = EASE(scipy.sparse.csr_matrix(dense.astype(np.float32)), regularisation=50).weights.numpy()
+    weights = EASE(scipy.sparse.csr_matrix(dense.astype(np.float32)), regularisation=50, memory_gb=1).weights.numpy()
     inverse = np.linalg.inv(dense.T.astype(float) @ dense + 50 * np.eye(1500))
     expected = -inverse / np.diag(inverse)
     np.fill_diagonal(expected, 0)
@@ -61,7 +61,7 @@ def test_ease_beyond_one_block_is_whole():
 
 def test_ease_refuses_a_catalogue_that_does_not_fit(matrix):
     with pytest.raises(InputError, match=r"found 40 rows, which need 8 \* rows\^2 bytes"):
-        EASE(matrix, memory_gb=1e-6)
+        EASE(matrix, regularisation=7, memory_gb=1e-6)
 
 
 @pytest.mark.parametrize("neighbours", [5, ROWS])
@@ -78,9 +78,10 @@ def test_item_knn_equals_the_dense_formula(matrix, neighbours):
     np.testing.assert_allclose(scores[:, FIRST_ITEM:], (multi_hot(HISTORIES) @ weights.T)[:, FIRST_ITEM:], atol=1e-6)
 
 
-@pytest.mark.parametrize("baseline", [EASE, ItemKNN])
-def test_scores_do_not_depend_on_padding_or_batch(matrix, baseline):
-    scorer = baseline(matrix)
+@pytest.mark.parametrize("name", ["popularity", "item_knn", "ease"])
+def test_scores_do_not_depend_on_padding_or_batch(tmp_path, name):
+    train_counts = write_prepare(tmp_path, random_sequences(80, ROWS), ROWS, parts=3)
+    scorer = fit_baseline(name, tmp_path, train_counts, EvaluateConfig())
     longer = torch.cat([HISTORIES, torch.zeros(4, 9, dtype=torch.long)], dim=1)
     alone = torch.cat([scorer(HISTORIES[row : row + 1]) for row in range(4)])
     assert torch.equal(scorer(HISTORIES), scorer(longer)) and torch.equal(scorer(HISTORIES), alone)

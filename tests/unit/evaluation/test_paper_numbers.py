@@ -48,13 +48,13 @@ def test_popularity(measure, name, hr, ndcg):
 
 
 def test_ease_on_fashion(measure):
-    found = measure("paper_fashion", lambda matrix, _: EASE(matrix, 100))
+    found = measure("paper_fashion", lambda matrix, _: EASE(matrix, 100, 1))
     assert found["overall", "hr@10"]["value"] == pytest.approx(0.4613, abs=0.012)
     assert found["overall", "ndcg@10"]["value"] == pytest.approx(0.4196, abs=0.01)
 
 
 @pytest.mark.slow
 def test_ease_on_yelp(measure):
-    found = measure("paper_yelp", lambda matrix, _: EASE(matrix, 200))
+    found = measure("paper_yelp", lambda matrix, _: EASE(matrix, 200, 2))
     assert found["overall", "hr@10"]["value"] == pytest.approx(0.4926, abs=0.012)
     assert found["tail_item", "ndcg@10"]["value"] == pytest.approx(0.0700, abs=0.01)

@@ -50,7 +50,7 @@ def test_whole_page(tmp_path, material):
         base="sasrec",
         ablation=("llm_cfsr-no_match",),
         histories={"llm_cfsr": [{"epoch": e, "loss": 7 / e, "ndcg@10": 0.1 * e} for e in (1, 2, 3)]},
-        comparisons=comparisons,
+        comparisons={"sasrec": comparisons},
         examples=[{"user": "u1", "history": ["Soap & <b>", "Brush"], "target": "Comb", "recommended": ["Comb", "Oil"]}],
     )
     text = page.read_text()
@@ -78,7 +78,7 @@ def test_best_is_bold_with_its_relative_difference(tmp_path, material):
     row = {"dataset": "d", "seed": 1, "protocol": "full", "group": "overall", "metric": "ndcg@10", "count": 9}
     rows = [{**row, "recipe": "a", "value": 0.3}, {**row, "recipe": "b", "value": 0.2}]
     text = write_report(tmp_path, rows, title="t", focus="a", base="b", metric_names=("ndcg@10",)).read_text()
-    assert "<b>0.3000</b> <small>(+50.0%)</small>" in text and "<b>0.2000" not in text
+    assert "<b>0.3000</b><br><small>+50.0%</small>" in text and "<b>0.2000" not in text
 
 
 def test_unknown_recipe_is_an_error(tmp_path, material):
