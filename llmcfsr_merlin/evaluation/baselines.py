@@ -110,8 +110,8 @@ def check_ease_memory(rows: int, memory_gb: float) -> None:
     needed = 8 * rows**2 / 1e9
     if needed > memory_gb:
         raise InputError(
-            f"expected a catalogue whose EASE matrix fits in {memory_gb:g} GB, found {rows} rows, which need 8 * rows^2 "
-            f"bytes = {needed:.1f} GB: drop ease from evaluate.baselines or raise evaluate.ease_memory_gb"
+            f"expected a catalogue whose EASE matrix fits in {memory_gb:g} GB, found {rows} rows, which need "
+            f"8 * rows^2 bytes = {needed:.1f} GB: drop ease from evaluate.baselines or raise evaluate.ease_memory_gb"
         )
 
 

@@ -51,8 +51,8 @@ def write_report(
     metrics: rows {dataset, recipe, seed, protocol, group, metric, value, count}, several datasets and seeds allowed.
     focus: recipe that is highlighted. base: recipe that relative differences refer to. ablation: recipes that each
     switch one part of `focus` off; they have a table of their own. histories: recipe -> epochs, as in
-    figures.training_figure. comparisons: recipe -> rows of `significance.compare` of focus against it. examples: a few users,
-    {"user": id, "history": [titles, oldest first], "target": title, "recommended": [titles, best first]}.
+    figures.training_figure. comparisons: recipe -> rows of `significance.compare` of focus against it. examples: a few
+    users, {"user": id, "history": [titles, oldest first], "target": title, "recommended": [titles, best first]}.
     Raises InputError where there are no metrics or where focus or base is not among the recipes.
     """
     recipes = {row["recipe"] for row in metrics}
