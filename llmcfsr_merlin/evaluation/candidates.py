@@ -143,6 +143,8 @@ def read_sequences(prepare: Path, block: int = _BLOCK) -> Iterator[tuple[np.ndar
     for part in parts:
         with pq.ParquetFile(part) as file:
             for batch in file.iter_batches(block, columns=[USER, ITEM]):
+                if not batch.num_rows:  # dask writes empty partitions, whose list column can be of type null
+                    continue
                 yield batch.column(USER).to_numpy(zero_copy_only=False), _lists(batch.column(ITEM))
 
 

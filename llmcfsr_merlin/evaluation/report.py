@@ -21,9 +21,9 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bot
 h3 { font-size: 1rem; margin-bottom: .4rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; margin: .4rem 0 1.2rem; }
-th, td { padding: .28rem .6rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
-th:first-child, td:first-child, td.words, th.words { text-align: left; }
-td.words { white-space: normal; }
+th, td { padding: .28rem .45rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
+thead tr:first-child th:first-child, td:first-child, td.words, th.words { text-align: left; }
+td.words { white-space: normal; vertical-align: top; }
 td small, th small { color: #666; font-weight: normal; } tr.focus { background: #eef5fb; }
 th.group { border-left: 2px solid #ccc; } td.group { border-left: 2px solid #ccc; }
 img { max-width: 100%; } .hit { background: #d9f2df; font-weight: 600; } .note { color: #555; max-width: 55rem; }
@@ -141,13 +141,13 @@ def _value(values: dict, protocol: str, group: str, metric: str, recipe: str, re
     if found is None:
         return "-"
     mean, spread, _, seeds = found
-    text = f"{mean:.4f}" + (f" ± {spread:.4f}" if seeds > 1 else "")
+    below = [f"± {spread:.4f}"] if seeds > 1 else []
     best = max(values[key][0] for other in recipes if (key := (protocol, group, metric, other)) in values)
-    text = f"<b>{text}</b>" if mean == best else text
+    text = f"<b>{mean:.4f}</b>" if mean == best else f"{mean:.4f}"
     reference = values.get((protocol, group, metric, base), (0.0,))[0]
-    if recipe == base or not reference:
-        return text
-    return f"{text}<br><small>{mean / reference - 1:+.1%}</small>"
+    if recipe != base and reference:
+        below.append(f"{mean / reference - 1:+.1%}")
+    return text + "".join(f"<br><small>{one}</small>" for one in below)
 
 
 def _comparison_table(rows: Sequence[dict], focus: str, base: str) -> str:

@@ -9,6 +9,7 @@ from prepared import random_sequences, write_prepare
 
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, USER
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.evaluation.baselines import training_matrix
 from llmcfsr_merlin.evaluation.candidates import CANDIDATES, TIE, draw_negatives, read_cases, write_cases
 
 
@@ -38,6 +39,12 @@ def test_draw_does_not_depend_on_order_parts_or_other_users(tmp_path):
     for user in turned:
         assert (first.loc[user, CANDIDATES] == second.loc[user, CANDIDATES]).all()
         assert first.loc[user, TIE] == second.loc[user, TIE]
+
+
+def test_empty_part_files_are_skipped(tmp_path):
+    frame = cases_of(tmp_path, {"a": [3, 4, 5], "b": [7, 8, 9]}, 30, parts=5, negatives=5)
+    assert list(frame.index) == ["a", "b"]
+    assert training_matrix(tmp_path, 30).shape == (2, 30)
 
 
 def test_seeds_and_users_differ():
