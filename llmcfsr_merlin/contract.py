@@ -38,7 +38,8 @@ VECTORS = "vectors"  # embed: part-*.parquet of ITEM, VECTOR, HAS_TEXT
 MODEL_WEIGHTS = "model.safetensors"  # train: all weights and frozen buffers
 MODEL_CONFIG = "model.json"  # train: what is needed to build the network before the weights are read
 METRICS = "metrics.json"  # evaluate: list of {recipe, seed, protocol, group, metric, value, count}
-RANKS = "ranks.parquet"  # evaluate: one row a user, protocol and recipe with the rank of the target
+RANKS = "ranks.parquet"  # evaluate: one row a recipe and user; the target's rank in each protocol
+CASES = "cases.parquet"  # evaluate: one row a user, its sequence and the stored negatives of the sampled protocol
 MODEL_REPOSITORY = "model_repo"  # export: the Triton model repository
 
 _HERE = Path(__file__).resolve().parent

@@ -1,0 +1,155 @@
+"""Ranks of a scorer: both protocols, batching, excluded history, memory."""
+
+import gc
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from prepared import random_sequences, write_prepare
+
+from llmcfsr_merlin.contract import FIRST_ITEM, USER
+from llmcfsr_merlin.evaluation.candidates import write_cases
+from llmcfsr_merlin.evaluation.evaluate import RECIPE, SEED, TARGET, rank_users, read_ranks, write_ranks
+
+
+def linear_scorer(rows, seed=0):
+    """Rows of a random table summed over the history: another score for each (history, item)."""
+    table = torch.randn(rows, rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    table[0] = 0
+
+    def score(histories):
+        scores = table[histories].sum(1)
+        scores[:, :FIRST_ITEM] = -torch.inf
+        return scores
+
+    return score
+
+
+def prepared(directory, users=53, rows=120, negatives=20):
+    train = write_prepare(directory, random_sequences(users, rows), rows)
+    write_cases(directory, directory / "cases.parquet", rows, negatives=negatives)
+    return directory / "cases.parquet", train
+
+
+def test_by_hand(tmp_path):
+    # Five items, codes 3..7. History [3, 4], target 5; scores put 3 and 7 above it.
+    train = write_prepare(tmp_path, {"a": [3, 4, 5]}, 8, parts=1)
+    write_cases(tmp_path, tmp_path / "cases.parquet", 8, negatives=2)
+    scores = torch.tensor([[9.0, 9, 9, 0.9, 0.1, 0.5, 0.2, 0.8]])  # reserved rows must not count, whatever they score
+    settings = {"train_counts": train, "max_length": 5, "ks": (1, 2)}
+    kept = rank_users(lambda _: scores, tmp_path / "cases.parquet", **settings)
+    assert kept.ranks[["rank_full", "rank_sampled", TARGET, "history_length"]].values.tolist() == [[3, 2, 5, 2]]
+    assert kept.catalogue["coverage@2"] == 2 / 5
+    excluded = rank_users(lambda _: scores, tmp_path / "cases.parquet", exclude_history=True, **settings)
+    assert excluded.ranks["rank_full"].tolist() == [2]
+    assert scores[0, 3] == 0.9  # the scorer's tensor is left as it was
+
+
+def test_a_repeated_target_stays_in_when_history_is_excluded(tmp_path):
+    train = write_prepare(tmp_path, {"a": [3, 4, 3]}, 8, parts=1)
+    write_cases(tmp_path, tmp_path / "cases.parquet", 8, negatives=2)
+    scores = torch.tensor([[0, 0, 0, 0.9, 1.0, 0.5, 0.2, 0.8]])
+    result = rank_users(
+        lambda _: scores, tmp_path / "cases.parquet", train_counts=train, max_length=5, ks=(2,), exclude_history=True
+    )
+    assert result.ranks["rank_full"].tolist() == [1]
+
+
+def test_excluded_history_is_not_cut(tmp_path):
+    train = write_prepare(tmp_path, {"a": [3, 4, 5, 6]}, 8, parts=1)
+    write_cases(tmp_path, tmp_path / "cases.parquet", 8, negatives=1)
+    scores = torch.tensor([[0, 0, 0, 0.9, 0.8, 0.7, 0.5, 0.1]])
+    result = rank_users(
+        lambda _: scores, tmp_path / "cases.parquet", train_counts=train, max_length=1, ks=(2,), exclude_history=True
+    )
+    assert result.ranks["rank_full"].tolist() == [1]
+
+
+@pytest.mark.parametrize("exclude_history", [False, True])
+def test_equals_a_loop_over_users(tmp_path, exclude_history):
+    cases, train = prepared(tmp_path)
+    sequences, score = random_sequences(53, 120), linear_scorer(120)
+    result = rank_users(score, cases, train_counts=train, max_length=4, exclude_history=exclude_history, batch_size=7)
+    for row in result.ranks.itertuples():
+        *history, target = sequences[row.user_id]
+        scores = score(torch.tensor([history[-4:]]))[0].numpy()
+        rivals = [
+            item for item in range(FIRST_ITEM, 120) if item != target and not (exclude_history and item in history)
+        ]
+        assert row.rank_full == 1 + sum(scores[item] > scores[target] for item in rivals)
+        assert row.history_length == len(history) and row.target == target
+
+
+def test_batch_size_does_not_matter(tmp_path):
+    cases, train = prepared(tmp_path)
+    frames = [
+        rank_users(linear_scorer(120), cases, train_counts=train, max_length=50, batch_size=size)
+        for size in (1, 8, 52, 53, 500)
+    ]
+    for other in frames[1:]:
+        pd.testing.assert_frame_equal(frames[0].ranks, other.ranks)
+        assert frames[0].catalogue == other.catalogue
+
+
+def test_one_protocol_only(tmp_path):
+    cases, train = prepared(tmp_path)
+    sampled = rank_users(linear_scorer(120), cases, train_counts=train, max_length=9, protocols=("sampled",))
+    assert "rank_full" not in sampled.ranks and sampled.catalogue == {}
+    write_cases(tmp_path, cases, 120, negatives=0)
+    full = rank_users(linear_scorer(120), cases, train_counts=train, max_length=9, protocols=("full",))
+    assert "rank_sampled" not in full.ranks
+
+
+def test_noise_scores_at_chance_in_both_protocols(tmp_path):
+    cases, train = prepared(tmp_path, users=3000, rows=203, negatives=99)
+    generator = torch.Generator().manual_seed(1)
+    noise = rank_users(
+        lambda histories: torch.rand(len(histories), 203, generator=generator), cases, train_counts=train, max_length=50
+    )
+    for column, items in (("rank_full", 200), ("rank_sampled", 100)):
+        chance = 10 / items
+        hit_rate = (noise.ranks[column] <= 10).mean()
+        assert abs(hit_rate - chance) < 3 * (chance * (1 - chance) / 3000) ** 0.5
+
+
+def test_wrong_shape_is_refused(tmp_path):
+    cases, train = prepared(tmp_path)
+    with pytest.raises(ValueError, match=r"expected scores \[53, 120\], found \[53, 5\]"):
+        rank_users(lambda histories: torch.zeros(len(histories), 5), cases, train_counts=train, max_length=5)
+
+
+def test_ranks_round_trip(tmp_path):
+    cases, train = prepared(tmp_path)
+    frame = rank_users(linear_scorer(120), cases, train_counts=train, max_length=9).ranks
+    write_ranks(tmp_path / "ranks.parquet", [("a", 42, frame), ("b", 43, frame)])
+    everything, one = read_ranks(tmp_path / "ranks.parquet"), read_ranks(tmp_path / "ranks.parquet", "b")
+    assert len(everything) == 2 * len(frame) and set(everything[RECIPE]) == {"a", "b"}
+    assert set(one[SEED]) == {43}
+    pd.testing.assert_frame_equal(one.drop(columns=[RECIPE, SEED]).reset_index(drop=True), frame)
+
+
+def test_memory_does_not_grow_with_users(tmp_path):
+    rows, peaks = 4003, {}
+    for users in (500, 8000):
+        directory = tmp_path / str(users)
+        cases, train = prepared(directory, users=users, rows=rows)
+        numpy_scorer = np.random.default_rng(0).random(rows, dtype=np.float32)
+
+        def score(histories, weights=numpy_scorer):
+            return torch.from_numpy(np.tile(weights, (len(histories), 1)))  # numpy memory is what tracemalloc sees
+
+        gc.collect()
+        tracemalloc.start()
+        rank_users(score, cases, train_counts=train, max_length=50, batch_size=64)
+        peaks[users] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    # 7,500 more users may cost a user's few columns (here 100 bytes and its id), not 16 kB of scores.
+    assert peaks[8000] - peaks[500] < 7500 * 300
+
+
+def test_user_ids_stay_strings(tmp_path):
+    cases, train = prepared(tmp_path)
+    frame = rank_users(linear_scorer(120), cases, train_counts=train, max_length=9).ranks
+    assert frame[USER].map(type).eq(str).all()
