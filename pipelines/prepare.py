@@ -1,0 +1,22 @@
+"""Stage prepare: interactions -> filtered, encoded, time-ordered sequences, leave-one-out splits, Merlin schema."""
+
+from pathlib import Path
+
+from llmcfsr_merlin.cluster import engine
+from llmcfsr_merlin.config import Config
+from llmcfsr_merlin.contract import INTERACTIONS
+from llmcfsr_merlin.features import prepare
+from llmcfsr_merlin.stage import Manifest, run_stage
+
+
+def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
+    """Write run_dir/prepare from run_dir/ingest/interactions. The engine (config.cluster) does not change the result."""
+    run_dir = Path(run_dir)
+
+    def work(out: Path) -> dict:
+        with engine(config.cluster) as chosen:
+            return prepare(run_dir / "ingest" / INTERACTIONS, out, config.prepare, chosen)
+
+    settings = config.prepare.model_dump()
+    manifest, _ = run_stage(run_dir, "prepare", settings, ["ingest"], work, force=force, resumable=True)
+    return manifest
