@@ -1,4 +1,4 @@
-"""The engine under ingest and prepare: this process, a dask LocalCluster, dask-cuda, or a scheduler that is already there.
+"""The engine under ingest and prepare: this process, a dask LocalCluster, dask-cuda, or a scheduler already there.
 
 A stage is written once, as plain functions of files (read some, write some, return small counts), and `Engine.map` runs
 them wherever the engine is. Nothing large travels between workers: they share the run directory.
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import psutil
 from rich.console import Console
@@ -125,9 +126,10 @@ def engine(config: ClusterConfig) -> Iterator[Engine]:
         chosen = Engine(kind, gpu, workers, memory, partition, client)
         where = f", dashboard {client.dashboard_link}" if client is not None else ""
         Console(stderr=True).print(
-            f"engine: {kind} on {'GPU' if gpu else 'CPU'}, {workers} worker{'s' if workers > 1 else ''} of {_size(memory)}, "
-            f"partitions of {_size(partition)} (about {chosen.partition_rows:,} rows){where}",
-            highlight=False, soft_wrap=True,
+            f"engine: {kind} on {'GPU' if gpu else 'CPU'}, {workers} worker{'s' if workers > 1 else ''} "
+            f"of {_size(memory)}, partitions of {_size(partition)} (about {chosen.partition_rows:,} rows){where}",
+            highlight=False,
+            soft_wrap=True,
         )
         yield chosen
 
@@ -144,7 +146,7 @@ def _client(kind: str, config: ClusterConfig, workers: int, memory: int):
             client = Client(config.scheduler, timeout="20s")
         except (OSError, TimeoutError, ValueError) as error:
             raise InputError(
-                f"cluster.scheduler: no dask scheduler answers at {config.scheduler} ({error}): start it or unset the key"
+                f"cluster.scheduler: no dask scheduler answers at {config.scheduler} ({error}): start it or unset it"
             ) from error
         with client:
             yield client
@@ -172,7 +174,7 @@ def available_memory() -> int:
     free = psutil.virtual_memory().available
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            free = min(free, int(open(name).read()))
+            free = min(free, int(Path(name).read_text()))
         except (OSError, ValueError):
             continue
     return free

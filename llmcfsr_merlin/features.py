@@ -16,14 +16,21 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from merlin.io import Dataset
-from merlin.schema import ColumnSchema, Schema, Tags
-from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
 from llmcfsr_merlin.cluster import Engine, print_counts
 from llmcfsr_merlin.config import PrepareConfig
 from llmcfsr_merlin.contract import (
-    CODE, COUNT, FIRST_ITEM, ITEM, RATING, ROW, SCHEMA, TIME, TRAIN_COUNT, USER, VOCABULARY,
+    CODE,
+    COUNT,
+    FIRST_ITEM,
+    ITEM,
+    RATING,
+    ROW,
+    SCHEMA,
+    TIME,
+    TRAIN_COUNT,
+    USER,
+    VOCABULARY,
 )  # fmt: skip
 from llmcfsr_merlin.data.filters import apply_filters
 from llmcfsr_merlin.data.sequences import write_bucket
@@ -31,28 +38,31 @@ from llmcfsr_merlin.data.shuffle import merge_items, plan_chunks, scatter, sort_
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.stage import hash_json
 
-with warnings.catch_warnings():
+with warnings.catch_warnings():  # that TensorFlow is not here
     warnings.simplefilter("ignore")
     import nvtabular as nvt
+    from merlin.io import Dataset
+    from merlin.schema import ColumnSchema, Schema, Tags
+    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
 
 def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engine) -> dict:
     """Write the artefacts of stage `prepare` (contract.py) into `out`; returns the counts for its manifest.
 
-    interactions: folder of part-*.parquet with user_id, item_id (string), timestamp, row (int64). Rows without a user or
-    an item are dropped and counted. The result does not depend on the input's partitioning or on the engine.
+    interactions: folder of part-*.parquet with user_id, item_id (string), timestamp, row (int64). Rows without a user
+    or an item are dropped and counted. The result does not depend on the input's partitioning or on the engine.
     Raises InputError for unreadable input and where a filter leaves nothing.
     """
     out = Path(out)
     folder = out / ".shuffle"
-    chunks = plan_chunks(interactions, engine.partition_rows)
+    chunks, size = plan_chunks(interactions, engine.partition_rows, engine.workers)
     rows = sum(chunk.rows for chunk in chunks)
-    plan = hash_json([[chunk.pieces for chunk in chunks], engine.partition_rows])
+    plan = hash_json([[chunk.pieces for chunk in chunks], size])
     if not (folder / plan).is_file():  # a stopped run is continued only with the same partitions
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / plan).touch()
-    cuts = user_boundaries(chunks, -(-rows // engine.partition_rows))
+    cuts = user_boundaries(chunks, -(-rows // size))
     dropped = engine.map(partial(scatter, folder=folder, boundaries=cuts, gpu=engine.gpu), chunks, "shuffle", rows)
     nulls = {name: sum(part[name] for part in dropped) for name in ("null_users", "null_items")}
     if sum(nulls.values()) == rows:
@@ -81,7 +91,8 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
             f"expected a user with at least 4 interactions to train on (2 are held out), found none of {users:,}: "
             "lower prepare.min_item or read more data"
         )
-    TensorflowMetadata.from_merlin_schema(split_schema(len(ids), settings.max_length)).to_proto_text_file(str(out), SCHEMA)
+    schema = split_schema(len(ids), settings.max_length)
+    TensorflowMetadata.from_merlin_schema(schema).to_proto_text_file(str(out), SCHEMA)
     shutil.rmtree(folder)
     total = int(counts.sum())
     report = {
@@ -101,7 +112,8 @@ def categorify(ids: pd.Series, save: Path | None = None) -> np.ndarray:
     workflow is saved to `save` for users of merlin-systems; this project never loads it.
     """
     frame = pd.DataFrame({ITEM: ids.to_numpy()})
-    with tempfile.TemporaryDirectory() as storage:
+    with tempfile.TemporaryDirectory() as storage, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "CPU mode is experimental", at every Dataset
         workflow = nvt.Workflow([ITEM] >> nvt.ops.Categorify(vocabs={ITEM: frame[ITEM]}, out_path=storage))
         codes = workflow.fit_transform(Dataset(frame, cpu=True)).compute()[ITEM].to_numpy().astype(np.int64)
         if save is not None:
@@ -162,5 +174,6 @@ def _print(report: dict, settings: PrepareConfig) -> None:
         lines.append((f"{settings.filter}, round {entry['round']}: item < {settings.min_item}", -entry["items"]))
         lines.append((f"{settings.filter}, round {entry['round']}: user < {settings.min_user}", -entry["users"]))
     lines.append((f"history < {settings.min_sequence}", -report["min_sequence"]))
-    lines += [(name, report[name]) for name in ("interactions", "users", "items", "mean_length", "sparsity", "train_rows")]
+    left = ("interactions", "users", "items", "mean_length", "sparsity", "train_rows")
+    lines += [(name, report[name]) for name in left]
     print_counts("prepare", lines)

@@ -10,7 +10,7 @@ from llmcfsr_merlin.stage import Manifest, run_stage
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
-    """Write run_dir/prepare from run_dir/ingest/interactions. The engine (config.cluster) does not change the result."""
+    """Write run_dir/prepare from run_dir/ingest/interactions; the engine (config.cluster) does not change it."""
     run_dir = Path(run_dir)
 
     def work(out: Path) -> dict:

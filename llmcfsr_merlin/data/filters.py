@@ -17,14 +17,14 @@ from llmcfsr_merlin.errors import InputError
 def apply_filters(
     buckets: list[Path], counts: np.ndarray, settings: PrepareConfig, engine: Engine, rows: int
 ) -> tuple[np.ndarray, dict]:
-    """Filter the buckets: what is left stands in kept_user.npy and kept_item.npy beside the unfiltered arrays.
+    """Filter the buckets: what is left stands in kept_user.npy and kept_item.npy beside the whole arrays.
 
     counts: int64 [items], interactions of each item before filtering. Returns the counts afterwards and a report
     {"filter": [{round, items, users}: interactions dropped], "min_sequence": interactions dropped}.
 
     k_core alternates until every user has min_user and every item min_item interactions (the largest such set, so the
-    order of dropping does not matter). one_pass drops an interaction if its user or its item has too few in the raw log,
-    once. Then users with fewer than min_sequence are dropped, always. Unlike in the papers' code, which numbers items
+    order of dropping does not matter). one_pass drops an interaction, once, if its user or its item has too few in the
+    raw log. Then users with fewer than min_sequence are dropped, always. Unlike in the papers' code, which numbers items
     before that last step, items that nobody is left with do not count as items; and when min_sequence is above min_user
     an item may end below min_item. Raises InputError where nothing is left.
     """
@@ -53,7 +53,7 @@ def apply_filters(
     counts, _, report["min_sequence"] = _sum(engine.map(step, buckets, "short histories", before), len(counts))
     if counts.sum() == 0:
         raise InputError(
-            f"prepare.min_sequence={settings.min_sequence} left none of {before:,} interactions: no user has that many; "
+            f"prepare.min_sequence={settings.min_sequence} left none of {before:,} interactions: no user has so many; "
             "lower prepare.min_item or set prepare.filter=none so that more stay"
         )
     return counts, report

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.contract import COUNT, ITEM, ROW, TIME, USER
 from llmcfsr_merlin.errors import InputError
 
+# A partition of fewer interactions is not worth a task of its own.
+_SMALL = 200_000
 _NEEDED = {USER: "string", ITEM: "string", TIME: "int64", ROW: "int64"}
 
 
@@ -29,32 +31,36 @@ class Chunk:
     rows: int
 
 
-def plan_chunks(folder: Path, rows: int) -> list[Chunk]:
+def plan_chunks(folder: Path, rows: int, workers: int) -> tuple[list[Chunk], int]:
     """Row groups of folder/part-*.parquet in order, joined to partitions of about `rows` interactions.
 
+    A log of fewer partitions than workers is cut finer. Returns the partitions and the size that was aimed at.
     Raises InputError where there is no file or a column is missing or of another type.
     """
     files = sorted(Path(folder).glob("part-*.parquet"))
     if not files:
         raise InputError(f"expected interactions in {folder}/part-*.parquet, found none: run `llmcfsr ingest` first")
-    chunks, pieces, size = [], [], 0
+    groups = []
     for path in files:
         try:
             file = pq.ParquetFile(path)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{path} cannot be read as Parquet ({error}): rerun `llmcfsr ingest`") from error
         _check(path, file.schema_arrow)
-        for group in range(file.num_row_groups):
-            pieces.append((str(path), group))
-            size += file.metadata.row_group(group).num_rows
-            if size >= rows:
-                chunks.append(Chunk(len(chunks), tuple(pieces), size))
-                pieces, size = [], 0
-    if size:
-        chunks.append(Chunk(len(chunks), tuple(pieces), size))
-    if not chunks:
+        groups += [(str(path), group, file.metadata.row_group(group).num_rows) for group in range(file.num_row_groups)]
+    groups = [entry for entry in groups if entry[2]]
+    total = sum(size for _, _, size in groups)
+    if not total:
         raise InputError(f"{folder}: expected interactions, found no rows: check what `llmcfsr ingest` read")
-    return chunks
+    rows = min(rows, max(-(-total // workers), _SMALL))
+    chunks, pieces, held = [], [], 0
+    for number, (path, group, size) in enumerate(groups):
+        pieces.append((path, group))
+        held += size
+        if held >= rows or number == len(groups) - 1:
+            chunks.append(Chunk(len(chunks), tuple(pieces), held))
+            pieces, held = [], 0
+    return chunks, rows
 
 
 def _check(path: Path, schema: pa.Schema) -> None:
@@ -64,7 +70,8 @@ def _check(path: Path, schema: pa.Schema) -> None:
         found = schema.field(name).type
         if pa.types.is_dictionary(found):
             found = found.value_type
-        if not (pa.types.is_string(found) or pa.types.is_large_string(found) if kind == "string" else found == pa.int64()):
+        strings = pa.types.is_string(found) or pa.types.is_large_string(found)
+        if not (strings if kind == "string" else found == pa.int64()):
             raise InputError(f"{path}: expected column {name} of type {kind}, found {found}: rerun `llmcfsr ingest`")
 
 
@@ -76,8 +83,10 @@ def user_boundaries(chunks: list[Chunk], buckets: int) -> pa.Array:
     if buckets == 1:
         return pa.array([], pa.string())
     step = max(1, len(chunks) // 16)
-    sample = [pq.ParquetFile(path).read_row_group(group, columns=[USER])[USER]
-              for path, group in (chunk.pieces[0] for chunk in chunks[::step])]
+    sample = [
+        pq.ParquetFile(path).read_row_group(group, columns=[USER])[USER]
+        for path, group in (chunk.pieces[0] for chunk in chunks[::step])
+    ]
     ids = pa.chunked_array([piece for column in sample for piece in column.cast(pa.string()).chunks], pa.string())
     ids = ids.drop_null().take(pa.array(np.arange(0, len(ids) - ids.null_count, max(1, len(ids) // 100_000))))
     if len(ids) == 0:
@@ -101,12 +110,17 @@ def scatter(chunk: Chunk, *, folder: Path, boundaries: pa.Array, gpu: bool) -> d
     users, items = columns.user_ids, columns.item_ids
     null_user, null_item = columns.user < 0, columns.item < 0
     keep = ~(null_user | null_item)
-    bucket_of = np.searchsorted(boundaries.to_numpy(zero_copy_only=False), users.to_numpy(zero_copy_only=False), "right") \
-        if len(boundaries) else np.zeros(len(users), np.int64)
-    bucket_of = bucket_of.astype(np.uint16)
+    bucket_of = np.zeros(len(users), np.uint16)
+    for boundary in boundaries if len(boundaries) < 16 else ():
+        bucket_of += pc.greater_equal(users, boundary).to_numpy(zero_copy_only=False)
+    if len(boundaries) >= 16:
+        cuts, names = (ids.to_numpy(zero_copy_only=False) for ids in (boundaries, users))
+        bucket_of = np.searchsorted(cuts, names, "right").astype(np.uint16)
     xp = columns.xp
-    user, item, time, row = (values[keep] if not bool(keep.all()) else values
-                             for values in (columns.user, columns.item, columns.time, columns.row))
+    user, item, time, row = (
+        values[keep] if not bool(keep.all()) else values
+        for values in (columns.user, columns.item, columns.time, columns.row)
+    )
     bucket = xp.asarray(bucket_of)[user]
     order = xp.argsort(bucket, kind="stable") if len(boundaries) else slice(None)
     ends = xp.cumsum(xp.bincount(bucket, minlength=len(boundaries) + 1)).tolist()
@@ -119,10 +133,14 @@ def scatter(chunk: Chunk, *, folder: Path, boundaries: pa.Array, gpu: bool) -> d
             place[here] = np.arange(len(here), dtype=np.int32)
             target = Path(folder) / f"{number:05d}"
             target.mkdir(parents=True, exist_ok=True)
-            table = pa.table({USER: place[user[start:end]], ITEM: item[start:end], TIME: time[start:end], ROW: row[start:end]})
+            table = pa.table(
+                {USER: place[user[start:end]], ITEM: item[start:end], TIME: time[start:end], ROW: row[start:end]}
+            )
             feather.write_feather(table, str(target / f"{chunk.index:05d}.rows"), compression="lz4")
             feather.write_feather(
-                pa.table({USER: users.take(pa.array(here))}), str(target / f"{chunk.index:05d}.users"), compression="lz4"
+                pa.table({USER: users.take(pa.array(here))}),
+                str(target / f"{chunk.index:05d}.users"),
+                compression="lz4",
             )
         start = end
     counts = np.bincount(item, minlength=len(items)).astype(np.int64)
@@ -175,10 +193,12 @@ def sort_bucket(bucket: Path, *, gpu: bool) -> None:
     encoded = pa.concat_arrays([piece for column in names for piece in column.chunks]).dictionary_encode()
     order = pc.sort_indices(encoded.dictionary)
     places = _rank(order)[encoded.indices.to_numpy()]
-    feather.write_feather(pa.table({USER: encoded.dictionary.take(order)}), str(bucket / "users.arrow"), compression="lz4")
+    feather.write_feather(
+        pa.table({USER: encoded.dictionary.take(order)}), str(bucket / "users.arrow"), compression="lz4"
+    )
     user, item, start = [], [], 0
     for path, table, column in zip(pieces, tables, names):
-        user.append(places[start:start + len(column)][table[USER].to_numpy()])
+        user.append(places[start : start + len(column)][table[USER].to_numpy()])
         item.append(np.load(bucket.parent / f"{path.stem}.map.npy")[table[ITEM].to_numpy()])
         start += len(column)
     user, item = np.concatenate(user), np.concatenate(item)
@@ -237,7 +257,9 @@ def _read(chunk: Chunk, gpu: bool) -> _Columns:
         groups: dict[str, list[int]] = {}
         for path, group in chunk.pieces:
             groups.setdefault(path, []).append(group)
-        frame = cudf.concat([cudf.read_parquet(path, columns=wanted, row_groups=[numbers]) for path, numbers in groups.items()])
+        frame = cudf.concat(
+            [cudf.read_parquet(path, columns=wanted, row_groups=[numbers]) for path, numbers in groups.items()]
+        )
         ids = {name: frame[name].astype("category") for name in (USER, ITEM)}
         user, item = (ids[name].cat.codes.fillna(-1).astype("int32").values for name in (USER, ITEM))
         names = [ids[name].cat.categories.to_series().to_arrow().cast(pa.string()) for name in (USER, ITEM)]
@@ -249,8 +271,7 @@ def _read(chunk: Chunk, gpu: bool) -> _Columns:
     table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     arrays, names = [], []
     for name in (USER, ITEM):
-        column = table[name].combine_chunks() if isinstance(table[name], pa.ChunkedArray) else table[name]
-        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        column = table[name].chunk(0)
         if not pa.types.is_dictionary(column.type):
             column = column.dictionary_encode()
         arrays.append(column.indices.fill_null(-1).to_numpy().astype(np.int32, copy=False))
