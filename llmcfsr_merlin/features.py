@@ -27,6 +27,8 @@ from llmcfsr_merlin.contract import (
     RATING,
     ROW,
     SCHEMA,
+    SEQUENCES,
+    SPLITS,
     TIME,
     TRAIN_COUNT,
     USER,
@@ -34,7 +36,7 @@ from llmcfsr_merlin.contract import (
 )  # fmt: skip
 from llmcfsr_merlin.data.filters import apply_filters
 from llmcfsr_merlin.data.sequences import write_bucket
-from llmcfsr_merlin.data.shuffle import merge_items, plan_chunks, scatter, sort_bucket, user_boundaries
+from llmcfsr_merlin.data.shuffle import Chunk, merge_items, plan_chunks, scatter, sort_bucket, user_boundaries
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.stage import hash_json
 
@@ -57,19 +59,8 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     folder = out / ".shuffle"
     chunks, size = plan_chunks(interactions, engine.partition_rows, engine.workers)
     rows = sum(chunk.rows for chunk in chunks)
-    plan = hash_json([[chunk.pieces for chunk in chunks], size])
-    if not (folder / plan).is_file():  # a stopped run is continued only with the same partitions
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        (folder / plan).touch()
     cuts = user_boundaries(chunks, -(-rows // size))
-    dropped = engine.map(partial(scatter, folder=folder, boundaries=cuts, gpu=engine.gpu), chunks, "shuffle", rows)
-    nulls = {name: sum(part[name] for part in dropped) for name in ("null_users", "null_items")}
-    if sum(nulls.values()) == rows:
-        raise InputError(f"{interactions}: expected user and item ids, found none in {rows:,} rows: check data.columns")
-    raw, counts = merge_items(folder, chunks)
-    buckets = sorted(path for path in folder.iterdir() if path.is_dir())
-    engine.map(partial(sort_bucket, gpu=engine.gpu), buckets, "sort", rows)
+    nulls, raw, counts, buckets = shuffle(chunks, cuts, folder, engine)
     counts, filtered = apply_filters(buckets, counts, settings, engine, rows - sum(nulls.values()))
 
     left = np.flatnonzero(counts)
@@ -78,31 +69,74 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     code_of = np.zeros(len(raw), np.int64)
     code_of[order] = categorify(ids.to_pandas(), out / "workflow")
     np.save(folder / "codes.npy", code_of)
+    for name in (SEQUENCES, *SPLITS):  # parts of a stopped run
+        shutil.rmtree(out / name, ignore_errors=True)
     write = partial(write_bucket, out=out, codes=folder / "codes.npy", max_length=settings.max_length)
     parts = engine.map(write, buckets, "write", int(counts.sum()))
     train = np.zeros(FIRST_ITEM + len(ids), np.int64)
     for _, _, seen in parts:
         train[: len(seen)] += seen
-    vocabulary = {ITEM: ids, CODE: code_of[order], COUNT: counts[order], TRAIN_COUNT: train[FIRST_ITEM:]}
-    pq.write_table(pa.table(vocabulary), out / VOCABULARY)
     users, train_rows = (sum(part[position] for part in parts) for position in (0, 1))
+    report = {"rows_in": rows, **nulls, **filtered, "partitions": len(chunks), "buckets": len(buckets)}
+    report |= finish(out, ids, counts[order], train[FIRST_ITEM:], users, train_rows, settings)
+    shutil.rmtree(folder)
+    _print(report, settings)
+    return report
+
+
+def shuffle(
+    chunks: list[Chunk], cuts: pa.Array, folder: Path, engine: Engine
+) -> tuple[dict[str, int], pa.Array, np.ndarray, list[Path]]:
+    """Bring each user's interactions together, in time order, in one bucket of `folder`; users are cut at `cuts`.
+
+    Returns the rows dropped for null ids, all raw item ids in order, their counts, and the buckets. A stopped run is
+    continued where it used the same partitions. Raises InputError where every id is null.
+    """
+    rows = sum(chunk.rows for chunk in chunks)
+    plan = hash_json([[chunk.pieces for chunk in chunks], cuts.to_pylist()])
+    if not (folder / plan).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / plan).touch()
+    dropped = engine.map(partial(scatter, folder=folder, boundaries=cuts, gpu=engine.gpu), chunks, "shuffle", rows)
+    nulls = {name: sum(part[name] for part in dropped) for name in ("null_users", "null_items")}
+    if sum(nulls.values()) == rows:
+        raise InputError(f"expected user and item ids, found none in {rows:,} interactions: check data.columns")
+    raw, counts = merge_items(folder, chunks)
+    buckets = sorted(path for path in folder.iterdir() if path.is_dir())
+    engine.map(partial(sort_bucket, gpu=engine.gpu), buckets, "sort", rows)
+    return nulls, raw, counts, buckets
+
+
+def finish(
+    out: Path,
+    ids: pa.Array,
+    counts: np.ndarray,
+    train: np.ndarray,
+    users: int,
+    train_rows: int,
+    settings: PrepareConfig,
+) -> dict:
+    """Write vocabulary and schema; returns the counts of what came out. InputError where no row can be trained on."""
     if train_rows == 0:
         raise InputError(
             f"expected a user with at least 4 interactions to train on (2 are held out), found none of {users:,}: "
             "lower prepare.min_item or read more data"
         )
+    code = np.arange(FIRST_ITEM, FIRST_ITEM + len(ids))
+    pq.write_table(pa.table({ITEM: ids, CODE: code, COUNT: counts, TRAIN_COUNT: train}), out / VOCABULARY)
     schema = split_schema(len(ids), settings.max_length)
     TensorflowMetadata.from_merlin_schema(schema).to_proto_text_file(str(out), SCHEMA)
-    shutil.rmtree(folder)
     total = int(counts.sum())
-    report = {
-        "rows_in": rows, **nulls, **filtered, "users": users, "items": len(ids), "interactions": total,
-        "mean_length": round(total / users, 3), "sparsity": round(1 - total / (users * len(ids)), 6),
-        "train_rows": train_rows, "partitions": len(chunks), "buckets": len(buckets),
+    return {
+        "users": users,
+        "items": len(ids),
+        "interactions": total,
+        "mean_length": round(total / users, 3),
+        "sparsity": round(1 - total / (users * len(ids)), 6),
+        "train_rows": train_rows,
         "vocabulary": hash_json(ids.to_pylist()),
-    }  # fmt: skip
-    _print(report, settings)
-    return report
+    }
 
 
 def categorify(ids: pd.Series, save: Path | None = None) -> np.ndarray:

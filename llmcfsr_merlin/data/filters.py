@@ -24,9 +24,9 @@ def apply_filters(
 
     k_core alternates until every user has min_user and every item min_item interactions (the largest such set, so the
     order of dropping does not matter). one_pass drops an interaction, once, if its user or its item has too few in the
-    raw log. Then users with fewer than min_sequence are dropped, always. Unlike in the papers' code, which numbers items
-    before that last step, items that nobody is left with do not count as items; and when min_sequence is above min_user
-    an item may end below min_item. Raises InputError where nothing is left.
+    raw log. Then users with fewer than min_sequence are dropped, always. Unlike in the papers' code, which numbers
+    items before that last step, items that nobody is left with do not count as items; and when min_sequence is above
+    min_user an item may end below min_item. Raises InputError where nothing is left.
     """
     report: dict = {"filter": []}
     for bucket in buckets:  # of an earlier run that was stopped

@@ -16,40 +16,50 @@ _ROW_GROUP = 1 << 17
 
 
 def write_bucket(bucket: Path, *, out: Path, codes: Path, max_length: int) -> tuple[int, int, np.ndarray]:
-    """Write one part of sequences/, train/, valid/ and test/.
+    """Write one part of sequences/, train/, valid/ and test/ from a filtered bucket; returns what write_part returns.
 
-    codes: a .npy of int64, item position -> Categorify code. Each row of a split ends with its target and has at most
-    max_length + 1 items, the latest; rows of one item are left out of train.
-
-    History [a, b, c, d] with max_length 2 -> sequences [a, b, c, d], train [a, b], valid [a, b, c], test [b, c, d].
-
-    Returns users, train rows, and int64 counts of each code in the training part (histories without their last two
-    items, before the cut to max_length).
+    codes: a .npy of int64, item position -> Categorify code.
     """
     user, item = load_kept(bucket)
-    code_of = np.load(codes)
     if not len(user):
         return 0, 0, np.zeros(0, np.int64)
-    values = code_of[item]
     first = np.flatnonzero(np.r_[True, user[1:] != user[:-1]])
-    ends = np.r_[first[1:], len(user)]
     names = feather.read_table(str(bucket / "users.arrow"))[USER].take(pa.array(user[first]))
-    part = f"part-{bucket.name}.parquet"
-    _write(Path(out) / SEQUENCES / part, names, np.r_[first, len(user)], values)
-    rows = {}
+    offsets = np.r_[first, len(user)]
+    return write_part(Path(out), f"part-{bucket.name}.parquet", names, offsets, np.load(codes)[item], max_length)
+
+
+def write_part(
+    out: Path, part: str, names: pa.ChunkedArray, offsets: np.ndarray, values: np.ndarray, max_length: int
+) -> tuple[int, int, np.ndarray]:
+    """Write one part of sequences and splits; history u is values[offsets[u]:offsets[u + 1]] (int64 codes).
+
+    Each row of a split ends with its target and has at most max_length + 1 items, the latest; rows of one item are left
+    out of train. History [a, b, c, d] with max_length 2 -> sequences [a, b, c, d], train [a, b], valid [a, b, c],
+    test [b, c, d].
+
+    Returns users, train rows, and int64 counts of each code in the training part (train_counts).
+    """
+    _write(out / SEQUENCES / part, names, offsets, values)
+    first, ends = offsets[:-1], offsets[1:]
+    rows = 0
     for split, held_out in HELD_OUT.items():
         stop = ends - held_out
         start = np.maximum(first, stop - max_length - 1)
         if split == "train":
             enough = stop - start >= 2
-            start, stop = start[enough], stop[enough]
-            _cut(Path(out) / split / part, names.filter(pa.array(enough)), values, start, stop)
+            rows = int(enough.sum())
+            _cut(out / split / part, names.filter(pa.array(enough)), values, start[enough], stop[enough])
         else:
-            _cut(Path(out) / split / part, names, values, start, stop)
-        rows[split] = len(start)
+            _cut(out / split / part, names, values, start, stop)
+    return len(first), rows, train_counts(offsets, values)
+
+
+def train_counts(offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Interactions of each code (int64) in histories without their last two items, before the cut to max_length."""
     seen = np.ones(len(values), bool)
-    seen[ends - 1] = seen[ends - 2] = False
-    return len(first), rows["train"], np.bincount(values[seen])
+    seen[offsets[1:] - 1] = seen[offsets[1:] - 2] = False
+    return np.bincount(values[seen])
 
 
 def _cut(path: Path, names: pa.ChunkedArray, values: np.ndarray, start: np.ndarray, stop: np.ndarray) -> None:
