@@ -84,6 +84,8 @@ class PrepareConfig(_Section):
     """Shorter sequences are dropped after filtering: leave-one-out needs train, valid and test."""
     max_length: int = Field(50, ge=1)
     """Longest history that the model reads; older items are cut."""
+    extend: str | None = None
+    """Directory `prepare` of an earlier run to continue: its item codes stay, this run's log is a later day's."""
 
 
 class EmbedConfig(_Section):

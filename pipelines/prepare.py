@@ -1,0 +1,29 @@
+"""Stage prepare: interactions -> filtered, encoded, time-ordered sequences, leave-one-out splits, Merlin schema."""
+
+from pathlib import Path
+
+from llmcfsr_merlin.cluster import engine
+from llmcfsr_merlin.config import Config
+from llmcfsr_merlin.contract import INTERACTIONS
+from llmcfsr_merlin.features import prepare
+from llmcfsr_merlin.incremental import extend
+from llmcfsr_merlin.stage import Manifest, run_stage
+
+
+def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
+    """Write run_dir/prepare from run_dir/ingest/interactions; the engine (config.cluster) does not change it."""
+    run_dir = Path(run_dir)
+
+    def work(out: Path) -> dict:
+        log = run_dir / "ingest" / INTERACTIONS
+        with engine(config.cluster) as chosen:
+            if previous is not None:
+                return extend(previous, log, out, config.prepare, chosen)
+            return prepare(log, out, config.prepare, chosen)
+
+    previous = Path(config.prepare.extend) if config.prepare.extend else None
+    settings = config.prepare.model_dump()
+    if previous is not None:
+        settings["extend"] = Manifest.load(previous).key
+    manifest, _ = run_stage(run_dir, "prepare", settings, ["ingest"], work, force=force, resumable=True)
+    return manifest

@@ -1,0 +1,187 @@
+"""prepare() against a pandas reference: the same rows for every partitioning, engine and order of the input."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmcfsr_merlin.cluster import Engine, engine
+from llmcfsr_merlin.config import ClusterConfig, PrepareConfig
+from llmcfsr_merlin.contract import CODE, COUNT, ITEM, ROW, SPLITS, TIME, TRAIN_COUNT, USER
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.features import prepare
+
+SMALL = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)
+
+
+def reference(log: pd.DataFrame, config: PrepareConfig):
+    """The ten lines: sequences {user: [raw items]}, and items in code order."""
+    log = log.dropna(subset=[USER, ITEM])
+    raw = log
+    while config.filter != "none":
+        of = raw if config.filter == "one_pass" else log
+        users, items = of[USER].value_counts(), of[ITEM].value_counts()
+        kept = log[
+            log[USER].isin(users[users >= config.min_user].index)
+            & log[ITEM].isin(items[items >= config.min_item].index)
+        ]
+        if config.filter == "one_pass" or len(kept) == len(log):
+            log = kept
+            break
+        log = kept
+    log = log.groupby(USER).filter(lambda rows: len(rows) >= config.min_sequence).sort_values([USER, TIME, ROW])
+    counts = log[ITEM].value_counts()
+    order = sorted(counts.index, key=lambda raw_id: (-counts[raw_id], raw_id))
+    return log.groupby(USER)[ITEM].agg(list).to_dict(), order, counts
+
+
+def write_log(folder: Path, log: pd.DataFrame, parts: int) -> Path:
+    """The log as `parts` Parquet files (some of them empty where there are fewer rows)."""
+    folder.mkdir(parents=True)
+    schema = pa.schema([(USER, pa.string()), (ITEM, pa.string()), (TIME, pa.int64()), (ROW, pa.int64())])
+    for number, at in enumerate(np.array_split(np.arange(len(log)), parts)):
+        table = pa.Table.from_pandas(log.iloc[at], schema, preserve_index=False)
+        pq.write_table(table, folder / f"part-{number:05d}.parquet")
+    return folder
+
+
+def read(out: Path, name: str) -> pd.DataFrame:
+    return pd.concat([pd.read_parquet(path) for path in sorted((out / name).glob("*.parquet"))], ignore_index=True)
+
+
+def check(log: pd.DataFrame, config: PrepareConfig, tmp: Path, parts: int, rows: int, on: Engine = SINGLE) -> dict:
+    """Run prepare with partitions of `rows` interactions and compare everything it wrote with the reference."""
+    expected, order, counts = reference(log, config)
+    source = write_log(tmp / "in", log, parts)
+    on.partition = rows * 160
+    if not any(len(items) > 3 for items in expected.values()):
+        with pytest.raises(InputError):
+            prepare(source, tmp / "out", config, on)
+        return {}
+    report = prepare(source, tmp / "out", config, on)
+    vocabulary = pd.read_parquet(tmp / "out" / "vocabulary.parquet")
+    assert vocabulary[ITEM].tolist() == order
+    assert vocabulary[CODE].tolist() == list(range(3, 3 + len(order)))
+    assert vocabulary[COUNT].tolist() == counts[order].tolist()
+    train = pd.Series([item for items in expected.values() for item in items[:-2]]).value_counts()
+    assert vocabulary[TRAIN_COUNT].tolist() == [train.get(item, 0) for item in order]
+    code = dict(zip(order, range(3, 3 + len(order))))
+    rows_of = [(user, [code[item] for item in items]) for user, items in sorted(expected.items())]
+    sequences = read(tmp / "out", "sequences")
+    assert list(zip(sequences[USER], sequences[ITEM].map(list))) == rows_of
+    longest = config.max_length + 1
+    for split, held_out in zip(SPLITS, (2, 1, 0)):
+        cut = [(user, items[: len(items) - held_out][-longest:]) for user, items in rows_of]
+        found = read(tmp / "out", split)
+        assert list(zip(found[USER], found[ITEM].map(list))) == [
+            row for row in cut if split != "train" or len(row[1]) > 1
+        ]
+    assert report["interactions"] == sum(map(len, expected.values())) and report["users"] == len(expected)
+    dropped = report["null_users"] + report["null_items"] + report["min_sequence"]
+    dropped += sum(entry["items"] + entry["users"] for entry in report["filter"])
+    assert report["rows_in"] - dropped == report["interactions"]
+    return report
+
+
+@st.composite
+def logs(draw):
+    """Few users and items (so that filters bite), many equal timestamps, duplicates and nulls; rows in file order."""
+    seed = draw(st.integers(0, 10**6))
+    random = np.random.default_rng(seed)
+    count = draw(st.integers(1, 120))
+    users, items = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    log = pd.DataFrame({
+        USER: [f"u{x}" for x in (random.pareto(1, count)).astype(int) % users],
+        ITEM: [f"i{x}" for x in (random.pareto(0.7, count)).astype(int) % items],
+        TIME: random.integers(-5, draw(st.sampled_from([1, 6, 2**40])), count),
+        ROW: np.arange(count),
+    })  # fmt: skip
+    if draw(st.booleans()):
+        log.loc[random.random(count) < 0.1, USER] = None
+        log.loc[random.random(count) < 0.1, ITEM] = None
+    return log
+
+
+configs = st.builds(
+    PrepareConfig, filter=st.sampled_from(["k_core", "one_pass", "none"]), min_user=st.integers(1, 5),
+    min_item=st.integers(1, 5), min_sequence=st.integers(3, 5), max_length=st.integers(1, 6),
+)  # fmt: skip
+
+
+@SMALL
+@given(log=logs(), config=configs, parts=st.sampled_from([1, 3, 50]), rows=st.sampled_from([1, 7, 10**6]))
+def test_equals_reference(tmp_path_factory, log, config, parts, rows):
+    check(log, config, tmp_path_factory.mktemp("prepare"), parts, rows)
+
+
+@SMALL
+@given(log=logs(), seed=st.integers(0, 1000))
+def test_order_of_rows_does_not_matter(tmp_path_factory, log, seed):
+    log[TIME] = np.random.default_rng(seed).permutation(len(log))
+    shuffled = log.sample(frac=1, random_state=seed)
+    shuffled[ROW] = np.arange(len(log))
+    config = PrepareConfig(filter="none")
+    tmp = tmp_path_factory.mktemp("permuted")
+    if check(log, config, tmp / "a", 2, 10):
+        check(shuffled, config, tmp / "b", 3, 13)
+        for name in ("sequences", *SPLITS):
+            pd.testing.assert_frame_equal(read(tmp / "a" / "out", name), read(tmp / "b" / "out", name))
+
+
+@pytest.fixture(scope="module", params=[1, 4], ids=["1 worker", "4 workers"])
+def cluster(request):
+    with engine(ClusterConfig(kind="local", workers=request.param, memory_limit="1GB")) as chosen:
+        yield chosen
+
+
+@pytest.mark.parametrize("parts, rows", [(1, 10**6), (3, 400), (50, 5)])
+def test_local_cluster_equals_reference(cluster, tmp_path, parts, rows):
+    random = np.random.default_rng(parts)
+    log = pd.DataFrame({
+        USER: [f"u{x}" for x in random.integers(0, 60, 1000)],
+        ITEM: [f"i{x}" for x in random.zipf(1.5, 1000) % 90],
+        TIME: random.integers(0, 30, 1000),
+        ROW: np.arange(1000),
+    })  # fmt: skip
+    log.loc[:399, USER] = "giant"
+    check(log, PrepareConfig(min_user=5, min_item=4, max_length=10), tmp_path, parts, rows, cluster)
+
+
+def test_more_partitions_than_users_and_one_giant_user(tmp_path):
+    items = [f"i{x}" for x in range(10)] * 30
+    log = pd.DataFrame({USER: "only", ITEM: items, TIME: 0, ROW: np.arange(300)})
+    report = check(log, PrepareConfig(), tmp_path, 50, 3)
+    assert report["users"] == 1 and report["partitions"] >= 50
+
+
+def test_k_core_needs_rounds(tmp_path):
+    """A chain that falls item by item, beside a block that stands."""
+    rows = [(f"u{a}", f"i{b}") for a in range(4) for b in range(4)]
+    rows += [(f"c{step}", f"j{step + shift}") for step in range(12) for shift in (0, 1)]
+    log = pd.DataFrame(rows, columns=[USER, ITEM])
+    log[TIME] = log[ROW] = np.arange(len(log))
+    report = check(log, PrepareConfig(min_user=2, min_item=2), tmp_path, 3, 5)
+    assert len(report["filter"]) > 3 and report["users"] == 4
+
+
+def test_stopped_run_continues(tmp_path, monkeypatch):
+    from llmcfsr_merlin import features
+
+    log = pd.DataFrame({USER: [f"u{x % 7}" for x in range(200)], ITEM: [f"i{x % 11}" for x in range(200)], TIME: 0})
+    log[ROW] = np.arange(200)
+    source, on = write_log(tmp_path / "in", log, 4), Engine("single", False, 1, 1 << 30, 50 * 160)
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "write_bucket", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(source, tmp_path / "out", PrepareConfig(), on)
+        patch.undo()
+        patch.setattr("llmcfsr_merlin.data.shuffle._read", lambda *_: 1 / 0)  # nothing is read again
+        prepare(source, tmp_path / "out", PrepareConfig(), on)
+    expected, _, _ = reference(log, PrepareConfig())
+    assert read(tmp_path / "out", "sequences")[ITEM].map(len).tolist() == [len(x) for _, x in sorted(expected.items())]
