@@ -147,7 +147,12 @@ class Server:
 
     def _command(self, binary: Path) -> list[str]:
         http, grpc, metrics = map(str, self._ports)
-        command = [str(binary), "--model-repository", str(self.repository), "--model-control-mode", "explicit"]
+        repository = self.repository
+        if any(letter.isspace() for letter in str(repository)):
+            # Triton passes the path to its python stubs unquoted: with a space in it they never start.
+            repository = self._folder / "repository"
+            repository.symlink_to(self.repository)
+        command = [str(binary), "--model-repository", str(repository), "--model-control-mode", "explicit"]
         command += ["--load-model", FRONT]  # an ensemble loads its steps
         command += ["--http-address", self.host, "--http-port", http, "--grpc-address", self.host, "--grpc-port", grpc]
         command += ["--metrics-address", self.host, "--metrics-port", metrics, "--metrics-interval-ms", "1000"]

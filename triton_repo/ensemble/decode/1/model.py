@@ -1,4 +1,4 @@
-"""Step `Decode` of the recommender: the code is llmcfsr_merlin.serving.steps.Decode, the data stands in bundle/ beside this file."""
+"""Step `Decode`: the code is llmcfsr_merlin.serving.steps, the data stands in bundle/ beside this file."""
 
 from llmcfsr_merlin.serving.steps import Decode
 from llmcfsr_merlin.serving.triton import StepModel

@@ -1,4 +1,4 @@
-"""Step `Encode` of the recommender: the code is llmcfsr_merlin.serving.steps.Encode, the data stands in bundle/ beside this file."""
+"""Step `Encode`: the code is llmcfsr_merlin.serving.steps, the data stands in bundle/ beside this file."""
 
 from llmcfsr_merlin.serving.steps import Encode
 from llmcfsr_merlin.serving.triton import StepModel

@@ -1,4 +1,4 @@
-"""Step `Rank` of the recommender: the code is llmcfsr_merlin.serving.steps.Rank, the data stands in bundle/ beside this file."""
+"""Step `Rank`: the code is llmcfsr_merlin.serving.steps, the data stands in bundle/ beside this file."""
 
 from llmcfsr_merlin.serving.steps import Rank
 from llmcfsr_merlin.serving.triton import StepModel

@@ -1,4 +1,4 @@
-"""Step `Recommend` of the recommender: the code is llmcfsr_merlin.serving.steps.Recommend, the data stands in bundle/ beside this file."""
+"""Step `Recommend`: the code is llmcfsr_merlin.serving.steps, the data stands in bundle/ beside this file."""
 
 from llmcfsr_merlin.serving.steps import Recommend
 from llmcfsr_merlin.serving.triton import StepModel
