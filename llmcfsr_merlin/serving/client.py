@@ -32,13 +32,17 @@ class Client:
             else:
                 import tritonclient.grpc as triton
         except ImportError as error:
-            raise MissingDependency("asking a server needs tritonclient: pip install 'tritonclient[grpc,http]'") from error
+            raise MissingDependency(
+                "asking a server needs tritonclient: pip install 'tritonclient[grpc,http]'"
+            ) from error
         self._triton, self._grpc = triton, scheme == "grpc"
         if self._grpc:
             self._connection = triton.InferenceServerClient(address)
             self._options = {"client_timeout": timeout}
         else:
-            self._connection = triton.InferenceServerClient(address, connection_timeout=timeout, network_timeout=timeout)
+            self._connection = triton.InferenceServerClient(
+                address, connection_timeout=timeout, network_timeout=timeout
+            )
             self._options = {}
         self._max_rows: int | None = None
 
@@ -98,7 +102,9 @@ class Client:
     def _rows_per_request(self) -> int:
         if self._max_rows is None:
             if not self._connection.is_model_ready(FRONT):
-                raise InputError(f"the server at {self.url} has no ready model {FRONT!r}: is it serving an exported repository?")
+                raise InputError(
+                    f"the server at {self.url} has no ready model {FRONT!r}: is it serving an exported repository?"
+                )
             options = {"as_json": True} if self._grpc else {}
             config = self._connection.get_model_config(FRONT, **options)
             self._max_rows = int((config["config"] if self._grpc else config)["max_batch_size"])
@@ -123,7 +129,9 @@ class Client:
         except InferenceServerException as error:
             message = " ".join(error.message().split())
             if "UNAVAILABLE" in str(error.status()):
-                raise InputError(f"no server answers at {self.url} ({message}): start one with `llmcfsr serve`") from error
+                raise InputError(
+                    f"no server answers at {self.url} ({message}): start one with `llmcfsr serve`"
+                ) from error
             raise InputError(f"the server at {self.url} refused the request: {message}") from error
         except (OSError, TimeoutError) as error:
             raise InputError(f"no server answers at {self.url} ({error}): start one with `llmcfsr serve`") from error

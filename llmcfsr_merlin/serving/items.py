@@ -68,11 +68,15 @@ def _new_ids(rows: Sequence[dict], old: Vocabulary) -> list[str]:
 
 def _vectors(network: DualViewNetwork, attributes: list[dict], encode: Encode) -> torch.Tensor:
     if not hasattr(network.items, "vectors"):
-        raise InputError("expected a model with semantic vectors, found an id-only one: a new item needs retraining there")
+        raise InputError(
+            "expected a model with semantic vectors, found an id-only one: a new item needs retraining there"
+        )
     vectors = np.asarray(encode(attributes), np.float32)
     wanted = (len(attributes), network.items.vectors.shape[1])
     if vectors.shape != wanted:
-        raise InputError(f"expected vectors of shape {wanted} as in training, found {vectors.shape}: use the same encoder")
+        raise InputError(
+            f"expected vectors of shape {wanted} as in training, found {vectors.shape}: use the same encoder"
+        )
     if not np.isfinite(vectors).all():
         raise InputError("expected finite vectors, found NaN or infinity")
     return torch.from_numpy(vectors)

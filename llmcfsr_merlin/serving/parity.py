@@ -61,7 +61,5 @@ def _is_tie(wanted, found, wanted_scores, found_scores, tolerance: float) -> boo
     scores = dict(zip(wanted, wanted_scores))
     cut = np.nanmin(wanted_scores)
     return all(
-        abs(scores.get(item, cut) - score) <= tolerance
-        for item, score in zip(found, found_scores)
-        if item is not None
+        abs(scores.get(item, cut) - score) <= tolerance for item, score in zip(found, found_scores) if item is not None
     )

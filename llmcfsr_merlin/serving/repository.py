@@ -37,7 +37,9 @@ def publish(trained: str | Path, repository: str | Path, serve: ServeConfig) -> 
     bundle, repository = Bundle.open(trained), Path(repository)
     found = versions(repository)
     if layout(repository) != serve.layout:
-        raise InputError(f"{repository} has layout {layout(repository)}, found serve.layout={serve.layout}: export anew")
+        raise InputError(
+            f"{repository} has layout {layout(repository)}, found serve.layout={serve.layout}: export anew"
+        )
     _write(bundle, repository, serve, version=found[-1] + 1)
     for model in _models(repository):
         for old in found[:-1]:
@@ -48,7 +50,9 @@ def publish(trained: str | Path, repository: str | Path, serve: ServeConfig) -> 
 def layout(repository: Path) -> str:
     """`ensemble` or `merged`; InputError where the folder is no exported repository."""
     if not (Path(repository) / FRONT / CONFIG).is_file():
-        raise InputError(f"expected a model repository in {repository}, found no {FRONT}/{CONFIG}: run `llmcfsr export`")
+        raise InputError(
+            f"expected a model repository in {repository}, found no {FRONT}/{CONFIG}: run `llmcfsr export`"
+        )
     return "ensemble" if (Path(repository) / "rank").is_dir() else "merged"
 
 

@@ -50,7 +50,9 @@ def parse(tensors: dict[str, np.ndarray], limits: Limits) -> list[Row]:
     if "ALLOW" in tensors:
         allow = _ids(tensors["ALLOW"])
         if not all(allow):
-            raise InputError("ALLOW: expected at least one id in every row, found none: leave it out to allow every item")
+            raise InputError(
+                "ALLOW: expected at least one id in every row, found none: leave it out to allow every item"
+            )
     deny = _ids(tensors["DENY"]) if "DENY" in tensors else [[]] * count
     return [Row(*row) for row in zip(histories, ks, seen, allow, deny)]
 

@@ -83,7 +83,9 @@ class StepModel:
             codes = np.full((1, length), 3, np.int64)
             one = np.ones((1, 1), np.int32)
             none, tag = np.array([[steps.NO_LIST]]), np.array([[self._run.tag]])
-            self._run([{"CODES": codes, "K": one, "BLOCK": np.zeros((1, 1), np.int64), "ALLOW_CODES": none, "BUNDLE": tag}])
+            self._run(
+                [{"CODES": codes, "K": one, "BLOCK": np.zeros((1, 1), np.int64), "ALLOW_CODES": none, "BUNDLE": tag}]
+            )
 
 
 def _counters(version: str) -> list:
