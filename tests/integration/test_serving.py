@@ -218,10 +218,11 @@ def test_different_lengths_join_one_forward(server):
     assert executions() - before < 0.8 * each * workers
 
 
-def test_new_items_are_published_and_reloaded_under_load(trained, tmp_path):
+@pytest.mark.parametrize("layout", [pytest.param("ensemble", marks=pytest.mark.slow), "merged"])
+def test_new_items_are_published_and_reloaded_under_load(trained, tmp_path, layout):
     """`LLMCFSR_RELOADS` reloads while clients ask: no request fails, and the new items are recommended."""
     reloads = int(os.environ.get("LLMCFSR_RELOADS", 1))
-    serve = ServeConfig(layout="ensemble")
+    serve = ServeConfig(layout=layout)
     export(trained, tmp_path / "repo", serve)
     rows = [{"item_id": f"N{i}", "title": f"new {i}"} for i in range(10)]
     vectors = torch.randn(10, DIMENSION, generator=torch.Generator().manual_seed(1)).numpy()
