@@ -15,8 +15,8 @@ _OUTPUTS = ("ITEMS", "SCORES", "UNKNOWN", "FALLBACK")
 class Client:
     """A connection to a server of an exported repository.
 
-    url: `grpc://host:8001` or `http://host:8000`. timeout: seconds a request. Raises InputError when the server cannot be
-    reached, is not ready or refuses the request, MissingDependency without tritonclient. Not shared between threads.
+    url: `grpc://host:8001` or `http://host:8000`. timeout: seconds a request. Raises InputError when the server cannot
+    be reached, is not ready or refuses the request, MissingDependency without tritonclient. Not shared between threads.
 
     >>> Client("grpc://localhost:8001").recommend([["B00A", "B00B"]], k=10)   # doctest: +SKIP
     """
@@ -64,7 +64,7 @@ class Client:
         allow: Sequence | None = None,
         deny: Sequence | None = None,
     ) -> Answers:
-        """As Recommender.answer, from the server; the arrays are always k wide. Many histories go in several requests."""
+        """As Recommender.answer, from the server; arrays are always k wide. Many histories go in several requests."""
         if not 1 <= k < 2**31:
             raise InputError(f"expected k of at least 1, found {k}")
         if allow is not None and not len(allow):
@@ -96,7 +96,7 @@ class Client:
         )
 
     def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters) -> pd.DataFrame:
-        """As Recommender.recommend: one row a recommendation with history (its position), rank (from 1), item_id, score."""
+        """As Recommender.recommend: one row a recommendation with history (position), rank (from 1), item_id, score."""
         return table(self.answer(histories, k, **filters))
 
     def _rows_per_request(self) -> int:
@@ -138,7 +138,7 @@ class Client:
 
 
 def _texts(rows: Sequence[Sequence]) -> np.ndarray:
-    """Ragged ids to BYTES [B, longest], padded with empty strings; integers become decimal strings, None an unknown id."""
+    """Ragged ids to BYTES [B, longest], padded with empty strings; integers become decimal strings, None padding."""
     width = max(1, max(len(row) for row in rows))
     texts = np.full((len(rows), width), b"", dtype=object)
     for i, row in enumerate(rows):

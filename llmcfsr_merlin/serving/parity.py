@@ -12,8 +12,11 @@ from llmcfsr_merlin.serving.client import Client
 
 @dataclass(frozen=True)
 class Parity:
-    """histories: compared; equal: same ids at every place; ties: ids differ only among items whose scores differ by less than
-    the tolerance; different: the rest. max_score_difference: largest absolute difference of scores at the same place."""
+    """Counts of histories.
+
+    equal: same ids at every place; ties: ids differ only among items whose scores differ by less than the tolerance;
+    different: the rest. max_score_difference: largest absolute difference of scores at the same place.
+    """
 
     histories: int
     equal: int

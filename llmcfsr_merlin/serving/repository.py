@@ -17,8 +17,8 @@ FRONT = "recommend"  # the model that users ask, in every layout
 def export(trained: str | Path, repository: str | Path, serve: ServeConfig) -> dict:
     """Write a new repository; returns counts for the manifest.
 
-    trained: a run directory or a folder with a sealed model. The repository holds all data that it needs inside its model
-    folders and no absolute path: it can be moved, renamed and mounted read-only.
+    trained: a run directory or a folder with a sealed model. The repository holds all data that it needs inside its
+    model folders and no absolute path: it can be moved, renamed and mounted read-only.
     """
     bundle, repository = Bundle.open(trained), Path(repository)
     if repository.exists():
@@ -32,7 +32,7 @@ def publish(trained: str | Path, repository: str | Path, serve: ServeConfig) -> 
     """Add a model as the next version of an existing repository and return its number.
 
     Folders appear by rename, and the ensemble is pointed at the new version last: a server that polls or reloads at any
-    moment sees either the old or the new version complete. The version before stays, for requests in flight; older ones go.
+    moment sees either the old or the new version complete. The version before stays for requests in flight.
     """
     bundle, repository = Bundle.open(trained), Path(repository)
     found = versions(repository)

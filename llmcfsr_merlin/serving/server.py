@@ -22,7 +22,7 @@ from llmcfsr_merlin.serving.repository import FRONT, layout
 
 
 def find_tritonserver() -> Path | None:
-    """The binary in PATH (Triton and Merlin containers), else the one inside nvidia-pytriton; None where there is none."""
+    """The binary in PATH (Triton and Merlin containers), else the one in nvidia-pytriton; None where there is none."""
     found = shutil.which("tritonserver")
     if found:
         return Path(found)
@@ -39,8 +39,8 @@ class Server:
     >>> with Server("runs/demo/export/model_repo") as server:      # doctest: +SKIP
     ...     Client(server.grpc_url).recommend([["B00A"]], k=5)
 
-    host: loopback by default, so that nothing is reachable from outside. Ports 0: free ones are taken. Raises InputError
-    with the end of the server's log when it does not get ready within `timeout` seconds.
+    host: loopback by default, so that nothing is reachable from outside. Ports 0: free ones are taken. Raises
+    InputError with the end of the server's log when it does not get ready within `timeout` seconds.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ def serve(repository: str | Path, **options) -> int:
 
 
 def _end_with_parent() -> None:
-    """In the child: get SIGTERM when the parent dies, however it dies. (Linux ties this to the thread that started us.)"""
+    """In the child: get SIGTERM when the parent dies, even by SIGKILL (Linux: when the starting thread ends)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
@@ -227,7 +227,7 @@ def _is_packaged(binary: Path) -> bool:
 
 
 def _private_backends(binary: Path, folder: Path) -> Path:
-    """nvidia-pytriton's python backend with this Python's stub beside it, in a folder of ours: site-packages stays as it is."""
+    """nvidia-pytriton's python backend with this Python's stub, in a folder of ours: site-packages stays as it is."""
     root = binary.parent.parent
     stub = (
         root

@@ -33,7 +33,10 @@ def each(requests: list[Tensors], work: Callable[[Tensors], Tensors]) -> list[Re
 
 
 class Encode:
-    """Raw ids and options to codes: CODES [B, L], K [B, 1], BLOCK [B, M], ALLOW_CODES [B, N], UNKNOWN, FALLBACK, BUNDLE [B, 1]."""
+    """Raw ids and options to codes.
+
+    CODES [B, L], K [B, 1], BLOCK [B, M], ALLOW_CODES [B, N], UNKNOWN, FALLBACK and BUNDLE [B, 1].
+    """
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["encode"])
@@ -65,7 +68,7 @@ class Encode:
 
 
 class Rank:
-    """Codes to the best items: ITEM_CODES int64 [B, K], SCORES float32 [B, K] (0 where no item is left), BUNDLE [B, 1]."""
+    """Codes to the best items: ITEM_CODES int64 [B, K], SCORES float32 [B, K] (0 where none is left), BUNDLE [B, 1]."""
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["rank"])
