@@ -9,6 +9,13 @@ from llmcfsr_merlin.contract import FIRST_ITEM
 from llmcfsr_merlin.model.network import DualViewNetwork
 
 
+def pad(histories: Sequence[Sequence[int]], max_length: int) -> Tensor:
+    """Ragged codes -> int64 [B, L] right-padded, L = the longest kept; the last `max_length` items are kept."""
+    kept = [list(history)[-max_length:] for history in histories]
+    width = max((len(history) for history in kept), default=0) or 1
+    return torch.tensor([history + [0] * (width - len(history)) for history in kept], dtype=torch.long)
+
+
 class Ranker:
     """Scores the full catalogue for histories; the candidate matrix is computed once, at construction.
 
@@ -22,10 +29,8 @@ class Ranker:
         self.device = network.gamma.device
 
     def pad(self, histories: Sequence[Sequence[int]]) -> Tensor:
-        """Ragged codes -> int64 [B, L] right-padded, L = the longest kept; the last `max_length` items are kept."""
-        kept = [list(history)[-self.max_length :] for history in histories]
-        width = max((len(history) for history in kept), default=0) or 1
-        return torch.tensor([history + [0] * (width - len(history)) for history in kept], dtype=torch.long)
+        """Ragged codes -> int64 [B, L] right-padded; the last `max_length` items are kept."""
+        return pad(histories, self.max_length)
 
     @torch.inference_mode()
     def scores(self, histories: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, OOV, VOCABULARY
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.artefact import load_model
-from llmcfsr_merlin.ranking import Ranker, select_top_k
+from llmcfsr_merlin.ranking import Ranker, pad, select_top_k
 from llmcfsr_merlin.stage import Manifest
 from llmcfsr_merlin.vocabulary import Vocabulary
 
@@ -41,6 +41,27 @@ class Answers:
     fallback: np.ndarray
 
 
+class Encoder:
+    """Raw ids to what the ranker reads: needs the vocabulary, not the weights."""
+
+    def __init__(self, vocabulary: Vocabulary, max_length: int):
+        self.vocabulary, self.max_length = vocabulary, max_length
+
+    def encode(self, histories: Sequence[Sequence]) -> Encoded:
+        """Raw histories (oldest item first) to codes; unknown ids are left out and counted."""
+        seen, unknown = [], np.zeros(len(histories), np.int64)
+        for row, history in enumerate(histories):
+            codes = self.vocabulary.encode(history)
+            unknown[row] = codes.count(OOV)
+            seen.append([code for code in codes if code >= FIRST_ITEM])
+        fallback = np.array([not codes for codes in seen], dtype=bool)
+        return Encoded(pad(seen, self.max_length), unknown, fallback, seen)
+
+    def known(self, raw_ids: Sequence) -> list[int]:
+        """Codes of the ids that the model knows; the others are left out."""
+        return [code for code in self.vocabulary.encode(raw_ids) if code >= FIRST_ITEM]
+
+
 class Recommender:
     """Recommendations of a trained run.
 
@@ -54,6 +75,7 @@ class Recommender:
                 f"expected a model of {len(vocabulary)} rows for this vocabulary, found {ranker.rows}: rerun `llmcfsr train`"
             )
         self.ranker, self.vocabulary = ranker, vocabulary
+        self.encoder = Encoder(vocabulary, ranker.max_length)
         share = vocabulary.counts / max(vocabulary.counts.sum(), 1)
         self._popularity = torch.tensor(share, dtype=torch.float32)
         self._popularity[:FIRST_ITEM] = -torch.inf
@@ -73,13 +95,7 @@ class Recommender:
 
     def encode(self, histories: Sequence[Sequence]) -> Encoded:
         """Raw histories (oldest item first) to codes; unknown ids are left out and counted."""
-        seen, unknown = [], np.zeros(len(histories), np.int64)
-        for row, history in enumerate(histories):
-            codes = self.vocabulary.encode(history)
-            unknown[row] = codes.count(OOV)
-            seen.append([code for code in codes if code >= FIRST_ITEM])
-        fallback = np.array([not codes for codes in seen], dtype=bool)
-        return Encoded(self.ranker.pad(seen), unknown, fallback, seen)
+        return self.encoder.encode(histories)
 
     @torch.inference_mode()
     def rank(self, encoded: Encoded, k: int, blocked: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -108,9 +124,9 @@ class Recommender:
         for row, seen in enumerate(encoded.seen):
             if allow[row] is not None:
                 mask[row] = True
-                mask[row, self._known(allow[row])] = False
+                mask[row, self.encoder.known(allow[row])] = False
             if deny[row] is not None:
-                mask[row, self._known(deny[row])] = True
+                mask[row, self.encoder.known(deny[row])] = True
             if exclude_seen[row]:
                 mask[row, seen] = True
         return mask
@@ -127,6 +143,8 @@ class Recommender:
         """The best k items of each history as arrays; `allow` and `deny` are lists of raw ids that hold for every row."""
         if k < 1:
             raise InputError(f"expected k of at least 1, found {k}")
+        if allow is not None and not len(allow):
+            raise InputError("expected at least one id in allow, found none: leave it out to allow every item")
         if not len(histories):
             empty = np.empty((0, k))
             return Answers(empty.astype(object), empty.astype(np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
@@ -140,11 +158,12 @@ class Recommender:
 
     def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters) -> pd.DataFrame:
         """The best k items of each history, one row a recommendation: history (its position), rank (from 1), item_id, score."""
-        answers = self.answer(histories, k, **filters)
-        row, column = np.nonzero(answers.items != None)  # noqa: E711 - elementwise
-        return pd.DataFrame(
-            {"history": row, "rank": column + 1, ITEM: answers.items[row, column], "score": answers.scores[row, column]}
-        )
+        return table(self.answer(histories, k, **filters))
 
-    def _known(self, raw_ids: Sequence) -> list[int]:
-        return [code for code in self.vocabulary.encode(raw_ids) if code >= FIRST_ITEM]
+
+def table(answers: Answers) -> pd.DataFrame:
+    """Answers as one row a recommendation: history (its position), rank (from 1), item_id, score."""
+    row, column = np.nonzero(answers.items != None)  # noqa: E711 - elementwise
+    return pd.DataFrame(
+        {"history": row, "rank": column + 1, ITEM: answers.items[row, column], "score": answers.scores[row, column]}
+    )

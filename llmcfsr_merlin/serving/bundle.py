@@ -1,0 +1,54 @@
+"""The part of a trained run that serving needs, as files that stand inside a step's version folder."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmcfsr_merlin.contract import MODEL_CONFIG, MODEL_WEIGHTS, VOCABULARY
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.stage import MANIFEST, Manifest, hash_json
+
+FOLDER = "bundle"  # inside <model>/<version>/
+_ALL = (VOCABULARY, MODEL_CONFIG, MODEL_WEIGHTS)
+# encode and decode hold no weights, so a step of a large model stays small.
+FILES = {
+    "recommend": _ALL,
+    "rank": _ALL,
+    "encode": (VOCABULARY, MODEL_CONFIG),
+    "decode": (VOCABULARY, MODEL_CONFIG),
+}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. hash: hex sha256 of the checksums of its files, the same in every step; tag: int64 of it."""
+
+    directory: Path
+    hash: str
+    max_length: int
+
+    @property
+    def tag(self) -> int:
+        """The first 60 bits of the hash: what the steps send each other."""
+        return int(self.hash[:15], 16)
+
+    @classmethod
+    def open(cls, directory: str | Path, files: tuple[str, ...] = _ALL) -> "Bundle":
+        """Check the sha256 of `files` against the manifest, then read the description; InputError on any difference."""
+        directory = Path(directory)
+        if (directory / "train").is_dir():
+            directory = directory / "train"
+        manifest = Manifest.load(directory)
+        manifest.verify(directory, files)
+        missing = [name for name in _ALL if name not in manifest.files]
+        if missing:
+            raise InputError(f"expected a trained model in {directory}, found no {missing[0]}: run `llmcfsr train`")
+        description = json.loads((directory / MODEL_CONFIG).read_text())
+        return cls(directory, hash_json({name: manifest.files[name] for name in _ALL}), description["max_length"])
+
+    def copy(self, target: Path, step: str) -> None:
+        """Copy what one step needs, with the manifest, into `target` (created)."""
+        target.mkdir(parents=True)
+        for name in (*FILES[step], MANIFEST):
+            shutil.copyfile(self.directory / name, target / name)

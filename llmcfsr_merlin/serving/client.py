@@ -1,0 +1,146 @@
+"""Ask a running server as Recommender is asked: same arguments, same table."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from llmcfsr_merlin.errors import InputError, MissingDependency
+from llmcfsr_merlin.recommender import Answers, table
+from llmcfsr_merlin.serving.repository import FRONT
+
+_OUTPUTS = ("ITEMS", "SCORES", "UNKNOWN", "FALLBACK")
+
+
+class Client:
+    """A connection to a server of an exported repository.
+
+    url: `grpc://host:8001` or `http://host:8000`. timeout: seconds a request. Raises InputError when the server cannot
+    be reached, is not ready or refuses the request, MissingDependency without tritonclient. Not shared between threads.
+
+    >>> Client("grpc://localhost:8001").recommend([["B00A", "B00B"]], k=10)   # doctest: +SKIP
+    """
+
+    def __init__(self, url: str, timeout: float = 30.0):
+        scheme, separator, address = url.rstrip("/").partition("://")
+        if not separator or scheme not in ("http", "grpc") or ":" not in address:
+            raise InputError(f"expected a url like grpc://localhost:8001 or http://localhost:8000, found {url!r}")
+        self.url, self.timeout = url, timeout
+        try:
+            if scheme == "http":
+                import tritonclient.http as triton
+            else:
+                import tritonclient.grpc as triton
+        except ImportError as error:
+            raise MissingDependency(
+                "asking a server needs tritonclient: pip install 'tritonclient[grpc,http]'"
+            ) from error
+        self._triton, self._grpc = triton, scheme == "grpc"
+        if self._grpc:
+            self._connection = triton.InferenceServerClient(address)
+            self._options = {"client_timeout": timeout}
+        else:
+            self._connection = triton.InferenceServerClient(
+                address, connection_timeout=timeout, network_timeout=timeout
+            )
+            self._options = {}
+        self._max_rows: int | None = None
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def answer(
+        self,
+        histories: Sequence[Sequence],
+        k: int = 10,
+        *,
+        exclude_seen: bool = False,
+        allow: Sequence | None = None,
+        deny: Sequence | None = None,
+    ) -> Answers:
+        """As Recommender.answer, from the server; arrays are always k wide. Many histories go in several requests."""
+        if not 1 <= k < 2**31:
+            raise InputError(f"expected k of at least 1, found {k}")
+        if allow is not None and not len(allow):
+            raise InputError("expected at least one id in allow, found none: leave it out to allow every item")
+        if not len(histories):
+            empty = np.empty((0, k))
+            return Answers(empty.astype(object), empty.astype(np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+        rows = self._call(self._rows_per_request)
+        parts = []
+        for start in range(0, len(histories), rows):
+            part = histories[start : start + rows]
+            tensors = {
+                "HISTORY": _texts(part),
+                "TOP_K": np.full((len(part), 1), k, np.int32),
+                "EXCLUDE_SEEN": np.full((len(part), 1), exclude_seen),
+            }
+            tensors |= {
+                name: _texts([ids] * len(part))
+                for name, ids in (("ALLOW", allow), ("DENY", deny))
+                if ids is not None and len(ids)
+            }
+            parts.append(self._call(lambda tensors=tensors: self._ask(tensors)))
+        items, scores, unknown, fallback = (np.concatenate(arrays) for arrays in zip(*parts))
+        empty = items == b""
+        names = np.full(items.shape, None, dtype=object)
+        names[~empty] = [raw.decode() for raw in items[~empty]]
+        return Answers(
+            names, np.where(empty, np.nan, scores).astype(np.float32), unknown[:, 0].astype(np.int64), fallback[:, 0]
+        )
+
+    def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters) -> pd.DataFrame:
+        """As Recommender.recommend: one row a recommendation with history (position), rank (from 1), item_id, score."""
+        return table(self.answer(histories, k, **filters))
+
+    def _rows_per_request(self) -> int:
+        if self._max_rows is None:
+            if not self._connection.is_model_ready(FRONT):
+                raise InputError(
+                    f"the server at {self.url} has no ready model {FRONT!r}: is it serving an exported repository?"
+                )
+            options = {"as_json": True} if self._grpc else {}
+            config = self._connection.get_model_config(FRONT, **options)
+            self._max_rows = int((config["config"] if self._grpc else config)["max_batch_size"])
+        return self._max_rows
+
+    def _ask(self, tensors: dict[str, np.ndarray]) -> list[np.ndarray]:
+        kinds = {"O": "BYTES", "i": "INT32", "b": "BOOL"}
+        inputs = []
+        for name, array in tensors.items():
+            tensor = self._triton.InferInput(name, list(array.shape), kinds[array.dtype.kind])
+            tensor.set_data_from_numpy(array)
+            inputs.append(tensor)
+        outputs = [self._triton.InferRequestedOutput(name) for name in _OUTPUTS]
+        reply = self._connection.infer(FRONT, inputs, outputs=outputs, **self._options)
+        return [reply.as_numpy(name) for name in _OUTPUTS]
+
+    def _call(self, work):
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            return work()
+        except InferenceServerException as error:
+            message = " ".join(error.message().split())
+            if "UNAVAILABLE" in str(error.status()):
+                raise InputError(
+                    f"no server answers at {self.url} ({message}): start one with `llmcfsr serve`"
+                ) from error
+            raise InputError(f"the server at {self.url} refused the request: {message}") from error
+        except (OSError, TimeoutError) as error:
+            raise InputError(f"no server answers at {self.url} ({error}): start one with `llmcfsr serve`") from error
+
+
+def _texts(rows: Sequence[Sequence]) -> np.ndarray:
+    """Ragged ids to BYTES [B, longest], padded with empty strings; integers become decimal strings, None padding."""
+    width = max(1, max(len(row) for row in rows))
+    texts = np.full((len(rows), width), b"", dtype=object)
+    for i, row in enumerate(rows):
+        texts[i, : len(row)] = [b"" if raw is None else str(raw).encode() for raw in row]
+    return texts

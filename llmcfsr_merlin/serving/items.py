@@ -1,0 +1,96 @@
+"""New items without retraining: appended to a model's catalogue and scored by their semantic vector."""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from llmcfsr_merlin.contract import CODE, COUNT, FIRST_ITEM, ITEM, TRAIN_COUNT, VOCABULARY
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.model.artefact import load_model, save_model
+from llmcfsr_merlin.model.network import DualViewNetwork
+from llmcfsr_merlin.serving.bundle import Bundle
+from llmcfsr_merlin.stage import Manifest, hash_json, seal
+from llmcfsr_merlin.vocabulary import Vocabulary
+
+Encode = Callable[[list[dict]], np.ndarray]
+
+
+def add_items(trained: str | Path, output: str | Path, rows: Sequence[dict], encode: Encode) -> dict:
+    """Write to `output` the model of `trained` with new items at the end of its catalogue; publish() then serves it.
+
+    rows: one dictionary an item, ITEM its raw id, the rest its attributes. encode: the attributes of n items -> float32
+    [n, D], the same encoder and reduction as in training. Codes and scores of the old items do not change; a new item
+    has no trained collaborative row, so it is scored by the semantic view and the content match alone. Returns counts.
+    """
+    bundle, output = Bundle.open(trained), Path(output)
+    old = Vocabulary.load(bundle.directory / VOCABULARY)
+    network = load_model(bundle.directory, old.hash)
+    ids = _new_ids(rows, old)
+    vectors = _vectors(network, [{k: v for k, v in row.items() if k != ITEM} for row in rows], encode)
+    if output.exists():
+        raise InputError(f"expected no folder at {output}, found one: name a new one")
+    output.mkdir(parents=True)
+    none = np.zeros(len(ids), np.int64)
+    columns = {
+        ITEM: [*old.ids.tolist(), *ids],
+        CODE: np.arange(FIRST_ITEM, len(old) + len(ids)),
+        COUNT: np.concatenate([old.counts[FIRST_ITEM:], none]),
+        TRAIN_COUNT: np.concatenate([old.train_counts[FIRST_ITEM:], none]),
+    }
+    pq.write_table(pa.table(columns), output / VOCABULARY)
+    vocabulary = Vocabulary.load(output / VOCABULARY)
+    save_model(_grown(network, vectors), output, vocabulary.hash)
+    counts = {"items_before": len(old.ids), "items_added": len(ids), "items": len(vocabulary.ids)}
+    key = hash_json({"base": Manifest.load(bundle.directory).key, "bundle": bundle.hash, "added": ids})
+    seal(output, "train", key, counts)
+    return counts
+
+
+def _new_ids(rows: Sequence[dict], old: Vocabulary) -> list[str]:
+    if not rows:
+        raise InputError("expected at least one new item, found none")
+    missing = [i for i, row in enumerate(rows) if row.get(ITEM) in (None, "")]
+    if missing:
+        raise InputError(f"expected {ITEM} in every new item, found none in row {missing[0]}")
+    ids = [str(row[ITEM]) for row in rows]
+    known = [raw for raw in ids if old.encode([raw])[0] >= FIRST_ITEM]
+    if known:
+        raise InputError(f"expected new items, found {len(known)} that the model already has, first {known[0]!r}")
+    if len(set(ids)) < len(ids):
+        raise InputError(f"expected each new {ITEM} once, found repeated ones")
+    return ids
+
+
+def _vectors(network: DualViewNetwork, attributes: list[dict], encode: Encode) -> torch.Tensor:
+    if not hasattr(network.items, "vectors"):
+        raise InputError(
+            "expected a model with semantic vectors, found an id-only one: a new item needs retraining there"
+        )
+    vectors = np.asarray(encode(attributes), np.float32)
+    wanted = (len(attributes), network.items.vectors.shape[1])
+    if vectors.shape != wanted:
+        raise InputError(
+            f"expected vectors of shape {wanted} as in training, found {vectors.shape}: use the same encoder"
+        )
+    if not np.isfinite(vectors).all():
+        raise InputError("expected finite vectors, found NaN or infinity")
+    return torch.from_numpy(vectors)
+
+
+def _grown(network: DualViewNetwork, vectors: torch.Tensor) -> DualViewNetwork:
+    """The same network with rows appended: collaborative rows zero with confidence 0, semantic vectors as given."""
+    count = len(vectors)
+    dimension = network.items.vectors.shape[1]
+    grown = DualViewNetwork(network.config, network.rows + count, network.max_length, dimension)
+    weights = copy.copy(network.state_dict())
+    for name, tail in (("items.collaborative.weight", None), ("items.confidence", None), ("items.vectors", vectors)):
+        if name in weights:
+            tail = weights[name].new_zeros(count, *weights[name].shape[1:]) if tail is None else tail
+            weights[name] = torch.cat([weights[name], tail])
+    grown.load_state_dict(weights)
+    return grown.eval()

@@ -1,0 +1,102 @@
+"""Export: a Triton model repository from a trained run and the templates in triton_repo/, and new versions of it."""
+
+import os
+import shutil
+from pathlib import Path
+from string import Template
+
+from llmcfsr_merlin.config import ServeConfig
+from llmcfsr_merlin.contract import resource
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
+
+CONFIG = "config.pbtxt"
+FRONT = "recommend"  # the model that users ask, in every layout
+
+
+def export(trained: str | Path, repository: str | Path, serve: ServeConfig) -> dict:
+    """Write a new repository; returns counts for the manifest.
+
+    trained: a run directory or a folder with a sealed model. The repository holds all data that it needs inside its
+    model folders and no absolute path: it can be moved, renamed and mounted read-only.
+    """
+    bundle, repository = Bundle.open(trained), Path(repository)
+    if repository.exists():
+        raise InputError(f"expected no folder at {repository}, found one: use publish() to add a version")
+    repository.mkdir(parents=True)
+    _write(bundle, repository, serve, version=1)
+    return {"layout": serve.layout, "bundle": bundle.hash, "version": 1}
+
+
+def publish(trained: str | Path, repository: str | Path, serve: ServeConfig) -> int:
+    """Add a model as the next version of an existing repository and return its number.
+
+    Folders appear by rename, and the ensemble is pointed at the new version last: a server that polls or reloads at any
+    moment sees either the old or the new version complete. The version before stays for requests in flight.
+    """
+    bundle, repository = Bundle.open(trained), Path(repository)
+    found = versions(repository)
+    if layout(repository) != serve.layout:
+        raise InputError(
+            f"{repository} has layout {layout(repository)}, found serve.layout={serve.layout}: export anew"
+        )
+    _write(bundle, repository, serve, version=found[-1] + 1)
+    for model in _models(repository):
+        for old in found[:-1]:
+            shutil.rmtree(repository / model / str(old), ignore_errors=True)
+    return found[-1] + 1
+
+
+def layout(repository: Path) -> str:
+    """`ensemble` or `merged`; InputError where the folder is no exported repository."""
+    if not (Path(repository) / FRONT / CONFIG).is_file():
+        raise InputError(
+            f"expected a model repository in {repository}, found no {FRONT}/{CONFIG}: run `llmcfsr export`"
+        )
+    return "ensemble" if (Path(repository) / "rank").is_dir() else "merged"
+
+
+def versions(repository: Path) -> list[int]:
+    """Numbers of the complete versions, ascending."""
+    holder = Path(repository) / ("rank" if layout(repository) == "ensemble" else FRONT)
+    return sorted(int(path.name) for path in holder.iterdir() if path.name.isdecimal())
+
+
+def served_bundle(repository: Path) -> Path:
+    """Folder of the newest complete bundle (vocabulary and weights) of a repository: Recommender.load reads it."""
+    model = "rank" if layout(repository) == "ensemble" else FRONT
+    return Path(repository) / model / str(versions(repository)[-1]) / FOLDER
+
+
+def _models(repository: Path) -> list[str]:
+    return sorted(path.name for path in Path(repository).iterdir() if (path / CONFIG).is_file())
+
+
+def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -> None:
+    templates = resource("triton_repo") / serve.layout
+    settings = {
+        "max_batch_size": serve.max_batch_size,
+        "queue_delay": serve.max_queue_delay_us,
+        "max_top_k": serve.max_top_k,
+        "max_length": bundle.max_length,
+        "instances": serve.instances,
+        "kind": "KIND_GPU" if serve.device == "gpu" else "KIND_CPU",
+        "version": version,
+    }
+    names = sorted(path.name for path in templates.iterdir() if (path / CONFIG).is_file())
+    for name in sorted(names, key=lambda name: name == FRONT):  # the ensemble last: it names the version of its steps
+        model = repository / name
+        model.mkdir(exist_ok=True)
+        code = templates / name / "1" / "model.py"
+        if code.is_file():
+            partial = model / f".{version}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            bundle.copy(partial / FOLDER, name)
+            shutil.copyfile(code, partial / "model.py")
+            partial.rename(model / str(version))
+        else:
+            (model / "1").mkdir(exist_ok=True)  # an ensemble has one version, with nothing in it
+        text = Template((templates / name / CONFIG).read_text()).substitute(settings)
+        temporary = model / f".{CONFIG}.{os.getpid()}"
+        temporary.write_text(text)
+        temporary.replace(model / CONFIG)

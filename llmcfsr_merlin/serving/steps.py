@@ -1,0 +1,176 @@
+"""The steps of the ensemble as plain classes over dictionaries of numpy arrays; triton.py puts them into Triton.
+
+A step answers a list of requests at once: requests of different lengths and options join one forward pass.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llmcfsr_merlin.contract import FIRST_ITEM, PAD, VOCABULARY
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.recommender import Encoded, Encoder, Recommender
+from llmcfsr_merlin.serving.bundle import FILES, Bundle
+from llmcfsr_merlin.serving.request import Limits, parse
+from llmcfsr_merlin.vocabulary import Vocabulary
+
+Tensors = dict[str, np.ndarray]
+Result = Tensors | InputError  # an error belongs to one request: the others of the batch are answered
+NO_LIST = -1  # first code of ALLOW_CODES in a row without an allow list
+
+
+def each(requests: list[Tensors], work: Callable[[Tensors], Tensors]) -> list[Result]:
+    """Apply `work` to every request; a bad one becomes its InputError."""
+    results: list[Result] = []
+    for request in requests:
+        try:
+            results.append(work(request))
+        except InputError as error:
+            results.append(error)
+    return results
+
+
+class Encode:
+    """Raw ids and options to codes.
+
+    CODES [B, L], K [B, 1], BLOCK [B, M], ALLOW_CODES [B, N], UNKNOWN, FALLBACK and BUNDLE [B, 1].
+    """
+
+    def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
+        bundle = Bundle.open(directory, FILES["encode"])
+        self.tag, self.max_length, self.limits = bundle.tag, bundle.max_length, limits
+        self.encoder = Encoder(Vocabulary.load(bundle.directory / VOCABULARY), bundle.max_length)
+
+    def __call__(self, requests: list[Tensors]) -> list[Result]:
+        return each(requests, self._one)
+
+    def _one(self, tensors: Tensors) -> Tensors:
+        rows = parse(tensors, self.limits)
+        encoded = self.encoder.encode([row.history for row in rows])
+        codes = np.zeros((len(rows), self.max_length), np.int64)
+        codes[:, : encoded.codes.shape[1]] = encoded.codes
+        block = [
+            self.encoder.known(row.deny) + (encoded.seen[i] if row.exclude_seen else []) for i, row in enumerate(rows)
+        ]
+        allow = [[NO_LIST] if row.allow is None else self.encoder.known(row.allow) for row in rows]
+        column = (len(rows), 1)
+        return {
+            "CODES": codes,
+            "K": np.array([row.k for row in rows], np.int32).reshape(column),
+            "BLOCK": _padded(block),
+            "ALLOW_CODES": _padded(allow),
+            "UNKNOWN": encoded.unknown.astype(np.int32).reshape(column),
+            "FALLBACK": encoded.fallback.reshape(column),
+            "BUNDLE": np.full(column, self.tag, np.int64),
+        }
+
+
+class Rank:
+    """Codes to the best items: ITEM_CODES int64 [B, K], SCORES float32 [B, K] (0 where none is left), BUNDLE [B, 1]."""
+
+    def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
+        bundle = Bundle.open(directory, FILES["rank"])
+        self.tag = bundle.tag
+        self.recommender = Recommender.load(bundle.directory, device)
+
+    def __call__(self, requests: list[Tensors]) -> list[Result]:
+        results = each(requests, self._checked)
+        good = [i for i, result in enumerate(results) if not isinstance(result, InputError)]
+        if good:
+            for i, answer in zip(good, self._forward([requests[i] for i in good])):
+                results[i] = answer
+        return results
+
+    def _checked(self, tensors: Tensors) -> Tensors:
+        _same_bundle(tensors, self.tag, "rank")
+        return tensors
+
+    def _forward(self, requests: list[Tensors]) -> list[Tensors]:
+        codes = np.concatenate([request["CODES"] for request in requests])
+        k = np.concatenate([request["K"] for request in requests])[:, 0]
+        longest = max(int((codes != PAD).sum(1).max()), 1)  # right-padded: the rest is padding in every row
+        encoded = Encoded(torch.from_numpy(codes[:, :longest]), None, (codes == PAD).all(1), [])
+        items, scores = self.recommender.rank(encoded, int(k.max()), self._blocked(requests))
+        width = np.arange(items.shape[1])
+        keep = (width < k[:, None]) & (items >= FIRST_ITEM)
+        items, scores = np.where(keep, items, PAD), np.where(keep, scores, 0).astype(np.float32)
+        answers, start = [], 0
+        for request in requests:
+            stop = start + len(request["CODES"])
+            wide = int(k[start:stop].max())
+            answers.append(
+                {
+                    "ITEM_CODES": _widen(items[start:stop, :wide], wide),
+                    "SCORES": _widen(scores[start:stop, :wide], wide),
+                    "BUNDLE": request["BUNDLE"],
+                }
+            )
+            start = stop
+        return answers
+
+    def _blocked(self, requests: list[Tensors]) -> torch.Tensor | None:
+        if not any((r["ALLOW_CODES"][:, 0] != NO_LIST).any() or r["BLOCK"].any() for r in requests):
+            return None
+        rows = [(a, b) for r in requests for a, b in zip(r["ALLOW_CODES"], r["BLOCK"])]
+        mask = torch.zeros(len(rows), self.recommender.ranker.rows, dtype=torch.bool)
+        for row, (allow, block) in enumerate(rows):
+            if allow[0] != NO_LIST:
+                mask[row] = True
+                mask[row, torch.from_numpy(allow)] = False
+            mask[row, torch.from_numpy(block)] = True  # code 0, the padding of both lists, never scores anyway
+        return mask
+
+
+class Decode:
+    """Codes to raw ids: ITEMS bytes [B, K], empty where no item is left."""
+
+    def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
+        bundle = Bundle.open(directory, FILES["decode"])
+        self.tag = bundle.tag
+        ids = Vocabulary.load(bundle.directory / VOCABULARY).ids
+        self.names = np.array([b""] * FIRST_ITEM + [str(raw).encode() for raw in ids], dtype=object)
+
+    def __call__(self, requests: list[Tensors]) -> list[Result]:
+        return each(requests, self._one)
+
+    def _one(self, tensors: Tensors) -> Tensors:
+        _same_bundle(tensors, self.tag, "decode")
+        return {"ITEMS": self.names[tensors["ITEM_CODES"]]}
+
+
+class Recommend:
+    """The three steps in one, without tensors travelling between processes (layout `merged`)."""
+
+    def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
+        self.encode = Encode(directory, limits)
+        self.rank = Rank(directory, limits, device)
+        self.decode = Decode(directory, limits)
+
+    def __call__(self, requests: list[Tensors]) -> list[Result]:
+        results = self.encode(requests)
+        good = [i for i, result in enumerate(results) if not isinstance(result, InputError)]
+        ranked = self.rank([results[i] for i in good])
+        for i, rank, decoded in zip(good, ranked, self.decode(ranked)):
+            encoded = results[i]
+            results[i] = {
+                **decoded,
+                "SCORES": rank["SCORES"],
+                **{name: encoded[name] for name in ("UNKNOWN", "FALLBACK")},
+            }
+        return results
+
+
+def _padded(lists: list[list[int]]) -> np.ndarray:
+    width = max(1, max(map(len, lists)))
+    return np.array([codes + [PAD] * (width - len(codes)) for codes in lists], np.int64)
+
+
+def _widen(array: np.ndarray, width: int) -> np.ndarray:
+    return np.ascontiguousarray(np.pad(array, ((0, 0), (0, width - array.shape[1]))))
+
+
+def _same_bundle(tensors: Tensors, tag: int, step: str) -> None:
+    if (tensors["BUNDLE"] != tag).any():
+        raise InputError(f"step {step} serves another bundle than the step before it: load all steps of one export")

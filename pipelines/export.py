@@ -1,0 +1,21 @@
+"""Stage `export`: the trained model as a Triton model repository."""
+
+from pathlib import Path
+
+from llmcfsr_merlin.config import Config
+from llmcfsr_merlin.contract import MODEL_REPOSITORY
+from llmcfsr_merlin.serving.repository import export
+from llmcfsr_merlin.stage import Manifest, run_stage
+
+
+def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
+    """Write `run_dir/export/model_repo` from the model in `run_dir/train`."""
+    manifest, _ = run_stage(
+        run_dir,
+        "export",
+        config.serve.model_dump(),
+        ["train"],
+        lambda directory: export(Path(run_dir) / "train", directory / MODEL_REPOSITORY, config.serve),
+        force=force,
+    )
+    return manifest

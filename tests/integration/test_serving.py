@@ -1,0 +1,278 @@
+"""A live tritonserver: both layouts, HTTP and gRPC, hostile requests, reload under load."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from llmcfsr_merlin.config import ModelConfig, ServeConfig
+from llmcfsr_merlin.contract import resource
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.model.artefact import save_model
+from llmcfsr_merlin.model.network import DualViewNetwork
+from llmcfsr_merlin.recommender import Recommender
+from llmcfsr_merlin.serving import Client
+from llmcfsr_merlin.serving.items import add_items
+from llmcfsr_merlin.serving.parity import check_served
+from llmcfsr_merlin.serving.repository import export, publish, served_bundle
+from llmcfsr_merlin.serving.server import Server, find_tritonserver
+from llmcfsr_merlin.stage import seal
+from llmcfsr_merlin.vocabulary import Vocabulary
+
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(find_tritonserver() is None, reason="no tritonserver in PATH nor in nvidia-pytriton"),
+]
+ITEMS, LENGTH, DIMENSION = 60, 12, 24
+IDS = [f"B{i:03d}" for i in range(ITEMS)]
+HISTORIES = [["B001", "B005"], [], ["zzz"], ["B002"] * 30, [None, "B003"], ["B007", "nope", "B009", "é\x00"], IDS * 3]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A sealed model with random weights."""
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("train")
+    counts = np.arange(ITEMS, 0, -1)
+    network = DualViewNetwork(ModelConfig(hidden=16), ITEMS + 3, LENGTH, DIMENSION)
+    vectors = torch.randn(ITEMS + 3, DIMENSION)
+    vectors[:3] = 0
+    network.items.initialise(network.config, torch.tensor(np.r_[0, 0, 0, counts]), vectors)
+    network.gamma.fill_(2.0)
+    columns = {"item_id": IDS, "code": np.arange(3, ITEMS + 3), "count": counts, "train_count": counts}
+    pq.write_table(pa.table(columns), directory / "vocabulary.parquet")
+    save_model(network, directory, Vocabulary.load(directory / "vocabulary.parquet").hash)
+    seal(directory, "train", "key", {})
+    return directory
+
+
+@pytest.fixture(scope="module", params=["ensemble", "merged"])
+def server(request, trained, tmp_path_factory):
+    """Served from a repository that was exported, moved and made read-only."""
+    folder = tmp_path_factory.mktemp(request.param)
+    export(trained, folder / "made", ServeConfig(layout=request.param, max_batch_size=16, max_top_k=50))
+    repository = (folder / "made").rename(folder / "moved here")
+    subprocess.run(["chmod", "-R", "a-w", str(repository)], check=True)
+    with Server(repository, threads=1, timeout=60) as running:
+        yield running
+    subprocess.run(["chmod", "-R", "u+w", str(repository)], check=True)
+
+
+@pytest.mark.parametrize("protocol", ["http_url", "grpc_url"])
+@pytest.mark.parametrize(
+    "filters",
+    [{}, {"exclude_seen": True}, {"deny": ["B001", "q"]}, {"allow": ["B004", "B001", "q"]}, {"allow": ["none known"]}],
+    ids=str,
+)
+def test_served_equals_offline(server, trained, protocol, filters):
+    found = check_served(trained, getattr(server, protocol), HISTORIES * 3, 7, **filters)
+    assert (found.equal + found.ties, found.different) == (3 * len(HISTORIES), 0), found
+
+
+def test_table_flags_and_padding(server, trained):
+    with Client(server.grpc_url) as client:
+        answers = client.answer([["B001", "zzz", "yyy"], ["zzz"]], 3, allow=["B001", "B002"])
+        table = client.recommend([["B001"], ["B002"]], k=2)
+    assert answers.unknown.tolist() == [2, 1] and answers.fallback.tolist() == [False, True]
+    assert answers.items[1].tolist() == ["B001", "B002", None] and np.isnan(answers.scores[:, 2]).all()
+    offline = Recommender.load(trained).recommend([["B001"], ["B002"]], k=2)
+    assert table[["history", "rank", "item_id"]].equals(offline[["history", "rank", "item_id"]])
+
+
+def ask(server, body) -> tuple[int, dict]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(f"{server.http_url}/v2/models/recommend/infer", data=data)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read() or b"{}")
+
+
+def tensor(name, data, datatype="BYTES", shape=None) -> dict:
+    return {"name": name, "datatype": datatype, "shape": shape or list(np.shape(data)), "data": data}
+
+
+HISTORY = tensor("HISTORY", [["B001", "B002"]])
+HOSTILE = {
+    "no history": ([tensor("TOP_K", [[3]], "INT32")], "HISTORY"),
+    "no inputs": ([], "input"),
+    "k zero": ([HISTORY, tensor("TOP_K", [[0]], "INT32")], "TOP_K"),
+    "k negative": ([HISTORY, tensor("TOP_K", [[-5]], "INT32")], "TOP_K"),
+    "k above the limit": ([HISTORY, tensor("TOP_K", [[51]], "INT32")], "TOP_K"),
+    "k two columns": ([HISTORY, tensor("TOP_K", [[1, 2]], "INT32")], "TOP_K"),
+    "k as float": ([HISTORY, tensor("TOP_K", [[3.5]], "FP32")], "TOP_K"),
+    "k other rows": ([HISTORY, tensor("TOP_K", [[1], [2]], "INT32")], "batch size"),
+    "history of floats": ([tensor("HISTORY", [[1.0]], "FP32")], "HISTORY"),
+    "history of one dimension": ([tensor("HISTORY", ["B001"])], "HISTORY"),
+    "history without rows": ([tensor("HISTORY", [], shape=[0, 1])], "HISTORY"),
+    "extra tensor": ([HISTORY, tensor("COLOUR", [["red"]])], "COLOUR"),
+    "empty allow list": ([HISTORY, tensor("ALLOW", [[""]])], "ALLOW"),
+    "exclude_seen as text": ([HISTORY, tensor("EXCLUDE_SEEN", [["yes"]])], "EXCLUDE_SEEN"),
+    "batch too large": ([tensor("HISTORY", [["B001"]] * 17)], "batch-size"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_malformed_request_names_the_field_and_the_next_one_is_answered(server, name):
+    inputs, word = HOSTILE[name]
+    status, reply = ask(server, {"inputs": inputs})
+    assert status == 400 and word in reply["error"], reply
+    assert ask(server, {"inputs": [HISTORY]})[0] == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"null", b'{"inputs": null}', b"\x00\xff" * 50], ids=range(5))
+def test_broken_json_is_refused(server, body):
+    assert ask(server, body)[0] in (400, 500)  # Triton itself calls broken JSON an internal error
+    assert ask(server, {"inputs": [HISTORY]})[0] == 200
+
+
+def test_ten_thousand_items_and_hostile_ids(server, trained):
+    histories = [[IDS[i % ITEMS] for i in range(10_000)], ["\u0000", "💥" * 1000, "B001'; --", "NaN"], ["B001 "]]
+    assert check_served(trained, server.http_url, histories, 50).passed
+
+
+def test_documented_request_and_answer(server):
+    body = json.loads((resource("schemas") / "request.json").read_text())
+    known = ["B001", "B002", "B003", "B004"]
+    status, reply = ask(server, body)
+    assert status == 200 and known
+    documented = json.loads((resource("schemas") / "response.json").read_text())
+    described = [(one["name"], one["datatype"], one["shape"]) for one in documented["outputs"]]
+    assert sorted(described) == sorted((one["name"], one["datatype"], one["shape"]) for one in reply["outputs"])
+    if shutil.which("curl"):
+        url = f"{server.http_url}/v2/models/recommend/infer"
+        path = resource("schemas") / "request.json"
+        done = subprocess.run(["curl", "-sf", url, "-d", f"@{path}"], capture_output=True, check=True)
+        assert json.loads(done.stdout)["outputs"] == reply["outputs"]
+
+
+def test_counters_count(server):
+    def counted() -> dict[str, float]:
+        text = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+        lines = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("llmcfsr_")]
+        return {name.partition("{")[0]: float(value) for name, value in lines}
+
+    before = counted()
+    with Client(server.http_url) as client:
+        client.answer([["zzz", "yyy"], ["B001", "qqq"]])
+    after = counted()
+    assert after["llmcfsr_unknown_ids"] - before["llmcfsr_unknown_ids"] == 3
+    assert after["llmcfsr_fallbacks"] - before["llmcfsr_fallbacks"] == 1
+
+
+def test_random_requests(server, trained):
+    requests = int(os.environ.get("LLMCFSR_FUZZ", 300))
+    random = np.random.default_rng(0)
+    offline = Recommender.load(trained)
+    pool = [*IDS, "zzz", "", "B00", "é"]
+    with Client(server.grpc_url) as client:
+        for _ in range(requests):
+            histories = [random.choice(pool, random.integers(0, 30)).tolist() for _ in range(random.integers(1, 5))]
+            histories = [[raw for raw in history if raw] for history in histories]
+            k = int(random.integers(1, 51))
+            filters = {"exclude_seen": bool(random.integers(2))}
+            if random.random() < 0.3:
+                filters["allow"] = random.choice(IDS, random.integers(1, 20)).tolist()
+            if random.random() < 0.3:
+                filters["deny"] = random.choice(IDS, random.integers(1, 20)).tolist()
+            wanted, found = offline.answer(histories, k, **filters), client.answer(histories, k, **filters)
+            np.testing.assert_allclose(found.scores[:, : wanted.scores.shape[1]], wanted.scores, atol=1e-4)
+            assert (found.unknown == wanted.unknown).all() and (found.fallback == wanted.fallback).all()
+            moved = found.items[:, : wanted.items.shape[1]] != wanted.items
+            assert moved.mean() < 0.02, "more than ties moved"
+
+
+def test_different_lengths_join_one_forward(server):
+    def executions() -> int:
+        model = "rank" if "ensemble" in str(server.repository) else "recommend"
+        text = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+        rows = [
+            line for line in text.splitlines() if line.startswith("nv_inference_exec_count") and f'"{model}"' in line
+        ]
+        return int(float(rows[0].rsplit(" ", 1)[1]))
+
+    before, each, workers = executions(), 20, 8
+
+    def flood(seed: int) -> None:
+        with Client(server.grpc_url) as client:
+            for i in range(each):
+                client.answer([IDS[: 1 + (seed * 7 + i) % 40]], 5)
+
+    threads = [threading.Thread(target=flood, args=(seed,)) for seed in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert executions() - before < 0.8 * each * workers
+
+
+@pytest.mark.parametrize("layout", [pytest.param("ensemble", marks=pytest.mark.slow), "merged"])
+def test_new_items_are_published_and_reloaded_under_load(trained, tmp_path, layout):
+    """`LLMCFSR_RELOADS` reloads while clients ask: no request fails, and the new items are recommended."""
+    reloads = int(os.environ.get("LLMCFSR_RELOADS", 1))
+    serve = ServeConfig(layout=layout)
+    export(trained, tmp_path / "repo", serve)
+    rows = [{"item_id": f"N{i}", "title": f"new {i}"} for i in range(10)]
+    vectors = torch.randn(10, DIMENSION, generator=torch.Generator().manual_seed(1)).numpy()
+    add_items(trained, tmp_path / "grown", rows, lambda attributes: vectors)
+    failures, answered, stop = [], [0], threading.Event()
+    with Server(tmp_path / "repo", threads=1) as server:
+
+        def load() -> None:
+            with Client(server.grpc_url) as client:
+                while not stop.is_set():
+                    try:
+                        client.answer([["B001", "B002"]], 5)
+                        answered[0] += 1
+                    except InputError as error:
+                        failures.append(str(error))
+
+        threads = [threading.Thread(target=load) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for turn in range(reloads):
+            publish(tmp_path / "grown" if turn % 2 == (reloads - 1) % 2 else trained, tmp_path / "repo", serve)
+            server.reload()
+            time.sleep(0.2)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert not failures and answered[0] > 10
+        assert check_served(tmp_path / "grown", server.grpc_url, [["N1", "B002"], ["B003"]], 70).passed
+        with Client(server.grpc_url) as client:
+            assert client.answer([["B001"]], 1, allow=["N3"]).items.tolist() == [["N3"]]
+    assert served_bundle(tmp_path / "repo").is_dir()
+
+
+def test_changed_weights_do_not_load(trained, tmp_path):
+    export(trained, tmp_path / "repo", ServeConfig(layout="merged"))
+    weights = tmp_path / "repo/recommend/1/bundle/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(InputError, match="sha256 differs"):
+        Server(tmp_path / "repo", threads=1, timeout=60).start()
+
+
+def test_a_stopped_server_leaves_nothing(trained, tmp_path):
+    import psutil
+
+    export(trained, tmp_path / "repo", ServeConfig(layout="merged"))
+    with Server(tmp_path / "repo", threads=1) as server:
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        prefix, url = server._shm_prefix, server.http_url
+        assert len(family) > 1 and f"127.0.0.1:{server._ports[0]}" in server.log
+    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not list(Path("/dev/shm").glob(f"{prefix}*"))
+    with pytest.raises(InputError, match="no server answers"):
+        Client(url).recommend([["B001"]])
