@@ -90,17 +90,35 @@ class EmbedConfig(_Section):
     """Semantic vectors of the items (stage `embed`)."""
 
     model: str = "minilm"
-    """minilm: the embedded all-MiniLM-L6-v2; else a Hugging Face name or a local folder."""
+    """minilm: the embedded all-MiniLM-L6-v2; else a Hugging Face name or a local folder (safetensors only)."""
     revision: str | None = None
+    """Branch, tag or commit of a Hugging Face model."""
     template: Literal["generic", "yelp", "fashion", "beauty"] = "generic"
+    """Which attributes the prompt shows, and in which order."""
+    popularity: bool = False
+    """Show review count, average stars and sales rank in the prompt: they leak what is to be predicted."""
+    instruction: str = ""
+    """Text before the attributes, for instruction-tuned models."""
     max_tokens: int = Field(128, ge=8)
-    batch_size: int = Field(64, ge=1)
+    """Longer prompts are cut at the end."""
     pooling: Literal["mean", "last"] = "mean"
+    """last: the last real token, for causal models such as LLaMA."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantisation: Literal["none", "8bit", "4bit"] = "none"
+    """8bit and 4bit need bitsandbytes and a CUDA GPU."""
+    batch_size: int = Field(64, ge=1)
     device: str = "auto"
+    workers: int = Field(1, ge=1)
+    """Processes that encode shards side by side; on CUDA worker w uses GPU w."""
     reduction: Literal["none", "pca", "whiten", "standardise"] = "none"
     dimension: int | None = Field(None, ge=2)
-    """Dimension after the reduction; None keeps the model's."""
+    """Dimension after pca or whiten; None keeps the model's."""
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.dimension and self.reduction not in ("pca", "whiten"):
+            raise ValueError(f"dimension ({self.dimension}) needs reduction pca or whiten, found {self.reduction}")
+        return self
 
 
 class ModelConfig(_Section):
