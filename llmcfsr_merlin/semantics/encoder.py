@@ -1,24 +1,19 @@
 """Texts to vectors: tokenised once, sorted by length, padded batch by batch, pooled with the mask, L2-normalised."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from llmcfsr_merlin.semantics.models import ModelSource, load_model, load_tokenizer, longest_input, pick_device
 
-if TYPE_CHECKING:
-    import torch
 
-
-def pool(hidden: "torch.Tensor", mask: "torch.Tensor", pooling: str) -> "torch.Tensor":
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """Pool token states to one L2-normalised float32 vector a text.
 
     hidden: (B, T, D) any float dtype. mask: (B, T), 1 at real tokens, padding on either side. pooling: "mean" over the
     real tokens, or "last" real token (for causal models only the last one has seen the whole text). Returns (B, D).
     """
-    import torch
-
     hidden = hidden.float()
     mask = mask.to(hidden.device)
     if pooling == "last":
@@ -80,8 +75,6 @@ class TextEncoder:
 
     def batch(self, tokens: Sequence[Sequence[int]]) -> dict:
         """Pad token lists on the right to input_ids and attention_mask, (B, T) int64 on the model's device."""
-        import torch
-
         longest = max(1, *(len(row) for row in tokens)) if len(tokens) > 1 else max(1, len(tokens[0]))
         ids = np.full((len(tokens), longest), self.tokenizer.pad_token_id, dtype=np.int64)
         mask = np.zeros((len(tokens), longest), dtype=np.int64)
@@ -94,7 +87,7 @@ class TextEncoder:
             "attention_mask": torch.from_numpy(mask).to(device, non_blocking=True),
         }
 
-    def forward(self, tokens: Sequence[Sequence[int]]) -> "torch.Tensor":
+    def forward(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Unit vectors (B, D) float32 of a batch of token lists; gradients follow torch's mode."""
         batch = self.batch(tokens)
         return pool(self.model(**batch).last_hidden_state, batch["attention_mask"], self.pooling)
@@ -106,8 +99,6 @@ class TextEncoder:
 
         progress: called with the number of texts after each batch.
         """
-        import torch
-
         vectors = np.empty((len(tokens), self.dimension), dtype=np.float32)
         order = sorted(range(len(tokens)), key=lambda index: -len(tokens[index]))
         with torch.inference_mode():

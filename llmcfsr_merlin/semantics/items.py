@@ -6,7 +6,7 @@ The stage `embed` and the addition of new items to a finished run both go throug
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from llmcfsr_merlin.contract import ITEM
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics.checks import check_encoded
 from llmcfsr_merlin.semantics.encoder import TextEncoder
+from llmcfsr_merlin.semantics.lora import ADAPTER, load_adapter
 from llmcfsr_merlin.semantics.models import ModelSource, resolve
 from llmcfsr_merlin.semantics.prompts import Prompter
 from llmcfsr_merlin.semantics.reduction import Reduction
@@ -125,14 +126,19 @@ class ItemEncoder:
     def encoder(self) -> TextEncoder:
         """The text encoder, loaded at the first use."""
         if self._encoder is None:
+            adapter = self.tuned and (self.tuned / ADAPTER).is_file()
+            source = replace(self.source, folder=str(self.tuned)) if self.tuned and not adapter else self.source
             self._encoder = TextEncoder.load(
-                self.source, pooling=self.recipe.pooling, max_tokens=self.recipe.max_tokens, batch_size=self.batch_size,
-                dtype=self.recipe.dtype, device=self.device, quantisation=self.recipe.quantisation,
-            )  # fmt: skip
-            if self.tuned:
-                from llmcfsr_merlin.semantics.lora import load_tuned
-
-                self._encoder.model = load_tuned(self._encoder.model, self.tuned).eval()
+                source,
+                pooling=self.recipe.pooling,
+                max_tokens=self.recipe.max_tokens,
+                batch_size=self.batch_size,
+                dtype=self.recipe.dtype,
+                device=self.device,
+                quantisation=self.recipe.quantisation,
+            )
+            if adapter:
+                self._encoder.model = load_adapter(self._encoder.model, self.tuned).eval()
         return self._encoder
 
     def encode_rows(self, rows: Sequence[Mapping[str, object]], cache=None, progress=None) -> EncodedRows:

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from llmcfsr_merlin.pipelines.embed import run
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.pipelines.embed import run
 from llmcfsr_merlin.semantics.table import load_item_table
 from llmcfsr_merlin.stage import seal
 
