@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import ITEM, ITEMS, VOCABULARY
+from llmcfsr_merlin.contract import ITEM, ITEMS, SEQUENCES, VOCABULARY
 from llmcfsr_merlin.semantics.embedding import embed_table
 from llmcfsr_merlin.semantics.models import resolve
 from llmcfsr_merlin.stage import Manifest, run_stage
@@ -23,10 +23,11 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
         return embed_table(
             config.embed,
             source,
-            run_dir / "ingest" / ITEMS,
-            ids,
-            out,
-            previous if previous.is_dir() and not force else None,
+            items_dir=run_dir / "ingest" / ITEMS,
+            vocabulary_ids=ids,
+            out=out,
+            previous=previous if previous.is_dir() and not force else None,
+            sequences_dir=run_dir / "prepare" / SEQUENCES,
         )
 
     manifest, _ = run_stage(run_dir, "embed", settings, ("ingest", "prepare"), work, force=force, resumable=True)

@@ -1,7 +1,9 @@
 """The stage `embed` as a function: items table in, vectors and recipe out."""
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,25 @@ from llmcfsr_merlin.config import EmbedConfig
 from llmcfsr_merlin.contract import HAS_TEXT, ITEM, VECTOR, VECTORS
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics.checks import check_finite
-from llmcfsr_merlin.semantics.items import REDUCTION, EncoderRecipe, ItemEncoder
-from llmcfsr_merlin.semantics.models import ModelSource
+from llmcfsr_merlin.semantics.enrichment import Enricher
+from llmcfsr_merlin.semantics.items import REDUCTION, TUNED, EncoderRecipe, ItemEncoder
+from llmcfsr_merlin.semantics.models import ModelSource, resolve
 from llmcfsr_merlin.semantics.prompts import Prompter
 from llmcfsr_merlin.semantics.reduction import Reduction
-from llmcfsr_merlin.semantics.shards import ENCODED, SHARD_ROWS, VectorCache, encode_shards, plan_shards, read_counts
+from llmcfsr_merlin.semantics.shards import (
+    ENCODED,
+    SHARD_ROWS,
+    Shard,
+    VectorCache,
+    encode_shards,
+    plan_shards,
+    read_counts,
+)
 from llmcfsr_merlin.semantics.table import vectors_array, vectors_column
+from llmcfsr_merlin.semantics.tuned import tune_stage
+from llmcfsr_merlin.semantics.workers import run_workers, worker_device
 
+ENRICHED = "enriched"
 FIT_ROWS = 200_000  # the reduction is fitted on at most this many rows, spread evenly
 
 
@@ -29,21 +43,30 @@ def embed_table(
     vocabulary_ids: Sequence[str],
     out: Path,
     previous: Path | None = None,
+    sequences_dir: Path | None = None,
 ) -> dict:
     """Encode the items of a vocabulary into `out` and return the counts for the manifest.
 
-    items_dir: part-*.parquet of item_id and attributes. vocabulary_ids: raw ids; items that are not in it are not
-    encoded, ids without metadata get the mean vector. previous: an earlier result, whose vectors are taken over where
-    recipe and prompt are unchanged. A killed call goes on where it stopped when it is called again with the same `out`.
-    Writes `vectors/`, `encoded/` (before the reduction), encoder.json and reduction.safetensors.
+    items_dir: part-*.parquet of item_id and attributes. vocabulary_ids: raw ids in code order; items that are not in it
+    are not encoded, ids without metadata get the mean vector. previous: an earlier result, whose vectors (and tuned
+    weights) are taken over where recipe and prompt are unchanged. sequences_dir: for co-occurrence pairs in tuning.
+    A killed call goes on where it stopped when it is called again with the same `out`.
+    Writes `vectors/`, `encoded/` (before the reduction), encoder.json, reduction.safetensors and, where asked for,
+    `tuned/` (weights) and `enriched/` (attributes written by a model).
     """
     start = time.perf_counter()
     shards, counts, absent = plan_shards(items_dir, vocabulary_ids)
     recipe = make_recipe(config, source)
-    encoder = ItemEncoder(recipe, source, batch_size=config.batch_size, device=config.device)
-    cache = VectorCache(previous / ENCODED, recipe.key) if previous else None
-    encode_shards(shards, encoder, out / ENCODED, cache)
-    encoding = time.perf_counter() - start
+    if config.enrich.enabled:
+        _take_over(previous, out, ENRICHED)
+    record = None
+    if config.tune.enabled:
+        encoder = ItemEncoder(recipe, source, device=config.device, enricher=_enricher(config, recipe, out))
+        record = tune_stage(config, encoder, shards, vocabulary_ids, sequences_dir, out, previous)
+        recipe = replace(recipe, tuned={"key": record["key"], "sha256": record["sha256"]})
+    tuned_at = time.perf_counter()
+    run_workers(_encode_worker, config.workers, config, recipe, source, shards, out, previous)
+    encoding = time.perf_counter() - tuned_at
     counts |= read_counts(out / ENCODED)
     reduction = Reduction.fit(config.reduction, _sample(out / ENCODED, counts["items"]), config.dimension)
     recipe.save(out)
@@ -59,18 +82,63 @@ def embed_table(
         "explained_variance": reduction.explained,
         "dimension": int(reduction.mean.shape[0] if reduction.matrix is None else reduction.matrix.shape[1]),
         "recipe": recipe.key,
+        "tuned": record,
+        "enriched": recipe.enriched,
+        "tune_seconds": round(tuned_at - start, 2),
         "encode_seconds": round(encoding, 2),
     }
 
 
-def make_recipe(config: EmbedConfig, source: ModelSource, tuned: dict | None = None) -> EncoderRecipe:
-    """The part of the settings that decides on an item's vector."""
+def make_recipe(config: EmbedConfig, source: ModelSource) -> EncoderRecipe:
+    """The part of the settings that decides on an item's vector, before tuning."""
     template = Prompter.of(config.template).template
+    enriched = None
+    if config.enrich.enabled:
+        enriched = Enricher(config.enrich, resolve(config.enrich.model, config.enrich.revision), None).record()
     return EncoderRecipe(
-        model=source.record(), template=template.name, template_id=template.id, instruction=config.instruction,
-        popularity=config.popularity, pooling=config.pooling, max_tokens=config.max_tokens, dtype=config.dtype,
-        quantisation=config.quantisation, tuned=tuned,
-    )  # fmt: skip
+        model=source.record(),
+        template=template.name,
+        template_id=template.id,
+        instruction=config.instruction,
+        popularity=config.popularity,
+        pooling=config.pooling,
+        max_tokens=config.max_tokens,
+        dtype=config.dtype,
+        quantisation=config.quantisation,
+        enriched=enriched,
+    )
+
+
+def _encode_worker(
+    rank: int,
+    workers: int,
+    config: EmbedConfig,
+    recipe: EncoderRecipe,
+    source: ModelSource,
+    shards: Sequence[Shard],
+    out: Path,
+    previous: Path | None,
+) -> None:
+    device = worker_device(config.device, rank) if workers > 1 else config.device
+    encoder = ItemEncoder(
+        recipe,
+        source,
+        out / TUNED if recipe.tuned else None,
+        batch_size=config.batch_size,
+        device=device,
+        enricher=_enricher(config, recipe, out),
+    )
+    cache = VectorCache(previous / ENCODED, recipe.key) if previous else None
+    encode_shards(shards, encoder, out / ENCODED, cache, worker=rank, workers=workers)
+
+
+def _enricher(config: EmbedConfig, recipe: EncoderRecipe, out: Path) -> Enricher | None:
+    return Enricher.of(recipe.enriched, out / ENRICHED, config.device) if recipe.enriched else None
+
+
+def _take_over(previous: Path | None, out: Path, name: str) -> None:
+    if previous and (previous / name).is_dir():
+        shutil.copytree(previous / name, out / name, dirs_exist_ok=True)
 
 
 def write_vectors(out: Path, reduction: Reduction, absent: pa.Array) -> None:

@@ -15,9 +15,10 @@ from llmcfsr_merlin.contract import ITEM
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics.checks import check_encoded
 from llmcfsr_merlin.semantics.encoder import TextEncoder
+from llmcfsr_merlin.semantics.enrichment import Enricher
 from llmcfsr_merlin.semantics.lora import ADAPTER, load_adapter
-from llmcfsr_merlin.semantics.models import ModelSource, resolve
-from llmcfsr_merlin.semantics.prompts import Prompter
+from llmcfsr_merlin.semantics.models import ModelSource, resolve_recorded
+from llmcfsr_merlin.semantics.prompts import Attributes, Prompter
 from llmcfsr_merlin.semantics.reduction import Reduction
 from llmcfsr_merlin.stage import hash_json, write_json
 
@@ -40,7 +41,9 @@ class EncoderRecipe:
     dtype: str
     quantisation: str
     tuned: dict | None = None
-    """What the fine-tuning recorded (settings, weights' sha256), None for the base model."""
+    """Key and sha256 of the fine-tuned weights, None for the base model."""
+    enriched: dict | None = None
+    """What the enrichment recorded, None where no attributes are written by a model."""
 
     @property
     def key(self) -> str:
@@ -98,6 +101,7 @@ class ItemEncoder:
         *,
         batch_size: int = 64,
         device: str = "auto",
+        enricher: Enricher | None = None,
     ):
         self.recipe = recipe
         self.prompter = recipe.prompter()
@@ -105,22 +109,17 @@ class ItemEncoder:
         self.tuned = tuned
         self.batch_size = batch_size
         self.device = device
+        self.enricher = enricher
         self._encoder: TextEncoder | None = None
 
     @classmethod
     def load(cls, directory: Path, *, batch_size: int = 64, device: str = "auto") -> "ItemEncoder":
         """The encoder that made the vectors of a finished stage `embed`; InputError where the model has changed."""
         recipe = EncoderRecipe.load(directory)
-        name, revision = recipe.model["name"], recipe.model["revision"]
-        source = resolve(name, None if revision == "local" or revision.startswith("package ") else revision)
-        if source.sha256 != recipe.model["sha256"]:
-            raise InputError(
-                f"{source.folder}: expected the weights that made {directory}, found others (sha256 differs): "
-                "rerun `llmcfsr embed`"
-            )
-        return cls(
-            recipe, source, Path(directory) / TUNED if recipe.tuned else None, batch_size=batch_size, device=device
-        )
+        source = resolve_recorded(recipe.model)
+        tuned = Path(directory) / TUNED if recipe.tuned else None
+        enricher = Enricher.of(recipe.enriched, None, device) if recipe.enriched else None
+        return cls(recipe, source, tuned, batch_size=batch_size, device=device, enricher=enricher)
 
     @property
     def encoder(self) -> TextEncoder:
@@ -141,13 +140,18 @@ class ItemEncoder:
                 self._encoder.model = load_adapter(self._encoder.model, self.tuned).eval()
         return self._encoder
 
+    def attributes(self, rows: Sequence[Mapping[str, object]]) -> list[Attributes]:
+        """The attributes of each row, enriched where the recipe says so."""
+        found = [self.prompter.attributes(row) for row in rows]
+        return self.enricher(found) if self.enricher else found
+
     def encode_rows(self, rows: Sequence[Mapping[str, object]], cache=None, progress=None) -> EncodedRows:
         """Encode rows of the items table (item_id and attributes).
 
         cache: a VectorCache of the same recipe. Equal prompts are encoded once. Raises InputError with item ids where
         vectors are NaN, zero or constant.
         """
-        prompts = [self.prompter(row) for row in rows]
+        prompts = [self.prompter.render(attributes) for attributes in self.attributes(rows)]
         content = [hashlib.blake2b(prompt.encode(), digest_size=16).digest() if prompt else None for prompt in prompts]
         first = {}  # content -> the first row that has it
         for row, digest in enumerate(content):

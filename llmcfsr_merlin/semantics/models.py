@@ -55,6 +55,18 @@ def resolve(name: str, revision: str | None = None) -> ModelSource:
     return ModelSource(name, found, str(folder), next(iter(hashes.values())) if len(hashes) == 1 else hash_json(hashes))
 
 
+def resolve_recorded(record: dict) -> ModelSource:
+    """Find the model of a manifest's record again; InputError where its weights are not those that were recorded."""
+    local = record["revision"] == "local" or record["revision"].startswith("package ")
+    source = resolve(record["name"], None if local else record["revision"])
+    if source.sha256 != record["sha256"]:
+        raise InputError(
+            f"{source.folder}: expected the weights that the run was made with, found others (sha256 differs): "
+            "rerun `llmcfsr embed`"
+        )
+    return source
+
+
 def embedded_folder() -> Path:
     """Folder of the embedded all-MiniLM-L6-v2 (384 dimensions)."""
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)

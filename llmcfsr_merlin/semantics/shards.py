@@ -137,7 +137,7 @@ def encode_shards(
         for shard in mine:
             path = shard_path(out, shard)
             done = bar.n
-            if not path.is_file():
+            if not _is_done(path, encoder.recipe.key):
                 _encode_shard(shard, encoder, path, cache, bar.update)
             bar.update(done + int(shard.keep.sum()) - bar.n)  # what was cached, had no text or was there
 
@@ -148,7 +148,7 @@ def shard_path(out: Path, shard: Shard) -> Path:
 
 
 def _encode_shard(shard: Shard, encoder: ItemEncoder, path: Path, cache: VectorCache | None, progress) -> None:
-    rows = _read_rows(shard)
+    rows = read_rows(shard)
     encoded = encoder.encode_rows(rows.to_pylist(), cache, progress)
     table = pa.table(
         {
@@ -166,6 +166,10 @@ def _encode_shard(shard: Shard, encoder: ItemEncoder, path: Path, cache: VectorC
     temporary.replace(path)
 
 
+def _is_done(path: Path, key: str) -> bool:
+    return path.is_file() and pq.read_schema(path).metadata[b"recipe"] == key.encode()
+
+
 def read_counts(out: Path) -> dict[str, int]:
     """Sums of what the shards in `out` recorded."""
     sums = np.zeros(len(_COUNTS), dtype=np.int64)
@@ -174,7 +178,7 @@ def read_counts(out: Path) -> dict[str, int]:
     return dict(zip(_COUNTS, sums.tolist()))
 
 
-def _read_rows(shard: Shard) -> pa.Table:
+def read_rows(shard: Shard) -> pa.Table:
     """The kept rows of a shard; only the row groups that hold them are read."""
     file = pq.ParquetFile(shard.file)
     stop, position, groups, skipped = shard.start + len(shard.keep), 0, [], None

@@ -42,11 +42,13 @@ class _State:
     history: tuple = ()
 
 
-def split_holdout(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions to train on and at most 1000 to hold out, at least 2; drawn from the seed."""
-    order = np.random.default_rng(seed).permutation(count)
-    held = min(1000, max(2, round(count * share)))
-    return np.sort(order[held:]), np.sort(order[:held])
+def holdout_positions(items: Sequence[Attributes], share: float, seed: int) -> list[int]:
+    """Positions of the items held out: 2 to 1000 of those with two attributes or more, drawn from the seed."""
+    rich = [position for position, attributes in enumerate(items) if len(attributes) > 1]
+    if len(rich) < 10:
+        raise InputError(f"embed.tune: expected at least 10 items of two or more attributes, found {len(rich)}")
+    order = np.random.default_rng(seed).permutation(len(rich))
+    return sorted(rich[place] for place in order[: min(1000, max(2, round(len(rich) * share)))])
 
 
 def attribute_retrieval(encoder: TextEncoder, items: Sequence[Attributes], prompter: Prompter, seed: int = 0) -> float:
@@ -76,17 +78,13 @@ def tune(
 ) -> dict:
     """Fine-tune `encoder.model`, write the best weights into the folder `out` and return what the manifest records.
 
-    items: attributes of each item; only those of two or more are held out. neighbours: co-occurrence by position in
-    `items`. A killed call goes on from its last checkpoint when it is called again with the same `out`. `out` ends up as
-    a folder that transformers (full) or peft (lora) loads.
+    items: attributes of each item; only those of two or more are held out. neighbours: by position in `items`.
+    A killed call goes on from its last checkpoint when called again with the same `out`. `out` ends up as a folder that
+    transformers (full) or peft (lora) loads.
     """
     accelerator = _accelerator(encoder)
     main = accelerator.is_main_process
-    rich = [position for position, attributes in enumerate(items) if len(attributes) > 1]
-    if len(rich) < 10:
-        raise InputError(f"embed.tune: expected at least 10 items of two or more attributes, found {len(rich)}")
-    _, held = split_holdout(len(rich), settings.holdout, settings.seed)
-    held = {rich[position] for position in held}
+    held = set(holdout_positions(items, settings.holdout, settings.seed))
     holdout = [items[position] for position in sorted(held)]
     kept = [position for position in range(len(items)) if position not in held and items[position]]
     sampler = PairSampler(

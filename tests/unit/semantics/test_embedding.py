@@ -101,6 +101,13 @@ def test_two_workers_equal_one(config, items_dir, tmp_path):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
+def test_worker_processes_write_the_same(config, items_dir, tmp_path):
+    embed(config, items_dir, tmp_path / "one")
+    embed(config.model_copy(update={"workers": 2}), items_dir, tmp_path / "two")
+    one, two = (load_item_table(IDS, tmp_path / name / "vectors") for name in ("one", "two"))
+    assert (one.vectors == two.vectors).all()
+
+
 def test_only_changed_items_are_encoded_again(config, items_dir, tmp_path):
     embed(config, items_dir, tmp_path / "a")
     rows = catalogue()

@@ -14,7 +14,7 @@ from llmcfsr_merlin.semantics.lora import load_adapter
 from llmcfsr_merlin.semantics.models import load_model, resolve
 from llmcfsr_merlin.semantics.pairs import Neighbours, PairSampler
 from llmcfsr_merlin.semantics.prompts import Prompter
-from llmcfsr_merlin.semantics.tuning import attribute_retrieval, split_holdout, tune
+from llmcfsr_merlin.semantics.tuning import attribute_retrieval, holdout_positions, tune
 
 PROMPTER = Prompter.of("beauty")
 SETTINGS = TuneConfig(
@@ -144,7 +144,7 @@ def test_holdout_is_never_trained_on(tiny_bert, tmp_path, monkeypatch):
         lambda self, chosen, epoch: seen.append([self.items[i] for i in chosen]) or real(self, chosen, epoch),
     )
     record = tune(load(tiny_bert), items(), PROMPTER, SETTINGS.model_copy(update={"epochs": 1}), tmp_path / "t")
-    _, held = split_holdout(80, 0.2, 42)
+    held = holdout_positions(items(), 0.2, 42)
     used = {str(row) for batch in seen for row in batch}
     assert record["holdout"] == 16 and not used & {str(items()[position]) for position in held}
 
