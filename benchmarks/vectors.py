@@ -1,7 +1,7 @@
 """Item vectors side by side: base MiniLM, contrastively tuned MiniLM, TF-IDF + SVD, word vectors.
 
     python benchmarks/vectors.py runs/beauty --template beauty --tail 4 --only base tfidf words
-    python benchmarks/vectors.py runs/yelp --template yelp --tail 13 --only tuned --set tune.drop=0.4 tune.temperature=0.05
+    python benchmarks/vectors.py runs/yelp --template yelp --tail 13 --only tuned --set tune.drop=0.4
 
 The run needs its stages ingest and prepare. Each variant's vectors are written to <run>/variants/<name>/vectors in the
 format of the stage `embed` (so that the recommender can be trained on them), its figures are added to

@@ -1,6 +1,7 @@
 """The vector report of a run: `llmcfsr vectors report`. Judges vectors without training a recommender."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,19 +146,41 @@ def draw_map(vectors: np.ndarray, has_text: np.ndarray, items: Catalogue, path: 
     flat = TSNE(metric="cosine", init="random", perplexity=min(30, (len(rows) - 1) // 3), random_state=0).fit_transform(
         vectors[rows]
     )
-    counts: dict[str, int] = {}
-    for row in rows:
-        for name in items.categories[row]:
-            counts[name] = counts.get(name, 0) + 1
-    # Categories that nearly all items have divide nothing.
-    names = sorted((n for n in counts if counts[n] < 0.5 * len(rows)), key=lambda n: (-counts[n], n))[:9]
-    label = np.array([next((i for i, n in enumerate(names) if n in items.categories[row]), len(names)) for row in rows])
+    names, label = _colours([items.categories[row] for row in rows], 9)
     figure, axes = pyplot.subplots(figsize=(10, 7), dpi=110)
     axes.scatter(*flat[label == len(names)].T, s=6, c="#cccccc", label="other", linewidths=0)
     for number, name in enumerate(names):
-        axes.scatter(*flat[label == number].T, s=9, color=pyplot.cm.tab10(number), label=name, linewidths=0)
+        axes.scatter(
+            *flat[label == number].T,
+            s=9,
+            color=pyplot.cm.tab10(number),
+            label=f"{name} ({(label == number).sum()})",
+            linewidths=0,
+        )
     axes.set(xticks=[], yticks=[], title=f"{len(rows)} of {len(items.ids)} items, {vectors.shape[1]} dimensions, t-SNE")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2.5)
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _colours(categories: list[frozenset], colours: int) -> tuple[list[str], np.ndarray]:
+    """Names of at most `colours` categories and each item's place among them (len(names): none of them).
+
+    Chosen one after the other, each time the one of most items that have no colour yet; those that more than half of all
+    items have divide nothing and are passed over.
+    """
+    label = np.full(len(categories), -1)
+    names: list[str] = []
+    everywhere = {
+        n for n, count in Counter(n for row in categories for n in row).items() if count > len(categories) / 2
+    }
+    while len(names) < colours:
+        free = [row for row in np.flatnonzero(label < 0) if categories[row] - everywhere]
+        if not free:
+            break
+        counts = Counter(name for row in free for name in categories[row] - everywhere)
+        names.append(min(counts, key=lambda name: (-counts[name], name)))
+        label[[row for row in free if names[-1] in categories[row]]] = len(names) - 1
+    label[label < 0] = len(names)
+    return names, label
