@@ -172,9 +172,8 @@ def _colours(categories: list[frozenset], colours: int) -> tuple[list[str], np.n
     """
     label = np.full(len(categories), -1)
     names: list[str] = []
-    everywhere = {
-        n for n, count in Counter(n for row in categories for n in row).items() if count > len(categories) / 2
-    }
+    total = Counter(name for row in categories for name in row)
+    everywhere = {name for name, count in total.items() if count > len(categories) / 2}
     while len(names) < colours:
         free = [row for row in np.flatnonzero(label < 0) if categories[row] - everywhere]
         if not free:

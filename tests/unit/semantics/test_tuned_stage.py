@@ -54,7 +54,7 @@ def test_tuned_vectors_are_made_kept_and_reused(config, items_dir, tmp_path, mon
     assert again["tuned"]["reused"] and again["cached"] == 39
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_two_processes_tune_like_one(config, items_dir, tmp_path, method):
     """Each process encodes half of every batch; all see the whole batch as negatives. Dropout is off: it is random."""
     if method == "lora":

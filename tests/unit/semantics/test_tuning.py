@@ -4,6 +4,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llmcfsr_merlin.config import TuneConfig
 from llmcfsr_merlin.errors import InputError
@@ -228,6 +229,8 @@ def test_bf16_and_gradient_checkpointing_train(tiny_llama, tmp_path):
     )
     record = tune(load(tiny_llama, dtype="bfloat16"), items(), PROMPTER, settings, tmp_path / "t")
     assert record["steps"] == 4
+    adapter = load_file(str(tmp_path / "t" / "adapter_model.safetensors"))
+    assert all(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)  # B starts at zero
 
 
 def test_too_few_items_is_one_clear_line(tiny_bert, tmp_path):
