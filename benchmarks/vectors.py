@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--template", default="generic")
     parser.add_argument("--tail", type=int, default=4, help="an item with fewer training interactions is tail")
     parser.add_argument("--only", nargs="+", default=["base", "tuned", "tfidf", "words"])
-    parser.add_argument("--set", nargs="*", default=[], help="settings of embed for the variant tuned")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of embed for the variants base and tuned")
     parser.add_argument("--name", help="name of the tuned variant (default: tuned)")
     arguments = parser.parse_args()
     items = Catalogue.read(arguments.run)
@@ -77,10 +77,11 @@ def _make(variant: str, arguments, items: Catalogue, out: Path) -> dict:
         pq.write_table(table, out / VECTORS / "part-00000.parquet")
         return {"peer": BASELINES[variant].__doc__.split(":")[0].split(".")[0]}
     tree: dict = {"template": arguments.template, "tune": {"enabled": variant == "tuned"}}
-    for setting in arguments.set if variant == "tuned" else ():
+    for setting in arguments.set:
         path, _, value = setting.partition("=")
         section, _, key = path.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[key] = yaml.safe_load(value)
+    tree["tune"]["enabled"] = variant == "tuned"
     config = EmbedConfig(**tree)
     counts = embed_table(
         config,

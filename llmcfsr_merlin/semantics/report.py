@@ -167,8 +167,8 @@ def draw_map(vectors: np.ndarray, has_text: np.ndarray, items: Catalogue, path: 
 def _colours(categories: list[frozenset], colours: int) -> tuple[list[str], np.ndarray]:
     """Names of at most `colours` categories and each item's place among them (len(names): none of them).
 
-    Chosen one after the other, each time the one of most items that have no colour yet; those that more than half of all
-    items have divide nothing and are passed over.
+    Chosen one after the other, each time the one of most items that have no colour yet; those that more than half of
+    all items have divide nothing and are passed over.
     """
     label = np.full(len(categories), -1)
     names: list[str] = []

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from llmcfsr_merlin.semantics.workers import run_workers, worker_device
 from llmcfsr_merlin.stage import hash_json, sha256_file, write_json
 
 RECORD = "tune.json"
+KEY = ".key"
 HOLDOUT = "holdout.json"  # raw ids of the items that were not tuned on
 
 
@@ -53,6 +55,10 @@ def tune_stage(
                 shutil.copytree(known, folder)
                 record["reused"] = True
             return record
+    if not (folder / KEY).is_file() or (folder / KEY).read_text() != key:
+        shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of other settings or items
+        folder.mkdir(parents=True)
+        (folder / KEY).write_text(key)
     run_workers(_tune_worker, config.workers, config, encoder.recipe, encoder.source, items, neighbours, folder)
     record = json.loads((folder / RECORD).read_text())
     weights = folder / (ADAPTER if (folder / ADAPTER).is_file() else "model.safetensors")
@@ -104,6 +110,8 @@ def _tune_worker(
     folder: Path,
 ) -> None:
     device = worker_device(config.device, rank) if workers > 1 else config.device
+    if config.tune.method == "full":
+        recipe = replace(recipe, dtype="float32")  # small steps vanish in bfloat16 weights; tune.precision is for speed
     base = ItemEncoder(recipe, source, batch_size=config.batch_size, device=device)
     record = tune(base.encoder, items, base.prompter, config.tune, folder, neighbours)
     if rank == 0:
