@@ -1,8 +1,8 @@
 """The augmentation's share r and the temperature of contrastive tuning, chosen on validation.
 
-    python benchmarks/tune_grid.py runs/beauty --template beauty --steps 20 --drop 0.2 0.4 0.6 --temperature 0.05 0.1
+    python benchmarks/tune_grid.py runs/beauty --template beauty --drop 0.2 0.4 0.6 --temperature 0.05 0.1
 
-Each setting tunes MiniLM for the same number of steps on the same items; judged by attribute retrieval on held-out items
+Each setting tunes MiniLM for as many steps on the same items; judged by attribute retrieval on held-out items
 and by next-item retrieval on validation pairs, ranked among the items of those pairs (so that one setting takes minutes
 on a CPU). Added to benchmarks/results/tune_grid.json.
 """

@@ -182,7 +182,7 @@ class ItemEncoder:
             content,
             cached=sum(digest in taken for digest in content),
             tokens=sum(map(len, distinct)),
-            cut=sum(len(row) >= self.recipe.max_tokens for row in tokens),
+            cut=sum(len(row) >= self.encoder.max_tokens for row in tokens),
         )
 
 

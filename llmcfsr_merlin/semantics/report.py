@@ -114,6 +114,35 @@ def vectors_report(run_dir: Path, out: Path, tail_below: int, vectors_dir: Path 
     return figures
 
 
+def summary(figures: dict) -> str:
+    """The figures of `judge` as lines for people."""
+    brand, category = figures["same_brand@10"], figures["category_overlap@10"]
+    spread = figures["isotropy"]
+    asked = "held out from tuning" if figures["queries_held_out_from_tuning"] else "drawn at random"
+    lines = [
+        f"{figures['items']} items, {figures['dimension']} dimensions, {figures['without_text']} without text",
+        f"same brand among the 10 nearest      {_value(brand['precision'])} (chance {_value(brand['chance'])}, "
+        f"{brand['queries']} items {asked})",
+        f"category overlap of the 10 nearest   {_value(category['overlap'])} (chance {_value(category['chance'])}, "
+        f"{category['queries']} items)",
+    ]
+    for group in ("all", "head", "tail"):
+        found = figures["next_item"][group]
+        lines.append(
+            f"next item from the last one, {group:<4}    HR@10 {_value(found['hr@10'])}  MRR {_value(found['mrr'])} "
+            f"({found['pairs']} validation pairs)"
+        )
+    lines.append(
+        f"isotropy                             mean cosine {spread['mean_cosine']}, "
+        f"effective dimension {spread['effective_dimension']}, largest direction {spread['first_direction']:.0%}"
+    )
+    return "\n".join(lines)
+
+
+def _value(number: float | None) -> str:
+    return "-" if number is None else f"{number:.4f}"
+
+
 def show_neighbours(vectors: np.ndarray, has_text: np.ndarray, items: Catalogue, k: int = 5) -> str:
     """The nearest items, by title, of items from the most to the least popular."""
     order = np.flatnonzero(has_text)[np.argsort(-items.counts[has_text], kind="stable")]

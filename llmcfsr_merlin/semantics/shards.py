@@ -190,3 +190,16 @@ def read_rows(shard: Shard) -> pa.Table:
         position += size
     table = file.read_row_groups(groups) if groups else file.schema_arrow.empty_table()
     return table.slice(shard.start - (skipped or 0), len(shard.keep)).filter(pa.array(shard.keep))
+
+
+def find_items(items_dir: Path, ids: Sequence[str]) -> list[dict]:
+    """The rows of some items, in the order asked for; InputError names those that the table lacks."""
+    wanted = pa.array(list(ids), type=pa.string())
+    found: dict[str, dict] = {}
+    for path in sorted(Path(items_dir).glob("part-*.parquet")):
+        table = pq.read_table(path)
+        for row in table.filter(pa.array(match_ids(table[ITEM].cast(pa.string()), wanted) >= 0)).to_pylist():
+            found.setdefault(str(row[ITEM]), row)
+    if missing := [raw for raw in ids if raw not in found]:
+        raise InputError(f"expected items of {items_dir}, found no {', '.join(missing[:5])}: check the ids")
+    return [found[raw] for raw in ids]

@@ -220,6 +220,12 @@ def test_missing_metadata_is_one_clear_line(config, tmp_path):
         embed(config, write_items(tmp_path / "empty", empty), tmp_path / "b")
 
 
+def test_items_are_found_by_id(items_dir):
+    assert [row["item_id"] for row in shards.find_items(items_dir, ["i30", "i2"])] == ["i30", "i2"]
+    with pytest.raises(InputError, match="found no nowhere"):
+        shards.find_items(items_dir, ["i1", "nowhere"])
+
+
 def test_models_without_safetensors_are_refused(tiny_bert, tmp_path):
     shutil.copytree(tiny_bert, tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "pytorch_model.bin")

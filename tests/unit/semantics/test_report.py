@@ -11,7 +11,7 @@ from llmcfsr_merlin.semantics.judging import (
     neighbours,
     next_item_retrieval,
 )
-from llmcfsr_merlin.semantics.report import Catalogue, validation_pairs, vectors_report
+from llmcfsr_merlin.semantics.report import Catalogue, summary, validation_pairs, vectors_report
 from llmcfsr_merlin.semantics.table import vectors_column
 
 
@@ -112,5 +112,6 @@ def test_report_is_written(run_dir, tmp_path):
     figures = vectors_report(run_dir, tmp_path / "report", tail_below=5)
     assert figures["category_overlap@10"]["overlap"] > 0.85 and figures["same_brand@10"]["queries"] == 0
     assert figures["next_item"]["all"]["pairs"] == 2 and figures["without_text"] == 1
+    assert "(2 validation pairs)" in summary(figures) and "same brand among the 10 nearest      -" in summary(figures)
     assert (tmp_path / "report/map.png").read_bytes()[:4] == b"\x89PNG"
     assert "title i0 (in training 40 times)" in (tmp_path / "report/neighbours.txt").read_text()
