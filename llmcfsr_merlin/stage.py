@@ -24,7 +24,17 @@ from llmcfsr_merlin.errors import InputError
 
 MANIFEST = "manifest.json"
 # Packages whose version can change what a stage writes.
-_RECORDED = ("nvtabular", "merlin-core", "transformers4rec", "transformers", "torch", "pandas", "numpy", "pyarrow", "dask")
+_RECORDED = (
+    "nvtabular",
+    "merlin-core",
+    "transformers4rec",
+    "transformers",
+    "torch",
+    "pandas",
+    "numpy",
+    "pyarrow",
+    "dask",
+)
 
 
 def sha256_file(path: Path) -> str:
@@ -78,7 +88,9 @@ class Manifest:
             if name not in self.files or not path.is_file():
                 raise InputError(f"{path} is missing or not listed in its {MANIFEST}: rerun `llmcfsr {self.stage}`")
             if sha256_file(path) != self.files[name]:
-                raise InputError(f"{path} was changed after it was written (sha256 differs): rerun `llmcfsr {self.stage}`")
+                raise InputError(
+                    f"{path} was changed after it was written (sha256 differs): rerun `llmcfsr {self.stage}`"
+                )
 
 
 def write_json(path: Path, value) -> None:
@@ -88,7 +100,9 @@ def write_json(path: Path, value) -> None:
     temporary.replace(path)
 
 
-def seal(directory: Path, stage: str, key: str, counts: dict, seconds: float = 0.0, peak_memory_mb: int = 0) -> Manifest:
+def seal(
+    directory: Path, stage: str, key: str, counts: dict, seconds: float = 0.0, peak_memory_mb: int = 0
+) -> Manifest:
     """Write the manifest of a complete directory: sha256 of each file in it, versions, counts."""
     files = {
         str(path.relative_to(directory)): sha256_file(path)
@@ -101,7 +115,13 @@ def seal(directory: Path, stage: str, key: str, counts: dict, seconds: float = 0
 
 
 def run_stage(
-    run: Path, stage: str, settings: dict, inputs: Iterable[str], work: Callable[[Path], dict], *, force: bool = False,
+    run: Path,
+    stage: str,
+    settings: dict,
+    inputs: Iterable[str],
+    work: Callable[[Path], dict],
+    *,
+    force: bool = False,
     resumable: bool = False,
 ) -> tuple[Manifest, bool]:
     """Run one stage into `run/stage`, or skip it where it is already true.

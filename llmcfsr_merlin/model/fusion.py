@@ -1,0 +1,109 @@
+"""Attention parts: the causal block of SASRec and the cross-attention between the two views."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Histories are padded on the right, so a causal mask alone keeps every real position from seeing padding; no padding
+# mask is needed and torch's fused attention can be used. Attention weights have no dropout for the same reason: on CPU
+# it forces the unfused path (measured: a third of the training step).
+
+
+class Packing:
+    """Where the real positions of a padded batch are, so that padding costs nothing outside attention.
+
+    Most histories are short: at a mean of 9 items and 50 padded positions, packing makes a training step several times
+    faster. `pack` takes [B, T, ...] to [M, ...]; `unpack` takes [M, ...] to [B, T, ...] with zeros at padding.
+    """
+
+    def __init__(self, real: Tensor, copies: int = 1):
+        """real: bool [B, T]. copies: the batch is read that many times, one after the other (the views)."""
+        self._real, self.shape = real, (copies * real.shape[0], real.shape[1])
+        places = real.flatten().nonzero().squeeze(1)
+        self.places = torch.cat([places + copy * real.numel() for copy in range(copies)])
+
+    def repeat(self, copies: int) -> "Packing":
+        return Packing(self._real, copies)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        return padded.flatten(0, 1)[self.places]
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        padded = packed.new_zeros(self.shape[0] * self.shape[1], *packed.shape[1:])
+        return padded.index_copy(0, self.places, packed).unflatten(0, self.shape)
+
+
+class Attention(nn.Module):
+    """Multi-head attention, [B, T, d] -> [B, T, d], or [M, d] -> [M, d] with a packing; causal by default."""
+
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.query, self.key_value = nn.Linear(hidden, hidden), nn.Linear(hidden, 2 * hidden)
+        self.out = nn.Linear(hidden, hidden)
+
+    def forward(self, query: Tensor, source: Tensor, packing: Packing | None = None, causal: bool = True) -> Tensor:
+        projected = torch.cat([self.query(query), self.key_value(source)], dim=-1)
+        if packing is not None:
+            projected = packing.unpack(projected)
+        q, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, d / heads]
+        mixed = F.scaled_dot_product_attention(q, key, value, is_causal=causal).transpose(1, 2).flatten(2)
+        return self.out(mixed if packing is None else packing.pack(mixed))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block with SASRec's width (feed-forward d -> d -> d, ReLU)."""
+
+    def __init__(self, hidden: int, heads: int, dropout: float):
+        super().__init__()
+        self.norm_attention, self.norm_feed = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.attention = Attention(hidden, heads)
+        self.feed = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, hidden))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        normal = self.norm_attention(x)
+        x = x + self.drop(self.attention(normal, normal, packing))
+        return x + self.drop(self.feed(self.norm_feed(x)))
+
+
+class CrossAttention(nn.Module):
+    """Each view reads the other: a + attend(a, b) and b + attend(b, a), causal over the sequence.
+
+    Used at the embedding level (before the encoder) and at the sequence level (between its blocks). A position sees
+    only the past of the other view, as in the encoder: anything else would leak the next item.
+    """
+
+    def __init__(self, hidden: int, heads: int, dropout: float):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(2))
+        self.attend = nn.ModuleList(Attention(hidden, heads) for _ in range(2))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, views: list[Tensor], packing: Packing | None = None) -> list[Tensor]:
+        """Two tensors [B, T, d] (or packed [M, d]) -> two of the same shape."""
+        a, b = (norm(view) for norm, view in zip(self.norms, views))
+        read_b, read_a = self.attend[0](a, b, packing), self.attend[1](b, a, packing)
+        return [views[0] + self.drop(read_b), views[1] + self.drop(read_a)]
+
+
+class PairFusion(nn.Module):
+    """Prediction level: the two views of one user state, or of one candidate, attend to each other.
+
+    The sequence is the pair itself, so a candidate is fused without knowing the user and the fused catalogue is
+    computed once for a model. The output projection starts at zero: the exchange is learned.
+    """
+
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(2))
+        self.attention = Attention(hidden, heads)
+        nn.init.zeros_(self.attention.out.weight)
+        nn.init.zeros_(self.attention.out.bias)
+
+    def forward(self, views: list[Tensor]) -> list[Tensor]:
+        """Two tensors [..., d] -> two tensors [..., d]."""
+        normal = torch.stack([norm(view) for norm, view in zip(self.norms, views)], dim=-2)
+        pairs = normal.flatten(0, -3)  # [N, 2, d]
+        mixed = self.attention(pairs, pairs, causal=False).view_as(normal)
+        return [view + mixed[..., i, :] for i, view in enumerate(views)]

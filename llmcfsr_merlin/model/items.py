@@ -1,0 +1,90 @@
+"""Both views of an item: a trainable collaborative table and an adapter over frozen semantic vectors."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from llmcfsr_merlin.config import ModelConfig
+from llmcfsr_merlin.contract import FIRST_ITEM
+
+
+class ItemViews(nn.Module):
+    """Item codes to their d-dimensional views.
+
+    collaborative: table [V, d], scaled per item by n / (n + k) (n: training count, k: `cold_shrinkage`), so that the
+    row of an unseen item neither scores nor receives a gradient. semantic: linear adapter D -> D/2 -> d without
+    activation over the frozen vectors (LLM-ESR, arXiv 2405.20646), which are whitened first (AlphaFuse).
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, semantic_dimension: int | None):
+        super().__init__()
+        self.rows = rows
+        self.item_dropout = config.item_dropout
+        self._table: Tensor | None = None
+        self.collaborative = self.semantic = None
+        if "collaborative" in config.views:
+            self.collaborative = nn.Embedding(rows, config.hidden)
+            nn.init.normal_(self.collaborative.weight, std=1 / math.sqrt(config.hidden))
+            self.register_buffer("confidence", torch.ones(rows))
+        if semantic_dimension is not None:
+            self.register_buffer("vectors", torch.zeros(rows, semantic_dimension))
+        if "semantic" in config.views:
+            if semantic_dimension is None:
+                raise ValueError("the semantic view needs item vectors")
+            self.register_buffer("center", torch.zeros(semantic_dimension))
+            self.register_buffer("whitening", torch.eye(semantic_dimension))
+            middle = max(semantic_dimension // 2, config.hidden)
+            self.semantic = nn.Sequential(nn.Linear(semantic_dimension, middle), nn.Linear(middle, config.hidden))
+
+    @torch.no_grad()
+    def initialise(self, config: ModelConfig, train_counts: Tensor, vectors: Tensor | None) -> None:
+        """Set the frozen parts: training counts [V] and semantic vectors [V, D] (rows below FIRST_ITEM are zero)."""
+        if self.collaborative is not None:
+            seen = train_counts.float()
+            # k = 0 still switches unseen items off: their rows are never trained.
+            self.confidence.copy_(torch.where(seen > 0, seen / (seen + config.cold_shrinkage), torch.zeros(())))
+        if vectors is None or not hasattr(self, "vectors"):
+            return
+        real = vectors[FIRST_ITEM:].double()
+        center = real.mean(0)
+        # Eigenvalues far below the largest are noise that whitening would blow up.
+        variance, basis = torch.linalg.eigh(torch.cov((real - center).T))
+        scale = variance.clamp_min(variance.max() * 1e-3).rsqrt()
+        whitening = basis * scale
+        self.vectors.copy_(vectors)
+        self._table = None
+        if self.semantic is not None:
+            self.center.copy_(center)
+            self.whitening.copy_(whitening / math.sqrt(vectors.shape[1]))
+        if self.collaborative is not None and config.pca_init:
+            hidden = self.collaborative.embedding_dim
+            top = basis[:, -hidden:].flip(1)
+            scores = (real - center) @ top
+            scores = scores / scores.std(0).clamp_min(1e-12) / math.sqrt(hidden)
+            self.collaborative.weight[FIRST_ITEM:, : scores.shape[1]] = scores.to(self.collaborative.weight)
+
+    def forward(self, codes: Tensor) -> list[Tensor]:
+        """codes int64 [...] -> one float tensor [..., d] a view, in the order collaborative, semantic.
+
+        In training, `item_dropout` of the items lose their collaborative row for this call, in every place where they
+        occur, so that the semantic view learns to stand alone.
+        """
+        views = []
+        if self.collaborative is not None:
+            confidence = self.confidence
+            if self.training and self.item_dropout:
+                confidence = confidence * (torch.rand_like(confidence) >= self.item_dropout)
+            views.append(self.collaborative(codes) * confidence[codes].unsqueeze(-1))
+        if self.semantic is not None:
+            views.append(self.semantic(self._whitened(codes)))
+        return views
+
+    def _whitened(self, codes: Tensor) -> Tensor:
+        """Whitened vectors [..., D]. Training keeps the whitened table; inference saves its memory and computes rows."""
+        if not self.training:
+            self._table = None
+            return (self.vectors[codes] - self.center) @ self.whitening
+        if self._table is None or self._table.device != self.vectors.device:
+            self._table = (self.vectors - self.center) @ self.whitening
+        return self._table[codes]

@@ -1,0 +1,118 @@
+"""The dual-view network of LLM-CFSR in plain torch: Transformers4Rec trains it, Triton serves it.
+
+It imports neither Transformers4Rec nor Merlin, so that a server needs only torch; model/t4rec.py wraps the same
+modules as Transformers4Rec blocks, and both share every weight.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmcfsr_merlin.config import ModelConfig
+from llmcfsr_merlin.contract import FIRST_ITEM, PAD
+from llmcfsr_merlin.model.fusion import Block, CrossAttention, Packing, PairFusion
+from llmcfsr_merlin.model.items import ItemViews
+
+
+class Catalogue(NamedTuple):
+    """What is computed once for a set of weights: every item as a candidate."""
+
+    candidates: Tensor  # [V, views * d], fused
+    unit_vectors: Tensor | None  # [V, D], unit norm, zero on reserved rows; None without content match
+
+
+class DualViewNetwork(nn.Module):
+    """History codes to next-item scores.
+
+    Both views of every item of the history are read by one shared causal encoder, with cross-attention between the views
+    before it (embedding level), between its blocks (sequence level) and between the two user states and the two views
+    of a candidate (prediction level). score(u, i) = <u_c, e_c(i)> + <u_s, e_s(i)> + gamma * max_t cos(v(h_t), v(i)) with
+    the raw semantic vectors v. With one view and no fusion it is SASRec (arXiv 1808.09781).
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, max_length: int, semantic_dimension: int | None = None):
+        super().__init__()
+        self.config, self.rows, self.max_length = config, rows, max_length
+        hidden, heads, dropout = config.hidden, config.heads, config.dropout
+        dual = len(config.views) == 2
+        self.items = ItemViews(config, rows, semantic_dimension)
+        self.position = nn.Embedding(max_length, hidden)
+        nn.init.normal_(self.position.weight, std=0.02)
+        self.drop = nn.Dropout(dropout)
+        self.fuse_embedding = CrossAttention(hidden, heads, dropout) if dual and config.fuse_embedding else None
+        self.blocks = nn.ModuleList(Block(hidden, heads, dropout) for _ in range(config.layers))
+        between = config.layers - 1 if dual and config.fuse_sequence else 0
+        self.fuse_sequence = nn.ModuleList(CrossAttention(hidden, heads, dropout) for _ in range(between))
+        self.norm = nn.LayerNorm(hidden)
+        pair = dual and config.fuse_prediction
+        self.fuse_user = PairFusion(hidden, heads) if pair else None
+        self.fuse_candidate = PairFusion(hidden, heads) if pair else None
+        # Chosen on validation after training (training it was measured to bring nothing); a buffer travels with the weights.
+        self.register_buffer("gamma", torch.zeros(()))
+
+    def embed(self, codes: Tensor, packing: Packing | None = None) -> list[Tensor]:
+        """codes int64 [B, T], right-padded -> views of the items with positions, each [B, T, d], or packed [M, d]."""
+        positions = self.position.weight[: codes.shape[1]]
+        if packing is not None:
+            positions = packing.pack(positions.expand(*codes.shape, -1))
+            codes = packing.pack(codes)
+        scale = math.sqrt(self.config.hidden)
+        views = [self.drop(view * scale + positions) for view in self.items(codes)]
+        return self.fuse_embedding(views, packing) if self.fuse_embedding else views
+
+    def encode(self, views: list[Tensor], packing: Packing | None = None) -> Tensor:
+        """Embedded views -> causal states, [B, T, views * d] or packed [M, views * d]; position t has seen items 0..t."""
+        count = len(views)
+        shared = packing and packing.repeat(count)
+        for depth, block in enumerate(self.blocks):
+            views = list(block(torch.cat(views), shared).chunk(count))  # one shared encoder reads both views
+            if depth < len(self.fuse_sequence):
+                views = self.fuse_sequence[depth](views, packing)
+        views = [self.norm(view) for view in views]
+        return torch.cat(self.fuse_user(views) if self.fuse_user else views, dim=-1)
+
+    def candidates(self, codes: Tensor) -> Tensor:
+        """Codes int64 [...] as candidates, [..., views * d]: <state, candidate> is the score of the two views."""
+        views = self.items(codes)
+        return torch.cat(self.fuse_candidate(views) if self.fuse_candidate else views, dim=-1)
+
+    def user_states(self, histories: Tensor) -> Tensor:
+        """histories int64 [B, L] right-padded -> state after the last real item, [B, views * d]."""
+        states = self.encode(self.embed(histories))
+        last = (histories != PAD).sum(1).clamp_min(1) - 1
+        return states[torch.arange(len(states), device=states.device), last]
+
+    @torch.no_grad()
+    def catalogue(self, chunk: int = 65536) -> Catalogue:
+        """All rows as candidates, computed in chunks of items; call it once for a set of weights."""
+        device = self.gamma.device
+        parts = torch.arange(self.rows, device=device).split(chunk)
+        matrix = torch.cat([self.candidates(part) for part in parts])
+        return Catalogue(matrix, self._unit_vectors())
+
+    def content_match(self, histories: Tensor, unit_vectors: Tensor, candidates: Tensor | None = None) -> Tensor:
+        """max over the real items of a history of the cosine with each candidate; [B, V], or [B, C] for codes [B, C].
+
+        Raw vectors, not the d-dimensional views: it restores what the bottleneck drops. An empty history scores 0.
+        """
+        real = (histories >= FIRST_ITEM).unsqueeze(-1)
+        read = unit_vectors[histories]  # [B, L, D]
+        wanted = unit_vectors if candidates is None else unit_vectors[candidates].transpose(1, 2)
+        best = histories.new_zeros((), dtype=read.dtype)
+        if candidates is None:
+            # One history position at a time keeps memory at [B, V] instead of [B, L, V].
+            for step in range(histories.shape[1]):
+                match = read[:, step] @ wanted.T
+                match = match.masked_fill(~real[:, step], -1.0)
+                best = match if step == 0 else torch.maximum(best, match)
+        else:
+            best = (read @ wanted).masked_fill(~real, -1.0).amax(1)
+        return best * real.any(1)
+
+    def _unit_vectors(self) -> Tensor | None:
+        if not (self.config.content_match and hasattr(self.items, "vectors")):
+            return None
+        return F.normalize(self.items.vectors, dim=-1)

@@ -1,0 +1,130 @@
+"""The network as Transformers4Rec blocks: body, task and metric for its Head, Model and Trainer.
+
+Transformers4Rec's own input and transformer blocks read one view and cannot fuse two between the layers of an encoder,
+so the body wraps our network; targets come from its CausalLanguageModeling, training from its Trainer. Its stock task
+returns rows x items of logits, which its Trainer keeps: ours returns the rank of the target.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torchmetrics
+import transformers4rec.torch as tr
+from torch import Tensor
+from transformers4rec.torch.block.base import BlockBase
+from transformers4rec.torch.masking import CausalLanguageModeling
+
+from llmcfsr_merlin.config import TrainConfig
+from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, PAD
+from llmcfsr_merlin.model.fusion import Packing
+from llmcfsr_merlin.model.losses import next_item_loss
+from llmcfsr_merlin.model.network import Catalogue, DualViewNetwork
+from llmcfsr_merlin.ranking import Ranker
+
+
+class BodyOutput(NamedTuple):
+    """Histories and what is predicted from them.
+
+    states: float [M, views * d] of the M positions with a target, or [B, views * d] of the last ones in inference;
+    targets: int64 [M], empty in inference; histories: int64 [B, T].
+    """
+
+    states: Tensor
+    targets: Tensor
+    histories: Tensor
+
+
+class DualViewBody(BlockBase):
+    """Padded item codes to the states of the positions with a target."""
+
+    def __init__(self, network: DualViewNetwork, schema):
+        super().__init__()
+        self.network, self.schema = network, schema
+        # Only its targets are used: our encoder is causal itself, so no position sees its own target. Not a
+        # submodule, since its mask embedding would be a weight that nothing trains.
+        self._masking = [CausalLanguageModeling(hidden_size=1)]
+
+    def forward(self, inputs: dict[str, Tensor], training: bool = False, testing: bool = False, **_) -> BodyOutput:
+        codes = inputs[ITEM].long()
+        if not (training or testing):
+            return BodyOutput(self.network.user_states(codes), codes.new_empty(0), codes)
+        targets = self._masking[0].compute_masked_targets(codes, training=training, testing=testing).targets[:, :-1]
+        history = codes[:, :-1]
+        packing = Packing(codes[:, 1:] != PAD)  # every position that has a next item
+        states = self.network.encode(self.network.embed(history, packing), packing)
+        targets = packing.pack(targets)
+        wanted = targets != PAD
+        return BodyOutput(states[wanted], targets[wanted], history)
+
+    def output_size(self) -> torch.Size:
+        return torch.Size([-1, -1, len(self.network.config.views) * self.network.config.hidden])
+
+    forward_output_size = output_size
+
+
+class NextItemTask(tr.NextItemPredictionTask):
+    """Loss in training, the 0-based rank of the held-out item over the full catalogue in evaluation."""
+
+    def __init__(self, network: DualViewNetwork, config: TrainConfig):
+        super().__init__(metrics=[RankMetric()])
+        self._network, self._train = [network], config  # a list: the weights belong to the body alone
+        self._catalogue: Catalogue | None = None
+
+    def build(self, *_, **__) -> None:
+        self.built = True
+
+    def compute_metrics(self, mode: str | None = None) -> dict[str, Tensor]:
+        """`next-item/<metric>` of the rank metric; the stock method expects metrics that return one value a cut-off."""
+        (metric,) = self.metrics
+        return {f"{self.task_name}/{name}": value for name, value in metric.compute().items()}
+
+    def train(self, mode: bool = True) -> "NextItemTask":
+        if mode:
+            self._catalogue = None  # weights are about to change
+        return super().train(mode)
+
+    def forward(self, inputs: BodyOutput, targets=None, training: bool = False, testing: bool = False, top_k=None, **_):
+        network = self._network[0]
+        states, wanted = inputs.states, inputs.targets
+        if training:
+            loss = next_item_loss(network, states, wanted, self._train)
+            return {"loss": loss, "labels": wanted[:0], "predictions": wanted[:0]}
+        if testing:
+            if self._catalogue is None:
+                self._catalogue = network.catalogue()
+            scores = states @ self._catalogue.candidates.T
+            scores[:, :FIRST_ITEM] = -torch.inf
+            ranks = (scores > scores.gather(1, wanted.unsqueeze(1))).sum(1)
+            loss = torch.nn.functional.cross_entropy(scores, wanted)
+            return {"loss": loss, "labels": wanted, "predictions": ranks}
+        ranker = Ranker(network)
+        return ranker.top_k(inputs.histories, top_k) if top_k else ranker.scores(inputs.histories)
+
+
+class RankMetric(torchmetrics.Metric):
+    """HR@10 and NDCG@10 as running sums over ranks: memory does not grow with the rows evaluated."""
+
+    full_state_update = False
+
+    def __init__(self, k: int = 10):
+        super().__init__()
+        self.k = k
+        for name in ("hits", "gains", "rows"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, ranks: Tensor, _targets: Tensor) -> None:
+        """ranks: int64 [B], 0 is the best."""
+        hit = ranks < self.k
+        self.hits += hit.sum()
+        self.gains += (hit / torch.log2(ranks.double() + 2)).sum()
+        self.rows += len(ranks)
+
+    def compute(self) -> dict[str, Tensor]:
+        rows = self.rows.clamp_min(1)
+        return {f"hr_at_{self.k}": self.hits / rows, f"ndcg_at_{self.k}": self.gains / rows}
+
+
+def to_t4rec(network: DualViewNetwork, schema, config: TrainConfig) -> tr.Model:
+    """A Transformers4Rec Model of the network; both share their weights."""
+    body = DualViewBody(network, schema)
+    return tr.Model(tr.Head(body, NextItemTask(network, config)))

@@ -1,0 +1,75 @@
+"""The one top-k over the catalogue, shared by evaluation, `recommend` and serving."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llmcfsr_merlin.contract import FIRST_ITEM
+from llmcfsr_merlin.model.network import DualViewNetwork
+
+
+class Ranker:
+    """Scores the full catalogue for histories; the candidate matrix is computed once, at construction.
+
+    Reserved rows always score -inf. Ties are broken by the smaller code, so that every path gives the same ids.
+    """
+
+    def __init__(self, network: DualViewNetwork):
+        self.network = network.eval()
+        self.catalogue = network.catalogue()
+        self.rows, self.max_length = network.rows, network.max_length
+        self.device = network.gamma.device
+
+    def pad(self, histories: Sequence[Sequence[int]]) -> Tensor:
+        """Ragged codes -> int64 [B, L] right-padded, L = the longest kept; the last `max_length` items are kept."""
+        kept = [list(history)[-self.max_length :] for history in histories]
+        width = max((len(history) for history in kept), default=0) or 1
+        return torch.tensor([history + [0] * (width - len(history)) for history in kept], dtype=torch.long)
+
+    @torch.inference_mode()
+    def scores(self, histories: Tensor) -> Tensor:
+        """histories int64 [B, L] right-padded -> float32 [B, V], -inf on reserved rows."""
+        if histories.shape[1] > self.max_length:
+            raise ValueError(
+                f"expected histories of at most {self.max_length} items, found {histories.shape[1]}: cut them with pad()"
+            )
+        histories = histories.to(self.device)
+        scores = self.network.user_states(histories) @ self.catalogue.candidates.T
+        if self.catalogue.unit_vectors is not None and self.network.gamma != 0:
+            scores = scores + self.network.gamma * self.network.content_match(histories, self.catalogue.unit_vectors)
+        scores[:, :FIRST_ITEM] = -torch.inf
+        return scores.float()
+
+    @torch.inference_mode()
+    def top_k(self, histories: Tensor, k: int, blocked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Best k items of each history: codes int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, V).
+
+        blocked: bool [B, V], items that must not be returned. A row with fewer than k' items left ends with code 0 and -inf.
+        """
+        scores = self.scores(histories)
+        if blocked is not None:
+            scores = scores.masked_fill(blocked.to(scores.device), -torch.inf)
+        return select_top_k(scores, min(k, self.rows - FIRST_ITEM))
+
+
+def select_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Codes and scores of the k largest of each row, ties by the smaller code, without sorting the row.
+
+    scores: float [B, V]. Returns int64 [B, k] and float [B, k]; code 0 where the score is -inf.
+
+    >>> select_top_k(torch.tensor([[-torch.inf, 2.0, 3.0, 3.0]]), 2)[0].tolist()
+    [[2, 3]]
+    """
+    values, _ = scores.topk(k, dim=1)
+    threshold = values[:, -1:]
+    # topk picks any of the items that tie at the threshold: take the whole tie and keep its smallest codes.
+    above = scores > threshold
+    tied = scores == threshold
+    room = k - above.sum(1, keepdim=True)
+    chosen = above | (tied & (tied.cumsum(1) <= room))
+    codes = chosen.nonzero()[:, 1].view(len(scores), k)  # ascending codes in each row
+    picked = scores.gather(1, codes)
+    order = picked.argsort(dim=1, descending=True, stable=True)
+    codes, picked = codes.gather(1, order), picked.gather(1, order)
+    return codes.masked_fill(picked == -torch.inf, 0), picked

@@ -1,0 +1,150 @@
+"""Raw item ids in, raw item ids and scores out: the library's face, and what the Triton steps call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, OOV, VOCABULARY
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.model.artefact import load_model
+from llmcfsr_merlin.ranking import Ranker, select_top_k
+from llmcfsr_merlin.stage import Manifest
+from llmcfsr_merlin.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Histories as codes. codes: int64 [B, L] right-padded; unknown, fallback: [B]; seen: the full history's codes a row."""
+
+    codes: Tensor
+    unknown: np.ndarray
+    fallback: np.ndarray
+    seen: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Row i answers history i. items: object [B, K] raw ids, None past the last answer; scores: float32 [B, K], NaN there.
+
+    unknown: int64 [B], ids of the history that the model does not know. fallback: bool [B], true where nothing of the
+    history was known and the most popular items are returned (score: share of all interactions).
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+    unknown: np.ndarray
+    fallback: np.ndarray
+
+
+class Recommender:
+    """Recommendations of a trained run.
+
+    >>> recommender = Recommender.load("runs/demo")              # doctest: +SKIP
+    >>> recommender.recommend([["B00A", "B00B"]], k=10)          # doctest: +SKIP
+    """
+
+    def __init__(self, ranker: Ranker, vocabulary: Vocabulary):
+        if ranker.rows != len(vocabulary):
+            raise InputError(
+                f"expected a model of {len(vocabulary)} rows for this vocabulary, found {ranker.rows}: rerun `llmcfsr train`"
+            )
+        self.ranker, self.vocabulary = ranker, vocabulary
+        share = vocabulary.counts / max(vocabulary.counts.sum(), 1)
+        self._popularity = torch.tensor(share, dtype=torch.float32)
+        self._popularity[:FIRST_ITEM] = -torch.inf
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> "Recommender":
+        """Read a run directory, or any folder that holds a sealed model (vocabulary, weights, manifest).
+
+        Every file is checked against the manifest before it is read; InputError says what is missing or changed.
+        """
+        directory = Path(path)
+        if (directory / "train").is_dir():
+            directory = directory / "train"
+        Manifest.load(directory).verify(directory)
+        vocabulary = Vocabulary.load(directory / VOCABULARY)
+        return cls(Ranker(load_model(directory, vocabulary.hash, device)), vocabulary)
+
+    def encode(self, histories: Sequence[Sequence]) -> Encoded:
+        """Raw histories (oldest item first) to codes; unknown ids are left out and counted."""
+        seen, unknown = [], np.zeros(len(histories), np.int64)
+        for row, history in enumerate(histories):
+            codes = self.vocabulary.encode(history)
+            unknown[row] = codes.count(OOV)
+            seen.append([code for code in codes if code >= FIRST_ITEM])
+        fallback = np.array([not codes for codes in seen], dtype=bool)
+        return Encoded(self.ranker.pad(seen), unknown, fallback, seen)
+
+    @torch.inference_mode()
+    def rank(self, encoded: Encoded, k: int, blocked: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Codes int64 [B, k'] and scores float32 [B, k'] of the best items, k' = min(k, items); code 0 where none is left."""
+        codes, scores = self.ranker.top_k(encoded.codes, k, blocked)
+        if encoded.fallback.any():
+            rows = torch.tensor(encoded.fallback.nonzero()[0])
+            popularity = self._popularity.expand(len(rows), -1)
+            if blocked is not None:
+                popularity = popularity.masked_fill(blocked[rows], -torch.inf)
+            best = select_top_k(popularity, codes.shape[1])
+            codes[rows.to(codes.device)], scores[rows.to(codes.device)] = (part.to(codes.device) for part in best)
+        return codes.cpu().numpy(), scores.cpu().numpy()
+
+    def blocked(
+        self,
+        encoded: Encoded,
+        exclude_seen: Sequence[bool],
+        allow: Sequence[Sequence | None],
+        deny: Sequence[Sequence | None],
+    ) -> Tensor | None:
+        """Bool [B, V] of the items each row must not get; None where nothing is blocked. Unknown ids in lists are ignored."""
+        if not any(exclude_seen) and not any(one is not None for one in (*allow, *deny)):
+            return None
+        mask = torch.zeros(len(encoded.seen), len(self.vocabulary), dtype=torch.bool)
+        for row, seen in enumerate(encoded.seen):
+            if allow[row] is not None:
+                mask[row] = True
+                mask[row, self._known(allow[row])] = False
+            if deny[row] is not None:
+                mask[row, self._known(deny[row])] = True
+            if exclude_seen[row]:
+                mask[row, seen] = True
+        return mask
+
+    def answer(
+        self,
+        histories: Sequence[Sequence],
+        k: int = 10,
+        *,
+        exclude_seen: bool = False,
+        allow: Sequence | None = None,
+        deny: Sequence | None = None,
+    ) -> Answers:
+        """The best k items of each history as arrays; `allow` and `deny` are lists of raw ids that hold for every row."""
+        if k < 1:
+            raise InputError(f"expected k of at least 1, found {k}")
+        if not len(histories):
+            empty = np.empty((0, k))
+            return Answers(empty.astype(object), empty.astype(np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+        encoded = self.encode(histories)
+        rows = len(histories)
+        codes, scores = self.rank(
+            encoded, k, self.blocked(encoded, [exclude_seen] * rows, [allow] * rows, [deny] * rows)
+        )
+        scores = np.where(codes >= FIRST_ITEM, scores, np.nan).astype(np.float32)
+        return Answers(self.vocabulary.decode(codes), scores, encoded.unknown, encoded.fallback)
+
+    def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters) -> pd.DataFrame:
+        """The best k items of each history, one row a recommendation: history (its position), rank (from 1), item_id, score."""
+        answers = self.answer(histories, k, **filters)
+        row, column = np.nonzero(answers.items != None)  # noqa: E711 - elementwise
+        return pd.DataFrame(
+            {"history": row, "rank": column + 1, ITEM: answers.items[row, column], "score": answers.scores[row, column]}
+        )
+
+    def _known(self, raw_ids: Sequence) -> list[int]:
+        return [code for code in self.vocabulary.encode(raw_ids) if code >= FIRST_ITEM]

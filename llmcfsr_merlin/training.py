@@ -1,0 +1,167 @@
+"""Training by Transformers4Rec's Trainer from the Merlin dataloader: set up once, resumable, early stopping."""
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers4rec.torch as tr
+from merlin.io import Dataset
+from merlin.schema import Schema
+from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+from transformers import EarlyStoppingCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers4rec.config.trainer import T4RecTrainingArguments
+from transformers4rec.torch.utils.data_utils import MerlinDataLoader
+
+from llmcfsr_merlin.config import ModelConfig, TrainConfig
+from llmcfsr_merlin.contract import ITEM, SCHEMA
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.model.network import DualViewNetwork
+from llmcfsr_merlin.model.t4rec import to_t4rec
+from llmcfsr_merlin.ranking import Ranker
+
+# Weights of the content match that validation chooses from; 0 is none.
+GAMMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_BEST = "eval_/next-item/ndcg_at_10"
+
+
+class _Trainer(tr.Trainer):
+    """Transformers4Rec's Trainer with the two names that its rank metric needs."""
+
+    def _load_rng_state(self, checkpoint):
+        # torch >= 2.6 reads checkpoints without pickle and must be told the plain numpy types in the random state.
+        allow = getattr(torch.serialization, "add_safe_globals", None)
+        if allow is not None:
+            from numpy.core.multiarray import _reconstruct
+
+            allow([_reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32)), type(np.dtype(np.int64))])
+        super()._load_rng_state(checkpoint)
+
+
+def load_schema(prepared: Path) -> Schema:
+    """The Merlin schema of the splits, reduced to the item column that the model reads."""
+    return TensorflowMetadata.from_proto_text_file(str(prepared), SCHEMA).to_merlin_schema().select_by_name(ITEM)
+
+
+def data_loader(paths: list[str], schema: Schema, batch_size: int, shuffle: bool, device: torch.device) -> MerlinDataLoader:
+    """Batches of ragged item codes; the model pads each batch to its own longest row."""
+    dataset = Dataset(paths, engine="parquet", cpu=device.type == "cpu", schema=schema)
+    loader = MerlinDataLoader.from_schema(schema, dataset, batch_size, shuffle=shuffle)
+    loader.dataset._buff.put_wait = 0.05  # the stock microsecond polls away a third of a core
+    return loader
+
+
+def split_files(prepared: Path, split: str) -> list[str]:
+    """Part files of a split in order; InputError where there is none."""
+    files = sorted(str(path) for path in (Path(prepared) / split).glob("*.parquet"))
+    if not files:
+        raise InputError(f"expected Parquet files in {Path(prepared) / split}, found none: run `llmcfsr prepare` first")
+    return files
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one; InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"train.device: expected a CUDA device for {name!r}, found none: use cpu or auto")
+    return torch.device(name)
+
+
+def train_network(
+    model: ModelConfig, train: TrainConfig, prepared: Path, work: Path, *, rows: int, max_length: int,
+    train_counts: np.ndarray, vectors: np.ndarray | None, report: Callable[[str], None] = lambda line: None,
+) -> tuple[DualViewNetwork, list[dict]]:
+    """Train until validation NDCG@10 (full ranking) stops improving; return the best network and its history.
+
+    prepared: the directory of the splits. work: where checkpoints are kept; an interrupted training resumes from them.
+    train_counts: int64 [V]. vectors: float32 [V, D] or None. The history has one dict an epoch: epoch, loss, hr@10,
+    ndcg@10, seconds.
+    """
+    device = choose_device(train.device)
+    torch.manual_seed(train.seed)
+    network = DualViewNetwork(model, rows, max_length, None if vectors is None else vectors.shape[1])
+    network.items.initialise(model, torch.from_numpy(train_counts), None if vectors is None else torch.from_numpy(vectors))
+    schema = load_schema(prepared)
+    loaders = {
+        split: data_loader(split_files(prepared, split), schema, train.batch_size, split == "train", device)
+        for split in ("train", "valid")
+    }
+    arguments = T4RecTrainingArguments(
+        output_dir=str(work), per_device_train_batch_size=train.batch_size, per_device_eval_batch_size=train.batch_size,
+        num_train_epochs=train.epochs, learning_rate=train.learning_rate, weight_decay=train.weight_decay,
+        lr_scheduler_type="constant", optim="adamw_torch", evaluation_strategy="epoch", save_strategy="epoch",
+        logging_strategy="epoch", save_total_limit=2, load_best_model_at_end=True, metric_for_best_model=_BEST,
+        greater_is_better=True, save_safetensors=True, predict_top_k=0, max_grad_norm=5.0, seed=train.seed,
+        bf16=train.precision == "bfloat16", no_cuda=device.type == "cpu", report_to=[], log_level="error",
+        disable_tqdm=not sys.stderr.isatty(), dataloader_drop_last=False,
+    )
+    trainer = _Trainer(
+        model=to_t4rec(network, schema, train), args=arguments, schema=schema, train_dataloader=loaders["train"],
+        eval_dataloader=loaders["valid"], compute_metrics=True,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=train.patience), _EpochReport(report)],
+    )
+    try:
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
+    finally:
+        for loader in loaders.values():
+            loader.dataset.stop()
+    network.eval()
+    history = _history(trainer.state.log_history)
+    if not history or not math.isfinite(history[-1]["loss"]):
+        raise InputError("training ended without a finite loss: lower train.learning_rate")
+    if model.content_match and vectors is not None:
+        best = choose_gamma(network, loaders["valid"], device)
+        report(f"content match: gamma {best:g} is best on validation")
+    return network, history
+
+
+@torch.inference_mode()
+def choose_gamma(network: DualViewNetwork, valid: MerlinDataLoader, device: torch.device) -> float:
+    """Set `network.gamma` to the value of GAMMAS with the best validation NDCG@10 (full ranking) and return it."""
+    ranker = Ranker(network)
+    gains = torch.zeros(len(GAMMAS), dtype=torch.float64)
+    for batch, _ in valid:
+        sequences = tr.utils.padding.pad_inputs(batch)[ITEM].long().to(device)
+        lengths = (sequences != 0).sum(1)
+        target = sequences.gather(1, lengths[:, None] - 1)
+        history = sequences.scatter(1, lengths[:, None] - 1, 0)[:, :-1]
+        network.gamma.zero_()
+        scores = ranker.scores(history)
+        match = network.content_match(history, ranker.catalogue.unit_vectors)
+        for position, gamma in enumerate(GAMMAS):
+            total = scores + gamma * match
+            ranks = (total > total.gather(1, target)).sum(1)
+            gains[position] += ((ranks < 10) / torch.log2(ranks.double() + 2)).sum().cpu()
+    best = GAMMAS[int(gains.argmax())]
+    network.gamma.fill_(best)
+    return best
+
+
+class _EpochReport(tr.trainer.TrainerCallback):
+    """One line an epoch: what is being trained and how good it is."""
+
+    def __init__(self, report: Callable[[str], None]):
+        self.report = report
+
+    def on_evaluate(self, args, state, control, metrics=None, **_):
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        if losses and metrics:
+            self.report(
+                f"epoch {state.epoch:.0f}/{args.num_train_epochs}: loss {losses[-1]:.4f}, validation NDCG@10 "
+                f"{metrics[_BEST]:.4f} HR@10 {metrics[_BEST.replace('ndcg', 'hr')]:.4f}"
+            )
+
+
+def _history(log: list[dict]) -> list[dict]:
+    epochs: dict[int, dict] = {}
+    for entry in log:
+        row = epochs.setdefault(round(entry.get("epoch", 0)), {"epoch": round(entry.get("epoch", 0))})
+        if "loss" in entry:
+            row["loss"] = entry["loss"]
+        if _BEST in entry:
+            row |= {"ndcg@10": entry[_BEST], "hr@10": entry[_BEST.replace("ndcg", "hr")], "seconds": entry["eval_runtime"]}
+    return [row for _, row in sorted(epochs.items()) if "loss" in row and "ndcg@10" in row]
