@@ -88,21 +88,97 @@ class PrepareConfig(_Section):
     """Directory `prepare` of an earlier run to continue: its item codes stay, this run's log is a later day's."""
 
 
+class TuneConfig(_Section):
+    """Contrastive fine-tuning of the language model on two augmented copies of each item (inside stage `embed`)."""
+
+    enabled: bool = False
+    method: Literal["full", "lora"] = "full"
+    """full: all weights, for small encoders; lora: low-rank adapters (peft), for causal LMs and large encoders."""
+    drop: float = Field(0.4, ge=0, lt=1)
+    """Share r of the attributes that each copy loses; at least one is kept."""
+    temperature: float = Field(0.05, gt=0)
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(128, ge=2)
+    """Items a contrastive batch, over all processes: every other item of the batch is a negative."""
+    micro_batch: int = Field(64, ge=1)
+    """Texts that one process holds activations of; a larger contrastive batch goes through by gradient caching."""
+    accumulation: int = Field(1, ge=1)
+    """Batches a step of the optimizer."""
+    learning_rate: float = Field(2e-5, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises; it falls linearly to zero afterwards."""
+    weight_decay: float = Field(0.01, ge=0)
+    lora_rank: int = Field(8, ge=1)
+    lora_alpha: int = Field(16, ge=1)
+    lora_dropout: float = Field(0.1, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third slower, far less memory."""
+    cooccurrence: float = Field(0.0, ge=0, le=1)
+    """Share of the pairs whose second copy is of an item next to the first one in a training sequence."""
+    max_items: int = Field(200_000, ge=10)
+    """Items used for tuning, evenly spread over a larger table."""
+    holdout: float = Field(0.05, gt=0, lt=0.5)
+    """Share of these items (at most 1000) that is never trained on: attribute retrieval on them decides when to stop."""
+    evaluate_every: int = Field(100, ge=1)
+    """Steps between two evaluations, each followed by a checkpoint."""
+    patience: int = Field(5, ge=1)
+    """Evaluations without a better attribute retrieval before tuning stops."""
+    seed: int = 42
+
+
+class EnrichConfig(_Section):
+    """Attributes that a language model writes for sparse items before they are embedded (off by default)."""
+
+    enabled: bool = False
+    model: str = ""
+    """Hugging Face name or folder of a causal language model (safetensors only)."""
+    revision: str | None = None
+    fewer_than: int = Field(3, ge=1)
+    """Items with fewer attributes are enriched."""
+    max_new_tokens: int = Field(48, ge=1)
+    batch_size: int = Field(16, ge=1)
+
+
 class EmbedConfig(_Section):
     """Semantic vectors of the items (stage `embed`)."""
 
     model: str = "minilm"
-    """minilm: the embedded all-MiniLM-L6-v2; else a Hugging Face name or a local folder."""
+    """minilm: the embedded all-MiniLM-L6-v2; else a Hugging Face name or a local folder (safetensors only)."""
     revision: str | None = None
+    """Branch, tag or commit of a Hugging Face model."""
     template: Literal["generic", "yelp", "fashion", "beauty"] = "generic"
+    """Which attributes the prompt shows, and in which order."""
+    popularity: bool = False
+    """Show review count, average stars and sales rank in the prompt: they leak what is to be predicted."""
+    instruction: str = ""
+    """Text before the attributes, for instruction-tuned models."""
     max_tokens: int = Field(128, ge=8)
-    batch_size: int = Field(64, ge=1)
+    """Longer prompts are cut at the end."""
     pooling: Literal["mean", "last"] = "mean"
+    """last: the last real token, for causal models such as LLaMA."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantisation: Literal["none", "8bit", "4bit"] = "none"
+    """8bit and 4bit need bitsandbytes and a CUDA GPU."""
+    batch_size: int = Field(64, ge=1)
     device: str = "auto"
+    workers: int = Field(1, ge=1)
+    """Processes that encode shards side by side; on CUDA worker w uses GPU w."""
     reduction: Literal["none", "pca", "whiten", "standardise"] = "none"
     dimension: int | None = Field(None, ge=2)
-    """Dimension after the reduction; None keeps the model's."""
+    """Dimension after pca or whiten; None keeps the model's."""
+    tune: TuneConfig = TuneConfig()
+    enrich: EnrichConfig = EnrichConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.dimension and self.reduction not in ("pca", "whiten"):
+            raise ValueError(f"dimension ({self.dimension}) needs reduction pca or whiten, found {self.reduction}")
+        if self.enrich.enabled and not self.enrich.model:
+            raise ValueError("enrich.enabled needs enrich.model, a causal language model's name or folder")
+        if self.tune.enabled and self.tune.method == "full" and self.quantisation != "none":
+            raise ValueError(f"quantisation {self.quantisation} can only be tuned with tune.method=lora")
+        return self
 
 
 class ModelConfig(_Section):
