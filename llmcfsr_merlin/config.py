@@ -7,11 +7,12 @@ types and values out of range are errors that name the key. Paths in a recipe ma
 
 import difflib
 import os
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llmcfsr_merlin.contract import resource
 from llmcfsr_merlin.errors import InputError
@@ -31,6 +32,8 @@ class TableColumns(_Section):
     order: str | None = "order"
     """Position in the user's order, used where the log has no time column."""
     rating: str | None = "rating"
+    names: tuple[str, ...] = ()
+    """All columns in order, for CSV, TSV or space-separated files without a header line."""
 
 
 class DataConfig(_Section):
@@ -42,10 +45,10 @@ class DataConfig(_Section):
     items: tuple[str, ...] = ()
     """Files or glob patterns of item metadata; empty: items have ids only."""
     columns: TableColumns = TableColumns()
-    start: str | None = None
-    """First day kept (YYYY-MM-DD), None: all."""
-    end: str | None = None
-    """Last day kept (YYYY-MM-DD), None: all."""
+    start: date | None = None
+    """First day kept (YYYY-MM-DD, UTC), None: all."""
+    end: date | None = None
+    """Last day kept (YYYY-MM-DD, UTC), None: all."""
     min_rating: float | None = None
     """Interactions rated below are dropped; None keeps all, as the papers do (implicit feedback)."""
     damaged: Literal["error", "keep"] = "error"
@@ -56,9 +59,20 @@ class DataConfig(_Section):
     synthetic_items: int = Field(1000, ge=20)
     synthetic_seed: int = 0
 
+    @field_validator("interactions", "items", mode="before")
+    @classmethod
+    def _one_path(cls, value):
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.start and self.end and self.start > self.end:
+            raise ValueError(f"start ({self.start}) must not be after end ({self.end})")
+        return self
+
 
 class ClusterConfig(_Section):
-    """The dask engine of ingest and prepare. Unset values are chosen from the machine and printed."""
+    """The dask engine of prepare. Unset values are chosen from the machine and printed. ingest takes `workers` only."""
 
     kind: Literal["auto", "single", "local", "cuda"] = "auto"
     """auto: cuda where cudf and a GPU are there, else single (in-process); local: a dask LocalCluster."""

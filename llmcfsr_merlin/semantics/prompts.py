@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llmcfsr_merlin.contract import ITEM
 from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.semantics.attributes import join_values
+from llmcfsr_merlin.data.text import join_values
 
 POPULARITY = frozenset(
     {"review_count", "stars", "average_rating", "rating_number", "rating", "sales_rank", "salesrank", "rank", "likes"}

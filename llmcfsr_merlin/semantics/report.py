@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.contract import CODE, FIRST_ITEM, ITEM, ITEMS, SEQUENCES, TITLE, TRAIN_COUNT, VECTORS, VOCABULARY
 from llmcfsr_merlin.errors import MissingDependency
-from llmcfsr_merlin.semantics.attributes import join_values
+from llmcfsr_merlin.data.text import join_values
 from llmcfsr_merlin.semantics.judging import (
     brand_retrieval,
     category_retrieval,

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcfsr_merlin.semantics.attributes import clean, join_values
+from llmcfsr_merlin.data.text import clean, join_values
 from llmcfsr_merlin.semantics.pairs import Neighbours, PairSampler
 from llmcfsr_merlin.semantics.prompts import Prompter, augment
 

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.semantics.attributes import clean, join_values
+from llmcfsr_merlin.data.text import clean, join_values
 from llmcfsr_merlin.semantics.prompts import TEMPLATES, Prompter, augment, show
 
 ROW = {

@@ -1,0 +1,237 @@
+"""The work of stage `ingest`: raw logs and metadata of any size -> part files of interactions and items.
+
+One thread reads (and unpacks) the files in blocks of whole lines; all cores parse them; the blocks come back in order,
+so that the result is the same for any number of workers. Memory holds a few blocks, and 8 bytes a user and item.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from llmcfsr_merlin.cluster import print_counts
+from llmcfsr_merlin.config import DataConfig
+from llmcfsr_merlin.contract import INTERACTIONS, ITEMS, ROW
+from llmcfsr_merlin.data import formats
+from llmcfsr_merlin.data.duplicates import RowKeys, drop_rows
+from llmcfsr_merlin.data.interactions import DROPPED, Cleaned, Distinct, PartWriter, Rules, clean
+from llmcfsr_merlin.data.items import ItemTable
+from llmcfsr_merlin.data.records import LINE, DelimitedParser, JsonParser
+from llmcfsr_merlin.data.source import BLOCK, Block, LineReader, Source, find_files, sniff
+from llmcfsr_merlin.errors import InputError
+
+_SMALL = 4 * BLOCK  # bytes of a file below which starting processes costs more than it saves
+_BATCH = 65_536  # rows of Parquet that one task takes
+
+
+def ingest(settings: DataConfig, out: Path, *, workers: int | None = None, block: int = BLOCK) -> dict:
+    """Read the logs named in `settings` and write INTERACTIONS and ITEMS (contract.py) into `out`.
+
+    workers: threads and processes that parse; None: all cores. Returns the counts for the manifest. Raises InputError
+    for files that are missing, damaged or of another format, and where no row is left.
+    """
+    workers = workers or _cores()
+    out = Path(out)
+    reader = formats.of(settings)
+    run = _Run(settings, out, workers, block, reader)
+    run.interactions()
+    run.items()
+    _print(run.counts, settings)
+    return {name: value for name, value in run.counts.items() if value is not None}
+
+
+@dataclass
+class _Run:
+    settings: DataConfig
+    out: Path
+    workers: int
+    block: int
+    format: formats.Format
+    counts: dict = field(default_factory=dict)
+    catalogue: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+
+    def interactions(self) -> None:
+        """Write the interactions, count what was dropped and remember the log's items."""
+        rules = self.format.rules
+        writer = PartWriter(self.out / INTERACTIONS)
+        users, items, dropped = Distinct(), Distinct(), Counter()
+        first_time, last_time, example, total = None, None, "", 0
+        with RowKeys(self.out / ".keys") as keys:
+            with ThreadPoolExecutor(self.workers) as pool:
+                tasks = self._interaction_tasks(rules, dropped)
+                for cleaned in _ordered(pool if self.workers > 1 else None, tasks, self.workers):
+                    writer.write(cleaned.table)
+                    keys.add(cleaned.keys, cleaned.table[ROW].to_numpy())
+                    users.add(cleaned.users)
+                    items.add(cleaned.items)
+                    dropped.update(cleaned.dropped)
+                    example = example or cleaned.example
+            writer.close()
+            total = writer.total
+            if not total:
+                raise InputError(self._nothing(dropped, example))
+            repeated = keys.repeated()
+        if self.settings.duplicates == "drop" and len(repeated):
+            drop_rows(self.out / INTERACTIONS, repeated)
+            total -= len(repeated)
+        self.catalogue = items.values
+        self.counts |= {"rows_read": dropped["rows_read"]}
+        self.counts |= {name: dropped[name] for name in (*DROPPED, "cut_by_damage", "damaged_files")}
+        self.counts |= {
+            "duplicates_dropped" if self.settings.duplicates == "drop" else "duplicates_kept": len(repeated),
+            "interactions": total,
+            "users": len(users.values),
+            "items": len(self.catalogue),
+        }
+
+    def items(self) -> None:
+        """Write the items of the log with their metadata."""
+        table = ItemTable(self.out / ITEMS, self.catalogue, self.format.columns)
+        counts: Counter = Counter()
+        for source in map(sniff, find_files(self.settings.items, "data.items")):
+            read = self.format.item_reader(source)
+            small = source.path.stat().st_size < (_SMALL // 4 if source.gzip else _SMALL)
+            with _processes(1 if small else self.workers) as pool:
+                for rows, found in _ordered(pool, self._item_tasks(source, read, counts), self.workers):
+                    table.add(rows)
+                    counts.update(found)
+        table.add_missing(self.out / INTERACTIONS)
+        table.close()
+        self.counts |= {name: int(value) for name, value in sorted({**counts, **table.counts}.items())}
+
+    def _interaction_tasks(self, rules: Rules, dropped: Counter) -> Iterator[Callable[[], Cleaned]]:
+        first_row = 0
+        for source in map(sniff, find_files(self.settings.interactions, "data.interactions")):
+            parser = self.format.parser(source)
+            if source.kind == "parquet":
+                for table in _batches(source, parser):
+                    yield partial(clean, [table], first_row, rules, Counter())
+                    first_row += table.num_rows
+                continue
+            reader = self._lines(source, parser)
+            for block in _progress(reader):
+                yield partial(_clean_block, parser, block, first_row, rules)
+            first_row += reader.lines
+            self._damage(reader, dropped)
+
+    def _item_tasks(self, source: Source, read, counts: Counter) -> Iterator[Callable]:
+        if source.kind == "parquet":
+            for batch in pq.ParquetFile(source.path).iter_batches(batch_size=_BATCH // 8):
+                yield partial(read, batch.to_pylist())
+            return
+        reader = self._lines(source, read)
+        for block in _progress(reader):
+            yield partial(read, block.data)
+        self._damage(reader, counts)
+
+    def _lines(self, source: Source, parser) -> LineReader:
+        delimited = source.kind == "delimited"
+        return LineReader(
+            source,
+            quoted=delimited and parser.delimiter in ",;|",
+            skip=int(delimited and not self.settings.columns.names),
+            keep_damaged=self.settings.damaged == "keep",
+            block=self.block,
+        )
+
+    def _damage(self, reader: LineReader, counts: Counter) -> None:
+        if reader.damage:
+            counts["damaged_files"] += 1
+            counts["cut_by_damage"] += reader.cut
+
+    def _nothing(self, dropped: Counter, example: str) -> str:
+        reasons = ", ".join(f"{dropped[name]:,} {name}" for name in DROPPED if dropped[name])
+        what = f"; the first time that could not be read is {example}" if example else ""
+        return (
+            f"{', '.join(self.settings.interactions)}: expected interactions, found none left of "
+            f"{dropped['rows_read']:,} rows ({reasons or 'no rows'}){what}: check data.columns and the filters"
+        )
+
+
+def _clean_block(parser: JsonParser | DelimitedParser, block: Block, first_row: int, rules: Rules) -> Cleaned:
+    dropped: Counter = Counter()
+    tables = parser(block.data, block.lines, dropped)
+    return clean(tables, first_row + block.first, rules, dropped)
+
+
+def _batches(source: Source, fields: dict[str, str]) -> Iterator[pa.Table]:
+    wanted = list(dict.fromkeys(fields.values()))
+    for batch in pq.ParquetFile(source.path).iter_batches(batch_size=_BATCH, columns=wanted):
+        table = pa.Table.from_batches([batch])
+        columns = {role: table[name] for role, name in fields.items()}
+        yield pa.table({**columns, LINE: np.arange(table.num_rows)})
+
+
+def _ordered(pool: Executor | None, tasks: Iterable[Callable], workers: int) -> Iterator:
+    """Results of the tasks in order; at most workers + 2 of them are in flight, so that memory is bounded."""
+    if pool is None:
+        yield from (task() for task in tasks)
+        return
+    flying: deque = deque()
+    try:
+        for task in tasks:
+            flying.append(pool.submit(task))
+            if len(flying) > workers + 1:
+                yield flying.popleft().result()
+        while flying:
+            yield flying.popleft().result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a parser process died: set cluster.workers=1, or give it more memory; a script that calls ingest needs "
+            '`if __name__ == "__main__":`'
+        ) from error
+    finally:
+        for future in flying:
+            future.cancel()
+
+
+class _processes:
+    """Processes for parsing in Python, or None in-process where there is one worker."""
+
+    def __init__(self, workers: int):
+        # spawn: forking a process that has threads (Arrow's, a progress bar's) can leave locks held for ever.
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, mp_context=spawn) if workers > 1 else None
+
+    def __enter__(self) -> ProcessPoolExecutor | None:
+        return self._pool
+
+    def __exit__(self, *_) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _progress(reader: LineReader) -> Iterator[Block]:
+    """The blocks of a file with a bar of its bytes and the rows a second."""
+    path = reader.source.path
+    quiet = not sys.stderr.isatty()
+    with tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
+        for block in reader:
+            yield block
+            bar.update(reader.position - bar.n)
+            if not quiet:
+                rate = reader.lines / max(bar.format_dict["elapsed"], 1e-9)
+                bar.set_postfix_str(f"{rate:,.0f} rows/s")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _print(counts: dict, settings: DataConfig) -> None:
+    shown = [(name.replace("_", " "), value) for name, value in counts.items() if value or name in _ALWAYS]
+    print_counts(f"ingest ({settings.format})", shown)
+
+
+_ALWAYS = ("rows_read", "interactions", "users", "items", "items_without_metadata")

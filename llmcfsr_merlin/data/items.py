@@ -1,0 +1,200 @@
+"""Item metadata -> the items table: each item of the log once, with its attributes where metadata has them."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmcfsr_merlin.contract import ITEM, TITLE
+from llmcfsr_merlin.data.interactions import PartWriter, hash_ids
+from llmcfsr_merlin.data.records import as_text, read_delimited
+from llmcfsr_merlin.data.source import read_record
+from llmcfsr_merlin.data.text import clean as clean_text
+from llmcfsr_merlin.data.values import Attribute, as_attribute
+
+_TITLE_CHARS = 300
+_ROWS = 50_000  # of a part file: long descriptions are read by the part
+
+
+@dataclass(frozen=True)
+class ItemReader:
+    """Blocks of metadata -> tables of ITEM and attributes (string or list<string>).
+
+    attributes: one record -> one row. columns: the columns that the format always has and their type (str or list).
+    names, delimiter: of a delimited file.
+    """
+
+    attributes: Callable[[Mapping], dict[str, Attribute]]
+    columns: dict[str, type]
+    names: tuple[str, ...] = ()
+    delimiter: str = ","
+
+    def __call__(self, data: bytes | list[dict]) -> tuple[pa.Table, Counter]:
+        """Rows of a block in order; the counter has metadata_read, metadata_bad_lines, metadata_no_item, bad_titles."""
+        counts: Counter = Counter()
+        rows = []
+        for record in self._records(data, counts):
+            row = self.attributes(record)
+            counts["metadata_read"] += 1
+            if not row[ITEM] or not row[ITEM].strip():
+                counts["metadata_no_item"] += 1
+                continue
+            row[ITEM] = row[ITEM].strip()
+            title = row.get(TITLE)
+            if isinstance(title, list):
+                title = " ".join(title)
+            # People read titles as they are stored; the other attributes are cleaned where prompts are made.
+            row[TITLE] = clean_text(title, _TITLE_CHARS) or None
+            counts["bad_titles"] += bool(title and title.strip() and row[TITLE] is None)
+            rows.append(row)
+        return _table(rows, self.columns), counts
+
+    def _records(self, data: bytes | list[dict], counts: Counter):
+        if isinstance(data, list):
+            yield from data
+        elif self.names:
+            table, lost = read_delimited(data, self.names, self.delimiter, list(self.names))
+            counts["metadata_bad_lines"] += len(lost)
+            yield from table.to_pylist()
+        else:
+            for line in data.decode("utf-8", "replace").split("\n"):
+                if not line.strip():
+                    continue
+                try:
+                    yield read_record(line)
+                except ValueError:
+                    counts["metadata_bad_lines"] += 1
+
+
+@dataclass(frozen=True)
+class TableAttributes:
+    """A row of any table of items: `item` is the id's column, every other column is an attribute of its own name."""
+
+    item: str
+
+    def __call__(self, record: Mapping) -> dict[str, Attribute]:
+        row = {str(name): as_attribute(value) for name, value in record.items() if name not in (self.item, ITEM)}
+        return {ITEM: as_text(record.get(self.item)), **row}
+
+
+class ItemTable:
+    """Collects the items of a log into out/part-*.parquet. catalogue: sorted uint64 hashes of the log's item ids."""
+
+    def __init__(self, out: Path, catalogue: np.ndarray, columns: dict[str, type]):
+        self.out, self.catalogue = Path(out), catalogue
+        self.seen = np.zeros(len(catalogue), bool)
+        self.counts: Counter = Counter()
+        self._kinds = {ITEM: pa.string(), TITLE: pa.string()}
+        self._kinds |= {name: _type(kind) for name, kind in columns.items()}
+        self._parts: list[Path] = []
+        self._waiting: list[pa.Table] = []
+        self._held = 0
+        self.out.mkdir(parents=True)
+
+    def add(self, table: pa.Table) -> None:
+        """Keep the rows whose item is in the log and was not there before; the first row of an item stands."""
+        if table.num_rows == 0:
+            return
+        place, known = self._place(table[ITEM])
+        fresh = known & ~self.seen[place] & _first(place, known)
+        self.counts["metadata_repeated"] += int((known & ~fresh).sum())
+        self.counts["metadata_not_in_log"] += int((~known).sum())
+        self.seen[place[fresh]] = True
+        self._append(table.filter(pa.array(fresh)))
+
+    def add_missing(self, interactions: Path) -> None:
+        """Add the items without metadata, with empty attributes, in the order in which the log names them."""
+        self.counts["items_with_metadata"] = int(self.seen.sum())
+        self.counts["items_without_metadata"] = int((~self.seen).sum())
+        for part in sorted(Path(interactions).glob("part-*.parquet")):
+            if self.seen.all():
+                break
+            for batch in pq.ParquetFile(part).iter_batches(columns=[ITEM]):
+                ids = batch.column(0).unique()
+                place, _ = self._place(ids)
+                new = ~self.seen[place]
+                self.seen[place[new]] = True
+                self._append(pa.table({ITEM: ids.filter(pa.array(new))}))
+
+    def close(self) -> None:
+        """Write what is left and give all parts the same columns."""
+        self._write()
+        schema = pa.schema(list(self._kinds.items()))
+        writer = PartWriter(self.out, rows=_ROWS, row_group=_ROWS)
+        for part in self._parts:
+            writer.write(_conform(pq.read_table(part), schema))
+        writer.close()
+        for part in self._parts:
+            part.unlink()
+
+    def _place(self, ids) -> tuple[np.ndarray, np.ndarray]:
+        hashes = hash_ids(ids)
+        place = np.minimum(np.searchsorted(self.catalogue, hashes), len(self.catalogue) - 1)
+        return place, self.catalogue[place] == hashes
+
+    def _append(self, table: pa.Table) -> None:
+        if table.num_rows == 0:
+            return
+        for field in table.schema:
+            known = self._kinds.get(field.name)
+            if known is None or not pa.types.is_list(known):
+                self._kinds[field.name] = field.type if pa.types.is_list(field.type) else pa.string()
+        self._waiting.append(table)
+        self._held += table.num_rows
+        if self._held >= _ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._held:
+            return
+        schema = pa.schema(list(self._kinds.items()))
+        path = self.out / f".raw-{len(self._parts):05d}.parquet"
+        pq.write_table(pa.concat_tables([_conform(table, schema) for table in self._waiting]), path)
+        self._parts.append(path)
+        self._waiting, self._held = [], 0
+
+
+def _first(place: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Whether a row is the first known one of its place."""
+    first = np.zeros(len(place), bool)
+    rows = np.flatnonzero(known)
+    first[rows[np.unique(place[rows], return_index=True)[1]]] = True
+    return first
+
+
+def _type(kind: type) -> pa.DataType:
+    return pa.list_(pa.string()) if kind is list else pa.string()
+
+
+def _table(rows: list[dict[str, Attribute]], columns: dict[str, type]) -> pa.Table:
+    names = dict.fromkeys((ITEM, TITLE, *columns))
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    arrays = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        many = columns.get(name) is list or any(isinstance(value, list) for value in values)
+        if many:
+            values = [[value] if isinstance(value, str) else value for value in values]
+        arrays[name] = pa.array(values, _type(list if many else str))
+    return pa.table(arrays)
+
+
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of the schema: missing ones are null, a string becomes a list of one."""
+    arrays = []
+    for field in schema:
+        if field.name not in table.column_names:
+            arrays.append(pa.nulls(table.num_rows, field.type))
+            continue
+        column = table[field.name].combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # pyarrow gives no single array for an empty column
+            column = pa.array([], column.type)
+        if pa.types.is_list(field.type) and not pa.types.is_list(column.type):
+            column = pa.array([None if value is None else [value] for value in column.to_pylist()], field.type)
+        arrays.append(column)
+    return pa.table(arrays, schema=schema)
