@@ -2,6 +2,7 @@
 
 import ast
 import glob
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.stage import sha256_file
 
 BLOCK = 8 << 20  # bytes of text that one task parses
 _READ = 1 << 20
 _HEAD = 1 << 16
+_HASHED = 1 << 30
 _LONGEST = 256 << 20  # a longer line is no line
 # Sniffed by content, since names lie: files called .gz.TRUNCATED or .json that hold gzip are common.
 _GZIP = b"\x1f\x8b"
@@ -70,6 +73,19 @@ def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
             raise InputError(f"{setting}: expected {what} {pattern}, found none: check the path")
         found += [match for match in matches if match not in found]
     return found
+
+
+def fingerprint(path: Path) -> str:
+    """What tells a file from a changed one, wherever it lies: size and sha256; above 1 GiB the sha256 of its first and
+    last MiB and its modification time instead of the whole content."""
+    status = Path(path).stat()
+    if status.st_size <= _HASHED:
+        return f"{status.st_size}/{sha256_file(path)}"
+    with open(path, "rb") as stream:
+        ends = stream.read(_READ)
+        stream.seek(-_READ, 2)
+        ends += stream.read(_READ)
+    return f"{status.st_size}/{status.st_mtime_ns}/{hashlib.sha256(ends).hexdigest()}"
 
 
 def sniff(path: Path) -> Source:
