@@ -66,7 +66,7 @@ class _Run:
         rules = self.format.rules
         writer = PartWriter(self.out / INTERACTIONS)
         users, items, dropped = Distinct(), Distinct(), Counter()
-        first_time, last_time, example, total = None, None, "", 0
+        example = ""
         with RowKeys(self.out / ".keys") as keys:
             with ThreadPoolExecutor(self.workers) as pool:
                 tasks = self._interaction_tasks(rules, dropped)

@@ -43,6 +43,7 @@ class ItemReader:
             if not row[ITEM] or not row[ITEM].strip():
                 counts["metadata_no_item"] += 1
                 continue
+            row = {name: None if value == "" else value for name, value in row.items()}
             row[ITEM] = row[ITEM].strip()
             title = row.get(TITLE)
             if isinstance(title, list):

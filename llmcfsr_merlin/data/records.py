@@ -1,6 +1,7 @@
 """Lines of a log -> an Arrow table of raw user, item, time, order and rating.
 
-pyarrow's parsers do the work and release the GIL; a line that they refuse is found by halving its block and read in Python.
+pyarrow's parsers do the work and release the GIL; a line that they refuse is found by halving its block, and read in
+Python.
 """
 
 from collections import Counter
@@ -63,7 +64,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class JsonParser:
-    """Blocks of JSON lines (or Python literals) -> raw tables. fields: role -> field name; kinds: role -> Arrow type."""
+    """Blocks of JSON lines (or Python literals) -> raw tables. fields: role -> field; kinds: role -> Arrow type."""
 
     fields: dict[str, str]
     kinds: dict[str, pa.DataType]
@@ -152,7 +153,9 @@ class DelimitedParser:
         return [pa.table({**columns, LINE: at})]
 
 
-def read_delimited(data: bytes, names: tuple[str, ...], delimiter: str, wanted: list[str]) -> tuple[pa.Table, list[int]]:
+def read_delimited(
+    data: bytes, names: tuple[str, ...], delimiter: str, wanted: list[str]
+) -> tuple[pa.Table, list[int]]:
     """The wanted columns of a block as strings, and the numbers (from 1) of the rows that were left out."""
     skipped: list[int] = []
 

@@ -67,7 +67,7 @@ def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
         matches = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
         matches = [match for match in matches if not match.is_dir()]
         if path.is_dir():
-            raise InputError(f"{setting}: expected a file, found the folder {path}: use a pattern such as {path}/*.json.gz")
+            raise InputError(f"{setting}: expected a file, found the folder {path}: use a pattern like {path}/*.json.gz")
         if not matches:
             what = "a file that matches the pattern" if glob.has_magic(pattern) else "the file"
             raise InputError(f"{setting}: expected {what} {pattern}, found none: check the path")
@@ -130,7 +130,7 @@ def sniff(path: Path) -> Source:
     if first == "{":
         raise InputError(f"{path}: expected one JSON object a line, found indented JSON: rewrite it with `jq -c .`")
     kind = "json" if first.startswith("{") else "delimited"
-    if kind == "json" and not any(map(_is_json, head)) and any(line.lstrip().startswith(("{'", "{u'")) for line in head):
+    if kind == "json" and not any(map(_is_json, head)) and any(map(_is_literal, head)):
         kind = "literal"
     return Source(path, kind, packed, head)
 
@@ -140,7 +140,7 @@ def read_record(line: str) -> dict:
     try:
         record = json.loads(line)
     except ValueError as error:
-        if not line.lstrip().startswith(("{'", "{u'")):
+        if not _is_literal(line):
             raise
         try:
             record = ast.literal_eval(line.strip())
@@ -214,7 +214,7 @@ class LineReader:
         if self.damage and not self.keep_damaged:
             raise InputError(
                 f"{self.source.path}: damaged gzip ({self.damage}): {max(whole, 0):,} rows before the damage are whole"
-                f"{' and one is cut' if self.cut else ''}: get the file again, or set data.damaged=keep to use these rows"
+                f"{' and one is cut' if self.cut else ''}: get the file again, or set data.damaged=keep to use them"
             )
         if rest:
             block, _ = _block(rest, self.lines, skip)
@@ -255,7 +255,7 @@ class LineReader:
                         if len(rest) < 2:
                             break
                         if not rest.startswith(_GZIP):
-                            self.damage = f"something else follows after the gzip data, at byte {self.position - len(rest)}"
+                            self.damage = f"no gzip from byte {self.position - len(rest)} on"
                             return
                         decoder = zlib.decompressobj(31)
                     before = decoder.copy()
@@ -288,6 +288,10 @@ def _block(data: bytes, first: int, skip: int) -> tuple[Block, int]:
         cut = data.find(b"\n") + 1
         data, skip = data[cut:] if cut else b"", skip - 1
     return Block(data, first, data.count(b"\n") + (bool(data) and not data.endswith(b"\n"))), skip
+
+
+def _is_literal(line: str) -> bool:
+    return line.lstrip().startswith(("{'", "{u'"))
 
 
 def _is_json(line: str) -> bool:

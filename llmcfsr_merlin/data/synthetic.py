@@ -17,8 +17,8 @@ _START = 1_420_070_400  # 2015-01-01
 _DAY = 86_400
 
 _BRANDS = (
-    "Aurora", "Belle Vale", "Cedar & Salt", "Dewfall", "Elmwood", "Fjord", "Glimmer", "Harbour", "Isola", "Juniper Lane",
-    "Kestrel", "Lumen", "Marlowe", "Nectar", "Opaline", "Petalry", "Quill", "Rosmarin", "Solstice", "Tidewater",
+    "Aurora", "Belle Vale", "Cedar & Salt", "Dewfall", "Elmwood", "Fjord", "Glimmer", "Harbour", "Isola",
+    "Juniper Lane", "Kestrel", "Lumen",
 )  # fmt: skip
 # Routine: kinds in the order in which people buy them.
 _ROUTINES = {
@@ -38,6 +38,7 @@ class _Item:
     brand: int
     department: str
     step: int
+    scent: str
     title: str
     weight: float
 
@@ -59,15 +60,16 @@ def _catalogue(draw: random.Random, count: int) -> list[_Item]:
     found, cells = [], {}
     for _ in range(count):
         # Popular brands have more products, as they have more buyers.
-        brand = draw.choices(range(len(_BRANDS)), [1 / (rank + 4) for rank in range(len(_BRANDS))])[0]
+        brand = draw.choices(range(len(_BRANDS)), [1 / (rank + 8) for rank in range(len(_BRANDS))])[0]
         department = draw.choice(list(_ROUTINES))
         step = draw.randrange(len(_ROUTINES[department]))
         cell = cells[brand, department, step] = cells.get((brand, department, step), 0) + 1
         kind = _ROUTINES[department][step]
-        words = [_BRANDS[brand], draw.choice(_EFFECTS), draw.choice(_SCENTS), kind]
+        scent = draw.choice(_SCENTS)
+        words = [_BRANDS[brand], draw.choice(_EFFECTS), scent, kind]
         title = " ".join(words) + (f", {draw.choice(_SIZES)}" if draw.random() < 0.6 else "")
         asin = "B0" + "".join(draw.choices("0123456789ABCDEFGHJKLMNPQRSTUVWXYZ", k=8))
-        found.append(_Item(asin, brand, department, step, title, cell**-1.6 * draw.lognormvariate(0, 0.6)))
+        found.append(_Item(asin, brand, department, step, scent, title, cell**-2.0 * draw.lognormvariate(0, 0.8)))
     return found
 
 
@@ -75,23 +77,21 @@ def _reviews(draw: random.Random, catalogue: list[_Item], users: int) -> list[st
     shelves: dict[tuple[int, str, int], list[_Item]] = {}
     for item in catalogue:
         shelves.setdefault((item.brand, item.department, item.step), []).append(item)
-    weights = {key: list(accumulate(item.weight for item in shelf)) for key, shelf in shelves.items()}
     everything = list(accumulate(item.weight for item in catalogue))
-    brand_weights = [1 / (rank + 2) for rank in range(len(_BRANDS))]
+    brand_weights = [1 / (rank + 1) for rank in range(len(_BRANDS))]
     events = []
     for _ in range(users):
         name = "A" + "".join(draw.choices("0123456789ABCDEFGHJKLMNPQRSTUVWXYZ", k=13))
         brands = draw.choices(range(len(_BRANDS)), brand_weights, k=2)
-        department, step = draw.choice(list(_ROUTINES)), draw.randrange(5)
+        scent, department, step = draw.choice(_SCENTS), draw.choice(list(_ROUTINES)), draw.randrange(5)
         when = _START + draw.randrange(900) * _DAY
         bought: set[str] = set()
         for _ in range(min(30, 3 + int(draw.expovariate(1 / 5.5)))):
             brand = brands[draw.random() < 0.3]
             shelf = shelves.get((brand, department, step))
             if shelf and draw.random() < 0.9:
-                item = draw.choices(shelf, cum_weights=weights[brand, department, step])[0]
-                if item.asin in bought:  # people try the next thing on the shelf
-                    item = next((other for other in shelf if other.asin not in bought), item)
+                weights = [item.weight * (8 if item.scent == scent else 1) for item in shelf]
+                item = draw.choices(shelf, weights)[0]
             else:
                 item = draw.choices(catalogue, cum_weights=everything)[0]
             if item.asin not in bought or draw.random() < 0.1:
@@ -127,7 +127,7 @@ def _review(draw: random.Random, when: int, name: str, item: _Item) -> str:
     if draw.random() < 0.05:
         record["image"] = [f"https://images.example/{item.asin}.jpg"]
     if draw.random() < 0.995:
-        record["reviewText"] = f"{'Lovely' if stars > 3 else 'Not my'} {kind}, \"{draw.choice(_SCENTS).lower()}\" &amp; all."
+        record["reviewText"] = f"{'Lovely' if stars > 3 else 'Not my'} {kind}, \"{item.scent.lower()}\" &amp; all."
     record |= {"summary": "Five Stars" if stars == 5 else kind, "unixReviewTime": when}
     return json.dumps(record)
 

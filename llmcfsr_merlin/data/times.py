@@ -101,9 +101,10 @@ def _parse(text: str | None) -> int | None:
         return _scale(pa.array([int(float(text))], pa.int64()))[0].as_py()
     except (ValueError, OverflowError):
         pass
-    for read in (datetime.fromisoformat, *(lambda value, form=form: datetime.strptime(value, form) for form in _FORMATS)):
+    text = text[:-1] + "+00:00" if text.endswith("Z") else text
+    for form in (None, *_FORMATS):
         try:
-            found = read(text[:-1] + "+00:00" if text.endswith("Z") else text)
+            found = datetime.strptime(text, form) if form else datetime.fromisoformat(text)
         except ValueError:
             continue
         return int((found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp())

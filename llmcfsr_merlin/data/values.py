@@ -29,8 +29,10 @@ def as_list(value: object) -> list[str] | None:
 def as_pairs(value: object) -> list[str] | None:
     """A mapping as `name: value` texts; what is true goes by its name alone, what is false or absent is left out.
 
-    Yelp writes nested mappings as Python literals: {"Ambience": "{'casual': True, 'hipster': False}", "WiFi": "u'free'"}
-    becomes ['Ambience: casual', 'WiFi: free'].
+    Yelp writes nested mappings as Python literals:
+
+    >>> as_pairs({"Ambience": "{'casual': True, 'hipster': False}", "WiFi": "u'free'", "HappyHour": "True"})
+    ['Ambience: casual', 'Wi Fi: free', 'Happy Hour']
     """
     if not isinstance(value, Mapping):
         return as_list(value) if value else None

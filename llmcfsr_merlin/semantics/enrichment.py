@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import torch
 
 from llmcfsr_merlin.config import EnrichConfig
-from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.data.text import clean
+from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics.models import ModelSource, dtype_argument, load_tokenizer, pick_device, resolve_recorded
 from llmcfsr_merlin.semantics.prompts import Attributes
 

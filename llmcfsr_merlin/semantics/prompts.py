@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmcfsr_merlin.contract import ITEM
-from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.data.text import join_values
+from llmcfsr_merlin.errors import InputError
 
 POPULARITY = frozenset(
     {"review_count", "stars", "average_rating", "rating_number", "rating", "sales_rank", "salesrank", "rank", "likes"}

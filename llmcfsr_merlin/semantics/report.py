@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.contract import CODE, FIRST_ITEM, ITEM, ITEMS, SEQUENCES, TITLE, TRAIN_COUNT, VECTORS, VOCABULARY
-from llmcfsr_merlin.errors import MissingDependency
 from llmcfsr_merlin.data.text import join_values
+from llmcfsr_merlin.errors import MissingDependency
 from llmcfsr_merlin.semantics.judging import (
     brand_retrieval,
     category_retrieval,
