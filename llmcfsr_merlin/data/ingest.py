@@ -27,8 +27,9 @@ from llmcfsr_merlin.data import formats
 from llmcfsr_merlin.data.duplicates import RowKeys, drop_rows
 from llmcfsr_merlin.data.interactions import DROPPED, Cleaned, Distinct, PartWriter, Rules, clean
 from llmcfsr_merlin.data.items import ItemTable
+from llmcfsr_merlin.data.lines import BLOCK, Block, LineReader
 from llmcfsr_merlin.data.records import LINE, DelimitedParser, JsonParser
-from llmcfsr_merlin.data.source import BLOCK, Block, LineReader, Source, find_files, sniff
+from llmcfsr_merlin.data.source import Source, find_files, sniff
 from llmcfsr_merlin.errors import InputError
 
 _SMALL = 4 * BLOCK  # bytes of a file below which starting processes costs more than it saves
@@ -123,7 +124,7 @@ class _Run:
             for block in _progress(reader):
                 yield partial(_clean_block, parser, block, first_row, rules)
             first_row += reader.lines
-            self._damage(reader, dropped)
+            _damage(reader, dropped, "")
 
     def _item_tasks(self, source: Source, read, counts: Counter) -> Iterator[Callable]:
         if source.kind == "parquet":
@@ -133,7 +134,7 @@ class _Run:
         reader = self._lines(source, read)
         for block in _progress(reader):
             yield partial(read, block.data)
-        self._damage(reader, counts)
+        _damage(reader, counts, "metadata_")
 
     def _lines(self, source: Source, parser) -> LineReader:
         delimited = source.kind == "delimited"
@@ -144,11 +145,6 @@ class _Run:
             keep_damaged=self.settings.damaged == "keep",
             block=self.block,
         )
-
-    def _damage(self, reader: LineReader, counts: Counter) -> None:
-        if reader.damage:
-            counts["damaged_files"] += 1
-            counts["cut_by_damage"] += reader.cut
 
     def _nothing(self, dropped: Counter, example: str) -> str:
         reasons = ", ".join(f"{dropped[name]:,} {name}" for name in DROPPED if dropped[name])
@@ -163,6 +159,12 @@ def _clean_block(parser: JsonParser | DelimitedParser, block: Block, first_row: 
     dropped: Counter = Counter()
     tables = parser(block.data, block.lines, dropped)
     return clean(tables, first_row + block.first, rules, dropped)
+
+
+def _damage(reader: LineReader, counts: Counter, prefix: str) -> None:
+    if reader.damage:
+        counts[f"{prefix}damaged_files"] += 1
+        counts[f"{prefix}cut_by_damage"] += reader.cut
 
 
 def _batches(source: Source, fields: dict[str, str]) -> Iterator[pa.Table]:

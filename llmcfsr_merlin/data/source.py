@@ -1,25 +1,23 @@
-"""Raw files as blocks of whole lines: gzip or plain, of any size, with damage found and named."""
+"""Input files: found by pattern, known by content, never by their names."""
 
 import ast
 import glob
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.stage import sha256_file
 
-BLOCK = 8 << 20  # bytes of text that one task parses
-_READ = 1 << 20
+_MIB = 1 << 20
 _HEAD = 1 << 16
 _HASHED = 1 << 30
-_LONGEST = 256 << 20  # a longer line is no line
 # Sniffed by content, since names lie: files called .gz.TRUNCATED or .json that hold gzip are common.
-_GZIP = b"\x1f\x8b"
+GZIP = b"\x1f\x8b"
 _PACKED = {
     b"PK\x03\x04": "a zip archive", b"BZh": "a bzip2 file", b"\xfd7zXZ": "an xz file", b"(\xb5/\xfd": "a zstd file",
     b"7z\xbc\xaf": "a 7z archive",
@@ -67,7 +65,7 @@ def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
         matches = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
         matches = [match for match in matches if not match.is_dir()]
         if path.is_dir():
-            raise InputError(f"{setting}: expected a file, found the folder {path}: use a pattern like {path}/*.json.gz")
+            raise InputError(f"{setting}: expected a file, found the folder {path}: use a pattern like {path}/*.gz")
         if not matches:
             what = "a file that matches the pattern" if glob.has_magic(pattern) else "the file"
             raise InputError(f"{setting}: expected {what} {pattern}, found none: check the path")
@@ -82,9 +80,9 @@ def fingerprint(path: Path) -> str:
     if status.st_size <= _HASHED:
         return f"{status.st_size}/{sha256_file(path)}"
     with open(path, "rb") as stream:
-        ends = stream.read(_READ)
-        stream.seek(-_READ, 2)
-        ends += stream.read(_READ)
+        ends = stream.read(_MIB)
+        stream.seek(-_MIB, 2)
+        ends += stream.read(_MIB)
     return f"{status.st_size}/{status.st_mtime_ns}/{hashlib.sha256(ends).hexdigest()}"
 
 
@@ -104,7 +102,7 @@ def sniff(path: Path) -> Source:
         raise InputError(f"{path}: expected plain text, gzip or Parquet, found a tar archive: unpack it first")
     if raw.startswith(b"PAR1"):
         return Source(path, "parquet")
-    packed = raw.startswith(_GZIP)
+    packed = raw.startswith(GZIP)
     if packed:
         try:
             raw = zlib.decompressobj(31).decompress(raw, _HEAD)
@@ -151,143 +149,6 @@ def read_record(line: str) -> dict:
     if not isinstance(record, dict):
         raise ValueError(f"expected an object, found {type(record).__name__}")
     return record
-
-
-@dataclass
-class Block:
-    """Whole lines of a file. `first`: how many lines of the file stand before it; `lines`: how many it holds."""
-
-    data: bytes
-    first: int
-    lines: int
-
-
-@dataclass
-class LineReader:
-    """Reads a text file in blocks that end with a line. `position`: bytes of the file read so
-    far; `lines`: lines given so far, without the skipped ones.
-
-    quoted: a newline between double quotes does not end a line. skip: lines before the first row (a header).
-    keep_damaged: stop at damage in a gzip instead of raising InputError; `damage` then says what it was, and the line
-    cut by it (`cut`: 1) is left out.
-    """
-
-    source: Source
-    quoted: bool = False
-    skip: int = 0
-    keep_damaged: bool = False
-    block: int = BLOCK
-    position: int = field(default=0, init=False)
-    lines: int = field(default=0, init=False)
-    cut: int = field(default=0, init=False)
-    damage: str = field(default="", init=False)
-
-    def __iter__(self) -> Iterator[Block]:
-        skip = self.skip
-        pieces: list[bytes] = []
-        size = 0
-        started = False
-        for piece in self._bytes():
-            if not started:
-                piece, started = piece.removeprefix(b"\xef\xbb\xbf"), True
-            pieces.append(piece)
-            size += len(piece)
-            if size < self.block:
-                continue
-            data = b"".join(pieces)
-            cut = self._cut(data)
-            if cut == 0:
-                if size > _LONGEST:
-                    raise InputError(f"{self.source.path}: expected lines, found none in {_LONGEST >> 20} MiB of text")
-                pieces = [data]
-                continue
-            pieces, size = [data[cut:]], len(data) - cut
-            block, skip = _block(data[:cut], self.lines, skip)
-            self.lines += block.lines
-            if block.lines:
-                yield block
-        rest = b"".join(pieces)
-        if self.damage:
-            cut = rest.rfind(b"\n") + 1
-            self.cut, rest = int(len(rest) > cut), rest[:cut]
-        whole = self.lines + rest.count(b"\n") - skip
-        if self.damage and not self.keep_damaged:
-            raise InputError(
-                f"{self.source.path}: damaged gzip ({self.damage}): {max(whole, 0):,} rows before the damage are whole"
-                f"{' and one is cut' if self.cut else ''}: get the file again, or set data.damaged=keep to use them"
-            )
-        if rest:
-            block, _ = _block(rest, self.lines, skip)
-            self.lines += block.lines
-            if block.lines:
-                yield block
-
-    def _cut(self, data: bytes) -> int:
-        cut = data.rfind(b"\n") + 1
-        if not self.quoted or data.count(b'"', 0, cut) % 2 == 0:
-            return cut
-        # Inside quotes: go back to the last newline outside of them. A stray quote must not hold the whole file.
-        while cut and len(data) < 8 * self.block:
-            before = data.rfind(b"\n", 0, cut - 1) + 1
-            if data.count(b'"', before, cut) % 2:
-                return before
-            cut = before
-        return cut
-
-    def _bytes(self) -> Iterator[bytes]:
-        with open(self.source.path, "rb") as stream:
-            if not self.source.gzip:
-                while piece := stream.read(_READ):
-                    self.position += len(piece)
-                    yield piece
-                return
-            # gzip.GzipFile loses what it had read when the damage comes; members may follow one another.
-            decoder = zlib.decompressobj(31)
-            rest = b""
-            while piece := stream.read(_READ):
-                self.position += len(piece)
-                rest += piece
-                while rest:
-                    if decoder.eof:
-                        rest = rest.lstrip(b"\0")  # padding between members is legal
-                        if not rest:
-                            break
-                        if len(rest) < 2:
-                            break
-                        if not rest.startswith(_GZIP):
-                            self.damage = f"no gzip from byte {self.position - len(rest)} on"
-                            return
-                        decoder = zlib.decompressobj(31)
-                    before = decoder.copy()
-                    try:
-                        text = decoder.decompress(rest)
-                    except zlib.error as error:
-                        yield from _salvage(rest, before)
-                        self.damage = str(error)
-                        return
-                    rest = decoder.unused_data
-                    if text:
-                        yield text
-            if not decoder.eof:
-                yield decoder.flush()
-                self.damage = "the file is cut short"
-
-
-def _salvage(rest: bytes, decoder) -> Iterator[bytes]:
-    """What can be read of a damaged piece: a decoder that fails gives nothing of the piece, so go byte by byte."""
-    for position in range(len(rest)):
-        try:
-            if text := decoder.decompress(rest[position : position + 1]):
-                yield text
-        except zlib.error:
-            return
-
-
-def _block(data: bytes, first: int, skip: int) -> tuple[Block, int]:
-    while skip and data:
-        cut = data.find(b"\n") + 1
-        data, skip = data[cut:] if cut else b"", skip - 1
-    return Block(data, first, data.count(b"\n") + (bool(data) and not data.endswith(b"\n"))), skip
 
 
 def _is_literal(line: str) -> bool:

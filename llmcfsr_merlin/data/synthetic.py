@@ -127,7 +127,7 @@ def _review(draw: random.Random, when: int, name: str, item: _Item) -> str:
     if draw.random() < 0.05:
         record["image"] = [f"https://images.example/{item.asin}.jpg"]
     if draw.random() < 0.995:
-        record["reviewText"] = f"{'Lovely' if stars > 3 else 'Not my'} {kind}, \"{item.scent.lower()}\" &amp; all."
+        record["reviewText"] = f'{"Lovely" if stars > 3 else "Not my"} {kind}, "{item.scent.lower()}" &amp; all.'
     record |= {"summary": "Five Stars" if stars == 5 else kind, "unixReviewTime": when}
     return json.dumps(record)
 
@@ -142,7 +142,7 @@ def _metadata(draw: random.Random, item: _Item) -> list[str]:
     elif chance < 0.05:
         title = title.replace(" & ", " &amp;amp; ").replace(",", " &ndash;")
     elif chance < 0.06:
-        title = 'var aPageStart = (new Date()).getTime(); <b>'
+        title = "var aPageStart = (new Date()).getTime(); <b>"
     words = item.title.partition(",")[0].removeprefix(brand).split()
     record = {
         "category": ["Beauty & Personal Care", item.department, kind],
