@@ -37,9 +37,11 @@ def test_amazon_2018(tmp_path):
 def test_amazon_2014_metadata_are_python_literals(tmp_path):
     record = {"asin": "A1", "title": "It's \"new\"", "categories": [["CDs", "Pop"], ["CDs", "Rock"]], "price": 9.49,
               "related": {"also_bought": ["B"]}}  # fmt: skip
-    counts, _, items = amazon(tmp_path, reviews_2018(), [repr(record), "{'asin': 'A2', 'title': u'Caf\\xe9'}", "{'asin"])
+    counts, _, items = amazon(
+        tmp_path, reviews_2018(), [repr(record), "{'asin': 'A2', 'title': u'Caf\\xe9'}", "{'asin"]
+    )
     items = items.set_index(ITEM)
-    assert items.loc["A1", TITLE] == "It's \"new\"" and items.loc["A2", TITLE] == "Café"
+    assert items.loc["A1", TITLE] == 'It\'s "new"' and items.loc["A2", TITLE] == "Café"
     assert list(items.loc["A1", "categories"]) == ["CDs", "Pop", "Rock"]
     assert items.loc["A1", "price"] == "9.49"
     assert counts["metadata_bad_lines"] == 1
@@ -136,7 +138,7 @@ def test_items_of_any_table(tmp_path):
 
 def test_items_in_csv_and_parquet_are_the_same(tmp_path):
     log = write(tmp_path / "log.csv", ["user_id,item_id,timestamp", "u,a,1", "u,b,2"])
-    frame = pd.DataFrame({"item_id": ["b", "a"], "title": ["B, the \"second\"", "A\nA"], "year": [1999, 2001]})
+    frame = pd.DataFrame({"item_id": ["b", "a"], "title": ['B, the "second"', "A\nA"], "year": [1999, 2001]})
     frame.to_csv(tmp_path / "items.csv", index=False)
     frame.to_parquet(tmp_path / "items.parquet")
     found = [
@@ -159,7 +161,9 @@ def test_several_files_by_pattern(tmp_path):
 
 def test_integer_ids_and_byte_order_mark(tmp_path):
     path = tmp_path / "log.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"user_id": 7, "item_id": 1, "timestamp": 5}\r\n{"user_id": "7", "item_id": 2.0, "timestamp": "6"}')
+    path.write_bytes(
+        b'\xef\xbb\xbf{"user_id": 7, "item_id": 1, "timestamp": 5}\r\n{"user_id": "7", "item_id": 2.0, "timestamp": "6"}'
+    )
     _, log, _ = run(tmp_path / "out", interactions=str(path))
     assert log[["user_id", "item_id", "timestamp"]].values.tolist() == [["7", "1", 5], ["7", "2", 6]]
 
@@ -176,5 +180,3 @@ def test_output_agrees_with_the_schemas(tmp_path):
         for column in schema:
             kind = column.dtype.to_numpy.name if column.dtype.name != "unknown" else "object"
             assert frame[column.name].dtype.name == kind, (name, column.name)
-
-

@@ -25,7 +25,7 @@ TITLES = {"A1": "Rose & Mint Balm", "A2": "Citrus Soap", "A3": None}
 def reviews_2018() -> list[str]:
     """With the quirks: style, vote and image on some rows, entities in the text, fields in another order."""
     rows = [
-        {"overall": r, "verified": True, "reviewerID": u, "asin": i, "reviewText": "a &amp; \"b\"", "unixReviewTime": t}
+        {"overall": r, "verified": True, "reviewerID": u, "asin": i, "reviewText": 'a &amp; "b"', "unixReviewTime": t}
         for u, i, t, r in LOG
     ]
     rows[1] |= {"style": {"Size:": " 7.0 oz"}, "vote": "3"}

@@ -1,0 +1,74 @@
+"""Laws of ingest on random logs."""
+
+import gzip
+import json
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmcfsr_merlin.config import DataConfig
+from llmcfsr_merlin.data.ingest import ingest
+from llmcfsr_merlin.errors import InputError
+from tests.unit.data.world import read
+
+# Everything that may stand in an id but for what ends a line or is no character.
+IDS = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1, max_size=4)
+ROWS = st.lists(
+    st.tuples(IDS, IDS, st.integers(0, 2**31), st.one_of(st.none(), st.integers(1, 5))), min_size=1, max_size=40
+)
+
+
+def ingested(data: bytes, workers: int, block: int, **config) -> tuple:
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = Path(folder) / "log", Path(folder) / "out"
+        path.write_bytes(data)
+        out.mkdir()
+        counts = ingest(DataConfig(interactions=str(path), **config), out, workers=workers, block=block)
+        return counts, *read(out)
+
+
+@settings(max_examples=25, deadline=None)
+@given(ROWS, st.integers(1, 3), st.integers(16, 3000), st.booleans(), st.booleans())
+def test_json_lines_come_back_as_they_were_written(rows, workers, block, packed, ascii):
+    lines = [
+        json.dumps(dict(zip(("user_id", "item_id", "timestamp", "rating"), row)), ensure_ascii=ascii) for row in rows
+    ]
+    data = "\n".join(lines).encode()
+    counts, log, items = ingested(gzip.compress(data) if packed else data, workers, block)
+    assert list(log["user_id"]) == [row[0] for row in rows]
+    assert list(log["item_id"]) == [row[1] for row in rows]
+    assert list(log["timestamp"]) == [row[2] for row in rows]
+    assert [None if rating != rating else rating for rating in log["rating"]] == [row[3] for row in rows]
+    assert list(log["row"]) == list(range(len(rows)))
+    assert list(items["item_id"]) == list(dict.fromkeys(row[1] for row in rows))
+    assert (counts["users"], counts["items"]) == (len({row[0] for row in rows}), len({row[1] for row in rows}))
+
+
+@settings(max_examples=25, deadline=None)
+@given(ROWS, st.integers(0, 3))
+def test_dropping_repeats_keeps_the_first(rows, more):
+    rows = rows + rows[:more]
+    data = "\n".join(json.dumps(dict(zip(("user_id", "item_id", "timestamp"), row[:3]))) for row in rows).encode()
+    counts, log, _ = ingested(data, 1, 200, duplicates="drop")
+    first = {row[:3]: number for number, row in reversed(list(enumerate(rows)))}
+    assert list(log["row"]) == sorted(first.values())
+    assert counts["duplicates_dropped"] == len(rows) - len(first)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.one_of(st.binary(max_size=30), st.sampled_from([b'{"user_id": "u", "item_id": "i", "timestamp": 5}',
+       b'{"user_id": "u", "item_id": "i"}', b'{"user_id": {"a": [1]}, "item_id": "i", "timestamp": 5}',
+       b'{"user_id": "u", "item_id": "i", "timestamp": 1e400}'])), max_size=12), st.integers(16, 500))  # fmt: skip
+def test_any_bytes_are_counted_or_refused_in_one_line(pieces, block):
+    """Never another exception, and every line is read or counted."""
+    data = b'{"user_id": "a", "item_id": "b", "timestamp": 1}\n' + b"\n".join(pieces)
+    try:
+        one, log, _ = ingested(data, 1, 1 << 20)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    two, again, _ = ingested(data, 2, block)
+    assert one == two and log.equals(again)
+    assert one["rows_read"] == sum(bool(line.strip()) for line in data.decode("utf-8", "replace").split("\n"))
