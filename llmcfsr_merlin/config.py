@@ -6,15 +6,19 @@ types and values out of range are errors that name the key. Paths in a recipe ma
 """
 
 import difflib
+import json
 import os
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llmcfsr_merlin.contract import resource
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.stage import write_json
+
+RECORD = "config.json"  # in the run directory: the settings of its last command
 
 
 class _Section(BaseModel):
@@ -119,7 +123,7 @@ class TuneConfig(_Section):
     max_items: int = Field(200_000, ge=10)
     """Items used for tuning, evenly spread over a larger table."""
     holdout: float = Field(0.05, gt=0, lt=0.5)
-    """Share of these items (at most 1000) that is never trained on: attribute retrieval on them decides when to stop."""
+    """Share of these items (at most 1000) that is never trained on: attribute retrieval on it decides when to stop."""
     evaluate_every: int = Field(100, ge=1)
     """Steps between two evaluations, each followed by a checkpoint."""
     patience: int = Field(5, ge=1)
@@ -184,6 +188,8 @@ class EmbedConfig(_Section):
 class ModelConfig(_Section):
     """The dual-view network. Every level is a switch, so that the baselines are recipes of the same code."""
 
+    name: str = Field("llm_cfsr", pattern=r"^[\w.-]+$")
+    """What the result tables call it; the models that ship are in pipelines/models."""
     backbone: Literal["sasrec"] = "sasrec"
     views: tuple[Literal["collaborative", "semantic"], ...] = ("collaborative", "semantic")
     hidden: int = Field(64, ge=4)
@@ -213,6 +219,11 @@ class ModelConfig(_Section):
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
         return self
 
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether any part reads the semantic vectors of stage embed."""
+        return "semantic" in self.views or self.pca_init or self.content_match
+
 
 class TrainConfig(_Section):
     """Training by Transformers4Rec's Trainer (stage `train`)."""
@@ -231,6 +242,9 @@ class TrainConfig(_Section):
     device: str = "auto"
 
 
+CLOSED_FORM = ("popularity", "item_knn", "ease")  # baselines without a network
+
+
 class EvaluateConfig(_Section):
     """Ranking quality on the test items (stage `evaluate`)."""
 
@@ -245,7 +259,8 @@ class EvaluateConfig(_Section):
     """A user with a shorter history is a tail user (papers: Yelp 12, Fashion 3, Beauty 9)."""
     popularity_from: Literal["train", "all"] = "train"
     """Counts that decide on tail items; the papers' code counts the users of all interactions, test included."""
-    baselines: tuple[Literal["popularity", "item_knn", "ease", "sasrec"], ...] = ("popularity", "sasrec")
+    baselines: tuple[str, ...] = ("popularity", "sasrec")
+    """Measured beside the model: popularity, item_knn, ease, and any model of pipelines/models."""
     knn_neighbours: int = Field(300, ge=1)
     knn_shrinkage: float = Field(10.0, ge=0)
     ease_lambda: float = Field(500.0, gt=0)
@@ -254,6 +269,15 @@ class EvaluateConfig(_Section):
     """EASE needs 8 * (items + 3)^2 bytes; a larger catalogue is refused."""
     batch_size: int = Field(256, ge=1)
     seed: int = 42
+
+    @field_validator("baselines")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = (*CLOSED_FORM, *models())
+        for name in names:
+            if name not in known:
+                raise ValueError(f"expected baselines out of {', '.join(known)}, found {name}")
+        return names
 
 
 class ServeConfig(_Section):
@@ -282,18 +306,52 @@ class Config(_Section):
     serve: ServeConfig = ServeConfig()
 
     @classmethod
-    def load(cls, recipe: str | Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> "Config":
-        """Read a recipe (a path, or the name of one in pipelines/) and apply `section.key=value` overrides.
+    def load(
+        cls,
+        recipe: str | Path | None = None,
+        overrides: tuple[str, ...] | list[str] = (),
+        model: str | Path | None = None,
+    ) -> "Config":
+        """Read a recipe (a path, or the name of one in pipelines/), lay a model over it, apply `section.key=value`.
 
+        model: a path, or the name of one in pipelines/models; its sections `model` and `train` win over the recipe's.
         Raises InputError with one line that names the key, what was expected and what was found.
         """
-        tree = _read_recipe(recipe) if recipe else {}
+        tree = _read_recipe(recipe, "a recipe file", recipes()) if recipe else {}
+        if model is not None:
+            _lay_over(tree, _read_model(model))
         for override in overrides:
             _apply(tree, override)
+        return cls._validate(_expand(tree), recipe or "settings")
+
+    def with_model(self, model: str | Path) -> "Config":
+        """The same configuration with another model's sections laid over it, e.g. a baseline's."""
+        tree = self.model_dump()
+        _lay_over(tree, _read_model(model))
+        return self._validate(tree, model)
+
+    def record(self, run_dir: Path) -> None:
+        """Write the settings into the run directory, where recorded() finds them."""
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        write_json(Path(run_dir) / RECORD, self.model_dump(mode="json"))
+
+    @classmethod
+    def recorded(cls, run_dir: str | Path) -> "Config":
+        """The settings that a run directory was made with; InputError where it is none."""
+        path = Path(run_dir) / RECORD
+        if not path.is_file():
+            raise InputError(f"expected a run directory, found no {path}: `llmcfsr run RECIPE --run {run_dir}` first")
         try:
-            return cls.model_validate(_expand(tree))
+            return cls._validate(json.loads(path.read_text()), path)
+        except ValueError as error:
+            raise InputError(f"{path} is not readable ({error}): run a stage of its recipe again") from error
+
+    @classmethod
+    def _validate(cls, tree: dict, source: str | Path) -> "Config":
+        try:
+            return cls.model_validate(tree)
         except ValidationError as error:
-            raise InputError(f"{recipe or 'settings'}: " + "; ".join(map(_explain, error.errors()))) from error
+            raise InputError(f"{source}: " + "; ".join(map(_explain, error.errors()))) from error
 
 
 def recipes() -> list[str]:
@@ -301,12 +359,29 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in resource("pipelines").glob("*.yaml"))
 
 
-def _read_recipe(recipe: str | Path) -> dict:
+def models() -> list[str]:
+    """Names of the models that ship with the project: LLM-CFSR and its rivals."""
+    return sorted(path.stem for path in (resource("pipelines") / "models").glob("*.yaml"))
+
+
+def _read_model(model: str | Path) -> dict:
+    tree = _read_recipe(model, "a model file", models(), "models/")
+    if not set(tree) <= {"model", "train"}:
+        raise InputError(f"model {model}: expected the sections model and train, found {', '.join(tree)}")
+    return tree
+
+
+def _lay_over(tree: dict, upper: dict) -> None:
+    for section, settings in upper.items():
+        tree[section] = {**(tree.get(section) or {}), **settings}
+
+
+def _read_recipe(recipe: str | Path, wanted: str, known: list[str], folder: str = "") -> dict:
     path = Path(recipe)
     if not path.suffix and not path.exists():
-        path = resource("pipelines") / f"{recipe}.yaml"
+        path = resource("pipelines") / f"{folder}{recipe}.yaml"
     if not path.is_file():
-        raise InputError(f"expected a recipe file or one of {', '.join(recipes())}, found {str(recipe)!r}")
+        raise InputError(f"expected {wanted} or one of {', '.join(known)}, found {str(recipe)!r}")
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

@@ -74,7 +74,8 @@ class Manifest:
         path = Path(directory) / MANIFEST
         if not path.is_file():
             raise InputError(
-                f"expected a finished stage in {directory}, found no {MANIFEST}: run `llmcfsr {Path(directory).name}` first"
+                f"expected a finished stage in {directory}, found no {MANIFEST}: "
+                f"run `llmcfsr {Path(directory).name}` first"
             )
         try:
             return cls(**json.loads(path.read_text()))
@@ -82,7 +83,7 @@ class Manifest:
             raise InputError(f"{path} is not a manifest of this project ({error}): rerun the stage") from error
 
     def verify(self, directory: Path, only: Iterable[str] | None = None) -> None:
-        """Check the sha256 of every file (or of `only`) before anything is loaded; InputError names the first bad one."""
+        """Check the sha256 of every file (or of `only`) before it is loaded; InputError names the first bad one."""
         for name in self.files if only is None else only:
             path = Path(directory) / name
             if name not in self.files or not path.is_file():

@@ -46,7 +46,9 @@ def load_schema(prepared: Path) -> Schema:
     return TensorflowMetadata.from_proto_text_file(str(prepared), SCHEMA).to_merlin_schema().select_by_name(ITEM)
 
 
-def data_loader(paths: list[str], schema: Schema, batch_size: int, shuffle: bool, device: torch.device) -> MerlinDataLoader:
+def data_loader(
+    paths: list[str], schema: Schema, batch_size: int, shuffle: bool, device: torch.device
+) -> MerlinDataLoader:
     """Batches of ragged item codes; the model pads each batch to its own longest row."""
     dataset = Dataset(paths, engine="parquet", cpu=device.type == "cpu", schema=schema)
     loader = MerlinDataLoader.from_schema(schema, dataset, batch_size, shuffle=shuffle)
@@ -72,8 +74,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def train_network(
-    model: ModelConfig, train: TrainConfig, prepared: Path, work: Path, *, rows: int, max_length: int,
-    train_counts: np.ndarray, vectors: np.ndarray | None, report: Callable[[str], None] = lambda line: None,
+    model: ModelConfig,
+    train: TrainConfig,
+    prepared: Path,
+    work: Path,
+    *,
+    rows: int,
+    max_length: int,
+    train_counts: np.ndarray,
+    vectors: np.ndarray | None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> tuple[DualViewNetwork, list[dict]]:
     """Train until validation NDCG@10 (full ranking) stops improving; return the best network and its history.
 
@@ -82,26 +92,51 @@ def train_network(
     ndcg@10, seconds.
     """
     device = choose_device(train.device)
+    work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(train.seed)
     network = DualViewNetwork(model, rows, max_length, None if vectors is None else vectors.shape[1])
-    network.items.initialise(model, torch.from_numpy(train_counts), None if vectors is None else torch.from_numpy(vectors))
+    network.items.initialise(
+        model, torch.from_numpy(train_counts), None if vectors is None else torch.from_numpy(vectors)
+    )
     schema = load_schema(prepared)
     loaders = {
         split: data_loader(split_files(prepared, split), schema, train.batch_size, split == "train", device)
         for split in ("train", "valid")
     }
     arguments = T4RecTrainingArguments(
-        output_dir=str(work), per_device_train_batch_size=train.batch_size, per_device_eval_batch_size=train.batch_size,
-        num_train_epochs=train.epochs, learning_rate=train.learning_rate, weight_decay=train.weight_decay,
-        lr_scheduler_type="constant", optim="adamw_torch", evaluation_strategy="epoch", save_strategy="epoch",
-        logging_strategy="epoch", save_total_limit=2, load_best_model_at_end=True, metric_for_best_model=_BEST,
-        greater_is_better=True, save_safetensors=True, predict_top_k=0, max_grad_norm=5.0, seed=train.seed,
-        bf16=train.precision == "bfloat16", no_cuda=device.type == "cpu", report_to=[], log_level="error",
-        disable_tqdm=not sys.stderr.isatty(), dataloader_drop_last=False,
+        output_dir=str(work),
+        per_device_train_batch_size=train.batch_size,
+        per_device_eval_batch_size=train.batch_size,
+        num_train_epochs=train.epochs,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        evaluation_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=_BEST,
+        greater_is_better=True,
+        save_safetensors=True,
+        predict_top_k=0,
+        max_grad_norm=5.0,
+        seed=train.seed,
+        bf16=train.precision == "bfloat16",
+        no_cuda=device.type == "cpu",
+        report_to=[],
+        log_level="error",
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_drop_last=False,
     )
     trainer = _Trainer(
-        model=to_t4rec(network, schema, train), args=arguments, schema=schema, train_dataloader=loaders["train"],
-        eval_dataloader=loaders["valid"], compute_metrics=True,
+        model=to_t4rec(network, schema, train),
+        args=arguments,
+        schema=schema,
+        train_dataloader=loaders["train"],
+        eval_dataloader=loaders["valid"],
+        compute_metrics=True,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=train.patience), _EpochReport(report)],
     )
     try:
@@ -163,5 +198,9 @@ def _history(log: list[dict]) -> list[dict]:
         if "loss" in entry:
             row["loss"] = entry["loss"]
         if _BEST in entry:
-            row |= {"ndcg@10": entry[_BEST], "hr@10": entry[_BEST.replace("ndcg", "hr")], "seconds": entry["eval_runtime"]}
+            row |= {
+                "ndcg@10": entry[_BEST],
+                "hr@10": entry[_BEST.replace("ndcg", "hr")],
+                "seconds": entry["eval_runtime"],
+            }
     return [row for _, row in sorted(epochs.items()) if "loss" in row and "ndcg@10" in row]

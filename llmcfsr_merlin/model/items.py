@@ -81,7 +81,7 @@ class ItemViews(nn.Module):
         return views
 
     def _whitened(self, codes: Tensor) -> Tensor:
-        """Whitened vectors [..., D]. Training keeps the whitened table; inference saves its memory and computes rows."""
+        """Whitened vectors [..., D]. Training keeps the whole table; inference saves its memory and computes rows."""
         if not self.training:
             self._table = None
             return (self.vectors[codes] - self.center) @ self.whitening

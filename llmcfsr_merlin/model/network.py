@@ -27,10 +27,10 @@ class Catalogue(NamedTuple):
 class DualViewNetwork(nn.Module):
     """History codes to next-item scores.
 
-    Both views of every item of the history are read by one shared causal encoder, with cross-attention between the views
-    before it (embedding level), between its blocks (sequence level) and between the two user states and the two views
-    of a candidate (prediction level). score(u, i) = <u_c, e_c(i)> + <u_s, e_s(i)> + gamma * max_t cos(v(h_t), v(i)) with
-    the raw semantic vectors v. With one view and no fusion it is SASRec (arXiv 1808.09781).
+    Both views of every item of the history are read by one shared causal encoder, with cross-attention between the
+    views before it (embedding level), between its blocks (sequence level) and between the two user states and the two
+    views of a candidate (prediction level). score(u, i) = <u_c, e_c(i)> + <u_s, e_s(i)> +
+    gamma * max_t cos(v(h_t), v(i)) with the raw semantic vectors v. With one view and no fusion it is SASRec (arXiv 1808.09781).
     """
 
     def __init__(self, config: ModelConfig, rows: int, max_length: int, semantic_dimension: int | None = None):
@@ -50,11 +50,11 @@ class DualViewNetwork(nn.Module):
         pair = dual and config.fuse_prediction
         self.fuse_user = PairFusion(hidden, heads) if pair else None
         self.fuse_candidate = PairFusion(hidden, heads) if pair else None
-        # Chosen on validation after training (training it was measured to bring nothing); a buffer travels with the weights.
+        # Chosen on validation after training (training it was measured to bring nothing).
         self.register_buffer("gamma", torch.zeros(()))
 
     def embed(self, codes: Tensor, packing: Packing | None = None) -> list[Tensor]:
-        """codes int64 [B, T], right-padded -> views of the items with positions, each [B, T, d], or packed [M, d]."""
+        """codes int64 [B, T], right-padded -> views of the items with positions, each [B, T, d] or packed [M, d]."""
         positions = self.position.weight[: codes.shape[1]]
         if packing is not None:
             positions = packing.pack(positions.expand(*codes.shape, -1))
@@ -64,7 +64,7 @@ class DualViewNetwork(nn.Module):
         return self.fuse_embedding(views, packing) if self.fuse_embedding else views
 
     def encode(self, views: list[Tensor], packing: Packing | None = None) -> Tensor:
-        """Embedded views -> causal states, [B, T, views * d] or packed [M, views * d]; position t has seen items 0..t."""
+        """Embedded views -> causal states, [B, T, views * d] or packed [M, views * d]; state t has read items 0..t."""
         count = len(views)
         shared = packing and packing.repeat(count)
         for depth, block in enumerate(self.blocks):
