@@ -29,8 +29,8 @@ class DualViewNetwork(nn.Module):
 
     Both views of every item of the history are read by one shared causal encoder, with cross-attention between the
     views before it (embedding level), between its blocks (sequence level) and between the two user states and the two
-    views of a candidate (prediction level). score(u, i) = <u_c, e_c(i)> + <u_s, e_s(i)> +
-    gamma * max_t cos(v(h_t), v(i)) with the raw semantic vectors v. With one view and no fusion it is SASRec (arXiv 1808.09781).
+    views of a candidate (prediction level). score(u, i) = <u_c, e_c(i)> + <u_s, e_s(i)> + gamma * max_t cos(v(h_t), v(i))
+    with the raw semantic vectors v; one view without fusion is SASRec (arXiv 1808.09781).
     """
 
     def __init__(self, config: ModelConfig, rows: int, max_length: int, semantic_dimension: int | None = None):
