@@ -5,6 +5,7 @@ types and values out of range are errors that name the key. Paths in a recipe ma
 (`${LLMCFSR_DATA}/...`); relative paths are relative to the current folder.
 """
 
+import copy
 import difflib
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from llmcfsr_merlin.contract import resource
 from llmcfsr_merlin.errors import InputError
@@ -190,12 +191,16 @@ class ModelConfig(_Section):
 
     name: str = Field("llm_cfsr", pattern=r"^[\w.-]+$")
     """What the result tables call it; the models that ship are in pipelines/models."""
-    backbone: Literal["sasrec"] = "sasrec"
-    views: tuple[Literal["collaborative", "semantic"], ...] = ("collaborative", "semantic")
+    backbone: Literal["sasrec", "bert4rec", "gru4rec"] = "sasrec"
+    """sasrec: causal attention, next-item training; bert4rec: attention both ways, masked training; gru4rec: GRU."""
+    views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative", "semantic")
+    """null_space (alone): whitened leading directions of the vectors, frozen, beside trainable ones (AlphaFuse)."""
     hidden: int = Field(64, ge=4)
     layers: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
+    cross_attention: Literal["residual", "replace"] = "residual"
+    """residual: a view adds what it reads of the other one; replace: it becomes that (LLM-ESR)."""
     fuse_embedding: bool = True
     """Cross-attention between the views before the encoder."""
     fuse_sequence: bool = True
@@ -206,15 +211,20 @@ class ModelConfig(_Section):
     """Add gamma * max over the history of the raw vectors' cosine; gamma is chosen on validation."""
     pca_init: bool = True
     """Start the collaborative table from the PCA of the semantic vectors."""
-    cold_shrinkage: float = Field(1.0, ge=0)
-    """k in the weight n / (n + k) of a candidate's collaborative part; 0 switches it off for seen items."""
+    whiten: bool = True
+    """Whiten the vectors before the adapter."""
+    cold_shrinkage: float | None = Field(1.0, ge=0)
+    """k in the weight n / (n + k) of a candidate's collaborative part; 0: only unseen items lose it; None: off."""
     item_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of items whose collaborative row is dropped at a training step."""
 
     @model_validator(mode="after")
     def _consistent(self):
-        if not self.views or len(set(self.views)) != len(self.views):
-            raise ValueError("views must name collaborative, semantic or both, each once")
+        if self.views not in (("collaborative",), ("semantic",), ("null_space",), ("collaborative", "semantic")):
+            raise ValueError(
+                "views must be [collaborative, semantic], or one of collaborative, semantic, null_space, "
+                f"found {list(self.views)}"
+            )
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
         return self
@@ -222,15 +232,28 @@ class ModelConfig(_Section):
     @property
     def needs_vectors(self) -> bool:
         """Whether any part reads the semantic vectors of stage embed."""
-        return "semantic" in self.views or self.pca_init or self.content_match
+        return self.views != ("collaborative",) or self.pca_init or self.content_match
 
 
 class TrainConfig(_Section):
     """Training by Transformers4Rec's Trainer (stage `train`)."""
 
-    loss: Literal["uniform_softmax", "full_softmax", "bce"] = "uniform_softmax"
+    loss: Literal["uniform_softmax", "full_softmax", "in_batch", "bce"] = "uniform_softmax"
+    """in_batch: the other targets of the batch as negatives, corrected by the log of how often each is drawn."""
     negatives: int = Field(1024, ge=1)
     """Uniform negatives shared by a batch (uniform_softmax)."""
+    mask: float = Field(0.3, gt=0, lt=1)
+    """Share of the items that bert4rec masks in training."""
+    align: float = Field(0.0, ge=0)
+    """Weight of the contrastive loss between the two views of the batch's items (or align_to's table)."""
+    align_to: str | None = None
+    """A model of pipelines/models whose trained item table the semantic view is aligned to (LLMEmb); None: the other
+    view."""
+    align_temperature: float = Field(0.1, gt=0)
+    distil: float = Field(0.0, ge=0)
+    """Weight of the self-distillation from users with similar text (LLM-ESR)."""
+    distil_users: int = Field(10, ge=1)
+    """Similar users whose mean state is the teacher."""
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(128, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
@@ -304,6 +327,8 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
+    _recipe: dict = PrivateAttr(default_factory=dict)
+    """The settings without the model that was laid over them."""
 
     @classmethod
     def load(
@@ -317,18 +342,20 @@ class Config(_Section):
         model: a path, or the name of one in pipelines/models; its sections `model` and `train` win over the recipe's.
         Raises InputError with one line that names the key, what was expected and what was found.
         """
-        tree = _read_recipe(recipe, "a recipe file", recipes()) if recipe else {}
-        if model is not None:
-            _lay_over(tree, _read_model(model))
+        tree = _expand(_read_recipe(recipe, "a recipe file", recipes())) if recipe else {}
+        own = _laid_over(tree, _read_model(model)) if model is not None else copy.deepcopy(tree)
         for override in overrides:
             _apply(tree, override)
-        return cls._validate(_expand(tree), recipe or "settings")
+            _apply(own, override)
+        config = cls._validate(_expand(own), recipe or "settings")
+        config._recipe = _expand(tree)
+        return config
 
     def with_model(self, model: str | Path) -> "Config":
-        """The same configuration with another model's sections laid over it, e.g. a baseline's."""
-        tree = self.model_dump()
-        _lay_over(tree, _read_model(model))
-        return self._validate(tree, model)
+        """The recipe (and overrides) that this was loaded from, with another model laid over it: a baseline's."""
+        config = self._validate(_laid_over(self._recipe, _read_model(model)), model)
+        config._recipe = self._recipe
+        return config
 
     def record(self, run_dir: Path) -> None:
         """Write the settings into the run directory, where recorded() finds them."""
@@ -371,9 +398,8 @@ def _read_model(model: str | Path) -> dict:
     return tree
 
 
-def _lay_over(tree: dict, upper: dict) -> None:
-    for section, settings in upper.items():
-        tree[section] = {**(tree.get(section) or {}), **settings}
+def _laid_over(tree: dict, upper: dict) -> dict:
+    return tree | {section: {**(tree.get(section) or {}), **settings} for section, settings in upper.items()}
 
 
 def _read_recipe(recipe: str | Path, wanted: str, known: list[str], folder: str = "") -> dict:

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from llmcfsr_merlin import __version__
+from llmcfsr_merlin.contract import STAGES
 from llmcfsr_merlin.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -75,7 +76,7 @@ class Manifest:
         if not path.is_file():
             raise InputError(
                 f"expected a finished stage in {directory}, found no {MANIFEST}: "
-                f"run `llmcfsr {Path(directory).name}` first"
+                f"run `llmcfsr {_verb(Path(directory))}` first"
             )
         try:
             return cls(**json.loads(path.read_text()))
@@ -156,6 +157,11 @@ def run_stage(
     partial.rename(final)
     shutil.rmtree(old, ignore_errors=True)
     return manifest, True
+
+
+def _verb(directory: Path) -> str:
+    """The command that writes a stage's directory; baselines/<name> is written by train."""
+    return directory.name if directory.name in STAGES else "train"
 
 
 def _versions() -> dict[str, str]:

@@ -3,9 +3,12 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from llmcfsr_merlin.config import Config, models
 from llmcfsr_merlin.contract import TRAIN_HISTORY, VECTORS, VOCABULARY
-from llmcfsr_merlin.model.artefact import save_model
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.model.artefact import load_model, save_model
 from llmcfsr_merlin.semantics.table import load_item_table
 from llmcfsr_merlin.stage import Manifest, run_stage, write_json
 from llmcfsr_merlin.training import train_network
@@ -33,6 +36,10 @@ def neural_baselines(config: Config) -> list[str]:
 
 def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, force: bool) -> Manifest:
     prepared, embedded = run_dir / "prepare", run_dir / "embed"
+    teacher = None
+    if config.train.align_to:
+        teacher = run_dir / BASELINES / config.train.align_to
+        _train(config.with_model(config.train.align_to), run_dir, run_dir / BASELINES, teacher.name, "../", force)
 
     def work(out: Path) -> dict:
         _verify(prepared, (VOCABULARY, "schema", "train/", "valid/"))
@@ -52,6 +59,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
             max_length=config.prepare.max_length,
             train_counts=vocabulary.train_counts,
             vectors=vectors,
+            item_table=None if teacher is None else _item_table(teacher, vocabulary, config),
             report=lambda line: print(f"  {line}", flush=True),
         )
         shutil.rmtree(checkpoints)
@@ -74,8 +82,20 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
         "max_length": config.prepare.max_length,
     }
     inputs = [f"{up}prepare", *([f"{up}embed"] if config.model.needs_vectors else [])]
+    inputs += [f"{up}{BASELINES}/{teacher.name}"] if teacher else []
     manifest, _ = run_stage(parent, stage, settings, inputs, work, force=force, resumable=True)
     return manifest
+
+
+def _item_table(teacher: Path, vocabulary: Vocabulary, config: Config) -> np.ndarray:
+    """The trained item table [V, d] of a baseline."""
+    _verify(teacher, ("model",))
+    table = load_model(teacher, vocabulary.hash).items.collaborative
+    if table is None or table.embedding_dim != config.model.hidden:
+        raise InputError(
+            f"train.align_to: expected a model with an item table of width {config.model.hidden}, found {teacher.name}"
+        )
+    return table.weight.detach().numpy()
 
 
 def _verify(directory: Path, prefixes: tuple[str, ...]) -> None:

@@ -4,17 +4,21 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from llmcfsr_merlin.pipelines import evaluate, prepare, train
 
 from llmcfsr_merlin import training
-from llmcfsr_merlin.config import Config
+from llmcfsr_merlin.config import Config, models
 from llmcfsr_merlin.contract import SEQUENCES
 from llmcfsr_merlin.evaluation.candidates import read_sequences
-from llmcfsr_merlin.pipelines import evaluate, prepare, train
 from llmcfsr_merlin.ranking import pad
 from llmcfsr_merlin.recommender import Recommender
-from llmcfsr_merlin.stage import write_json
+from llmcfsr_merlin.semantics.table import vectors_column
+from llmcfsr_merlin.stage import run_stage, write_json
+from llmcfsr_merlin.vocabulary import Vocabulary
 from tests.worlds import attribute_world, noise, write_ingest
 
 ID_ONLY = ["model.hidden=16", "train.negatives=64", "train.batch_size=64", "prepare.max_length=10"]
@@ -56,6 +60,43 @@ def test_noise_scores_at_chance(tmp_path):
         ]
         assert abs(found - chance) < 3.5 * (chance * (1 - chance) / users) ** 0.5, protocol
     assert manifest.counts["validation ndcg@10"] < 0.06
+
+
+@pytest.fixture(scope="module")
+def noise_with_vectors(tmp_path_factory):
+    """Noise again, and random vectors as the finished stage embed."""
+    run = tmp_path_factory.mktemp("noise")
+    write_ingest(run, noise())
+    prepare.run(configured(), run)
+
+    def work(out):
+        ids = Vocabulary.load(run / "prepare" / "vocabulary.parquet").ids.tolist()
+        drawn = np.random.default_rng(0).normal(size=(len(ids), 24)).astype(np.float32)
+        (out / "vectors").mkdir()
+        table = pa.table({"item_id": ids, "vector": vectors_column(drawn), "has_text": [True] * len(ids)})
+        pq.write_table(table, out / "vectors" / "part-00000.parquet")
+        return {"items": len(ids)}
+
+    run_stage(run, "embed", {}, ["prepare"], work)
+    return run
+
+
+@pytest.mark.parametrize("name", models())
+def test_no_model_finds_anything_in_noise(name, noise_with_vectors):
+    """Leak test of every recipe: the loss and the metric see the same future, a leak would show in either."""
+    overrides = [*ID_ONLY, "train.epochs=3", "evaluate.sampled_negatives=50"]
+    config = Config.load(None, ["name=noise", "evaluate.baselines=[]", *overrides], name)
+    manifest = train.run(config, noise_with_vectors)
+    evaluate.run(config, noise_with_vectors)
+    metrics = json.loads((noise_with_vectors / "evaluate" / "metrics.json").read_text())
+    for protocol, chance in (("full", 10 / 200), ("sampled", 10 / 51)):
+        (found,) = [
+            row["value"]
+            for row in metrics
+            if (row["protocol"], row["group"], row["metric"]) == (protocol, "overall", "hr@10")
+        ]
+        assert abs(found - chance) < 3.5 * (chance * (1 - chance) / 400) ** 0.5, protocol
+    assert manifest.counts["model"] == name
 
 
 def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnable, tmp_path):

@@ -5,7 +5,8 @@ import torch
 
 from llmcfsr_merlin.config import TrainConfig
 from llmcfsr_merlin.contract import FIRST_ITEM
-from llmcfsr_merlin.model.losses import next_item_loss
+from llmcfsr_merlin.model.distillation import Distillation, similar_users
+from llmcfsr_merlin.model.losses import alignment_loss, next_item_loss
 from tests.unit.model.test_network import ROWS, build
 
 
@@ -63,3 +64,41 @@ def test_no_loss_draws_or_scores_a_reserved_row(case, loss):
     for seed in range(20):
         torch.manual_seed(seed)
         assert torch.isfinite(next_item_loss(network, states, targets, TrainConfig(loss=loss, negatives=30)))
+
+
+def test_in_batch_softmax_is_corrected_by_the_training_share(case):
+    network, states, targets = case
+    network.items.log_share.copy_(torch.linspace(-5, -1, ROWS))
+    distinct = sorted(set(targets.tolist()))
+    wanted = 0.0
+    for state, target in zip(states, targets):
+        logits = network.candidates(torch.tensor(distinct)) @ state - network.items.log_share[distinct]
+        wanted += float(torch.logsumexp(logits, 0) - logits[distinct.index(int(target))]) / len(targets)
+    assert float(next_item_loss(network, states, targets, TrainConfig(loss="in_batch"))) == pytest.approx(
+        wanted, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_alignment_is_symmetric_info_nce_of_the_distinct_items(case, with_teacher):
+    network, _, _ = case
+    codes = torch.tensor([5, 9, 9, 30])
+    teacher = torch.randn(ROWS, 16) if with_teacher else None
+    collaborative, semantic = network.items(torch.tensor([5, 9, 30]))
+    other = teacher[[5, 9, 30]] if with_teacher else collaborative
+    cosine = torch.cosine_similarity(semantic[:, None], other[None], dim=-1) / 0.5
+    rows = -torch.log_softmax(cosine, 1).diagonal().mean()
+    columns = -torch.log_softmax(cosine, 0).diagonal().mean()
+    assert float(alignment_loss(network, codes, teacher, 0.5)) == pytest.approx(float((rows + columns) / 2), rel=1e-5)
+
+
+def test_distillation_pulls_to_the_mean_of_the_neighbours_seen():
+    neighbours = similar_users(torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]]), 2)
+    assert neighbours[0].tolist()[0] == 1
+    assert neighbours[2].tolist()[0] == 3
+    distil = Distillation(torch.tensor([[1, 2], [0, 2], [0, 1]]), width=2)
+    assert float(distil(torch.tensor([1]), torch.tensor([[2.0, 0]]))) == 0  # nobody is known yet
+    loss = distil(torch.tensor([0]), torch.tensor([[0.0, 0]], requires_grad=True))
+    assert float(loss.detach()) == pytest.approx((2.0**2 + 0) / 2)  # user 2 has not been seen: user 1 alone
+    distil(torch.tensor([2]), torch.tensor([[0.0, 4.0]]))
+    assert float(distil(torch.tensor([0]), torch.tensor([[0.0, 0]]))) == pytest.approx((1.0**2 + 2.0**2) / 2)

@@ -141,3 +141,76 @@ def test_whitened_vectors_have_unit_covariance_and_pca_starts_the_table():
     torch.testing.assert_close(covariance, torch.eye(DIMENSION), rtol=0.1, atol=0.1)
     start = network.items.collaborative.weight[FIRST_ITEM:]
     assert torch.corrcoef(start.T).triu(1).abs().max() < 1e-3  # principal components do not correlate
+
+
+RIVALS = {
+    "gru4rec": {"backbone": "gru4rec"},
+    "bert4rec": {"backbone": "bert4rec"},
+    "null_space": {"views": ("null_space",)},
+    "replace": {"cross_attention": "replace"},
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_ignore_padding_and_the_batch(name):
+    ranker = Ranker(build(**RIVALS[name]))
+    rows = [[5, 9, 30], [7], list(range(3, 15))]
+    together = ranker.scores(histories(*rows))
+    for row, alone in enumerate(rows):
+        torch.testing.assert_close(together[row : row + 1], ranker.scores(histories(alone)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "null_space", "replace"])
+def test_causal_rivals_do_not_leak(name):
+    network = build(**RIVALS[name])
+    base = torch.randint(FIRST_ITEM, ROWS, (4, 10))
+    other = base.clone()
+    other[:, 6:] = base[:, 6:].flip(0) + 0
+    other[:, 6] = (base[:, 6] - FIRST_ITEM + 1) % (ROWS - FIRST_ITEM) + FIRST_ITEM
+    assert torch.equal(states(network, base)[:, :6], states(network, other)[:, :6])
+
+
+def test_bert4rec_reads_both_ways_and_never_the_hidden_item():
+    """At a mask, the state depends on what comes after it, and not on what it hides."""
+    from llmcfsr_merlin.model.items import MASK
+
+    network = build(backbone="bert4rec")
+    codes = histories([5, MASK, 30, 8], [7, 9, MASK])
+    real = codes != PAD
+    with torch.inference_mode():
+        found = network.encode(network.embed(codes), real=real)
+        later = network.encode(network.embed(codes.where(codes != 30, 31)), real=real)
+        packing = Packing(real)
+        packed = network.encode(network.embed(codes, packing), packing, real)
+    assert not torch.allclose(found[0, 1], later[0, 1])
+    torch.testing.assert_close(packed, packing.pack(found), rtol=1e-4, atol=1e-5)
+    last = network.user_states(histories([5, 9], [7, 9, 4]))
+    appended = histories([5, 9, MASK], [7, 9, 4, MASK])
+    with torch.inference_mode():
+        wanted = network.encode(network.embed(appended), real=appended != PAD)
+    torch.testing.assert_close(last, torch.stack([wanted[0, 2], wanted[1, 3]]), rtol=1e-4, atol=1e-5)
+
+
+def test_null_space_starts_from_whitened_leading_directions_and_trains_the_rest():
+    network = build(views=("null_space",))
+    (view,) = network.items(torch.arange(FIRST_ITEM, ROWS))
+    assert view.shape == (ROWS - FIRST_ITEM, 16)
+    covariance = torch.cov(view[:, :8].T) * 16
+    torch.testing.assert_close(covariance, torch.eye(8), rtol=0.1, atol=0.1)
+    trained = {name for name, weight in network.items.named_parameters() if weight.requires_grad}
+    assert trained == {"null_space.weight"}
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec", "gru4rec", "llm_init", "llmemb", "llm_esr", "alphafuse"])
+def test_the_models_that_ship_are_what_their_names_say(name):
+    from llmcfsr_merlin.config import Config
+
+    model = Config.load(None, model=name).model
+    assert model.name == name
+    network = DualViewNetwork(model, ROWS, LENGTH, DIMENSION if model.needs_vectors else None)
+    ids_only = name in ("sasrec", "bert4rec", "gru4rec")
+    assert model.needs_vectors != ids_only
+    assert (network.items.semantic is not None) == (name in ("llmemb", "llm_esr"))
+    assert (network.fuse_embedding is not None) == (name == "llm_esr")
+    assert network.fuse_user is None
+    assert not model.content_match
