@@ -82,17 +82,18 @@ class Recommender:
         self._popularity[:FIRST_ITEM] = -torch.inf
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> "Recommender":
+    def load(cls, path: str | Path, device: str = "cpu", bulk: bool = False) -> "Recommender":
         """Read a run directory, or any folder that holds a sealed model (vocabulary, weights, manifest).
 
-        Every file is checked against the manifest before it is read; InputError says what is missing or changed.
+        Every file is checked against the manifest before it is read; InputError says what is missing or changed. bulk: as
+        in Ranker.
         """
         directory = Path(path)
         if (directory / "train").is_dir():
             directory = directory / "train"
         Manifest.load(directory).verify(directory)
         vocabulary = Vocabulary.load(directory / VOCABULARY)
-        return cls(Ranker(load_model(directory, vocabulary.hash, device)), vocabulary)
+        return cls(Ranker(load_model(directory, vocabulary.hash, device), bulk), vocabulary)
 
     def encode(self, histories: Sequence[Sequence]) -> Encoded:
         """Raw histories (oldest item first) to codes; unknown ids are left out and counted."""

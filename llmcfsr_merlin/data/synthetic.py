@@ -28,8 +28,8 @@ _KINDS = (
 )
 _BRANDS = (
     "Aurora", "Belmira", "Calanthe", "Dewdrop", "Eventide", "Fernhill", "Glasswing", "Hollybrook", "Isola",
-    "Juniper Lane", "Kestrel", "Lumen", "Maravel", "Northbay", "Opaline", "Petalworks", "Quillon", "Rosamund", "Silverleaf",
-    "Tidewater",
+    "Juniper Lane", "Kestrel", "Lumen", "Maravel", "Northbay", "Opaline", "Petalworks", "Quillon", "Rosamund",
+    "Silverleaf", "Tidewater",
 )  # fmt: skip
 _SCENTS = (
     "Rose", "Lavender", "Green Tea", "Coconut", "Vanilla", "Citrus", "Aloe", "Cucumber", "Almond", "Jasmine", "Mint",
