@@ -85,8 +85,8 @@ class Recommender:
     def load(cls, path: str | Path, device: str = "cpu", bulk: bool = False) -> "Recommender":
         """Read a run directory, or any folder that holds a sealed model (vocabulary, weights, manifest).
 
-        Every file is checked against the manifest before it is read; InputError says what is missing or changed. bulk: as
-        in Ranker.
+        Every file is checked against the manifest before it is read; InputError says what is missing or changed.
+        bulk: as in Ranker.
         """
         directory = Path(path)
         if (directory / "train").is_dir():
