@@ -59,7 +59,7 @@ class Packing:
 
 
 class _Group(NamedTuple):
-    """Rows of similar length. packed: int64 [m], their positions among the packed; places: in `real`; real: [rows, T]."""
+    """Rows of similar length. packed: int64 [m], places among the packed; places: in `real`; real: [rows, T]."""
 
     packed: Tensor
     places: Tensor
