@@ -5,8 +5,8 @@
     python benchmarks/quality.py beauty --closed-form                                       # popularity, kNN, EASE
     python benchmarks/quality.py --report                                                   # page, figures and tests
 
-Ingest, prepare and embed are made once a dataset (runs/quality/<dataset>/base); every model reads them and is ranked on
-the same stored candidates. What is already trained is skipped. Hyper-parameters come from the recipe and the model's file:
+Ingest, prepare and embed are made once a dataset (runs/quality/<dataset>/base); all models read them and are ranked on
+the same stored candidates. What is already trained is skipped. Hyper-parameters come from the recipe and the model file:
 they were chosen on validation (benchmarks/search.py); the test items are read once, here.
 """
 
