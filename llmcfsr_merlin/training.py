@@ -29,6 +29,7 @@ from llmcfsr_merlin.ranking import Ranker
 # Weights of the content match that validation chooses from; 0 is none.
 GAMMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _BEST = "eval_/next-item/ndcg_at_10"
+_NOTHING = Auxiliary()
 
 
 class _Trainer(tr.Trainer):
@@ -111,43 +112,7 @@ def train_network(
         "valid": data_loader(split_files(prepared, "valid"), schema, train.batch_size, False, device),
     }
     auxiliary = Auxiliary(None if item_table is None else torch.from_numpy(item_table).to(device), distillation)
-    arguments = T4RecTrainingArguments(
-        output_dir=str(work),
-        per_device_train_batch_size=train.batch_size,
-        per_device_eval_batch_size=train.batch_size,
-        num_train_epochs=train.epochs,
-        learning_rate=train.learning_rate,
-        weight_decay=train.weight_decay,
-        lr_scheduler_type="constant",
-        optim="adamw_torch",
-        evaluation_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model=_BEST,
-        greater_is_better=True,
-        save_safetensors=True,
-        predict_top_k=0,
-        max_grad_norm=5.0,
-        seed=train.seed,
-        bf16=train.precision == "bfloat16",
-        no_cuda=device.type == "cpu",
-        report_to=[],
-        log_level="error",
-        disable_tqdm=not sys.stderr.isatty(),
-        dataloader_drop_last=False,
-    )
-    trainer = _Trainer(
-        model=to_t4rec(network, schema, train, auxiliary),
-        args=arguments,
-        schema=schema,
-        train_dataloader=loaders["train"],
-        eval_dataloader=loaders["valid"],
-        compute_metrics=True,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=train.patience), _EpochReport(report)],
-    )
-    trainer.remove_callback(PrinterCallback)  # it prints dictionaries; _EpochReport says the same in a line
+    trainer = make_trainer(network, train, schema, loaders, work, auxiliary, report)
     try:
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
     finally:
@@ -161,6 +126,60 @@ def train_network(
         best = choose_gamma(network, loaders["valid"], device)
         report(f"content match: gamma {best:g} is best on validation")
     return network, history
+
+
+def make_trainer(
+    network: DualViewNetwork,
+    train: TrainConfig,
+    schema: Schema,
+    loaders: dict[str, MerlinDataLoader],
+    work: Path,
+    auxiliary: Auxiliary = _NOTHING,
+    report: Callable[[str], None] = lambda line: None,
+    evaluate: bool = True,
+) -> tr.Trainer:
+    """The Trainer of a network. loaders: `train` and `valid`. evaluate: after each epoch, with a checkpoint."""
+    when = "epoch" if evaluate else "no"
+    arguments = T4RecTrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=train.batch_size,
+        per_device_eval_batch_size=train.batch_size,
+        num_train_epochs=train.epochs,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        evaluation_strategy=when,
+        save_strategy=when,
+        logging_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=evaluate,
+        metric_for_best_model=_BEST,
+        greater_is_better=True,
+        save_safetensors=True,
+        predict_top_k=0,
+        max_grad_norm=5.0,
+        seed=train.seed,
+        bf16=train.precision == "bfloat16",
+        no_cuda=choose_device(train.device).type == "cpu",
+        report_to=[],
+        log_level="error",
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_drop_last=False,
+    )
+    trainer = _Trainer(
+        model=to_t4rec(network, schema, train, auxiliary),
+        args=arguments,
+        schema=schema,
+        train_dataloader=loaders["train"],
+        eval_dataloader=loaders["valid"],
+        compute_metrics=True,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=train.patience), _EpochReport(report)]
+        if evaluate
+        else [],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints dictionaries; _EpochReport says the same in a line
+    return trainer
 
 
 def _distillation(

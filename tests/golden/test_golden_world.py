@@ -15,7 +15,8 @@ DAY = 86400
 # user, item, day. bob bought two things on day 3: the order of the file counts. cem and dee bought too little.
 LOG = [
     ("bob", "soap", 2), ("ana", "soap", 1), ("ana", "comb", 2), ("ana", "wax", 3), ("ana", "balm", 4),
-    ("bob", "comb", 3), ("bob", "wax", 3), ("bob", "balm", 9), ("cem", "soap", 5), ("ana", "soap", 8), ("dee", "rare", 1),
+    ("bob", "comb", 3), ("bob", "wax", 3), ("bob", "balm", 9), ("cem", "soap", 5), ("ana", "soap", 8),
+    ("dee", "rare", 1),
 ]  # fmt: skip
 
 
