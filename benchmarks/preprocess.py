@@ -14,12 +14,14 @@ import json
 import math
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -157,15 +159,16 @@ def measure(system: str, source: Path, out: Path, arguments) -> dict:
         str(arguments.workers),
         arguments.memory,
     ]
+    limit = None
+    if system == "ours" and arguments.limit:
+        size = int(arguments.limit * 1e9)
+        # The kernel refuses more than this, used or only reserved.
+        limit = partial(resource.setrlimit, resource.RLIMIT_AS, (size, size))
     start = time.perf_counter()
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    watched, peak, disk = psutil.Process(child.pid), 0, 0
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+    peak, disk = 0, 0
     while child.poll() is None:
-        try:
-            peak = max(peak, watched.memory_info().rss)
-        except psutil.Error:
-            break
-        disk = max(disk, _size(out))
+        peak, disk = max(peak, _resident(child.pid)), max(disk, _size(out))
         time.sleep(0.2)
     error = child.communicate()[1]
     seconds = time.perf_counter() - start
@@ -173,6 +176,17 @@ def measure(system: str, source: Path, out: Path, arguments) -> dict:
         return {"system": system, "failed": (error.strip().splitlines() or [f"exit code {child.returncode}"])[-1]}
     return {"system": system, "seconds": round(seconds, 2), "peak_memory_mb": peak >> 20, "peak_disk_mb": disk >> 20,
             "output_mb": _size(out) >> 20, "sequences": digest(out)}  # fmt: skip
+
+
+def _resident(pid: int) -> int:
+    """Resident bytes of a process and all below it."""
+    total = 0
+    try:
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            total += process.memory_info().rss
+    except psutil.Error:  # it ended
+        pass
+    return total
 
 
 def _size(folder: Path) -> int:
@@ -192,6 +206,7 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", default=["ours", "polars", "python"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--memory", default="2GB", help="cluster.memory_limit of ours, a worker")
+    parser.add_argument("--limit", type=float, default=8, help="GB of address space that ours may take (RLIMIT_AS)")
     parser.add_argument("--python-rows", type=int, default=10_000_000, help="largest log for the plain Python system")
     parser.add_argument(
         "--polars-rows", type=int, default=20_000_000, help="largest log for the in-memory polars system"

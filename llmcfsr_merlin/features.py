@@ -8,6 +8,7 @@ prove the result equal to the workflow's.
 
 import shutil
 import tempfile
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -34,9 +35,11 @@ from llmcfsr_merlin.contract import (
     USER,
     VOCABULARY,
 )  # fmt: skip
+from llmcfsr_merlin.data.arrays import save_array
 from llmcfsr_merlin.data.filters import apply_filters
+from llmcfsr_merlin.data.partitions import Chunk, plan_chunks
 from llmcfsr_merlin.data.sequences import write_bucket
-from llmcfsr_merlin.data.shuffle import Chunk, merge_items, plan_chunks, scatter, sort_bucket, user_boundaries
+from llmcfsr_merlin.data.shuffle import merge_items, scatter, sort_bucket, user_boundaries
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.stage import hash_json
 
@@ -55,20 +58,21 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     or an item are dropped and counted. The result does not depend on the input's partitioning or on the engine.
     Raises InputError for unreadable input and where a filter leaves nothing.
     """
-    out = Path(out)
+    out, start = Path(out), time.perf_counter()
     folder = out / ".shuffle"
     chunks, size = plan_chunks(interactions, engine.partition_rows, engine.workers)
     rows = sum(chunk.rows for chunk in chunks)
     cuts = user_boundaries(chunks, -(-rows // size))
     nulls, raw, counts, buckets = shuffle(chunks, cuts, folder, engine)
     counts, filtered = apply_filters(buckets, counts, settings, engine, rows - sum(nulls.values()))
+    disk = folder_size(folder)
 
     left = np.flatnonzero(counts)
     order = left[np.argsort(-counts[left], kind="stable")]  # ties by raw id, in which `raw` is sorted
     ids = raw.take(pa.array(order))
     code_of = np.zeros(len(raw), np.int64)
     code_of[order] = categorify(ids.to_pandas(), out / "workflow")
-    np.save(folder / "codes.npy", code_of)
+    save_array(folder / "codes.npy", code_of)
     for name in (SEQUENCES, *SPLITS):  # parts of a stopped run
         shutil.rmtree(out / name, ignore_errors=True)
     write = partial(write_bucket, out=out, codes=folder / "codes.npy", max_length=settings.max_length)
@@ -80,7 +84,8 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     report = {"rows_in": rows, **nulls, **filtered, "partitions": len(chunks), "buckets": len(buckets)}
     report |= finish(out, ids, counts[order], train[FIRST_ITEM:], users, train_rows, settings)
     shutil.rmtree(folder)
-    _print(report, settings)
+    report |= {"shuffle_mb": disk >> 20, "output_mb": folder_size(out) >> 20}
+    _print(report, settings, time.perf_counter() - start)
     return report
 
 
@@ -201,13 +206,20 @@ def split_schema(items: int, max_length: int) -> Schema:
     ])  # fmt: skip
 
 
-def _print(report: dict, settings: PrepareConfig) -> None:
+def folder_size(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def _print(report: dict, settings: PrepareConfig, seconds: float) -> None:
     lines: list[tuple[str, object]] = [("interactions in", report["rows_in"])]
     lines += [(f"without {what} id", -report[f"null_{what}s"]) for what in ("user", "item") if report[f"null_{what}s"]]
     for entry in report["filter"]:
         lines.append((f"{settings.filter}, round {entry['round']}: item < {settings.min_item}", -entry["items"]))
         lines.append((f"{settings.filter}, round {entry['round']}: user < {settings.min_user}", -entry["users"]))
     lines.append((f"history < {settings.min_sequence}", -report["min_sequence"]))
-    left = ("interactions", "users", "items", "mean_length", "sparsity", "train_rows")
-    lines += [(name, report[name]) for name in left]
+    lines.append(("interactions out", report["interactions"]))
+    lines += [(name, report[name]) for name in ("users", "items", "mean_length", "sparsity", "train_rows")]
+    lines.append(("interactions in a second", int(report["rows_in"] / seconds)))
+    lines.append(("disk, for a while / to stay", f"{report['shuffle_mb']:,} / {report['output_mb']:,} MiB"))
     print_counts("prepare", lines)

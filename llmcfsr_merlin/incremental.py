@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.cluster import Engine, print_counts
 from llmcfsr_merlin.config import PrepareConfig
 from llmcfsr_merlin.contract import COUNT, FIRST_ITEM, ITEM, SCHEMA, SEQUENCES, SPLITS, TRAIN_COUNT, USER, VOCABULARY
+from llmcfsr_merlin.data.arrays import save_array
+from llmcfsr_merlin.data.partitions import plan_chunks
 from llmcfsr_merlin.data.sequences import train_counts, write_part
-from llmcfsr_merlin.data.shuffle import plan_chunks
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.features import TensorflowMetadata, categorify, finish, shuffle
 
@@ -51,7 +52,7 @@ def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfi
     code_of = np.where(at >= 0, at + FIRST_ITEM, 0)
     code_of[fresh] = np.arange(len(old_ids), len(ids)) + FIRST_ITEM
     categorify(ids.to_pandas(), out / "workflow")
-    np.save(folder / "codes.npy", code_of)
+    save_array(folder / "codes.npy", code_of)
 
     for name in (SEQUENCES, *SPLITS):
         shutil.rmtree(out / name, ignore_errors=True)

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from llmcfsr_merlin.cluster import engine
+from llmcfsr_merlin.cluster import clear_failures, engine
 from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import INTERACTIONS
-from llmcfsr_merlin.features import prepare
-from llmcfsr_merlin.incremental import extend
 from llmcfsr_merlin.stage import Manifest, run_stage
 
 
@@ -16,7 +14,11 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
 
     def work(out: Path) -> dict:
         log = run_dir / "ingest" / INTERACTIONS
-        with engine(config.cluster) as chosen:
+        with clear_failures("prepare"), engine(config.cluster) as chosen:
+            # Not before the cluster: these import what touches the GPU, whose workers must be the first to.
+            from llmcfsr_merlin.features import prepare
+            from llmcfsr_merlin.incremental import extend
+
             if previous is not None:
                 return extend(previous, log, out, config.prepare, chosen)
             return prepare(log, out, config.prepare, chosen)

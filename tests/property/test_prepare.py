@@ -181,7 +181,7 @@ def test_stopped_run_continues(tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             prepare(source, tmp_path / "out", PrepareConfig(), on)
         patch.undo()
-        patch.setattr("llmcfsr_merlin.data.shuffle._read", lambda *_: 1 / 0)  # nothing is read again
+        patch.setattr("llmcfsr_merlin.data.shuffle.read_partition", lambda *_: 1 / 0)  # nothing is read again
         prepare(source, tmp_path / "out", PrepareConfig(), on)
     expected, _, _ = reference(log, PrepareConfig())
     assert read(tmp_path / "out", "sequences")[ITEM].map(len).tolist() == [len(x) for _, x in sorted(expected.items())]
