@@ -55,12 +55,12 @@ def generate(folder: Path, rows: int, seed: int = 0) -> None:
         pq.write_table(table, folder / f"part-{part:05d}.parquet", row_group_size=500_000)
 
 
-def ours(source: Path, out: Path, workers: int, memory: str) -> None:
+def ours(source: Path, out: Path, workers: int, memory: str, kind: str) -> None:
     from llmcfsr_merlin.cluster import engine
     from llmcfsr_merlin.config import ClusterConfig, PrepareConfig
     from llmcfsr_merlin.features import prepare
 
-    with engine(ClusterConfig(kind="single", workers=workers, memory_limit=memory)) as chosen:
+    with engine(ClusterConfig(kind=kind, workers=workers, memory_limit=memory)) as chosen:
         prepare(source, out, PrepareConfig(min_user=CORE, min_item=CORE, max_length=LENGTH - 1), chosen)
 
 
@@ -158,6 +158,7 @@ def measure(system: str, source: Path, out: Path, arguments) -> dict:
         str(out),
         str(arguments.workers),
         arguments.memory,
+        arguments.kind,
     ]
     limit = None
     if system == "ours" and arguments.limit:
@@ -205,6 +206,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--systems", nargs="+", default=["ours", "polars", "python"])
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kind", default="single", help="cluster.kind of ours: single, local or cuda")
     parser.add_argument("--memory", default="2GB", help="cluster.memory_limit of ours, a worker")
     parser.add_argument("--limit", type=float, default=8, help="GB of address space that ours may take (RLIMIT_AS)")
     parser.add_argument("--python-rows", type=int, default=10_000_000, help="largest log for the plain Python system")
@@ -251,8 +253,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        name, source, out, workers, memory = sys.argv[2:]
-        extra = (int(workers), memory) if name == "ours" else ()
+        name, source, out, workers, memory, kind = sys.argv[2:]
+        extra = (int(workers), memory, kind) if name == "ours" else ()
         {"ours": ours, "polars": polars, "python": python}[name](Path(source), Path(out), *extra)
     else:
         main()

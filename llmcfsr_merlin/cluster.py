@@ -26,6 +26,8 @@ from llmcfsr_merlin.errors import InputError, MissingDependency
 
 # Resident bytes that one interaction costs a worker at the widest point (ids, keys and the permutation of a sort).
 BYTES_PER_ROW = 160
+# Seconds in which a scheduler, and then its first worker, must answer.
+_PATIENCE = 20
 
 
 @dataclass
@@ -170,7 +172,7 @@ def _client(kind: str, config: ClusterConfig, workers: int, memory: int):
 
     if kind == "scheduler":
         try:
-            client = Client(config.scheduler, timeout="20s")
+            client = Client(config.scheduler, timeout=_PATIENCE)
         except (OSError, NoAnswer, ValueError) as error:
             raise InputError(
                 f"cluster.scheduler: no dask scheduler answers at {config.scheduler} ({error}): start it or unset it"
@@ -217,7 +219,7 @@ def _joined(client, config: ClusterConfig, memory: int) -> tuple[int, int, bool]
     from distributed import TimeoutError as NoAnswer
 
     try:
-        client.wait_for_workers(1, timeout=20)
+        client.wait_for_workers(1, timeout=_PATIENCE)
     except NoAnswer as error:
         raise InputError(
             f"cluster.scheduler: the scheduler at {config.scheduler} has no worker: start `dask worker "

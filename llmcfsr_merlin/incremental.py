@@ -17,7 +17,8 @@ from llmcfsr_merlin.data.arrays import save_array
 from llmcfsr_merlin.data.partitions import plan_chunks
 from llmcfsr_merlin.data.sequences import train_counts, write_part
 from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.features import TensorflowMetadata, categorify, finish, shuffle
+from llmcfsr_merlin.features import finish, shuffle
+from llmcfsr_merlin.workflow import categorify, read_schema
 
 
 def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfig, engine: Engine) -> dict:
@@ -32,7 +33,7 @@ def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfi
     parts = sorted((previous / SEQUENCES).glob("part-*.parquet"))
     if not parts or not (previous / VOCABULARY).is_file():
         raise InputError(f"prepare.extend: expected a finished prepare directory, found none in {previous}")
-    schema = TensorflowMetadata.from_proto_text_file(str(previous), SCHEMA).to_merlin_schema()
+    schema = read_schema(previous / SCHEMA)
     if schema[ITEM].value_count.max != settings.max_length + 1:
         raise InputError(
             f"prepare.extend: expected max_length {schema[ITEM].value_count.max - 1} as in {previous}, found "

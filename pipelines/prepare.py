@@ -14,7 +14,7 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
 
     def work(out: Path) -> dict:
         log = run_dir / "ingest" / INTERACTIONS
-        with clear_failures("prepare"), engine(config.cluster) as chosen:
+        with engine(config.cluster) as chosen:
             # Not before the cluster: these import what touches the GPU, whose workers must be the first to.
             from llmcfsr_merlin.features import prepare
             from llmcfsr_merlin.incremental import extend
@@ -27,5 +27,6 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     settings = config.prepare.model_dump()
     if previous is not None:
         settings["extend"] = Manifest.load(previous).key
-    manifest, _ = run_stage(run_dir, "prepare", settings, ["ingest"], work, force=force, resumable=True)
+    with clear_failures("prepare"):
+        manifest, _ = run_stage(run_dir, "prepare", settings, ["ingest"], work, force=force, resumable=True)
     return manifest

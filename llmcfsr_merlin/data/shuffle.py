@@ -64,7 +64,9 @@ def scatter(chunk: Chunk, *, folder: Path, boundaries: pa.Array, gpu: bool) -> d
         for values in (columns.user, columns.item, columns.time, columns.row)
     )
     bucket = xp.asarray(bucket_of)[user]
-    order = xp.argsort(bucket, kind="stable") if len(boundaries) else slice(None)
+    # numpy's stable sort of small integers is its fastest; cupy has one sort and in older versions no such argument.
+    kind = {"kind": "stable"} if xp is np else {}
+    order = xp.argsort(bucket, **kind) if len(boundaries) else slice(None)
     ends = xp.cumsum(xp.bincount(bucket, minlength=len(boundaries) + 1)).tolist()
     place = np.empty(len(users), np.int32)  # position of a user among its bucket's users
     user, item, time, row = (_host(values[order]) for values in (user, item, time, row))
