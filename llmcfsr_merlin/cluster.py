@@ -81,7 +81,7 @@ class Engine:
 
         futures = {future: index for index, future in enumerate(self.client.map(function, tasks, pure=False))}
         try:
-            for future in as_completed(futures):
+            for future in as_completed(futures, loop=self.client.loop):
                 yield futures[future], future.result()
         except (FileNotFoundError, ModuleNotFoundError) as error:
             if self.kind != "scheduler":
@@ -172,7 +172,7 @@ def _client(kind: str, config: ClusterConfig, workers: int, memory: int):
 
     if kind == "scheduler":
         try:
-            client = Client(config.scheduler, timeout=_PATIENCE)
+            client = Client(config.scheduler, timeout=_PATIENCE, set_as_default=False)
         except (OSError, NoAnswer, ValueError) as error:
             raise InputError(
                 f"cluster.scheduler: no dask scheduler answers at {config.scheduler} ({error}): start it or unset it"
@@ -188,7 +188,8 @@ def _client(kind: str, config: ClusterConfig, workers: int, memory: int):
         make = partial(LocalCUDACluster, **cuda_arguments(config, workers, memory, min(_device_memory())))
     else:
         make = partial(LocalCluster, n_workers=workers, threads_per_worker=1, memory_limit=memory)
-    with make(dashboard_address=":0") as cluster, Client(cluster) as client:
+    # Not the default client: NVTabular would send its vocabulary to it, and every worker would import torch.
+    with make(dashboard_address=":0") as cluster, Client(cluster, set_as_default=False) as client:
         yield client
 
 

@@ -1,7 +1,6 @@
 """prepare on a cluster that is joined, with workers that die, on a full disk: one clear line, and it continues."""
 
 import os
-import signal
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from llmcfsr_merlin.data import filters
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.features import prepare
 from llmcfsr_merlin.stage import Manifest, seal
+from tests.integration.dying import dies
 
 SETTINGS = PrepareConfig(min_user=4, min_item=3)
 ROWS = 3000
@@ -79,18 +79,6 @@ def test_no_scheduler_and_no_worker(monkeypatch):
         engine(ClusterConfig(scheduler="tcp://127.0.0.1:9")).__enter__()
     with LocalCluster(n_workers=0, dashboard_address=":0") as empty, pytest.raises(InputError, match="has no worker"):
         engine(ClusterConfig(scheduler=empty.scheduler_address)).__enter__()
-
-
-def dies(work, marker: Path, times: int, *arguments, **settings):
-    """A worker that does its work and is killed before its answer leaves, `times` times."""
-    answer = work(*arguments, **settings)
-    for number in range(times):
-        try:
-            marker.with_name(f"{marker.name}{number}").touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        os.kill(os.getpid(), signal.SIGKILL)
-    return answer
 
 
 @pytest.mark.parametrize(
