@@ -37,7 +37,7 @@ class Ranker:
         """histories int64 [B, L] right-padded -> float32 [B, V], -inf on reserved rows."""
         if histories.shape[1] > self.max_length:
             raise ValueError(
-                f"expected histories of at most {self.max_length} items, found {histories.shape[1]}: cut them with pad()"
+                f"expected histories of at most {self.max_length} items, found {histories.shape[1]}: use pad()"
             )
         histories = histories.to(self.device)
         scores = self.network.user_states(histories) @ self.catalogue.candidates.T
@@ -50,7 +50,7 @@ class Ranker:
     def top_k(self, histories: Tensor, k: int, blocked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Best k items of each history: codes int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, V).
 
-        blocked: bool [B, V], items that must not be returned. A row with fewer than k' items left ends with code 0 and -inf.
+        blocked: bool [B, V], items that must not be returned. A row with fewer than k' left ends with code 0 and -inf.
         """
         scores = self.scores(histories)
         if blocked is not None:

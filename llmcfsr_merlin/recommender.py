@@ -19,7 +19,7 @@ from llmcfsr_merlin.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Encoded:
-    """Histories as codes. codes: int64 [B, L] right-padded; unknown, fallback: [B]; seen: the full history's codes a row."""
+    """Histories as codes. codes: int64 [B, L] right-padded; unknown, fallback: [B]; seen: a row's whole history."""
 
     codes: Tensor
     unknown: np.ndarray
@@ -29,7 +29,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Answers:
-    """Row i answers history i. items: object [B, K] raw ids, None past the last answer; scores: float32 [B, K], NaN there.
+    """Row i answers history i. items: object [B, K] raw ids, None past the last; scores: float32 [B, K], NaN there.
 
     unknown: int64 [B], ids of the history that the model does not know. fallback: bool [B], true where nothing of the
     history was known and the most popular items are returned (score: share of all interactions).
@@ -72,7 +72,8 @@ class Recommender:
     def __init__(self, ranker: Ranker, vocabulary: Vocabulary):
         if ranker.rows != len(vocabulary):
             raise InputError(
-                f"expected a model of {len(vocabulary)} rows for this vocabulary, found {ranker.rows}: rerun `llmcfsr train`"
+                f"expected a model of {len(vocabulary)} rows for this vocabulary, found {ranker.rows}: "
+                "rerun `llmcfsr train`"
             )
         self.ranker, self.vocabulary = ranker, vocabulary
         self.encoder = Encoder(vocabulary, ranker.max_length)
@@ -99,7 +100,7 @@ class Recommender:
 
     @torch.inference_mode()
     def rank(self, encoded: Encoded, k: int, blocked: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Codes int64 [B, k'] and scores float32 [B, k'] of the best items, k' = min(k, items); code 0 where none is left."""
+        """Codes int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, items); code 0 where none is left."""
         codes, scores = self.ranker.top_k(encoded.codes, k, blocked)
         if encoded.fallback.any():
             rows = torch.tensor(encoded.fallback.nonzero()[0])
@@ -117,7 +118,7 @@ class Recommender:
         allow: Sequence[Sequence | None],
         deny: Sequence[Sequence | None],
     ) -> Tensor | None:
-        """Bool [B, V] of the items each row must not get; None where nothing is blocked. Unknown ids in lists are ignored."""
+        """Bool [B, V] of the items each row must not get; None where nothing is blocked. Unknown ids are ignored."""
         if not any(exclude_seen) and not any(one is not None for one in (*allow, *deny)):
             return None
         mask = torch.zeros(len(encoded.seen), len(self.vocabulary), dtype=torch.bool)
@@ -140,7 +141,7 @@ class Recommender:
         allow: Sequence | None = None,
         deny: Sequence | None = None,
     ) -> Answers:
-        """The best k items of each history as arrays; `allow` and `deny` are lists of raw ids that hold for every row."""
+        """The best k items of each history as arrays; `allow` and `deny` are raw ids and hold for every row."""
         if k < 1:
             raise InputError(f"expected k of at least 1, found {k}")
         if allow is not None and not len(allow):
@@ -157,7 +158,7 @@ class Recommender:
         return Answers(self.vocabulary.decode(codes), scores, encoded.unknown, encoded.fallback)
 
     def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters) -> pd.DataFrame:
-        """The best k items of each history, one row a recommendation: history (its position), rank (from 1), item_id, score."""
+        """The best k items of each history as a table()."""
         return table(self.answer(histories, k, **filters))
 
 

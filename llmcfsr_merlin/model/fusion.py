@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Histories are padded on the right, so a causal mask alone keeps every real position from seeing padding; no padding
-# mask is needed and torch's fused attention can be used. Attention weights have no dropout for the same reason: on CPU
+# Histories are padded on the right, so a causal mask alone keeps every real position from seeing padding; only
+# attention both ways needs a padding mask (`real`). Attention weights have no dropout for the same reason: on CPU
 # it forces the unfused path (measured: a third of the training step).
 
 
@@ -19,6 +19,7 @@ class Packing:
     def __init__(self, real: Tensor, copies: int = 1):
         """real: bool [B, T]. copies: the batch is read that many times, one after the other (the views)."""
         self._real, self.shape = real, (copies * real.shape[0], real.shape[1])
+        self.lengths = real.sum(1)  # int64 [B]
         places = real.flatten().nonzero().squeeze(1)
         self.places = torch.cat([places + copy * real.numel() for copy in range(copies)])
 
@@ -34,7 +35,10 @@ class Packing:
 
 
 class Attention(nn.Module):
-    """Multi-head attention, [B, T, d] -> [B, T, d], or [M, d] -> [M, d] with a packing; causal by default."""
+    """Multi-head attention, [B, T, d] -> [B, T, d], or [M, d] -> [M, d] with a packing.
+
+    `real`: bool [B, T] of the places that may be read, from anywhere; None: each place reads itself and what is before.
+    """
 
     def __init__(self, hidden: int, heads: int):
         super().__init__()
@@ -42,12 +46,16 @@ class Attention(nn.Module):
         self.query, self.key_value = nn.Linear(hidden, hidden), nn.Linear(hidden, 2 * hidden)
         self.out = nn.Linear(hidden, hidden)
 
-    def forward(self, query: Tensor, source: Tensor, packing: Packing | None = None, causal: bool = True) -> Tensor:
+    def forward(
+        self, query: Tensor, source: Tensor, packing: Packing | None = None, real: Tensor | None = None
+    ) -> Tensor:
         projected = torch.cat([self.query(query), self.key_value(source)], dim=-1)
         if packing is not None:
             projected = packing.unpack(projected)
         q, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, d / heads]
-        mixed = F.scaled_dot_product_attention(q, key, value, is_causal=causal).transpose(1, 2).flatten(2)
+        mask = None if real is None else real[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(q, key, value, attn_mask=mask, is_causal=mask is None)
+        mixed = mixed.transpose(1, 2).flatten(2)
         return self.out(mixed if packing is None else packing.pack(mixed))
 
 
@@ -61,29 +69,47 @@ class Block(nn.Module):
         self.feed = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, hidden))
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
         normal = self.norm_attention(x)
-        x = x + self.drop(self.attention(normal, normal, packing))
+        x = x + self.drop(self.attention(normal, normal, packing, real))
         return x + self.drop(self.feed(self.norm_feed(x)))
+
+
+class RecurrentBlock(nn.Module):
+    """One GRU layer (GRU4Rec, arXiv 1511.06939) in the place of a transformer block; it never reads padding."""
+
+    def __init__(self, hidden: int, dropout: float):
+        super().__init__()
+        self.cell = nn.GRU(hidden, hidden, batch_first=True)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
+        states, _ = self.cell(x if packing is None else packing.unpack(x))
+        return self.drop(states if packing is None else packing.pack(states))
 
 
 class CrossAttention(nn.Module):
     """Each view reads the other: a + attend(a, b) and b + attend(b, a), causal over the sequence.
 
     Used at the embedding level (before the encoder) and at the sequence level (between its blocks). A position sees
-    only the past of the other view, as in the encoder: anything else would leak the next item.
+    only the past of the other view, as in the encoder: anything else would leak the next item. replace: LLM-ESR's form,
+    where the query is the other view, the rest one's own, and the output takes the view's place.
     """
 
-    def __init__(self, hidden: int, heads: int, dropout: float):
+    def __init__(self, hidden: int, heads: int, dropout: float, replace: bool = False):
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(2))
+        self.replace = replace
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(0 if replace else 2))
         self.attend = nn.ModuleList(Attention(hidden, heads) for _ in range(2))
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, views: list[Tensor], packing: Packing | None = None) -> list[Tensor]:
+    def forward(self, views: list[Tensor], packing: Packing | None = None, real: Tensor | None = None) -> list[Tensor]:
         """Two tensors [B, T, d] (or packed [M, d]) -> two of the same shape."""
+        if self.replace:
+            a, b = views
+            return [self.attend[0](b, a, packing, real), self.attend[1](a, b, packing, real)]
         a, b = (norm(view) for norm, view in zip(self.norms, views))
-        read_b, read_a = self.attend[0](a, b, packing), self.attend[1](b, a, packing)
+        read_b, read_a = self.attend[0](a, b, packing, real), self.attend[1](b, a, packing, real)
         return [views[0] + self.drop(read_b), views[1] + self.drop(read_a)]
 
 
@@ -105,5 +131,6 @@ class PairFusion(nn.Module):
         """Two tensors [..., d] -> two tensors [..., d]."""
         normal = torch.stack([norm(view) for norm, view in zip(self.norms, views)], dim=-2)
         pairs = normal.flatten(0, -3)  # [N, 2, d]
-        mixed = self.attention(pairs, pairs, causal=False).view_as(normal)
+        both = pairs.new_ones(1, 2, dtype=torch.bool)
+        mixed = self.attention(pairs, pairs, real=both).view_as(normal)
         return [view + mixed[..., i, :] for i, view in enumerate(views)]
