@@ -4,13 +4,12 @@ A stage is written once, as plain functions of files (read some, write some, ret
 them wherever the engine is. Nothing large travels between workers: they share the run directory.
 """
 
-import errno
 import importlib.util
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from llmcfsr_merlin.config import ClusterConfig
 from llmcfsr_merlin.errors import InputError, MissingDependency
+from llmcfsr_merlin.failures import clear_failures
 
 # Resident bytes that one interaction costs a worker at the widest point (ids, keys and the permutation of a sort).
 BYTES_PER_ROW = 160
@@ -96,32 +96,6 @@ class Engine:
 
 
 @contextmanager
-def clear_failures(stage: str) -> Iterator[None]:
-    """Turn a full disk, too little memory and a lost dask cluster into one line that says what to do."""
-    again = "then run the same command again, it continues"
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise InputError(
-            f"{stage}: the disk is full ({error.filename or error.strerror}): free space or move the run directory, "
-            f"{again}"
-        ) from error
-    except MemoryError as error:  # of numpy, Arrow, cupy or rmm
-        raise InputError(f"{stage}: out of memory: set cluster.partition_size lower, {again}") from error
-    except CancelledError as error:
-        raise InputError(f"{stage}: the dask scheduler went away: start it again or another one, {again}") from error
-    except Exception as error:
-        if type(error).__name__ == "KilledWorker":  # by name: without a dask cluster nothing of dask is imported
-            raise InputError(
-                f"{stage}: a dask worker died again and again, most often from too little memory: set "
-                f"cluster.partition_size lower or cluster.memory_limit higher, {again}"
-            ) from error
-        raise
-
-
-@contextmanager
 def engine(config: ClusterConfig) -> Iterator[Engine]:
     """Choose and start the engine, print what was chosen, and stop it at the end.
 
@@ -132,7 +106,7 @@ def engine(config: ClusterConfig) -> Iterator[Engine]:
     kind = config.kind if config.kind != "auto" else ("cuda" if gpu_here else "single")
     if config.scheduler:
         kind = "scheduler"
-    if config.kind == "cuda" and not gpu_here:
+    if kind == "cuda" and not gpu_here:
         raise MissingDependency(
             "cluster.kind=cuda needs a CUDA GPU, cudf and dask-cuda, found "
             f"{_missing() or 'no usable GPU'}: use the Merlin container or `pip install cudf-cu12 dask-cuda`, "

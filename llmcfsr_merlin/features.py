@@ -8,10 +8,10 @@ the result equal to the workflow's.
 
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pyarrow as pa
@@ -38,22 +38,20 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     """
     out, start = Path(out), time.perf_counter()
     folder = out / ".shuffle"
-    # Merlin takes seconds to import, for it brings torch: meanwhile the log is shuffled.
-    Thread(target=import_module, args=("llmcfsr_merlin.workflow",), daemon=True).start()
     chunks, size = plan_chunks(interactions, engine.partition_rows, engine.workers)
     rows = sum(chunk.rows for chunk in chunks)
     cuts = user_boundaries(chunks, -(-rows // size))
-    nulls, raw, counts, buckets = shuffle(chunks, cuts, folder, engine)
-    counts, filtered = apply_filters(buckets, counts, settings, engine, rows - sum(nulls.values()))
+    with ThreadPoolExecutor(1) as beside:  # Merlin takes seconds to import, for it brings torch
+        workflow = beside.submit(import_module, "llmcfsr_merlin.workflow")
+        nulls, raw, counts, buckets = shuffle(chunks, cuts, folder, engine)
+        counts, filtered = apply_filters(buckets, counts, settings, engine, rows - sum(nulls.values()))
     disk = folder_size(folder)
-
-    from llmcfsr_merlin.workflow import categorify
 
     left = np.flatnonzero(counts)
     order = left[np.argsort(-counts[left], kind="stable")]  # ties by raw id, in which `raw` is sorted
     ids = raw.take(pa.array(order))
     code_of = np.zeros(len(raw), np.int64)
-    code_of[order] = categorify(ids.to_pandas(), out / "workflow")
+    code_of[order] = workflow.result().categorify(ids.to_pandas(), out / "workflow")
     save_array(folder / "codes.npy", code_of)
     for name in (SEQUENCES, *SPLITS):  # parts of a stopped run
         shutil.rmtree(out / name, ignore_errors=True)

@@ -1,7 +1,11 @@
 """prepare on a cluster that is joined, with workers that die, on a full disk: one clear line, and it continues."""
 
+import json
 import os
 import subprocess
+import sys
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -79,6 +83,34 @@ def test_no_scheduler_and_no_worker(monkeypatch):
         engine(ClusterConfig(scheduler="tcp://127.0.0.1:9")).__enter__()
     with LocalCluster(n_workers=0, dashboard_address=":0") as empty, pytest.raises(InputError, match="has no worker"):
         engine(ClusterConfig(scheduler=empty.scheduler_address)).__enter__()
+
+
+def test_scheduler_process_that_goes_away(tmp_path):
+    """`dask scheduler` and `dask worker` as processes of their own; the first is killed under way."""
+    where = tmp_path / "scheduler.json"
+    alone = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    file = ("--scheduler-file", str(where), "--no-dashboard")
+    start = [sys.executable, "-m"]
+    both = [
+        subprocess.Popen(
+            [*start, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *file], **alone
+        )
+    ]
+    try:
+        both.append(subprocess.Popen([*start, "distributed.cli.dask_worker", "--no-nanny", *file], **alone))
+        for _ in range(200):
+            if where.is_file() and where.stat().st_size:
+                break
+            time.sleep(0.1)
+        address = json.loads(where.read_text())["address"]
+        gone = pytest.raises(InputError, match=r"^wait: the dask scheduler went away")
+        with gone, engine(ClusterConfig(scheduler=address)) as on:
+            threading.Timer(0.5, both[0].kill).start()
+            on.map(time.sleep, [1] * 20, "wait")
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize(
