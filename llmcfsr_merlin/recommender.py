@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, OOV, VOCABULARY
+from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, MODEL_CONFIG, MODEL_WEIGHTS, OOV, VOCABULARY
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.artefact import load_model
 from llmcfsr_merlin.ranking import Ranker, pad, select_top_k
@@ -82,17 +82,18 @@ class Recommender:
         self._popularity[:FIRST_ITEM] = -torch.inf
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> "Recommender":
+    def load(cls, path: str | Path, device: str = "cpu", bulk: bool = False) -> "Recommender":
         """Read a run directory, or any folder that holds a sealed model (vocabulary, weights, manifest).
 
-        Every file is checked against the manifest before it is read; InputError says what is missing or changed.
+        Each of the three is checked against the manifest before it is read; InputError says what is missing or changed.
+        bulk: as in Ranker.
         """
         directory = Path(path)
         if (directory / "train").is_dir():
             directory = directory / "train"
-        Manifest.load(directory).verify(directory)
+        Manifest.load(directory).verify(directory, (VOCABULARY, MODEL_CONFIG, MODEL_WEIGHTS))
         vocabulary = Vocabulary.load(directory / VOCABULARY)
-        return cls(Ranker(load_model(directory, vocabulary.hash, device)), vocabulary)
+        return cls(Ranker(load_model(directory, vocabulary.hash, device), bulk), vocabulary)
 
     def encode(self, histories: Sequence[Sequence]) -> Encoded:
         """Raw histories (oldest item first) to codes; unknown ids are left out and counted."""

@@ -193,7 +193,7 @@ def _distillation(
 @torch.inference_mode()
 def choose_gamma(network: DualViewNetwork, valid: MerlinDataLoader, device: torch.device) -> float:
     """Set `network.gamma` to the value of GAMMAS with the best validation NDCG@10 (full ranking) and return it."""
-    ranker = Ranker(network)
+    ranker = Ranker(network, bulk=True)
     gains = torch.zeros(len(GAMMAS), dtype=torch.float64)
     for batch, _ in valid:
         sequences = tr.utils.padding.pad_inputs(batch)[ITEM].long().to(device)
@@ -202,7 +202,7 @@ def choose_gamma(network: DualViewNetwork, valid: MerlinDataLoader, device: torc
         history = sequences.scatter(1, lengths[:, None] - 1, 0)[:, :-1]
         network.gamma.zero_()
         scores = ranker.scores(history)
-        match = network.content_match(history, ranker.catalogue.unit_vectors)
+        match = ranker.content_match(history)
         for position, gamma in enumerate(GAMMAS):
             total = scores + gamma * match
             ranks = (total > total.gather(1, target)).sum(1)

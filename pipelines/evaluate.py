@@ -47,4 +47,4 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
 
 
 def _scorer(folder: Path, device: str):
-    return Recommender.load(folder, device).ranker.scores
+    return Recommender.load(folder, device, bulk=True).ranker.scores

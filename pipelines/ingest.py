@@ -34,7 +34,7 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
         size = sum(path.stat().st_size for path in files)
         workers = 1 if size < _SMALL else config.cluster.workers or len(os.sched_getaffinity(0))
         counts = ingest(source, out, workers=workers)
-        print_counts("ingest", list(counts.items()))
+        print_counts("ingest", [(name, count) for name, count in counts.items() if count])
         return counts
 
     settings = data.model_dump(exclude={"interactions", "items"}) | {"files": [sha256_file(path) for path in files]}

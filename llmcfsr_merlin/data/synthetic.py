@@ -28,8 +28,8 @@ _KINDS = (
 )
 _BRANDS = (
     "Aurora", "Belmira", "Calanthe", "Dewdrop", "Eventide", "Fernhill", "Glasswing", "Hollybrook", "Isola",
-    "Juniper Lane", "Kestrel", "Lumen", "Maravel", "Northbay", "Opaline", "Petalworks", "Quillon", "Rosamund", "Silverleaf",
-    "Tidewater",
+    "Juniper Lane", "Kestrel", "Lumen", "Maravel", "Northbay", "Opaline", "Petalworks", "Quillon", "Rosamund",
+    "Silverleaf", "Tidewater",
 )  # fmt: skip
 _SCENTS = (
     "Rose", "Lavender", "Green Tea", "Coconut", "Vanilla", "Citrus", "Aloe", "Cucumber", "Almond", "Jasmine", "Mint",
@@ -44,7 +44,7 @@ def write_amazon(folder: Path, users: int, items: int, seed: int = 0) -> tuple[P
     random = np.random.default_rng(seed)
     kind = random.permutation(np.arange(items) % len(_KINDS))
     brand = random.permutation(np.arange(items) % len(_BRANDS))
-    popularity = 1 / (1 + random.permutation(items)) ** 0.9
+    popularity = 1 / (1 + random.permutation(items))
     reviews, metadata = folder / "reviews.json.gz", folder / "meta.json.gz"
     _write(metadata, _metadata(kind, brand, random))
     _write(reviews, _reviews(users, kind, brand, popularity, random))
@@ -78,9 +78,10 @@ def _reviews(users: int, kind: np.ndarray, brand: np.ndarray, popularity: np.nda
         for one in range(len(_KINDS))
         for maker in range(len(_BRANDS))
     }
+    fame = 1 / np.arange(1, len(_BRANDS) + 1) ** 0.8
     by_kind = [np.flatnonzero(kind == one) for one in range(len(_KINDS))]
     for user in range(users):
-        taste = random.choice(len(_BRANDS), 3, replace=False)
+        taste = random.choice(len(_BRANDS), 3, replace=False, p=fame / fame.sum())
         one, maker = random.integers(len(_KINDS)), random.choice(taste)
         time = _START + int(random.integers(0, 700)) * 86400
         for _ in range(4 + random.geometric(0.2)):

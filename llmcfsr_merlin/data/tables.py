@@ -68,8 +68,9 @@ class TextTable:
                 na_values=[""], skip_blank_lines=False, encoding_errors="replace",
             )  # fmt: skip
         except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+            reason = " ".join(str(error).split())
             raise InputError(
-                f"{self.path}: expected {len(self.names)} columns ({', '.join(self.names)}): {error}"
+                f"{self.path}: expected {len(self.names)} columns ({', '.join(self.names)}): {reason}"
             ) from error
         table = pa.Table.from_pandas(frame, preserve_index=False)
         first = block.first + shift

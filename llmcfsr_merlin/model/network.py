@@ -133,6 +133,19 @@ class DualViewNetwork(nn.Module):
             best = (read @ wanted).masked_fill(~real, -1.0).amax(1)
         return best * real.any(1)
 
+    def content_match_all(self, histories: Tensor, similarity: Tensor) -> Tensor:
+        """content_match of many histories, from all cosines of items [V, V]; [B, V].
+
+        Rows of the table are gathered instead of multiplied again for every history, and padding costs nothing.
+        """
+        real = histories >= FIRST_ITEM
+        best = similarity[histories[:, 0]]
+        for step in range(1, histories.shape[1]):
+            rows = real[:, step].nonzero().squeeze(1)
+            if len(rows):
+                best[rows] = torch.maximum(best[rows], similarity[histories[rows, step]])
+        return best * real.any(1, keepdim=True)
+
     def _unit_vectors(self) -> Tensor | None:
         if not (self.config.content_match and hasattr(self.items, "vectors")):
             return None

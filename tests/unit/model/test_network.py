@@ -130,6 +130,7 @@ def test_content_match_is_the_largest_cosine_of_the_history():
     for row, items in enumerate(([5, 9, 30], [7])):
         wanted = torch.stack([unit @ unit[item] for item in items]).max(0).values
         torch.testing.assert_close(found[row], wanted)
+    torch.testing.assert_close(network.content_match_all(history, unit @ unit.T), found)
     some = torch.tensor([[10, 11], [12, 13]])
     torch.testing.assert_close(network.content_match(history, unit, some), found.gather(1, some))
 
