@@ -83,12 +83,12 @@ class Engine:
         try:
             for future in as_completed(futures, loop=self.client.loop):
                 yield futures[future], future.result()
-        except (FileNotFoundError, ModuleNotFoundError) as error:
+        except FileNotFoundError as error:
             if self.kind != "scheduler":
                 raise
             raise InputError(
-                f"a worker of cluster.scheduler has not what this process has ({error}): its workers need this package "
-                "installed and the run directory under the same path"
+                f"a worker of cluster.scheduler does not see what this process does ({error}): its workers need the "
+                "run directory under the same path"
             ) from error
         finally:
             if self.client.status == "running":
@@ -204,14 +204,16 @@ def _joined(client, config: ClusterConfig, memory: int) -> tuple[int, int, bool]
     shares = [worker["memory_limit"] // worker["nthreads"] for worker in found if worker.get("memory_limit")]
     if config.memory_limit is None and shares:
         memory = min(shares)
-    try:
-        gpu = config.kind in ("auto", "cuda") and all(client.run(has_gpu).values())
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"cluster.scheduler: a worker of {config.scheduler} cannot import this package ({error}): install "
-            "llmcfsr-merlin in the environment of the workers"
-        ) from error
-    return sum(worker["nthreads"] for worker in found), memory, gpu
+    answers = client.run(has_gpu, on_error="return").values()
+    for answer in answers:
+        if "ModuleNotFoundError" in repr(answer):  # as a plain Exception with that text
+            raise InputError(
+                f"cluster.scheduler: a worker of {config.scheduler} cannot import this package ({answer}): install "
+                "llmcfsr-merlin in the environment of the workers"
+            )
+    has = [answer for answer in answers if not isinstance(answer, Exception)]  # one that has just gone answers by one
+    gpu = config.kind in ("auto", "cuda") and bool(has) and all(has)
+    return max(1, sum(worker["nthreads"] for worker in found)), memory, gpu
 
 
 def has_gpu() -> bool:

@@ -85,32 +85,45 @@ def test_no_scheduler_and_no_worker(monkeypatch):
         engine(ClusterConfig(scheduler=empty.scheduler_address)).__enter__()
 
 
-def test_scheduler_process_that_goes_away(tmp_path):
-    """`dask scheduler` and `dask worker` as processes of their own; the first is killed under way."""
-    where = tmp_path / "scheduler.json"
-    alone = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    file = ("--scheduler-file", str(where), "--no-dashboard")
-    start = [sys.executable, "-m"]
-    both = [
-        subprocess.Popen(
-            [*start, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *file], **alone
-        )
-    ]
-    try:
-        both.append(subprocess.Popen([*start, "distributed.cli.dask_worker", "--no-nanny", *file], **alone))
-        for _ in range(200):
-            if where.is_file() and where.stat().st_size:
+@pytest.fixture
+def processes(tmp_path):
+    """A function that starts a dask scheduler and a worker as processes of their own; returns (address, scheduler)."""
+    started, where = [], tmp_path / "scheduler.json"
+
+    def process(kind: str, options: list[str], prelude: str = "") -> None:
+        code = f"import sys; sys.argv = {['dask', *options, '--no-dashboard']!r}; {prelude}\n"
+        code += f"from distributed.cli.dask_{kind} import main; main()"
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started.append(subprocess.Popen([sys.executable, "-c", code], **quiet))
+
+    def start(prelude: str = "") -> tuple[str, subprocess.Popen]:
+        process("scheduler", ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(where)])
+        for _ in range(300):
+            if where.is_file() and where.read_text().endswith("}"):
                 break
             time.sleep(0.1)
         address = json.loads(where.read_text())["address"]
-        gone = pytest.raises(InputError, match=r"^wait: the dask scheduler went away")
-        with gone, engine(ClusterConfig(scheduler=address)) as on:
-            threading.Timer(0.5, both[0].kill).start()
-            on.map(time.sleep, [1] * 20, "wait")
-    finally:
-        for process in both:
-            process.kill()
-            process.wait()
+        process("worker", ["--no-nanny", address], prelude)
+        return address, started[0]
+
+    yield start
+    for one in started:
+        one.kill()
+        one.wait()
+
+
+def test_scheduler_that_goes_away_under_way(processes):
+    address, scheduler = processes()
+    gone = pytest.raises(InputError, match=r"^wait: the dask scheduler went away")
+    with gone, engine(ClusterConfig(scheduler=address)) as on:
+        threading.Timer(0.5, scheduler.kill).start()
+        on.map(time.sleep, [1] * 20, "wait")
+
+
+def test_worker_without_this_package(processes):
+    address, _ = processes("sys.modules['llmcfsr_merlin'] = None")
+    with pytest.raises(InputError, match=r"cannot import this package.*install llmcfsr-merlin"):
+        engine(ClusterConfig(scheduler=address)).__enter__()
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_gpu_equals_reference(tmp_path):
             check(log, PrepareConfig(min_user=5, min_item=4, max_length=10), tmp_path / str(parts), parts, rows, on)
 
 
-@SMALL
+@settings(SMALL, max_examples=12)
 @given(log=logs(), seed=st.integers(0, 1000))
 def test_order_of_rows_does_not_matter(tmp_path_factory, log, seed):
     log[TIME] = np.random.default_rng(seed).permutation(len(log))
