@@ -6,7 +6,7 @@
     python benchmarks/quality.py --report                                                   # page, figures and tests
 
 Ingest, prepare and embed are made once a dataset (runs/quality/<dataset>/base); all models read them and are ranked on
-the same stored candidates. What is already trained is skipped. Hyper-parameters come from the recipe and the model file:
+the same stored candidates. What is already trained is skipped. Hyper-parameters come from the recipe and the model:
 they were chosen on validation (benchmarks/search.py); the test items are read once, here.
 """
 

@@ -34,20 +34,25 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         return getattr(commands, arguments.command)(arguments) or 0
-    except (InputError, MissingDependency) as error:
-        shown, code = f"error: {error}", 1
-    except KeyboardInterrupt:
-        shown, code = "stopped: the same command goes on from the last finished stage or checkpoint", 130
     except BrokenPipeError:  # `llmcfsr ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # a bug, or an environment that no check foresaw
-        shown = f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--traceback shows where)"
-        code = 3
-    if arguments.traceback:
-        traceback.print_exc()
-    print(shown, file=sys.stderr)
-    return code
+    except (Exception, KeyboardInterrupt) as error:
+        if arguments.traceback:
+            traceback.print_exc()
+        line, code = _explained(error)
+        print(line, file=sys.stderr)
+        return code
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
+    """One line for people, and the exit code."""
+    if isinstance(error, InputError | MissingDependency):
+        return f"error: {error}", 1
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped: the same command goes on from the last finished stage or checkpoint", 130
+    # A bug, or an environment that no check foresaw.
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--traceback shows where)", 3
 
 
 def _parser() -> argparse.ArgumentParser:
