@@ -1,6 +1,6 @@
 """Speed, memory and disk of stage prepare on generated logs, side by side with polars and plain Python.
 
-    python benchmarks/preprocess.py --rows 1000000 10000000 --out benchmarks/results/preprocess.json
+    python benchmarks/preprocess.py --rows 1000000 10000000 100000000 --repeat 3 --out benchmarks/results/preprocess.json
 
 All three do the same job, in a process of their own each: Parquet of (user, item, time, row) strings and integers ->
 3-core to a fixed point, ids by frequency, sequences and leave-one-out splits. Their sequences are compared by hash.
@@ -151,17 +151,8 @@ def digest(out: Path) -> str:
 
 def measure(system: str, source: Path, out: Path, arguments) -> dict:
     """Run one system in a process of its own; seconds, peak resident and disk bytes (sampled every 0.2 s)."""
-    command = [
-        sys.executable,
-        __file__,
-        "--child",
-        system,
-        str(source),
-        str(out),
-        str(arguments.workers),
-        arguments.memory,
-        arguments.kind,
-    ]
+    options = [str(arguments.workers), arguments.memory, arguments.kind]
+    command = [sys.executable, __file__, "--child", system, str(source), str(out), *options]
     limit = None
     if system == "ours" and arguments.limit:
         size = int(arguments.limit * 1e9)
@@ -254,9 +245,7 @@ def main() -> None:
     parser.add_argument("--memory", default="2GB", help="cluster.memory_limit of ours, a worker")
     parser.add_argument("--limit", type=float, default=8, help="GB of address space that ours may take (RLIMIT_AS)")
     parser.add_argument("--python-rows", type=int, default=10_000_000, help="largest log for the plain Python system")
-    parser.add_argument(
-        "--polars-rows", type=int, default=20_000_000, help="largest log for the in-memory polars system"
-    )
+    parser.add_argument("--polars-rows", type=int, default=20_000_000, help="largest log for the in-memory polars")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each system but python; the median counts")
     parser.add_argument("--repeat-rows", type=int, default=10_000_000, help="larger logs are run once")
     parser.add_argument("--scratch", type=Path, default=None)
