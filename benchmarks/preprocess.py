@@ -1,6 +1,6 @@
 """Speed, memory and disk of stage prepare on generated logs, side by side with polars and plain Python.
 
-    python benchmarks/preprocess.py --rows 1000000 10000000 100000000 --repeat 3 --out benchmarks/results/preprocess.json
+    python benchmarks/preprocess.py --rows 1000000 10000000 100000000 --out benchmarks/results/preprocess.json
 
 All three do the same job, in a process of their own each: Parquet of (user, item, time, row) strings and integers ->
 3-core to a fixed point, ids by frequency, sequences and leave-one-out splits. Their sequences are compared by hash.
