@@ -74,6 +74,12 @@ class ClusterConfig(_Section):
     """Per worker, e.g. "4GB"."""
     partition_size: str | None = None
     """Target size of a partition, e.g. "128MB"."""
+    rmm_pool_size: str | None = None
+    """cuda: device memory taken at the start, e.g. "20GB"; unset: half of what is free."""
+    device_memory_limit: str | None = None
+    """cuda: device memory of a worker from which it spills to the host; unset: 80% of what is free."""
+    spill: bool = True
+    """cuda: whether workers spill to the host at all."""
 
 
 class PrepareConfig(_Section):
