@@ -8,6 +8,7 @@ from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.data.ingest import ingest
 from llmcfsr_merlin.data.lines import find_files
 from llmcfsr_merlin.data.synthetic import write_amazon
+from llmcfsr_merlin.failures import clear_failures
 from llmcfsr_merlin.stage import Manifest, run_stage, sha256_file
 
 _SMALL = 1 << 20  # bytes; a smaller input is parsed sooner than a second process starts
@@ -38,5 +39,6 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
         return counts
 
     settings = data.model_dump(exclude={"interactions", "items"}) | {"files": [sha256_file(path) for path in files]}
-    manifest, _ = run_stage(run_dir, "ingest", settings, [], work, force=force)
+    with clear_failures("ingest"):
+        manifest, _ = run_stage(run_dir, "ingest", settings, [], work, force=force)
     return manifest
