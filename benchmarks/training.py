@@ -128,7 +128,9 @@ def stock(prepared: Path, _dual: bool) -> dict:
         schema, max_sequence_length=LENGTH + 1, embedding_dims={"item_id": HIDDEN}, d_output=HIDDEN, masking="causal"
     )
     body = tr.GPT2Config.build(d_model=HIDDEN, n_head=2, n_layer=2, total_seq_length=LENGTH + 1)
-    model = body.to_torch_model(inputs, tr.NextItemPredictionTask(weight_tying=True, metrics=[NDCGAt(top_ks=[10], labels_onehot=True)]))
+    model = body.to_torch_model(
+        inputs, tr.NextItemPredictionTask(weight_tying=True, metrics=[NDCGAt(top_ks=[10], labels_onehot=True)])
+    )
     loaders = {
         split: data_loader(split_files(prepared, split), schema, BATCH, split == "train", torch.device("cpu"))
         for split in ("train", "valid")
