@@ -38,6 +38,7 @@ from llmcfsr_merlin.vocabulary import Vocabulary
 
 LENGTH, DIMENSION, HIDDEN, K = 50, 384, 64, 10
 FIRST_ROUNDS = 20  # calls before timing
+Ask = Callable[[list[str]], object]  # one history
 
 
 def make_model(folder: Path, items: int) -> Path:
@@ -69,7 +70,7 @@ def percentiles(seconds: list[float]) -> dict:
     return {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3), "calls": len(seconds)}
 
 
-def take_turns(systems: dict[str, Callable[[list[str]], object]], asked: list[list[str]], rounds: int, each: int) -> dict:
+def take_turns(systems: dict[str, Ask], asked: list[list[str]], rounds: int, each: int) -> dict:
     """Seconds of every call of every system; the same histories for all, in rounds of `each` calls."""
     for ask in systems.values():
         for history in asked[:FIRST_ROUNDS]:
@@ -88,11 +89,12 @@ def take_turns(systems: dict[str, Callable[[list[str]], object]], asked: list[li
 def executions(client: Client, model: str) -> tuple[int, int]:
     """Rows answered and forward passes so far, by Triton's own statistics."""
     found = client._connection.get_inference_statistics(model)
-    found = found["model_stats"] if isinstance(found, dict) else found.model_stats
-    one = [entry if isinstance(entry, dict) else None for entry in found][0]
-    if one is None:
-        return sum(s.inference_count for s in found), sum(s.execution_count for s in found)
-    return sum(s["inference_count"] for s in found), sum(s["execution_count"] for s in found)
+    if isinstance(found, dict):  # HTTP
+        stats = [(one["inference_count"], one["execution_count"]) for one in found["model_stats"]]
+    else:
+        stats = [(one.inference_count, one.execution_count) for one in found.model_stats]
+    rows, passes = zip(*stats)  # of every loaded version
+    return sum(rows), sum(passes)
 
 
 def throughput(url: str, model: str, asked: list[list[str]], concurrency: int, seconds: float) -> dict:
@@ -146,7 +148,7 @@ def serve(trained: Path, folder: Path, layout: str, stack: contextlib.ExitStack,
     return server, {"load_seconds": round(time.perf_counter() - start, 1), "memory_mb": memory_mb(server.pid)}
 
 
-def bare(recommender: Recommender) -> Callable[[list[str]], object]:
+def bare(recommender: Recommender) -> Ask:
     """Ranker.top_k on codes that are made outside the timing."""
     codes = {}
 
@@ -159,12 +161,12 @@ def bare(recommender: Recommender) -> Callable[[list[str]], object]:
     return ask
 
 
-def served(url: str, stack: contextlib.ExitStack) -> Callable[[list[str]], object]:
+def served(url: str, stack: contextlib.ExitStack) -> Ask:
     client = stack.enter_context(Client(url))
     return lambda history: client.answer([history], K)
 
 
-def nvtabular(folder: Path, items: int) -> Callable[[list[str]], object]:
+def nvtabular(folder: Path, items: int) -> Ask:
     """Categorify of one row by a fitted workflow, as a merlin-systems ensemble does before the model."""
     import nvtabular as nvt
     import pandas as pd
@@ -179,7 +181,7 @@ def compare(trained: Path, folder: Path, items: int, rounds: int, seconds: float
     """Every system on one catalogue."""
     asked = histories(items)
     recommender = Recommender.load(trained)
-    systems: dict[str, Callable] = {"bare forward": bare(recommender)}
+    systems: dict[str, Ask] = {"bare forward": bare(recommender)}
     systems["library, raw ids in and out"] = lambda history: recommender.answer([history], K)
     result: dict = {"servers": {}, "throughput": []}
     with contextlib.ExitStack() as stack:
@@ -243,7 +245,8 @@ def main() -> None:
             folder = Path(scratch) / str(items)
             trained = make_model(folder / "train", items)
             if place == 0:
-                result["compared"] = {"items": items, **compare(trained, folder, items, options.rounds, options.seconds)}
+                compared = compare(trained, folder, items, options.rounds, options.seconds)
+                result["compared"] = {"items": items, **compared}
             rounds = max(options.rounds * 12_000 // items, 10)
             result.setdefault("catalogues", []).append(scale(trained, folder, items, min(rounds, options.rounds)))
     result["load_average_after"] = round(os.getloadavg()[0], 1)
