@@ -15,8 +15,9 @@ from llmcfsr_merlin.vocabulary import Vocabulary
 
 DATA = Path(os.environ.get("LLMCFSR_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
 HOSTILE = [
-    "", " ", "a", "a ", " a", "A", "á", "a\u0301", "日本", "💥", "\u0000", "a\u0000", "a\u0000b", "\t", "\n", "\ufeffa", "x" * 100_000,
-    "1", "01", "1.0", "1e0", "-1", "+1", "٣", "nan", "NaN", "None", "null", "NULL", "<NA>", "True", "inf", "0", "2", "\\", "'; --",
+    "", " ", "a", "a ", " a", "A", "á", "a\u0301", "日本", "💥", "\u0000", "a\u0000", "a\u0000b", "\t", "\n",
+    "\ufeffa", "x" * 100_000, "1", "01", "1.0", "1e0", "-1", "+1", "٣", "nan", "NaN", "None", "null", "NULL", "<NA>",
+    "True", "inf", "0", "2", "\\", "'; --",
 ]  # fmt: skip
 
 
