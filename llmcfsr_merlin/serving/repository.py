@@ -47,6 +47,8 @@ def publish(trained: str | Path, repository: str | Path, serve: ServeConfig) -> 
         )
     _write(bundle, repository, serve, version=found[-1] + 1)
     for model in _models(repository):
+        if model == FRONT and serve.layout == "ensemble":
+            continue  # its one empty version stands for every version of the steps
         for old in found[:-1]:
             shutil.rmtree(repository / model / str(old), ignore_errors=True)
     return found[-1] + 1

@@ -21,7 +21,7 @@ from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving.items import add_items
 from llmcfsr_merlin.serving.parity import check_served
-from llmcfsr_merlin.serving.repository import export, served_bundle
+from llmcfsr_merlin.serving.repository import export, publish, served_bundle, versions
 from llmcfsr_merlin.serving.request import Limits
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
 from llmcfsr_merlin.serving.steps import Decode, Encode, Rank
@@ -106,6 +106,19 @@ def test_the_export_stage_runs_once_and_again_after_a_change(tmp_path):
     assert not (run / "export" / MODEL_REPOSITORY / "rank").exists()
     offline = Recommender.load(served_bundle(run / "export" / MODEL_REPOSITORY)).recommend([["B001"]], k=5)
     assert offline.equals(Recommender.load(run).recommend([["B001"]], k=5))
+
+
+@pytest.mark.parametrize("layout", ["ensemble", "merged"])
+def test_every_published_version_leaves_a_complete_repository(tmp_path, layout):
+    serve, trained = ServeConfig(layout=layout), write_model(tmp_path / "train")
+    export(trained, tmp_path / "repo", serve)
+    front = tmp_path / "repo" / "recommend"
+    for version in (2, 3, 4):
+        assert publish(trained, tmp_path / "repo", serve) == version
+        assert versions(tmp_path / "repo") == [version - 1, version]
+        assert any(path.name.isdecimal() for path in front.iterdir())
+        if layout == "ensemble":
+            assert (front / "config.pbtxt").read_text().count(f"model_version: {version}") == 3
 
 
 @triton
