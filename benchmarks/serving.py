@@ -10,6 +10,8 @@ merlin-systems is measured where it is importable. The last line printed is the 
 
 import argparse
 import contextlib
+import importlib.util
+import io
 import json
 import os
 import platform
@@ -177,6 +179,51 @@ def nvtabular(folder: Path, items: int) -> Ask:
     return lambda history: workflow.transform(nvt.Dataset(pd.DataFrame({"item_id": [history]}), cpu=True)).compute()
 
 
+class MerlinSystems(Server):
+    """The same server on a repository that merlin-systems exported."""
+
+    def __init__(self, repository: Path, models: list[str]):
+        super().__init__(repository, threads=1)
+        self.models = models
+
+    def _command(self, binary: Path) -> list[str]:
+        command = super()._command(binary)
+        place = command.index("--load-model")
+        named = [word for model in self.models for word in ("--load-model", model)]
+        return [*command[:place], *named, *command[place + 2 :]]
+
+
+def merlin_systems(folder: Path, items: int, stack: contextlib.ExitStack) -> Ask:
+    """The workflow as an exported and served merlin-systems ensemble, asked by gRPC; codes out, no model behind it."""
+    import nvtabular as nvt
+    import pandas as pd
+    import tritonclient.grpc as triton
+    from merlin.systems.dag.ensemble import Ensemble
+    from merlin.systems.dag.ops.workflow import TransformWorkflow
+
+    logs = pd.DataFrame({"item_id": [[f"B{i:09d}"] for i in range(items)]})
+    workflow = nvt.Workflow(["item_id"] >> nvt.ops.Categorify(out_path=str(folder / "merlin-categories")))
+    workflow.fit(nvt.Dataset(logs, cpu=True))
+    ensemble = Ensemble(workflow.input_schema.column_names >> TransformWorkflow(workflow), workflow.input_schema)
+    with contextlib.redirect_stdout(io.StringIO()):
+        ensemble.export(str(folder / "merlin"))
+    models = sorted(path.name for path in (folder / "merlin").iterdir())
+    # Our Server looks for a repository of ours, which has a model of this name.
+    (folder / "merlin" / "recommend").mkdir()
+    (folder / "merlin" / "recommend" / "config.pbtxt").write_text('name: "recommend"')
+    server = stack.enter_context(MerlinSystems(folder / "merlin", models))
+    client = triton.InferenceServerClient(server.grpc_url.partition("://")[2])
+
+    def ask(history: list[str]):
+        values = triton.InferInput("item_id__values", [len(history)], "BYTES")
+        values.set_data_from_numpy(np.array(history, dtype=object))
+        offsets = triton.InferInput("item_id__offsets", [2], "INT32")
+        offsets.set_data_from_numpy(np.array([0, len(history)], np.int32))
+        return client.infer("executor_model", [values, offsets]).as_numpy("item_id__values")
+
+    return ask
+
+
 def compare(trained: Path, folder: Path, items: int, rounds: int, seconds: float) -> dict:
     """Every system on one catalogue."""
     asked = histories(items)
@@ -192,6 +239,8 @@ def compare(trained: Path, folder: Path, items: int, rounds: int, seconds: float
                 url = servers[layout].grpc_url if protocol == "grpc" else servers[layout].http_url
                 systems[f"{layout}, {protocol}"] = served(url, stack)
         systems["NVTabular transform of one row (no model)"] = nvtabular(folder, items)
+        if importlib.util.find_spec("merlin.systems"):
+            systems["merlin-systems ensemble, grpc (no model)"] = merlin_systems(folder, items, stack)
         result["latency_batch_1"] = take_turns(systems, asked, rounds, 25)
         first = result["latency_batch_1"]["bare forward"]
         for times in result["latency_batch_1"].values():

@@ -222,13 +222,15 @@ def test_new_items_are_published_and_reloaded_under_load(trained, tmp_path, layo
         threads = [threading.Thread(target=load) for _ in range(2)]
         for thread in threads:
             thread.start()
-        for turn in range(reloads):
-            publish(tmp_path / "grown" if turn % 2 == (reloads - 1) % 2 else trained, tmp_path / "repo", serve)
-            server.reload()
-            time.sleep(0.2)
-        stop.set()
-        for thread in threads:
-            thread.join()
+        try:
+            for turn in range(reloads):
+                publish(tmp_path / "grown" if turn % 2 == (reloads - 1) % 2 else trained, tmp_path / "repo", serve)
+                server.reload()
+                time.sleep(0.2)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
         assert not failures and answered[0] > 10
         assert check_served(tmp_path / "grown", server.grpc_url, [["N1", "B002"], ["B003"]], 70).passed
         with Client(server.grpc_url) as client:
