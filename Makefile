@@ -19,7 +19,7 @@ LIBPYTHON = { lib=libpython$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.
 	test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq -y $$lib || echo "for serving: apt-get install $$lib"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint lock clean
+.PHONY: help setup demo test test-slow soak lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ test: $(STAMP)  ## set up, then the fast tests (ARGS="-k name" chooses)
 
 test-slow: $(STAMP)  ## the long tests too: soak, large data
 	$(BIN)/python -m pytest -m '' $(ARGS)
+
+soak: $(STAMP)  ## ten minutes of mixed load on a server: flat memory, right answers (SECONDS_OF_LOAD=600)
+	LLMCFSR_SOAK=$(or $(SECONDS_OF_LOAD),600) $(BIN)/python -m pytest -m slow tests/integration/test_soak.py $(ARGS)
 
 lint: $(STAMP)  ## ruff on the code, hadolint on the Dockerfile
 	$(BIN)/ruff check .
