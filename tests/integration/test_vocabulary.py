@@ -10,7 +10,7 @@ import pytest
 from merlin.io import Dataset
 
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, OOV
-from llmcfsr_merlin.features import categorify
+from llmcfsr_merlin.workflow import categorify
 from llmcfsr_merlin.vocabulary import Vocabulary
 
 DATA = Path(os.environ.get("LLMCFSR_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
