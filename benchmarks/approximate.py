@@ -56,7 +56,8 @@ def main() -> None:
         exact.append(set(scores.topk(K).indices.tolist()))
         seconds.append(time.perf_counter() - start)
     result = {
-        "items": options.items, "noise": options.noise, "cells": options.cells, "threads": 1, "load_average": round(os.getloadavg()[0], 1),
+        "items": options.items, "noise": options.noise, "cells": options.cells, "threads": 1,
+        "load_average": round(os.getloadavg()[0], 1),
         "exact": {"p50_ms": round(1000 * float(np.median(seconds)), 1), "vectors_mb": options.items * 512 * 4 // 10**6},
         "approximate": [],
     }  # fmt: skip
