@@ -48,7 +48,7 @@ test: $(STAMP)  ## set up, then the fast tests (ARGS="-k name" chooses)
 test-slow: $(STAMP)  ## the long tests too: soak, large data
 	$(BIN)/python -m pytest -m '' $(ARGS)
 
-soak: $(STAMP)  ## ten minutes of mixed load on a server: flat memory, right answers (SECONDS_OF_LOAD=600)
+soak: $(STAMP)  ## ten minutes of mixed load on a server: flat memory, no unexpected refusal (SECONDS_OF_LOAD=600)
 	LLMCFSR_SOAK=$(or $(SECONDS_OF_LOAD),600) $(BIN)/python -m pytest -m slow tests/integration/test_soak.py $(ARGS)
 
 lint: $(STAMP)  ## ruff on the code, hadolint on the Dockerfile
