@@ -143,13 +143,9 @@ class Recommender:
         deny: Sequence | None = None,
     ) -> Answers:
         """The best k items of each history as arrays; `allow` and `deny` are raw ids and hold for every row."""
-        if k < 1:
-            raise InputError(f"expected k of at least 1, found {k}")
-        if allow is not None and not len(allow):
-            raise InputError("expected at least one id in allow, found none: leave it out to allow every item")
+        check_question(k, allow)
         if not len(histories):
-            empty = np.empty((0, k))
-            return Answers(empty.astype(object), empty.astype(np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+            return no_answers(k)
         encoded = self.encode(histories)
         rows = len(histories)
         codes, scores = self.rank(
@@ -161,6 +157,20 @@ class Recommender:
     def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters) -> pd.DataFrame:
         """The best k items of each history as a table()."""
         return table(self.answer(histories, k, **filters))
+
+
+def check_question(k: int, allow: Sequence | None) -> None:
+    """InputError where k or the list of allowed ids cannot be meant."""
+    if not 1 <= k < 2**31:
+        raise InputError(f"expected k of at least 1, found {k}")
+    if allow is not None and not len(allow):
+        raise InputError("expected at least one id in allow, found none: leave it out to allow every item")
+
+
+def no_answers(k: int) -> Answers:
+    """The answers to no history."""
+    empty = np.empty((0, k))
+    return Answers(empty.astype(object), empty.astype(np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
 
 
 def table(answers: Answers) -> pd.DataFrame:
