@@ -10,8 +10,8 @@ import pytest
 from merlin.io import Dataset
 
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, OOV
-from llmcfsr_merlin.workflow import categorify
 from llmcfsr_merlin.vocabulary import Vocabulary
+from llmcfsr_merlin.workflow import categorify
 
 DATA = Path(os.environ.get("LLMCFSR_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
 HOSTILE = [
