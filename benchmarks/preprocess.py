@@ -1,11 +1,11 @@
 """Speed, memory and disk of stage prepare on generated logs, side by side with polars and plain Python.
 
-    python benchmarks/preprocess.py --rows 1000000 10000000 --out benchmarks/results/preprocess.json
+    python benchmarks/preprocess.py --rows 1000000 10000000 100000000 --out benchmarks/results/preprocess.json
 
 All three do the same job, in a process of their own each: Parquet of (user, item, time, row) strings and integers ->
 3-core to a fixed point, ids by frequency, sequences and leave-one-out splits. Their sequences are compared by hash.
 polars is a hand-written in-memory pipeline (needs `pip install polars`); python is dictionaries and lists in the style
-of research code. The last line printed is the JSON of the run.
+of research code. Where --out is there already, its other sizes stay. The last line printed is the JSON of the run.
 """
 
 import argparse
@@ -14,12 +14,16 @@ import json
 import math
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from functools import partial
+from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +57,12 @@ def generate(folder: Path, rows: int, seed: int = 0) -> None:
         pq.write_table(table, folder / f"part-{part:05d}.parquet", row_group_size=500_000)
 
 
-def ours(source: Path, out: Path, workers: int, memory: str) -> None:
+def ours(source: Path, out: Path, workers: int, memory: str, kind: str) -> None:
     from llmcfsr_merlin.cluster import engine
     from llmcfsr_merlin.config import ClusterConfig, PrepareConfig
     from llmcfsr_merlin.features import prepare
 
-    with engine(ClusterConfig(kind="single", workers=workers, memory_limit=memory)) as chosen:
+    with engine(ClusterConfig(kind=kind, workers=workers, memory_limit=memory)) as chosen:
         prepare(source, out, PrepareConfig(min_user=CORE, min_item=CORE, max_length=LENGTH - 1), chosen)
 
 
@@ -147,25 +151,18 @@ def digest(out: Path) -> str:
 
 def measure(system: str, source: Path, out: Path, arguments) -> dict:
     """Run one system in a process of its own; seconds, peak resident and disk bytes (sampled every 0.2 s)."""
-    command = [
-        sys.executable,
-        __file__,
-        "--child",
-        system,
-        str(source),
-        str(out),
-        str(arguments.workers),
-        arguments.memory,
-    ]
+    options = [str(arguments.workers), arguments.memory, arguments.kind]
+    command = [sys.executable, __file__, "--child", system, str(source), str(out), *options]
+    limit = None
+    if system == "ours" and arguments.limit:
+        size = int(arguments.limit * 1e9)
+        # The kernel refuses more than this, used or only reserved.
+        limit = partial(resource.setrlimit, resource.RLIMIT_AS, (size, size))
     start = time.perf_counter()
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    watched, peak, disk = psutil.Process(child.pid), 0, 0
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+    peak, disk = 0, 0
     while child.poll() is None:
-        try:
-            peak = max(peak, watched.memory_info().rss)
-        except psutil.Error:
-            break
-        disk = max(disk, _size(out))
+        peak, disk = max(peak, _resident(child.pid)), max(disk, _size(out))
         time.sleep(0.2)
     error = child.communicate()[1]
     seconds = time.perf_counter() - start
@@ -173,6 +170,17 @@ def measure(system: str, source: Path, out: Path, arguments) -> dict:
         return {"system": system, "failed": (error.strip().splitlines() or [f"exit code {child.returncode}"])[-1]}
     return {"system": system, "seconds": round(seconds, 2), "peak_memory_mb": peak >> 20, "peak_disk_mb": disk >> 20,
             "output_mb": _size(out) >> 20, "sequences": digest(out)}  # fmt: skip
+
+
+def _resident(pid: int) -> int:
+    """Resident bytes of a process and all below it."""
+    total = 0
+    try:
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            total += process.memory_info().rss
+    except psutil.Error:  # it ended
+        pass
+    return total
 
 
 def _size(folder: Path) -> int:
@@ -186,16 +194,60 @@ def _size(folder: Path) -> int:
     return total
 
 
+def _median(runs: list[dict]) -> dict:
+    """The run of median seconds, with the seconds of all."""
+    if any("failed" in run for run in runs):
+        return next(run for run in runs if "failed" in run)
+    ordered = sorted(runs, key=lambda run: run["seconds"])
+    return ordered[len(ordered) // 2] | {"all_seconds": [run["seconds"] for run in runs]}
+
+
+def compare(results: list[dict]) -> dict:
+    """Whether the sequences are equal, how many times as fast ours is, and the exponents of its growth."""
+    hashes, ratios, exponents = {}, {}, {}
+    mine = {entry["rows"]: entry for entry in results if entry["system"] == "ours" and "seconds" in entry}
+    for entry in results:
+        hashes.setdefault(entry["rows"], set()).add(entry.get("sequences"))
+        if entry["system"] != "ours" and entry["rows"] in mine and "seconds" in entry:
+            ratio = round(entry["seconds"] / mine[entry["rows"]]["seconds"], 2)
+            ratios.setdefault(str(entry["rows"]), {})[entry["system"]] = ratio
+    for low, high in pairwise(sorted(mine)):
+        exponents[f"{low} to {high}"] = {
+            name: round(math.log(mine[high][name] / mine[low][name]) / math.log(high / low), 3)
+            for name in ("seconds", "peak_memory_mb", "peak_disk_mb")
+        }
+    return {
+        "equal_results": all(len(found) == 1 for found in hashes.values()),
+        "speed_up_of_ours": ratios, "growth_exponents": exponents,
+    }  # fmt: skip
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _import_seconds() -> float:
+    """What of a run of ours is the import of Merlin (and torch, which it brings)."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-W", "ignore", "-c", "import llmcfsr_merlin.workflow"], check=True)
+    return round(time.perf_counter() - start, 2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--systems", nargs="+", default=["ours", "polars", "python"])
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kind", default="single", help="cluster.kind of ours: single, local or cuda")
     parser.add_argument("--memory", default="2GB", help="cluster.memory_limit of ours, a worker")
+    parser.add_argument("--limit", type=float, default=8, help="GB of address space that ours may take (RLIMIT_AS)")
     parser.add_argument("--python-rows", type=int, default=10_000_000, help="largest log for the plain Python system")
-    parser.add_argument(
-        "--polars-rows", type=int, default=20_000_000, help="largest log for the in-memory polars system"
-    )
+    parser.add_argument("--polars-rows", type=int, default=20_000_000, help="largest log for the in-memory polars")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each system but python; the median counts")
+    parser.add_argument("--repeat-rows", type=int, default=10_000_000, help="larger logs are run once")
     parser.add_argument("--scratch", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
@@ -204,31 +256,37 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
             source = Path(scratch) / "interactions"
             generate(source, rows)
-            for system in arguments.systems:
-                if rows > {"python": arguments.python_rows, "polars": arguments.polars_rows}.get(system, rows):
-                    continue
-                entry = {"rows": rows, "input_mb": _size(source) >> 20} | measure(
-                    system, source, Path(scratch) / system, arguments
-                )
+            systems = [
+                system for system in arguments.systems
+                if rows <= {"python": arguments.python_rows, "polars": arguments.polars_rows}.get(system, rows)
+            ]  # fmt: skip
+            repeat = arguments.repeat if rows <= arguments.repeat_rows else 1
+            runs = {system: [] for system in systems}
+            for turn in range(repeat):  # in turns, so that a busy machine is busy for all
+                for system in systems:
+                    if turn and system == "python":
+                        continue
+                    run = measure(system, source, Path(scratch) / system, arguments)
+                    runs[system].append(run | {"load_average": round(os.getloadavg()[0], 1)})
+                    print(rows, runs[system][-1], file=sys.stderr, flush=True)
+                    shutil.rmtree(Path(scratch) / system, ignore_errors=True)
+            for system in systems:
+                entry = {"rows": rows, "input_mb": _size(source) >> 20} | _median(runs[system])
                 if "seconds" in entry:
                     entry["rows_per_second"] = round(rows / entry["seconds"])
-                entry["load_average"] = round(os.getloadavg()[0], 1)
                 results.append(entry)
-                print(entry, file=sys.stderr, flush=True)
-                shutil.rmtree(Path(scratch) / system, ignore_errors=True)
-    hashes = {rows: {entry.get("sequences") for entry in results if entry["rows"] == rows} for rows in arguments.rows}
-    measured = [entry for entry in results if entry["system"] == "ours" and "seconds" in entry]
-    exponents = {}
-    if len(measured) > 1:
-        first, last = measured[0], measured[-1]
-        for name in ("seconds", "peak_memory_mb"):
-            exponents[name] = round(math.log(last[name] / first[name]) / math.log(last["rows"] / first["rows"]), 3)
     report = {
         "command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)), "equal_results": all(len(found) == 1 for found in hashes.values()),
-        "growth_exponents": exponents, "results": results,
+        "python": platform.python_version(), "polars": _version("polars"), "cores": len(os.sched_getaffinity(0)),
+        "limit_gb": arguments.limit, "merlin_import_seconds": _import_seconds(),
     }  # fmt: skip
+    if arguments.out and arguments.out.is_file():  # a size more: the others stay
+        known = {(entry["rows"], entry["system"]) for entry in results}
+        before = json.loads(arguments.out.read_text())
+        results += [entry for entry in before["results"] if (entry["rows"], entry["system"]) not in known]
+        report["command"] = f"{before['command']}; {report['command']}"
+    results.sort(key=lambda entry: entry["rows"])
+    report |= compare(results) | {"results": results}
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
@@ -236,8 +294,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        name, source, out, workers, memory = sys.argv[2:]
-        extra = (int(workers), memory) if name == "ours" else ()
+        name, source, out, workers, memory, kind = sys.argv[2:]
+        extra = (int(workers), memory, kind) if name == "ours" else ()
         {"ours": ours, "polars": polars, "python": python}[name](Path(source), Path(out), *extra)
     else:
         main()

@@ -22,9 +22,12 @@ from tqdm import tqdm
 
 from llmcfsr_merlin.config import ClusterConfig
 from llmcfsr_merlin.errors import InputError, MissingDependency
+from llmcfsr_merlin.failures import clear_failures
 
 # Resident bytes that one interaction costs a worker at the widest point (ids, keys and the permutation of a sort).
 BYTES_PER_ROW = 160
+# Seconds in which a scheduler, and then its first worker, must answer.
+_PATIENCE = 20
 
 
 @dataclass
@@ -48,30 +51,22 @@ class Engine:
     def map(self, function: Callable, tasks: Sequence, stage: str, rows: int = 0) -> list:
         """[function(task) for task in tasks] in order, with a progress bar named `stage` (rows/s where rows is given).
 
-        Raises InputError with a way out where a worker dies or the disk is full; other errors pass unchanged.
+        Raises InputError with a way out where a worker dies again and again, memory or the disk runs out, or the
+        scheduler goes away; other errors pass unchanged.
         """
         results = [None] * len(tasks)
         start = time.perf_counter()
         quiet = not sys.stderr.isatty()
-        try:
-            with tqdm(total=len(tasks), desc=stage, unit="part", disable=quiet, leave=False) as bar:
-                for index, result in self._run(function, tasks):
-                    results[index] = result
-                    bar.update()
-                    if rows:
-                        done = rows * bar.n / len(tasks) if not quiet else 0
-                        bar.set_postfix_str(f"{done / max(time.perf_counter() - start, 1e-9):,.0f} rows/s")
-        except OSError as error:
-            if error.errno in (28, 122):  # no space left, quota exceeded
-                raise InputError(
-                    f"{stage}: the disk is full ({error.filename or 'run directory'}): free space or move the run "
-                    "directory, then run the same command again"
-                ) from error
-            raise
-        except MemoryError as error:
-            raise InputError(
-                f"{stage}: out of memory with partitions of {_size(self.partition)}: set cluster.partition_size lower"
-            ) from error
+        with clear_failures(stage), tqdm(total=len(tasks), desc=stage, unit="part", disable=quiet, leave=False) as bar:
+            for index, result in self._run(function, tasks):
+                results[index] = result
+                bar.update()
+                if rows and not quiet:
+                    done = rows * bar.n / len(tasks)
+                    bar.set_postfix_str(f"{done / max(time.perf_counter() - start, 1e-9):,.0f} rows/s")
+        seconds = max(time.perf_counter() - start, 1e-9)
+        speed = f", {rows:,} rows, {rows / seconds:,.0f} rows/s" if rows else ""
+        _say(f"{stage}: {len(tasks)} part{'s' * (len(tasks) != 1)} in {seconds:.1f} s{speed}")
         return results
 
     def _run(self, function: Callable, tasks: Sequence) -> Iterator[tuple[int, object]]:
@@ -83,19 +78,21 @@ class Engine:
                 yield from enumerate(pool.map(function, tasks))
             return
         from distributed import as_completed
-        from distributed.scheduler import KilledWorker
 
         futures = {future: index for index, future in enumerate(self.client.map(function, tasks, pure=False))}
         try:
-            for future in as_completed(futures):
+            for future in as_completed(futures, loop=self.client.loop):
                 yield futures[future], future.result()
-        except KilledWorker as error:
+        except FileNotFoundError as error:
+            if self.kind != "scheduler":
+                raise
             raise InputError(
-                "a dask worker died repeatedly, most often from too little memory: set cluster.partition_size lower or "
-                "cluster.memory_limit higher, then run the same command again"
+                f"a worker of cluster.scheduler does not see what this process does ({error}): its workers need the "
+                "run directory under the same path"
             ) from error
         finally:
-            self.client.cancel(list(futures))
+            if self.client.status == "running":
+                self.client.cancel(list(futures))
 
 
 @contextmanager
@@ -109,29 +106,34 @@ def engine(config: ClusterConfig) -> Iterator[Engine]:
     kind = config.kind if config.kind != "auto" else ("cuda" if gpu_here else "single")
     if config.scheduler:
         kind = "scheduler"
-    if config.kind == "cuda" and not gpu_here:
+    if kind == "cuda" and not gpu_here:
         raise MissingDependency(
             "cluster.kind=cuda needs a CUDA GPU, cudf and dask-cuda, found "
             f"{_missing() or 'no usable GPU'}: use the Merlin container or `pip install cudf-cu12 dask-cuda`, "
             "or set cluster.kind=local"
         )
-    gpu = gpu_here and kind in ("cuda", "scheduler") and config.kind != "local"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = config.workers or (_gpus() if kind == "cuda" else cores)
+    workers = config.workers or (len(_device_memory()) if kind == "cuda" else cores)
     memory = _bytes(config.memory_limit, "cluster.memory_limit") or int(available_memory() * 0.7 / workers)
-    partition = _bytes(config.partition_size, "cluster.partition_size") or min(max(memory // 3, 32 << 20), 512 << 20)
+    wanted = _bytes(config.partition_size, "cluster.partition_size")
     with _client(kind, config, workers, memory) as client:
+        gpu = kind == "cuda"
         if kind == "scheduler":
-            workers = max(1, len(client.scheduler_info()["workers"]))
-        chosen = Engine(kind, gpu, workers, memory, partition, client)
+            workers, memory, gpu = _joined(client, config, memory)
+        chosen = Engine(kind, gpu, workers, memory, wanted or _partition(memory, gpu), client)
         where = f", dashboard {client.dashboard_link}" if client is not None else ""
-        Console(stderr=True).print(
+        _say(
             f"engine: {kind} on {'GPU' if gpu else 'CPU'}, {workers} worker{'s' if workers > 1 else ''} "
-            f"of {_size(memory)}, partitions of {_size(partition)} (about {chosen.partition_rows:,} rows){where}",
-            highlight=False,
-            soft_wrap=True,
+            f"of {_size(memory)}, partitions of {_size(chosen.partition)} (about {chosen.partition_rows:,} rows){where}"
         )
         yield chosen
+
+
+def _partition(memory: int, gpu: bool) -> int:
+    """A third of a worker's memory, within what makes sense: a GPU needs larger pieces to be busy."""
+    if gpu and (free := _device_memory()):
+        return min(memory // 3, max(min(free) // 8, 32 << 20), 4 << 30)
+    return min(max(memory // 3, 32 << 20), 512 << 20)
 
 
 @contextmanager
@@ -140,11 +142,12 @@ def _client(kind: str, config: ClusterConfig, workers: int, memory: int):
         yield None
         return
     from distributed import Client, LocalCluster
+    from distributed import TimeoutError as NoAnswer  # before Python 3.11 not the builtin one
 
     if kind == "scheduler":
         try:
-            client = Client(config.scheduler, timeout="20s")
-        except (OSError, TimeoutError, ValueError) as error:
+            client = Client(config.scheduler, timeout=_PATIENCE, set_as_default=False)
+        except (OSError, NoAnswer, ValueError) as error:
             raise InputError(
                 f"cluster.scheduler: no dask scheduler answers at {config.scheduler} ({error}): start it or unset it"
             ) from error
@@ -154,19 +157,68 @@ def _client(kind: str, config: ClusterConfig, workers: int, memory: int):
     if kind == "cuda":
         from dask_cuda import LocalCUDACluster
 
-        # Spill to host at 80% of the device; the pool leaves a tenth of the device to the driver and to torch.
-        make = partial(
-            LocalCUDACluster, n_workers=workers, device_memory_limit=0.8, rmm_pool_size=0.5, rmm_maximum_pool_size=0.9
-        )
+        if config.spill:
+            os.environ.setdefault("CUDF_SPILL", "on")  # read by cudf in the workers, which inherit it
+        make = partial(LocalCUDACluster, **cuda_arguments(config, workers, memory, min(_device_memory())))
     else:
         make = partial(LocalCluster, n_workers=workers, threads_per_worker=1, memory_limit=memory)
-    with make(dashboard_address=":0") as cluster, Client(cluster) as client:
+    # Not the default client: NVTabular would send its vocabulary to it, and every worker would import torch.
+    with make(dashboard_address=":0") as cluster, Client(cluster, set_as_default=False) as client:
         yield client
+
+
+def cuda_arguments(config: ClusterConfig, workers: int, memory: int, free: int) -> dict:
+    """What LocalCUDACluster is started with. free: bytes free on the fullest GPU; sizes unset are shares of it.
+
+    The pool starts at half and may grow to nine tenths, which leaves the driver and its context their room; tasks are
+    asked to spill to the host from 80% on. In bytes, because older dask-cuda takes no shares.
+    """
+    pool = _bytes(config.rmm_pool_size, "cluster.rmm_pool_size") or free // 2
+    limit = _bytes(config.device_memory_limit, "cluster.device_memory_limit") or free // 10 * 8
+    most = max(pool, free // 10 * 9)
+    if pool > free or limit > free:
+        raise InputError(
+            f"cluster.rmm_pool_size and cluster.device_memory_limit: expected at most the {_size(free)} that are free "
+            f"on the GPU, found {_size(pool)} and {_size(limit)}: set them lower or stop what else uses the GPU"
+        )
+    align = 256  # rmm wants multiples of it
+    return {
+        "n_workers": workers, "threads_per_worker": 1, "memory_limit": memory,
+        "device_memory_limit": limit if config.spill else None,
+        "rmm_pool_size": pool // align * align, "rmm_maximum_pool_size": most // align * align,
+    }  # fmt: skip
+
+
+def _joined(client, config: ClusterConfig, memory: int) -> tuple[int, int, bool]:
+    """Tasks that an existing cluster runs at once, the bytes each may use, and whether all its workers have GPUs."""
+    from distributed import TimeoutError as NoAnswer
+
+    try:
+        client.wait_for_workers(1, timeout=_PATIENCE)
+    except NoAnswer as error:
+        raise InputError(
+            f"cluster.scheduler: the scheduler at {config.scheduler} has no worker: start `dask worker "
+            f"{config.scheduler}`, or unset it"
+        ) from error
+    found = client.scheduler_info()["workers"].values()
+    shares = [worker["memory_limit"] // worker["nthreads"] for worker in found if worker.get("memory_limit")]
+    if config.memory_limit is None and shares:
+        memory = min(shares)
+    answers = client.run(has_gpu, on_error="return").values()
+    for answer in answers:
+        if "ModuleNotFoundError" in repr(answer):  # as a plain Exception with that text
+            raise InputError(
+                f"cluster.scheduler: a worker of {config.scheduler} cannot import this package ({answer}): install "
+                "llmcfsr-merlin in the environment of the workers"
+            )
+    has = [answer for answer in answers if not isinstance(answer, Exception)]  # one that has just gone answers by one
+    gpu = config.kind in ("auto", "cuda") and bool(has) and all(has)
+    return max(1, sum(worker["nthreads"] for worker in found)), memory, gpu
 
 
 def has_gpu() -> bool:
     """Whether cudf, dask-cuda and a CUDA device are here."""
-    return not _missing() and _gpus() > 0
+    return not _missing() and len(_device_memory()) > 0
 
 
 def available_memory() -> int:
@@ -194,14 +246,23 @@ def _missing() -> str:
     return ", ".join(f"no {name}" for name in ("cudf", "cupy", "dask_cuda") if importlib.util.find_spec(name) is None)
 
 
-def _gpus() -> int:
+def _device_memory() -> list[int]:
+    """Free bytes of each GPU, by the driver's library: it makes no CUDA context, which belongs to the workers."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        return pynvml.nvmlDeviceGetCount()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(pynvml.nvmlDeviceGetCount()))))
+        names = [name.strip() for name in visible.split(",") if name.strip()]
+        by_index, by_name = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID
+        devices = [by_index(int(name)) if name.isdigit() else by_name(name.encode()) for name in names]
+        return [int(pynvml.nvmlDeviceGetMemoryInfo(device).free) for device in devices]
     except Exception:  # no driver, no library, no device: all mean none
-        return 0
+        return []
+
+
+def _say(line: str) -> None:
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _bytes(text: str | None, key: str) -> int | None:

@@ -5,17 +5,22 @@ types and values out of range are errors that name the key. Paths in a recipe ma
 (`${LLMCFSR_DATA}/...`); relative paths are relative to the current folder.
 """
 
+import copy
 import difflib
+import json
 import os
 from datetime import date
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from llmcfsr_merlin.contract import resource
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.stage import write_json
+
+RECORD = "config.json"  # in the run directory: the settings of its last command
 
 
 class _Section(BaseModel):
@@ -83,6 +88,12 @@ class ClusterConfig(_Section):
     """Per worker, e.g. "4GB"."""
     partition_size: str | None = None
     """Target size of a partition, e.g. "128MB"."""
+    rmm_pool_size: str | None = None
+    """cuda: device memory taken at the start, e.g. "20GB"; unset: half of what is free."""
+    device_memory_limit: str | None = None
+    """cuda: device memory of a worker from which it spills to the host; unset: 80% of what is free."""
+    spill: bool = True
+    """cuda: whether workers spill to the host at all."""
 
 
 class PrepareConfig(_Section):
@@ -133,7 +144,7 @@ class TuneConfig(_Section):
     max_items: int = Field(200_000, ge=10)
     """Items used for tuning, evenly spread over a larger table."""
     holdout: float = Field(0.05, gt=0, lt=0.5)
-    """Share of these items (at most 1000) that is never trained on: attribute retrieval on them decides when to stop."""
+    """Share of these items (at most 1000) that is never trained on: attribute retrieval on it decides when to stop."""
     evaluate_every: int = Field(100, ge=1)
     """Steps between two evaluations, each followed by a checkpoint."""
     patience: int = Field(5, ge=1)
@@ -198,12 +209,18 @@ class EmbedConfig(_Section):
 class ModelConfig(_Section):
     """The dual-view network. Every level is a switch, so that the baselines are recipes of the same code."""
 
-    backbone: Literal["sasrec"] = "sasrec"
-    views: tuple[Literal["collaborative", "semantic"], ...] = ("collaborative", "semantic")
+    name: str = Field("llm_cfsr", pattern=r"^[\w.-]+$")
+    """What the result tables call it; the models that ship are in pipelines/models."""
+    backbone: Literal["sasrec", "bert4rec", "gru4rec"] = "sasrec"
+    """sasrec: causal attention, next-item training; bert4rec: attention both ways, masked training; gru4rec: GRU."""
+    views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative", "semantic")
+    """null_space (alone): whitened leading directions of the vectors, frozen, beside trainable ones (AlphaFuse)."""
     hidden: int = Field(64, ge=4)
     layers: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
+    cross_attention: Literal["residual", "replace"] = "residual"
+    """residual: a view adds what it reads of the other one; replace: it becomes that (LLM-ESR)."""
     fuse_embedding: bool = True
     """Cross-attention between the views before the encoder."""
     fuse_sequence: bool = True
@@ -214,26 +231,49 @@ class ModelConfig(_Section):
     """Add gamma * max over the history of the raw vectors' cosine; gamma is chosen on validation."""
     pca_init: bool = True
     """Start the collaborative table from the PCA of the semantic vectors."""
-    cold_shrinkage: float = Field(1.0, ge=0)
-    """k in the weight n / (n + k) of a candidate's collaborative part; 0 switches it off for seen items."""
+    whiten: bool = True
+    """Whiten the vectors before the adapter."""
+    cold_shrinkage: float | None = Field(1.0, ge=0)
+    """k in the weight n / (n + k) of a candidate's collaborative part; 0: only unseen items lose it; None: off."""
     item_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of items whose collaborative row is dropped at a training step."""
 
     @model_validator(mode="after")
     def _consistent(self):
-        if not self.views or len(set(self.views)) != len(self.views):
-            raise ValueError("views must name collaborative, semantic or both, each once")
+        if self.views not in (("collaborative",), ("semantic",), ("null_space",), ("collaborative", "semantic")):
+            raise ValueError(
+                "views must be [collaborative, semantic], or one of collaborative, semantic, null_space, "
+                f"found {list(self.views)}"
+            )
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
         return self
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether any part reads the semantic vectors of stage embed."""
+        return self.views != ("collaborative",) or self.pca_init or self.content_match
 
 
 class TrainConfig(_Section):
     """Training by Transformers4Rec's Trainer (stage `train`)."""
 
-    loss: Literal["uniform_softmax", "full_softmax", "bce"] = "uniform_softmax"
+    loss: Literal["uniform_softmax", "full_softmax", "in_batch", "bce"] = "uniform_softmax"
+    """in_batch: the other targets of the batch as negatives, corrected by the log of how often each is drawn."""
     negatives: int = Field(1024, ge=1)
     """Uniform negatives shared by a batch (uniform_softmax)."""
+    mask: float = Field(0.3, gt=0, lt=1)
+    """Share of the items that bert4rec masks in training."""
+    align: float = Field(0.0, ge=0)
+    """Weight of the contrastive loss between the two views of the batch's items (or align_to's table)."""
+    align_to: str | None = None
+    """A model of pipelines/models whose trained item table the semantic view is aligned to (LLMEmb); None: the other
+    view."""
+    align_temperature: float = Field(0.1, gt=0)
+    distil: float = Field(0.0, ge=0)
+    """Weight of the self-distillation from users with similar text (LLM-ESR)."""
+    distil_users: int = Field(10, ge=1)
+    """Similar users whose mean state is the teacher."""
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(128, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
@@ -243,6 +283,9 @@ class TrainConfig(_Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 42
     device: str = "auto"
+
+
+CLOSED_FORM = ("popularity", "item_knn", "ease")  # baselines without a network
 
 
 class EvaluateConfig(_Section):
@@ -259,7 +302,8 @@ class EvaluateConfig(_Section):
     """A user with a shorter history is a tail user (papers: Yelp 12, Fashion 3, Beauty 9)."""
     popularity_from: Literal["train", "all"] = "train"
     """Counts that decide on tail items; the papers' code counts the users of all interactions, test included."""
-    baselines: tuple[Literal["popularity", "item_knn", "ease", "sasrec"], ...] = ("popularity", "sasrec")
+    baselines: tuple[str, ...] = ("popularity", "sasrec")
+    """Measured beside the model: popularity, item_knn, ease, and any model of pipelines/models."""
     knn_neighbours: int = Field(300, ge=1)
     knn_shrinkage: float = Field(10.0, ge=0)
     ease_lambda: float = Field(500.0, gt=0)
@@ -269,17 +313,38 @@ class EvaluateConfig(_Section):
     batch_size: int = Field(256, ge=1)
     seed: int = 42
 
+    @field_validator("baselines")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = (*CLOSED_FORM, *models())
+        for name in names:
+            if name not in known:
+                raise ValueError(f"expected baselines out of {', '.join(known)}, found {name}")
+        return names
+
 
 class ServeConfig(_Section):
     """The Triton model repository (stage `export`)."""
 
     layout: Literal["ensemble", "merged"] = "ensemble"
     """ensemble: one Triton model a step; merged: one python model, lowest latency, one atomic version."""
+    format: Literal["python", "torchscript", "onnx"] = "python"
+    """Of the ensemble's model: python (torch, python backend), or a graph for the pytorch or onnxruntime backend."""
+    tensorrt: bool = False
+    """Let the onnxruntime backend run the graph by TensorRT; needs format=onnx and device=gpu."""
     max_top_k: int = Field(100, ge=1)
     max_batch_size: int = Field(64, ge=1)
     max_queue_delay_us: int = Field(500, ge=0)
     device: Literal["cpu", "gpu"] = "cpu"
     instances: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.format != "python" and self.layout != "ensemble":
+            raise ValueError(f"format={self.format} needs layout=ensemble: merged is one python model")
+        if self.tensorrt and (self.format, self.device) != ("onnx", "gpu"):
+            raise ValueError("tensorrt needs format=onnx and device=gpu")
+        return self
 
 
 class Config(_Section):
@@ -294,20 +359,58 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
+    _recipe: dict = PrivateAttr(default_factory=dict)
+    """The settings without the model that was laid over them."""
 
     @classmethod
-    def load(cls, recipe: str | Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> "Config":
-        """Read a recipe (a path, or the name of one in pipelines/) and apply `section.key=value` overrides.
+    def load(
+        cls,
+        recipe: str | Path | None = None,
+        overrides: tuple[str, ...] | list[str] = (),
+        model: str | Path | None = None,
+    ) -> "Config":
+        """Read a recipe (a path, or the name of one in pipelines/), lay a model over it, apply `section.key=value`.
 
+        model: a path, or the name of one in pipelines/models; its sections `model` and `train` win over the recipe's.
         Raises InputError with one line that names the key, what was expected and what was found.
         """
-        tree = _read_recipe(recipe) if recipe else {}
+        tree = _expand(_read_recipe(recipe, "a recipe file", recipes())) if recipe else {}
+        own = _laid_over(tree, _read_model(model)) if model is not None else copy.deepcopy(tree)
         for override in overrides:
             _apply(tree, override)
+            _apply(own, override)
+        config = cls._validate(_expand(own), recipe or "settings")
+        config._recipe = _expand(tree)
+        return config
+
+    def with_model(self, model: str | Path) -> "Config":
+        """The recipe (and overrides) that this was loaded from, with another model laid over it: a baseline's."""
+        config = self._validate(_laid_over(self._recipe, _read_model(model)), model)
+        config._recipe = self._recipe
+        return config
+
+    def record(self, run_dir: Path) -> None:
+        """Write the settings into the run directory, where recorded() finds them."""
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        write_json(Path(run_dir) / RECORD, self.model_dump(mode="json"))
+
+    @classmethod
+    def recorded(cls, run_dir: str | Path) -> "Config":
+        """The settings that a run directory was made with; InputError where it is none."""
+        path = Path(run_dir) / RECORD
+        if not path.is_file():
+            raise InputError(f"expected a run directory, found no {path}: `llmcfsr run RECIPE --run {run_dir}` first")
         try:
-            return cls.model_validate(_expand(tree))
+            return cls._validate(json.loads(path.read_text()), path)
+        except ValueError as error:
+            raise InputError(f"{path} is not readable ({error}): run a stage of its recipe again") from error
+
+    @classmethod
+    def _validate(cls, tree: dict, source: str | Path) -> "Config":
+        try:
+            return cls.model_validate(tree)
         except ValidationError as error:
-            raise InputError(f"{recipe or 'settings'}: " + "; ".join(map(_explain, error.errors()))) from error
+            raise InputError(f"{source}: " + "; ".join(map(_explain, error.errors()))) from error
 
 
 def recipes() -> list[str]:
@@ -315,12 +418,28 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in resource("pipelines").glob("*.yaml"))
 
 
-def _read_recipe(recipe: str | Path) -> dict:
+def models() -> list[str]:
+    """Names of the models that ship with the project: LLM-CFSR and its rivals."""
+    return sorted(path.stem for path in (resource("pipelines") / "models").glob("*.yaml"))
+
+
+def _read_model(model: str | Path) -> dict:
+    tree = _read_recipe(model, "a model file", models(), "models/")
+    if not set(tree) <= {"model", "train"}:
+        raise InputError(f"model {model}: expected the sections model and train, found {', '.join(tree)}")
+    return tree
+
+
+def _laid_over(tree: dict, upper: dict) -> dict:
+    return tree | {section: {**(tree.get(section) or {}), **settings} for section, settings in upper.items()}
+
+
+def _read_recipe(recipe: str | Path, wanted: str, known: list[str], folder: str = "") -> dict:
     path = Path(recipe)
     if not path.suffix and not path.exists():
-        path = resource("pipelines") / f"{recipe}.yaml"
+        path = resource("pipelines") / f"{folder}{recipe}.yaml"
     if not path.is_file():
-        raise InputError(f"expected a recipe file or one of {', '.join(recipes())}, found {str(recipe)!r}")
+        raise InputError(f"expected {wanted} or one of {', '.join(known)}, found {str(recipe)!r}")
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

@@ -37,6 +37,7 @@ SCHEMA = "schema.pbtxt"  # prepare: Merlin schema of the splits
 VECTORS = "vectors"  # embed: part-*.parquet of ITEM, VECTOR, HAS_TEXT
 MODEL_WEIGHTS = "model.safetensors"  # train: all weights and frozen buffers
 MODEL_CONFIG = "model.json"  # train: what is needed to build the network before the weights are read
+TRAIN_HISTORY = "history.json"  # train: one dict an epoch: epoch, loss, ndcg@10, hr@10, seconds
 METRICS = "metrics.json"  # evaluate: list of {recipe, seed, protocol, group, metric, value, count}
 RANKS = "ranks.parquet"  # evaluate: one row a recipe and user; the target's rank in each protocol
 CASES = "cases.parquet"  # evaluate: one row a user, its sequence and the stored negatives of the sampled protocol

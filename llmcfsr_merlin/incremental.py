@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.cluster import Engine, print_counts
 from llmcfsr_merlin.config import PrepareConfig
 from llmcfsr_merlin.contract import COUNT, FIRST_ITEM, ITEM, SCHEMA, SEQUENCES, SPLITS, TRAIN_COUNT, USER, VOCABULARY
+from llmcfsr_merlin.data.arrays import save_array
+from llmcfsr_merlin.data.partitions import plan_chunks
 from llmcfsr_merlin.data.sequences import train_counts, write_part
-from llmcfsr_merlin.data.shuffle import plan_chunks
 from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.features import TensorflowMetadata, categorify, finish, shuffle
+from llmcfsr_merlin.features import finish, shuffle
+from llmcfsr_merlin.workflow import categorify, read_schema
 
 
 def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfig, engine: Engine) -> dict:
@@ -31,7 +33,7 @@ def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfi
     parts = sorted((previous / SEQUENCES).glob("part-*.parquet"))
     if not parts or not (previous / VOCABULARY).is_file():
         raise InputError(f"prepare.extend: expected a finished prepare directory, found none in {previous}")
-    schema = TensorflowMetadata.from_proto_text_file(str(previous), SCHEMA).to_merlin_schema()
+    schema = read_schema(previous / SCHEMA)
     if schema[ITEM].value_count.max != settings.max_length + 1:
         raise InputError(
             f"prepare.extend: expected max_length {schema[ITEM].value_count.max - 1} as in {previous}, found "
@@ -51,7 +53,7 @@ def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfi
     code_of = np.where(at >= 0, at + FIRST_ITEM, 0)
     code_of[fresh] = np.arange(len(old_ids), len(ids)) + FIRST_ITEM
     categorify(ids.to_pandas(), out / "workflow")
-    np.save(folder / "codes.npy", code_of)
+    save_array(folder / "codes.npy", code_of)
 
     for name in (SEQUENCES, *SPLITS):
         shutil.rmtree(out / name, ignore_errors=True)

@@ -22,9 +22,12 @@ class Ranker:
     Reserved rows always score -inf. Ties are broken by the smaller code, so that every path gives the same ids.
     """
 
-    def __init__(self, network: DualViewNetwork):
+    def __init__(self, network: DualViewNetwork, bulk: bool = False):
+        """bulk: many histories will be scored; all cosines of items are computed once where they fit in 2 GB."""
         self.network = network.eval()
         self.catalogue = network.catalogue()
+        vectors = self.catalogue.unit_vectors
+        self._similarity = vectors @ vectors.T if bulk and vectors is not None and len(vectors) ** 2 <= 5e8 else None
         self.rows, self.max_length = network.rows, network.max_length
         self.device = network.gamma.device
 
@@ -37,20 +40,26 @@ class Ranker:
         """histories int64 [B, L] right-padded -> float32 [B, V], -inf on reserved rows."""
         if histories.shape[1] > self.max_length:
             raise ValueError(
-                f"expected histories of at most {self.max_length} items, found {histories.shape[1]}: cut them with pad()"
+                f"expected histories of at most {self.max_length} items, found {histories.shape[1]}: use pad()"
             )
         histories = histories.to(self.device)
         scores = self.network.user_states(histories) @ self.catalogue.candidates.T
         if self.catalogue.unit_vectors is not None and self.network.gamma != 0:
-            scores = scores + self.network.gamma * self.network.content_match(histories, self.catalogue.unit_vectors)
+            scores = scores + self.network.gamma * self.content_match(histories)
         scores[:, :FIRST_ITEM] = -torch.inf
         return scores.float()
+
+    def content_match(self, histories: Tensor) -> Tensor:
+        """histories int64 [B, L] -> float [B, V], see DualViewNetwork.content_match."""
+        if self._similarity is not None:
+            return self.network.content_match_all(histories, self._similarity)
+        return self.network.content_match(histories, self.catalogue.unit_vectors)
 
     @torch.inference_mode()
     def top_k(self, histories: Tensor, k: int, blocked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Best k items of each history: codes int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, V).
 
-        blocked: bool [B, V], items that must not be returned. A row with fewer than k' items left ends with code 0 and -inf.
+        blocked: bool [B, V], items that must not be returned. A row with fewer than k' left ends with code 0 and -inf.
         """
         scores = self.scores(histories)
         if blocked is not None:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, OOV, VOCABULARY
+from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, MODEL_CONFIG, MODEL_WEIGHTS, OOV, VOCABULARY
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.artefact import load_model
 from llmcfsr_merlin.ranking import Ranker, pad, select_top_k
@@ -19,7 +19,7 @@ from llmcfsr_merlin.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Encoded:
-    """Histories as codes. codes: int64 [B, L] right-padded; unknown, fallback: [B]; seen: the full history's codes a row."""
+    """Histories as codes. codes: int64 [B, L] right-padded; unknown, fallback: [B]; seen: a row's whole history."""
 
     codes: Tensor
     unknown: np.ndarray
@@ -29,7 +29,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Answers:
-    """Row i answers history i. items: object [B, K] raw ids, None past the last answer; scores: float32 [B, K], NaN there.
+    """Row i answers history i. items: object [B, K] raw ids, None past the last; scores: float32 [B, K], NaN there.
 
     unknown: int64 [B], ids of the history that the model does not know. fallback: bool [B], true where nothing of the
     history was known and the most popular items are returned (score: share of all interactions).
@@ -72,7 +72,8 @@ class Recommender:
     def __init__(self, ranker: Ranker, vocabulary: Vocabulary):
         if ranker.rows != len(vocabulary):
             raise InputError(
-                f"expected a model of {len(vocabulary)} rows for this vocabulary, found {ranker.rows}: rerun `llmcfsr train`"
+                f"expected a model of {len(vocabulary)} rows for this vocabulary, found {ranker.rows}: "
+                "rerun `llmcfsr train`"
             )
         self.ranker, self.vocabulary = ranker, vocabulary
         self.encoder = Encoder(vocabulary, ranker.max_length)
@@ -81,17 +82,18 @@ class Recommender:
         self._popularity[:FIRST_ITEM] = -torch.inf
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> "Recommender":
+    def load(cls, path: str | Path, device: str = "cpu", bulk: bool = False) -> "Recommender":
         """Read a run directory, or any folder that holds a sealed model (vocabulary, weights, manifest).
 
-        Every file is checked against the manifest before it is read; InputError says what is missing or changed.
+        Each of the three is checked against the manifest before it is read; InputError says what is missing or changed.
+        bulk: as in Ranker.
         """
         directory = Path(path)
         if (directory / "train").is_dir():
             directory = directory / "train"
-        Manifest.load(directory).verify(directory)
+        Manifest.load(directory).verify(directory, (VOCABULARY, MODEL_CONFIG, MODEL_WEIGHTS))
         vocabulary = Vocabulary.load(directory / VOCABULARY)
-        return cls(Ranker(load_model(directory, vocabulary.hash, device)), vocabulary)
+        return cls(Ranker(load_model(directory, vocabulary.hash, device), bulk), vocabulary)
 
     def encode(self, histories: Sequence[Sequence]) -> Encoded:
         """Raw histories (oldest item first) to codes; unknown ids are left out and counted."""
@@ -99,7 +101,7 @@ class Recommender:
 
     @torch.inference_mode()
     def rank(self, encoded: Encoded, k: int, blocked: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Codes int64 [B, k'] and scores float32 [B, k'] of the best items, k' = min(k, items); code 0 where none is left."""
+        """Codes int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, items); code 0 where none is left."""
         codes, scores = self.ranker.top_k(encoded.codes, k, blocked)
         if encoded.fallback.any():
             rows = torch.tensor(encoded.fallback.nonzero()[0])
@@ -117,7 +119,7 @@ class Recommender:
         allow: Sequence[Sequence | None],
         deny: Sequence[Sequence | None],
     ) -> Tensor | None:
-        """Bool [B, V] of the items each row must not get; None where nothing is blocked. Unknown ids in lists are ignored."""
+        """Bool [B, V] of the items each row must not get; None where nothing is blocked. Unknown ids are ignored."""
         if not any(exclude_seen) and not any(one is not None for one in (*allow, *deny)):
             return None
         mask = torch.zeros(len(encoded.seen), len(self.vocabulary), dtype=torch.bool)
@@ -140,14 +142,10 @@ class Recommender:
         allow: Sequence | None = None,
         deny: Sequence | None = None,
     ) -> Answers:
-        """The best k items of each history as arrays; `allow` and `deny` are lists of raw ids that hold for every row."""
-        if k < 1:
-            raise InputError(f"expected k of at least 1, found {k}")
-        if allow is not None and not len(allow):
-            raise InputError("expected at least one id in allow, found none: leave it out to allow every item")
+        """The best k items of each history as arrays; `allow` and `deny` are raw ids and hold for every row."""
+        check_question(k, allow)
         if not len(histories):
-            empty = np.empty((0, k))
-            return Answers(empty.astype(object), empty.astype(np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+            return no_answers(k)
         encoded = self.encode(histories)
         rows = len(histories)
         codes, scores = self.rank(
@@ -157,8 +155,22 @@ class Recommender:
         return Answers(self.vocabulary.decode(codes), scores, encoded.unknown, encoded.fallback)
 
     def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters) -> pd.DataFrame:
-        """The best k items of each history, one row a recommendation: history (its position), rank (from 1), item_id, score."""
+        """The best k items of each history as a table()."""
         return table(self.answer(histories, k, **filters))
+
+
+def check_question(k: int, allow: Sequence | None) -> None:
+    """InputError where k or the list of allowed ids cannot be meant."""
+    if not 1 <= k < 2**31:
+        raise InputError(f"expected k of at least 1, found {k}")
+    if allow is not None and not len(allow):
+        raise InputError("expected at least one id in allow, found none: leave it out to allow every item")
+
+
+def no_answers(k: int) -> Answers:
+    """The answers to no history."""
+    empty = np.empty((0, k))
+    return Answers(empty.astype(object), empty.astype(np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
 
 
 def table(answers: Answers) -> pd.DataFrame:

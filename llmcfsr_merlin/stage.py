@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from llmcfsr_merlin import __version__
+from llmcfsr_merlin.contract import STAGES
 from llmcfsr_merlin.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -74,7 +75,8 @@ class Manifest:
         path = Path(directory) / MANIFEST
         if not path.is_file():
             raise InputError(
-                f"expected a finished stage in {directory}, found no {MANIFEST}: run `llmcfsr {Path(directory).name}` first"
+                f"expected a finished stage in {directory}, found no {MANIFEST}: "
+                f"run `llmcfsr {_verb(Path(directory))}` first"
             )
         try:
             return cls(**json.loads(path.read_text()))
@@ -82,7 +84,7 @@ class Manifest:
             raise InputError(f"{path} is not a manifest of this project ({error}): rerun the stage") from error
 
     def verify(self, directory: Path, only: Iterable[str] | None = None) -> None:
-        """Check the sha256 of every file (or of `only`) before anything is loaded; InputError names the first bad one."""
+        """Check the sha256 of every file (or of `only`) before it is loaded; InputError names the first bad one."""
         for name in self.files if only is None else only:
             path = Path(directory) / name
             if name not in self.files or not path.is_file():
@@ -155,6 +157,11 @@ def run_stage(
     partial.rename(final)
     shutil.rmtree(old, ignore_errors=True)
     return manifest, True
+
+
+def _verb(directory: Path) -> str:
+    """The command that writes a stage's directory; baselines/<name> is written by train."""
+    return directory.name if directory.name in STAGES else "train"
 
 
 def _versions() -> dict[str, str]:

@@ -6,26 +6,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import transformers4rec.torch as tr
 from merlin.io import Dataset
-from merlin.schema import Schema
+from merlin.schema import ColumnSchema, Schema, Tags
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers4rec.config.trainer import T4RecTrainingArguments
 from transformers4rec.torch.utils.data_utils import MerlinDataLoader
 
 from llmcfsr_merlin.config import ModelConfig, TrainConfig
-from llmcfsr_merlin.contract import ITEM, SCHEMA
+from llmcfsr_merlin.contract import ITEM, ROW, SCHEMA
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.model.distillation import Distillation, similar_users
 from llmcfsr_merlin.model.network import DualViewNetwork
-from llmcfsr_merlin.model.t4rec import to_t4rec
+from llmcfsr_merlin.model.t4rec import Auxiliary, to_t4rec
 from llmcfsr_merlin.ranking import Ranker
 
 # Weights of the content match that validation chooses from; 0 is none.
 GAMMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _BEST = "eval_/next-item/ndcg_at_10"
+_NOTHING = Auxiliary()
 
 
 class _Trainer(tr.Trainer):
@@ -46,7 +50,9 @@ def load_schema(prepared: Path) -> Schema:
     return TensorflowMetadata.from_proto_text_file(str(prepared), SCHEMA).to_merlin_schema().select_by_name(ITEM)
 
 
-def data_loader(paths: list[str], schema: Schema, batch_size: int, shuffle: bool, device: torch.device) -> MerlinDataLoader:
+def data_loader(
+    paths: list[str], schema: Schema, batch_size: int, shuffle: bool, device: torch.device
+) -> MerlinDataLoader:
     """Batches of ragged item codes; the model pads each batch to its own longest row."""
     dataset = Dataset(paths, engine="parquet", cpu=device.type == "cpu", schema=schema)
     loader = MerlinDataLoader.from_schema(schema, dataset, batch_size, shuffle=shuffle)
@@ -72,38 +78,41 @@ def choose_device(name: str) -> torch.device:
 
 
 def train_network(
-    model: ModelConfig, train: TrainConfig, prepared: Path, work: Path, *, rows: int, max_length: int,
-    train_counts: np.ndarray, vectors: np.ndarray | None, report: Callable[[str], None] = lambda line: None,
+    model: ModelConfig,
+    train: TrainConfig,
+    prepared: Path,
+    work: Path,
+    *,
+    rows: int,
+    max_length: int,
+    train_counts: np.ndarray,
+    vectors: np.ndarray | None,
+    item_table: np.ndarray | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> tuple[DualViewNetwork, list[dict]]:
     """Train until validation NDCG@10 (full ranking) stops improving; return the best network and its history.
 
     prepared: the directory of the splits. work: where checkpoints are kept; an interrupted training resumes from them.
-    train_counts: int64 [V]. vectors: float32 [V, D] or None. The history has one dict an epoch: epoch, loss, hr@10,
-    ndcg@10, seconds.
+    train_counts: int64 [V]. vectors: float32 [V, D] or None. item_table: float32 [V, d] of a trained model, for
+    train.align_to. The history has one dict an epoch: epoch, loss, hr@10, ndcg@10, seconds.
     """
     device = choose_device(train.device)
+    work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(train.seed)
     network = DualViewNetwork(model, rows, max_length, None if vectors is None else vectors.shape[1])
-    network.items.initialise(model, torch.from_numpy(train_counts), None if vectors is None else torch.from_numpy(vectors))
+    network.items.initialise(
+        model, torch.from_numpy(train_counts), None if vectors is None else torch.from_numpy(vectors)
+    )
     schema = load_schema(prepared)
+    files, train_schema, distillation = split_files(prepared, "train"), schema, None
+    if train.distil:
+        files, train_schema, distillation = _distillation(files, schema, vectors, train, network, work)
     loaders = {
-        split: data_loader(split_files(prepared, split), schema, train.batch_size, split == "train", device)
-        for split in ("train", "valid")
+        "train": data_loader(files, train_schema, train.batch_size, True, device),
+        "valid": data_loader(split_files(prepared, "valid"), schema, train.batch_size, False, device),
     }
-    arguments = T4RecTrainingArguments(
-        output_dir=str(work), per_device_train_batch_size=train.batch_size, per_device_eval_batch_size=train.batch_size,
-        num_train_epochs=train.epochs, learning_rate=train.learning_rate, weight_decay=train.weight_decay,
-        lr_scheduler_type="constant", optim="adamw_torch", evaluation_strategy="epoch", save_strategy="epoch",
-        logging_strategy="epoch", save_total_limit=2, load_best_model_at_end=True, metric_for_best_model=_BEST,
-        greater_is_better=True, save_safetensors=True, predict_top_k=0, max_grad_norm=5.0, seed=train.seed,
-        bf16=train.precision == "bfloat16", no_cuda=device.type == "cpu", report_to=[], log_level="error",
-        disable_tqdm=not sys.stderr.isatty(), dataloader_drop_last=False,
-    )
-    trainer = _Trainer(
-        model=to_t4rec(network, schema, train), args=arguments, schema=schema, train_dataloader=loaders["train"],
-        eval_dataloader=loaders["valid"], compute_metrics=True,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=train.patience), _EpochReport(report)],
-    )
+    auxiliary = Auxiliary(None if item_table is None else torch.from_numpy(item_table).to(device), distillation)
+    trainer = make_trainer(network, train, schema, loaders, work, auxiliary, report)
     try:
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
     finally:
@@ -119,10 +128,91 @@ def train_network(
     return network, history
 
 
+def make_trainer(
+    network: DualViewNetwork,
+    train: TrainConfig,
+    schema: Schema,
+    loaders: dict[str, MerlinDataLoader],
+    work: Path,
+    auxiliary: Auxiliary = _NOTHING,
+    report: Callable[[str], None] = lambda line: None,
+    evaluate: bool = True,
+) -> tr.Trainer:
+    """The Trainer of a network. loaders: `train` and `valid`. evaluate: after each epoch, with a checkpoint."""
+    when = "epoch" if evaluate else "no"
+    arguments = T4RecTrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=train.batch_size,
+        per_device_eval_batch_size=train.batch_size,
+        num_train_epochs=train.epochs,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        evaluation_strategy=when,
+        save_strategy=when,
+        logging_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=evaluate,
+        metric_for_best_model=_BEST,
+        greater_is_better=True,
+        save_safetensors=True,
+        predict_top_k=0,
+        max_grad_norm=5.0,
+        seed=train.seed,
+        bf16=train.precision == "bfloat16",
+        no_cuda=choose_device(train.device).type == "cpu",
+        report_to=[],
+        log_level="error",
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_drop_last=False,
+    )
+    trainer = _Trainer(
+        model=to_t4rec(network, schema, train, auxiliary),
+        args=arguments,
+        schema=schema,
+        train_dataloader=loaders["train"],
+        eval_dataloader=loaders["valid"],
+        compute_metrics=True,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=train.patience), _EpochReport(report)]
+        if evaluate
+        else [],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints dictionaries; _EpochReport says the same in a line
+    return trainer
+
+
+def _distillation(
+    files: list[str],
+    schema: Schema,
+    vectors: np.ndarray | None,
+    train: TrainConfig,
+    network: DualViewNetwork,
+    work: Path,
+) -> tuple[list[str], Schema, Distillation]:
+    """The train split with the rows numbered, its schema, and who is like whom by the mean vector of the history."""
+    if vectors is None:
+        raise InputError("train.distil compares users by item vectors: expected a model with semantic vectors")
+    numbered, profiles, start = work / "train.parquet", [], 0
+    with pq.ParquetWriter(numbered, pa.schema([(ITEM, pa.list_(pa.int64())), (ROW, pa.int64())])) as writer:
+        for file in files:
+            lists = pq.read_table(file, columns=[ITEM])[ITEM].combine_chunks()
+            count = len(lists)
+            writer.write_table(pa.table({ITEM: lists, ROW: np.arange(start, start + count)}))
+            codes, offsets = torch.tensor(lists.flatten().to_numpy()), torch.tensor(np.array(lists.offsets[:-1]))
+            table = torch.nn.functional.normalize(torch.from_numpy(vectors), dim=-1)
+            profiles.append(torch.nn.functional.embedding_bag(codes, table, offsets - offsets[0], mode="mean"))
+            start += count
+    neighbours = similar_users(torch.cat(profiles), train.distil_users)
+    width = len(network.config.views) * network.config.hidden
+    rows = ColumnSchema(ROW, dtype="int64", tags=[Tags.CATEGORICAL])  # without a tag the loader leaves it out
+    return [str(numbered)], schema + Schema([rows]), Distillation(neighbours, width)
+
+
 @torch.inference_mode()
 def choose_gamma(network: DualViewNetwork, valid: MerlinDataLoader, device: torch.device) -> float:
     """Set `network.gamma` to the value of GAMMAS with the best validation NDCG@10 (full ranking) and return it."""
-    ranker = Ranker(network)
+    ranker = Ranker(network, bulk=True)
     gains = torch.zeros(len(GAMMAS), dtype=torch.float64)
     for batch, _ in valid:
         sequences = tr.utils.padding.pad_inputs(batch)[ITEM].long().to(device)
@@ -131,7 +221,7 @@ def choose_gamma(network: DualViewNetwork, valid: MerlinDataLoader, device: torc
         history = sequences.scatter(1, lengths[:, None] - 1, 0)[:, :-1]
         network.gamma.zero_()
         scores = ranker.scores(history)
-        match = network.content_match(history, ranker.catalogue.unit_vectors)
+        match = ranker.content_match(history)
         for position, gamma in enumerate(GAMMAS):
             total = scores + gamma * match
             ranks = (total > total.gather(1, target)).sum(1)
@@ -163,5 +253,9 @@ def _history(log: list[dict]) -> list[dict]:
         if "loss" in entry:
             row["loss"] = entry["loss"]
         if _BEST in entry:
-            row |= {"ndcg@10": entry[_BEST], "hr@10": entry[_BEST.replace("ndcg", "hr")], "seconds": entry["eval_runtime"]}
+            row |= {
+                "ndcg@10": entry[_BEST],
+                "hr@10": entry[_BEST.replace("ndcg", "hr")],
+                "seconds": entry["eval_runtime"],
+            }
     return [row for _, row in sorted(epochs.items()) if "loss" in row and "ndcg@10" in row]

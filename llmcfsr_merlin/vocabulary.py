@@ -49,7 +49,7 @@ class Vocabulary:
         return len(self.ids) + FIRST_ITEM
 
     def encode(self, history: Iterable) -> list[int]:
-        """Codes of one history; unknown ids become OOV, None the padding code, integers are read as their decimal string.
+        """Codes of one history; unknown ids become OOV, None the padding code, integers their decimal string.
 
         >>> Vocabulary(["a", "b"]).encode(["b", "zzz", "a"])
         [4, 2, 3]

@@ -1,1 +1,53 @@
-"""Installed as llmcfsr_merlin.pipelines."""
+"""The stages in reading order: ingest, prepare, embed, train, evaluate, export.
+
+Installed as llmcfsr_merlin.pipelines.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from llmcfsr_merlin.config import Config
+from llmcfsr_merlin.contract import STAGES
+from llmcfsr_merlin.stage import MANIFEST, Manifest
+
+
+def run_stages(
+    config: Config,
+    run_dir: str | Path | None = None,
+    stages: Sequence[str] = STAGES,
+    *,
+    force: bool = False,
+    report: Callable[[str], None] = print,
+) -> dict[str, Manifest]:
+    """Run stages one after the other into `run_dir` (default runs/<config.name>); what is already true is skipped.
+
+    A model without semantic vectors skips `embed`. Returns the manifests by stage.
+    """
+    run_dir = Path(run_dir or Path("runs") / config.name)
+    config.record(run_dir)
+    manifests = {}
+    for stage in stages:
+        if stage == "embed" and not needs_vectors(config):
+            report("embed: not needed, no model here reads semantic vectors")
+            continue
+        written = run_dir / stage / MANIFEST
+        before = written.stat().st_mtime_ns if written.is_file() else None
+        report(f"{stage} ...")
+        start = time.perf_counter()
+        manifests[stage] = import_module(f"llmcfsr_merlin.pipelines.{stage}").run(config, run_dir, force=force)
+        if written.stat().st_mtime_ns == before:
+            report(f"{stage}: nothing changed, skipped")
+        else:
+            report(f"{stage}: done in {time.perf_counter() - start:.1f} s")
+    return manifests
+
+
+def needs_vectors(config: Config) -> bool:
+    """Whether the model or one of its neural baselines reads semantic vectors."""
+    from llmcfsr_merlin.pipelines.train import neural_baselines
+
+    return config.model.needs_vectors or any(
+        config.with_model(name).model.needs_vectors for name in neural_baselines(config)
+    )

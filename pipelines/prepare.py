@@ -5,8 +5,7 @@ from pathlib import Path
 from llmcfsr_merlin.cluster import engine
 from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import INTERACTIONS
-from llmcfsr_merlin.features import prepare
-from llmcfsr_merlin.incremental import extend
+from llmcfsr_merlin.failures import clear_failures
 from llmcfsr_merlin.stage import Manifest, run_stage
 
 
@@ -17,13 +16,19 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     def work(out: Path) -> dict:
         log = run_dir / "ingest" / INTERACTIONS
         with engine(config.cluster) as chosen:
+            # Not before the cluster: Merlin imports what touches the GPU, whose workers must be the first to.
             if previous is not None:
+                from llmcfsr_merlin.incremental import extend
+
                 return extend(previous, log, out, config.prepare, chosen)
+            from llmcfsr_merlin.features import prepare
+
             return prepare(log, out, config.prepare, chosen)
 
     previous = Path(config.prepare.extend) if config.prepare.extend else None
     settings = config.prepare.model_dump()
     if previous is not None:
         settings["extend"] = Manifest.load(previous).key
-    manifest, _ = run_stage(run_dir, "prepare", settings, ["ingest"], work, force=force, resumable=True)
+    with clear_failures("prepare"):
+        manifest, _ = run_stage(run_dir, "prepare", settings, ["ingest"], work, force=force, resumable=True)
     return manifest

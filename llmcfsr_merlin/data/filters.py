@@ -11,13 +11,14 @@ import numpy as np
 
 from llmcfsr_merlin.cluster import Engine
 from llmcfsr_merlin.config import PrepareConfig
+from llmcfsr_merlin.data.arrays import save_array
 from llmcfsr_merlin.errors import InputError
 
 
 def apply_filters(
     buckets: list[Path], counts: np.ndarray, settings: PrepareConfig, engine: Engine, rows: int
 ) -> tuple[np.ndarray, dict]:
-    """Filter the buckets: what is left stands in kept_user.npy and kept_item.npy beside the whole arrays.
+    """Filter the buckets: what round n left of one stands in kept-<n>.npy beside the whole arrays.
 
     counts: int64 [items], interactions of each item before filtering. Returns the counts afterwards and a report
     {"filter": [{round, items, users}: interactions dropped], "min_sequence": interactions dropped}.
@@ -30,13 +31,13 @@ def apply_filters(
     """
     report: dict = {"filter": []}
     for bucket in buckets:  # of an earlier run that was stopped
-        for name in ("kept_user.npy", "kept_item.npy"):
-            (bucket / name).unlink(missing_ok=True)
+        for path in bucket.glob("kept-*.npy"):
+            path.unlink()
     number = 0
     while settings.filter != "none":
         number += 1
         keep = counts >= settings.min_item
-        step = partial(_round, keep=keep, min_user=settings.min_user, raw=settings.filter == "one_pass")
+        step = partial(_round, number=number, keep=keep, min_user=settings.min_user, raw=settings.filter == "one_pass")
         counts, by_item, by_user = _sum(engine.map(step, buckets, f"filter, round {number}", rows), len(counts))
         report["filter"].append({"round": number, "items": by_item, "users": by_user})
         left = int(counts.sum())
@@ -49,7 +50,7 @@ def apply_filters(
             break
         rows = left
     before = int(counts.sum())
-    step = partial(_round, keep=None, min_user=settings.min_sequence, raw=False)
+    step = partial(_round, number=number + 1, keep=None, min_user=settings.min_sequence, raw=False)
     counts, _, report["min_sequence"] = _sum(engine.map(step, buckets, "short histories", before), len(counts))
     if counts.sum() == 0:
         raise InputError(
@@ -59,16 +60,24 @@ def apply_filters(
     return counts, report
 
 
-def _round(bucket: Path, *, keep: np.ndarray | None, min_user: int, raw: bool) -> tuple[np.ndarray, int, int]:
-    """One pass over a bucket: drop items not kept, then users below min_user (counted before the items if raw)."""
-    user, item = load_kept(bucket)
+def _round(
+    bucket: Path, *, number: int, keep: np.ndarray | None, min_user: int, raw: bool
+) -> tuple[np.ndarray, int, int]:
+    """One pass over a bucket: drop items not kept, then users below min_user (counted before the items if raw).
+
+    It reads what earlier rounds left and never changes that: dask runs a task again when the worker that holds its
+    result dies, and the second answer must be the first one.
+    """
+    earlier = _rounds(bucket, number)
+    user, item = _load(bucket, earlier)
     of_item = np.ones(len(item), bool) if keep is None else keep[item]
     stay = user if raw else user[of_item]
     enough = np.bincount(stay, minlength=int(user[-1]) + 1 if len(user) else 1) >= min_user
     both = of_item & enough[user]
     if not both.all():
-        np.save(bucket / "kept_user.npy", user[both])
-        np.save(bucket / "kept_item.npy", item[both])
+        save_array(bucket / f"kept-{number:04d}.npy", np.stack([user[both], item[both]]))
+    for path in earlier[:-1]:
+        path.unlink(missing_ok=True)
     dropped = int((~of_item).sum())
     left = np.bincount(item[both])
     return left, dropped, len(item) - dropped - int(both.sum())
@@ -76,8 +85,19 @@ def _round(bucket: Path, *, keep: np.ndarray | None, min_user: int, raw: bool) -
 
 def load_kept(bucket: Path) -> tuple[np.ndarray, np.ndarray]:
     """A bucket's users and items (int32 positions, sorted by user and time) after the filters applied so far."""
-    prefix = "kept_" if (bucket / "kept_item.npy").is_file() else ""
-    return np.load(bucket / f"{prefix}user.npy"), np.load(bucket / f"{prefix}item.npy")
+    return _load(bucket, _rounds(bucket, 10_000))
+
+
+def _rounds(bucket: Path, number: int) -> list[Path]:
+    """What rounds before `number` left of a bucket, where they dropped anything, oldest first."""
+    return [path for path in sorted(bucket.glob("kept-*.npy")) if path.name < f"kept-{number:04d}"]
+
+
+def _load(bucket: Path, rounds: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    if rounds:
+        user, item = np.load(rounds[-1])
+        return user, item
+    return np.load(bucket / "user.npy"), np.load(bucket / "item.npy")
 
 
 def _sum(results: list[tuple[np.ndarray, int, int]], items: int) -> tuple[np.ndarray, int, int]:

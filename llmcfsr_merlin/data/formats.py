@@ -32,19 +32,19 @@ class Format:
 
     def parser(self, source: Source) -> JsonParser | DelimitedParser | dict[str, str]:
         """The parser of one log file; for Parquet role -> column. InputError where a field is missing."""
-        found, names, delimiter = self._columns(source)
-        fields = self.log.fields(source, found)
+        found, names, delimiter, header = self._columns(source)
+        fields = self.log.fields(source, found, file_order=not header and not self.names)
         if "time" not in fields and (self.rules.start is not None or self.rules.end is not None):
             raise InputError(f"{source.path}: expected times for data.start and data.end, found no time column")
         if source.kind == "parquet":
             return fields
         if source.kind == "delimited":
-            return DelimitedParser(fields, names, delimiter)
+            return DelimitedParser(fields, names, delimiter, header)
         return JsonParser.of(source, fields)
 
     def item_reader(self, source: Source) -> ItemReader:
         """The reader of one metadata file; InputError where it has no item id."""
-        found, names, delimiter = self._columns(source)
+        found, names, delimiter, header = self._columns(source)
         item = next((name for name in self.item_fields if name in found), None)
         if item is None:
             raise InputError(
@@ -53,19 +53,20 @@ class Format:
             )
         if self.log.user and self.log.user[0] in found and not self.tables:
             raise InputError(f"{source.path}: expected item metadata, found reviews: give them as data.interactions")
-        return ItemReader(self.attributes, self.columns, names, delimiter)
+        return ItemReader(self.attributes, self.columns, names, delimiter, header)
 
-    def _columns(self, source: Source) -> tuple[list[str], tuple[str, ...], str]:
+    def _columns(self, source: Source) -> tuple[list[str], tuple[str, ...], str, bool]:
         if source.kind == "parquet" and self.tables:
             try:
-                return list(pq.read_schema(source.path).names), (), ","
+                return list(pq.read_schema(source.path).names), (), ",", True
             except (pa.ArrowInvalid, OSError) as error:
                 raise InputError(f"{source.path} cannot be read as Parquet: {' '.join(str(error).split())}") from error
         if source.kind == "delimited" and self.tables:
-            names, delimiter = delimited_header(source, self.names)
-            return list(names), names, delimiter
+            roles = tuple(name[0] for name in (self.log.user, self.log.item, self.log.time, self.log.rating) if name)
+            names, delimiter, header = delimited_header(source, self.names, roles)
+            return list(names), names, delimiter, header
         if source.kind in ("json", "literal"):
-            return list(dict.fromkeys(name for record in source.records() for name in record)), (), ","
+            return list(dict.fromkeys(name for record in source.records() for name in record)), (), ",", True
         raise InputError(
             f"{source.path}: expected {self.name} JSON lines, found "
             f"{'Parquet' if source.kind == 'parquet' else repr(source.head[0][:60])}: set data.format=table for tables"

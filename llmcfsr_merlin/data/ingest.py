@@ -141,7 +141,7 @@ class _Run:
         return LineReader(
             source,
             quoted=delimited and parser.delimiter in ",;|",
-            skip=int(delimited and not self.settings.columns.names),
+            skip=int(delimited and parser.header),
             keep_damaged=self.settings.damaged == "keep",
             block=self.block,
         )

@@ -32,6 +32,7 @@ class ItemReader:
     columns: dict[str, type]
     names: tuple[str, ...] = ()
     delimiter: str = ","
+    header: bool = True
 
     def __call__(self, data: bytes | list[dict]) -> tuple[pa.Table, Counter]:
         """Rows of a block in order; the counter has metadata_read, metadata_bad_lines, metadata_no_item, bad_titles."""

@@ -37,7 +37,7 @@ class Layout:
     """Rows without time and order are taken in file order."""
     needs_rating: bool = False
 
-    def fields(self, source: Source, found: list[str]) -> dict[str, str]:
+    def fields(self, source: Source, found: list[str], file_order: bool = False) -> dict[str, str]:
         """Role -> field of one file; InputError that names the missing field and those found."""
         chosen = {}
         for role in ROLES:
@@ -48,7 +48,7 @@ class Layout:
         if "time" in chosen:
             chosen.pop("order", None)
         missing = [role for role in ("user", "item") if role not in chosen]
-        if not self.file_order and "time" not in chosen and "order" not in chosen:
+        if not (self.file_order or file_order) and "time" not in chosen and "order" not in chosen:
             missing.append("time")
         if self.needs_rating and "rating" not in chosen:
             missing.append("rating")
@@ -141,6 +141,7 @@ class DelimitedParser:
     fields: dict[str, str]
     names: tuple[str, ...]
     delimiter: str
+    header: bool = True
 
     def __call__(self, data: bytes, lines: int, dropped: Counter) -> list[pa.Table]:
         """Tables of the roles and LINE; dropped["bad_lines"] counts rows with another number of columns."""
@@ -192,19 +193,35 @@ def read_delimited(
     return table, skipped
 
 
-def delimited_header(source: Source, names: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """Columns and delimiter of a delimited file; names: given where it has no header line."""
+def delimited_header(
+    source: Source, names: tuple[str, ...], roles: tuple[str, ...]
+) -> tuple[tuple[str, ...], str, bool]:
+    """Columns and delimiter of a delimited file, and whether its first line is a header.
+
+    names: all columns of a file without a header line. Where none are given and the first line holds numbers only, as
+    in the papers' files, the columns are `roles` (user item [time [rating]]).
+    """
     first = source.head[0]
     delimiter = next((mark for mark in "\t,;| " if mark in first), ",")
-    header = tuple(cell.strip().strip('"') for cell in first.split(delimiter))
+    cells = tuple(cell.strip().strip('"') for cell in first.split(delimiter))
+    if not names and roles[0] not in cells and all(map(_is_number, cells)) and 2 <= len(cells) <= len(roles):
+        names = roles[: len(cells)]
     if not names:
-        return header, delimiter
-    if len(names) != len(header):
+        return cells, delimiter, True
+    if len(names) != len(cells):
         raise InputError(
             f"{source.path}: expected {len(names)} columns ({', '.join(names)}; data.columns.names), found "
-            f"{len(header)} on the first line: {first[:60]!r}"
+            f"{len(cells)} on the first line: {first[:60]!r}"
         )
-    return names, delimiter
+    return names, delimiter, False
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def as_text(value: object) -> str | None:

@@ -4,7 +4,6 @@ The shuffle goes through files: memory stays at one partition a worker however l
 not made again. Numbers live on the device (numpy or cupy); the distinct ids of a partition live in Arrow.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,65 +13,8 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.contract import COUNT, ITEM, ROW, TIME, USER
-from llmcfsr_merlin.errors import InputError
-
-# A partition of fewer interactions is not worth a task of its own.
-_SMALL = 200_000
-_NEEDED = {USER: "string", ITEM: "string", TIME: "int64", ROW: "int64"}
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Row groups of Parquet files that make one input partition."""
-
-    index: int
-    pieces: tuple[tuple[str, int], ...]
-    """(file, row group)."""
-    rows: int
-
-
-def plan_chunks(folder: Path, rows: int, workers: int) -> tuple[list[Chunk], int]:
-    """Row groups of folder/part-*.parquet in order, joined to partitions of about `rows` interactions.
-
-    A log of fewer partitions than workers is cut finer. Returns the partitions and the size that was aimed at.
-    Raises InputError where there is no file or a column is missing or of another type.
-    """
-    files = sorted(Path(folder).glob("part-*.parquet"))
-    if not files:
-        raise InputError(f"expected interactions in {folder}/part-*.parquet, found none: run `llmcfsr ingest` first")
-    groups = []
-    for path in files:
-        try:
-            file = pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path} cannot be read as Parquet ({error}): rerun `llmcfsr ingest`") from error
-        _check(path, file.schema_arrow)
-        groups += [(str(path), group, file.metadata.row_group(group).num_rows) for group in range(file.num_row_groups)]
-    groups = [entry for entry in groups if entry[2]]
-    total = sum(size for _, _, size in groups)
-    if not total:
-        raise InputError(f"{folder}: expected interactions, found no rows: check what `llmcfsr ingest` read")
-    rows = min(rows, max(-(-total // workers), _SMALL))
-    chunks, pieces, held = [], [], 0
-    for number, (path, group, size) in enumerate(groups):
-        pieces.append((path, group))
-        held += size
-        if held >= rows or number == len(groups) - 1:
-            chunks.append(Chunk(len(chunks), tuple(pieces), held))
-            pieces, held = [], 0
-    return chunks, rows
-
-
-def _check(path: Path, schema: pa.Schema) -> None:
-    for name, kind in _NEEDED.items():
-        if name not in schema.names:
-            raise InputError(f"{path}: expected column {name} ({kind}), found {', '.join(schema.names)}")
-        found = schema.field(name).type
-        if pa.types.is_dictionary(found):
-            found = found.value_type
-        strings = pa.types.is_string(found) or pa.types.is_large_string(found)
-        if not (strings if kind == "string" else found == pa.int64()):
-            raise InputError(f"{path}: expected column {name} of type {kind}, found {found}: rerun `llmcfsr ingest`")
+from llmcfsr_merlin.data.arrays import save_array
+from llmcfsr_merlin.data.partitions import Chunk, read_partition
 
 
 def user_boundaries(chunks: list[Chunk], buckets: int) -> pa.Array:
@@ -106,14 +48,15 @@ def scatter(chunk: Chunk, *, folder: Path, boundaries: pa.Array, gpu: bool) -> d
     done = Path(folder) / f"{chunk.index:05d}.items"
     if done.is_file():
         return {name.decode(): int(value) for name, value in feather.read_table(str(done)).schema.metadata.items()}
-    columns = _read(chunk, gpu)
+    columns = read_partition(chunk, gpu)
     users, items = columns.user_ids, columns.item_ids
     null_user, null_item = columns.user < 0, columns.item < 0
     keep = ~(null_user | null_item)
     bucket_of = np.zeros(len(users), np.uint16)
-    for boundary in boundaries if len(boundaries) < 16 else ():
+    few = len(boundaries) < 48  # Arrow's loop is the faster one up to there, and leaves other threads the interpreter
+    for boundary in boundaries if few else ():
         bucket_of += pc.greater_equal(users, boundary).to_numpy(zero_copy_only=False)
-    if len(boundaries) >= 16:
+    if not few:
         cuts, names = (ids.to_numpy(zero_copy_only=False) for ids in (boundaries, users))
         bucket_of = np.searchsorted(cuts, names, "right").astype(np.uint16)
     xp = columns.xp
@@ -122,7 +65,9 @@ def scatter(chunk: Chunk, *, folder: Path, boundaries: pa.Array, gpu: bool) -> d
         for values in (columns.user, columns.item, columns.time, columns.row)
     )
     bucket = xp.asarray(bucket_of)[user]
-    order = xp.argsort(bucket, kind="stable") if len(boundaries) else slice(None)
+    # numpy's stable sort of small integers is its fastest; cupy has one sort and in older versions no such argument.
+    kind = {"kind": "stable"} if xp is np else {}
+    order = xp.argsort(bucket, **kind) if len(boundaries) else slice(None)
     ends = xp.cumsum(xp.bincount(bucket, minlength=len(boundaries) + 1)).tolist()
     place = np.empty(len(users), np.int32)  # position of a user among its bucket's users
     user, item, time, row = (_host(values[order]) for values in (user, item, time, row))
@@ -166,7 +111,7 @@ def merge_items(folder: Path, chunks: list[Chunk]) -> tuple[pa.Array, np.ndarray
     np.add.at(counts, places, column[COUNT].to_numpy())
     start = 0
     for chunk, table in zip(chunks, tables):
-        np.save(Path(folder) / f"{chunk.index:05d}.map.npy", places[start : start + len(table)])
+        save_array(Path(folder) / f"{chunk.index:05d}.map.npy", places[start : start + len(table)])
         start += len(table)
     return encoded.dictionary.take(order), counts
 
@@ -204,9 +149,8 @@ def sort_bucket(bucket: Path, *, gpu: bool) -> None:
     user, item = np.concatenate(user), np.concatenate(item)
     time, row = (np.concatenate([table[name].to_numpy() for table in tables]) for name in (TIME, ROW))
     by_time = _order(user, time, row, gpu)
-    np.save(bucket / "user.npy", user[by_time])
-    np.save(bucket / ".item.npy", item[by_time])
-    (bucket / ".item.npy").rename(bucket / "item.npy")
+    save_array(bucket / "user.npy", user[by_time])
+    save_array(bucket / "item.npy", item[by_time])  # last: it says that the bucket is sorted
     for path in pieces:
         path.unlink()
         path.with_suffix(".users").unlink()
@@ -234,49 +178,6 @@ def _order(user: np.ndarray, time: np.ndarray, row: np.ndarray, gpu: bool) -> np
         at = np.flatnonzero(tied)
         order[at] = order[at][np.lexsort((row[order[at]], key[at]))]
     return order
-
-
-@dataclass
-class _Columns:
-    xp: object
-    user: object
-    item: object
-    time: object
-    row: object
-    user_ids: pa.Array
-    item_ids: pa.Array
-
-
-def _read(chunk: Chunk, gpu: bool) -> _Columns:
-    """One partition: positions of ids (int32, -1 for null) on the device, distinct ids in Arrow."""
-    wanted = [USER, ITEM, TIME, ROW]
-    if gpu:
-        import cudf
-        import cupy
-
-        groups: dict[str, list[int]] = {}
-        for path, group in chunk.pieces:
-            groups.setdefault(path, []).append(group)
-        frame = cudf.concat(
-            [cudf.read_parquet(path, columns=wanted, row_groups=[numbers]) for path, numbers in groups.items()]
-        )
-        ids = {name: frame[name].astype("category") for name in (USER, ITEM)}
-        user, item = (ids[name].cat.codes.fillna(-1).astype("int32").values for name in (USER, ITEM))
-        names = [ids[name].cat.categories.to_series().to_arrow().cast(pa.string()) for name in (USER, ITEM)]
-        return _Columns(cupy, user, item, frame[TIME].values, frame[ROW].values, *names)
-    tables = [
-        pq.ParquetFile(path, read_dictionary=[USER, ITEM]).read_row_group(group, columns=wanted)
-        for path, group in chunk.pieces
-    ]
-    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    arrays, names = [], []
-    for name in (USER, ITEM):
-        column = table[name].chunk(0)
-        if not pa.types.is_dictionary(column.type):
-            column = column.dictionary_encode()
-        arrays.append(column.indices.fill_null(-1).to_numpy().astype(np.int32, copy=False))
-        names.append(column.dictionary.cast(pa.string()))
-    return _Columns(np, *arrays, table[TIME].to_numpy(), table[ROW].to_numpy(), *names)
 
 
 def _host(values) -> np.ndarray:

@@ -39,14 +39,17 @@ def load_model(directory: Path, vocabulary_hash: str | None = None, device: str 
         network.load_state_dict(load_file(str(directory / MODEL_WEIGHTS)), strict=True)
     except FileNotFoundError as error:
         raise InputError(
-            f"expected a trained model in {directory}, found no {Path(error.filename or MODEL_WEIGHTS).name}: run `llmcfsr train`"
+            f"expected a trained model in {directory}, found no {Path(error.filename or MODEL_WEIGHTS).name}: "
+            "run `llmcfsr train`"
         ) from error
     except Exception as error:
         raise InputError(
-            f"{directory} holds no model that this version can read ({' '.join(str(error).split())[:200]}): rerun `llmcfsr train`"
+            f"{directory} holds no model that this version can read ({' '.join(str(error).split())[:200]}): "
+            "rerun `llmcfsr train`"
         ) from error
     if vocabulary_hash is not None and found != vocabulary_hash:
         raise InputError(
-            f"the model in {directory} was trained with another vocabulary ({found[:12]}, this one is {vocabulary_hash[:12]}): rerun `llmcfsr train`"
+            f"the model in {directory} was trained with another vocabulary ({found[:12]}, this one is "
+            f"{vocabulary_hash[:12]}): rerun `llmcfsr train`"
         )
     return network.to(torch.device(device)).eval()

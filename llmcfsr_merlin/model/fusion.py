@@ -1,26 +1,31 @@
 """Attention parts: the causal block of SASRec and the cross-attention between the two views."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Histories are padded on the right, so a causal mask alone keeps every real position from seeing padding; no padding
-# mask is needed and torch's fused attention can be used. Attention weights have no dropout for the same reason: on CPU
+# Histories are padded on the right, so a causal mask alone keeps every real position from seeing padding; only
+# attention both ways needs a padding mask (`real`). Attention weights have no dropout for the same reason: on CPU
 # it forces the unfused path (measured: a third of the training step).
 
 
 class Packing:
-    """Where the real positions of a padded batch are, so that padding costs nothing outside attention.
+    """Where the real positions of a padded batch are: padding costs nothing outside attention, and little in it.
 
     Most histories are short: at a mean of 9 items and 50 padded positions, packing makes a training step several times
-    faster. `pack` takes [B, T, ...] to [M, ...]; `unpack` takes [M, ...] to [B, T, ...] with zeros at padding.
+    faster. `pack` takes [B, T, ...] to [M, ...] in the order of rows; attention reads `groups`, the rows of similar
+    length padded to their own longest.
     """
 
     def __init__(self, real: Tensor, copies: int = 1):
-        """real: bool [B, T]. copies: the batch is read that many times, one after the other (the views)."""
-        self._real, self.shape = real, (copies * real.shape[0], real.shape[1])
+        """real: bool [B, T], true at a prefix of each row. copies: the batch is read that many times (the views)."""
+        self._real, self._copies = real, copies
+        self.lengths = real.sum(1)  # int64 [B]
         places = real.flatten().nonzero().squeeze(1)
         self.places = torch.cat([places + copy * real.numel() for copy in range(copies)])
+        self._groups: list[_Group] | None = None
 
     def repeat(self, copies: int) -> "Packing":
         return Packing(self._real, copies)
@@ -29,12 +34,43 @@ class Packing:
         return padded.flatten(0, 1)[self.places]
 
     def unpack(self, packed: Tensor) -> Tensor:
-        padded = packed.new_zeros(self.shape[0] * self.shape[1], *packed.shape[1:])
-        return padded.index_copy(0, self.places, packed).unflatten(0, self.shape)
+        """[M, ...] -> [copies * B, T, ...] with zeros at padding."""
+        shape = (self._copies * self._real.shape[0], self._real.shape[1])
+        padded = packed.new_zeros(shape[0] * shape[1], *packed.shape[1:])
+        return padded.index_copy(0, self.places, packed).unflatten(0, shape)
+
+    @property
+    def groups(self) -> "list[_Group]":
+        """Rows by length, at most twice as long as their shortest: padding at most doubles the work of attention."""
+        if self._groups is None:
+            lengths = self.lengths.repeat(self._copies)
+            starts = lengths.cumsum(0) - lengths
+            step = torch.arange(self._real.shape[1], device=lengths.device)
+            self._groups, shortest = [], 1
+            while shortest <= self._real.shape[1]:
+                rows = ((lengths >= shortest) & (lengths < 2 * shortest)).nonzero().squeeze(1)
+                shortest *= 2
+                if len(rows):
+                    real = step[: int(lengths[rows].max())] < lengths[rows, None]
+                    places = real.flatten().nonzero().squeeze(1)
+                    packed = (starts[rows, None] + step[: real.shape[1]])[real]
+                    self._groups.append(_Group(packed, places, real))
+        return self._groups
+
+
+class _Group(NamedTuple):
+    """Rows of similar length. packed: int64 [m], places among the packed; places: in `real`; real: [rows, T]."""
+
+    packed: Tensor
+    places: Tensor
+    real: Tensor
 
 
 class Attention(nn.Module):
-    """Multi-head attention, [B, T, d] -> [B, T, d], or [M, d] -> [M, d] with a packing; causal by default."""
+    """Multi-head attention, [B, T, d] -> [B, T, d], or [M, d] -> [M, d] with a packing.
+
+    `real`: bool [B, T] of the places that may be read, from anywhere; None: each place reads itself and what is before.
+    """
 
     def __init__(self, hidden: int, heads: int):
         super().__init__()
@@ -42,13 +78,27 @@ class Attention(nn.Module):
         self.query, self.key_value = nn.Linear(hidden, hidden), nn.Linear(hidden, 2 * hidden)
         self.out = nn.Linear(hidden, hidden)
 
-    def forward(self, query: Tensor, source: Tensor, packing: Packing | None = None, causal: bool = True) -> Tensor:
+    def forward(
+        self, query: Tensor, source: Tensor, packing: Packing | None = None, real: Tensor | None = None
+    ) -> Tensor:
         projected = torch.cat([self.query(query), self.key_value(source)], dim=-1)
-        if packing is not None:
-            projected = packing.unpack(projected)
+        if packing is None:
+            return self.out(self._mix(projected, real))
+        mixed = [self._mix_group(projected, group, real is not None) for group in packing.groups]
+        back = torch.cat([group.packed for group in packing.groups]).argsort()
+        return self.out(torch.cat(mixed)[back])
+
+    def _mix_group(self, projected: Tensor, group: _Group, both_ways: bool) -> Tensor:
+        padded = projected.new_zeros(group.real.numel(), projected.shape[1])
+        padded = padded.index_copy(0, group.places, projected[group.packed]).unflatten(0, group.real.shape)
+        return self._mix(padded, group.real if both_ways else None).flatten(0, 1)[group.places]
+
+    def _mix(self, projected: Tensor, real: Tensor | None) -> Tensor:
+        """[B, T, 3 * d] -> [B, T, d]."""
         q, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, d / heads]
-        mixed = F.scaled_dot_product_attention(q, key, value, is_causal=causal).transpose(1, 2).flatten(2)
-        return self.out(mixed if packing is None else packing.pack(mixed))
+        mask = None if real is None else real[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(q, key, value, attn_mask=mask, is_causal=mask is None)
+        return mixed.transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):
@@ -61,29 +111,47 @@ class Block(nn.Module):
         self.feed = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, hidden))
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
         normal = self.norm_attention(x)
-        x = x + self.drop(self.attention(normal, normal, packing))
+        x = x + self.drop(self.attention(normal, normal, packing, real))
         return x + self.drop(self.feed(self.norm_feed(x)))
+
+
+class RecurrentBlock(nn.Module):
+    """One GRU layer (GRU4Rec, arXiv 1511.06939) in the place of a transformer block; it never reads padding."""
+
+    def __init__(self, hidden: int, dropout: float):
+        super().__init__()
+        self.cell = nn.GRU(hidden, hidden, batch_first=True)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
+        states, _ = self.cell(x if packing is None else packing.unpack(x))
+        return self.drop(states if packing is None else packing.pack(states))
 
 
 class CrossAttention(nn.Module):
     """Each view reads the other: a + attend(a, b) and b + attend(b, a), causal over the sequence.
 
     Used at the embedding level (before the encoder) and at the sequence level (between its blocks). A position sees
-    only the past of the other view, as in the encoder: anything else would leak the next item.
+    only the past of the other view, as in the encoder: anything else would leak the next item. replace: LLM-ESR's form,
+    where the query is the other view, the rest one's own, and the output takes the view's place.
     """
 
-    def __init__(self, hidden: int, heads: int, dropout: float):
+    def __init__(self, hidden: int, heads: int, dropout: float, replace: bool = False):
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(2))
+        self.replace = replace
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(0 if replace else 2))
         self.attend = nn.ModuleList(Attention(hidden, heads) for _ in range(2))
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, views: list[Tensor], packing: Packing | None = None) -> list[Tensor]:
+    def forward(self, views: list[Tensor], packing: Packing | None = None, real: Tensor | None = None) -> list[Tensor]:
         """Two tensors [B, T, d] (or packed [M, d]) -> two of the same shape."""
+        if self.replace:
+            a, b = views
+            return [self.attend[0](b, a, packing, real), self.attend[1](a, b, packing, real)]
         a, b = (norm(view) for norm, view in zip(self.norms, views))
-        read_b, read_a = self.attend[0](a, b, packing), self.attend[1](b, a, packing)
+        read_b, read_a = self.attend[0](a, b, packing, real), self.attend[1](b, a, packing, real)
         return [views[0] + self.drop(read_b), views[1] + self.drop(read_a)]
 
 
@@ -105,5 +173,6 @@ class PairFusion(nn.Module):
         """Two tensors [..., d] -> two tensors [..., d]."""
         normal = torch.stack([norm(view) for norm, view in zip(self.norms, views)], dim=-2)
         pairs = normal.flatten(0, -3)  # [N, 2, d]
-        mixed = self.attention(pairs, pairs, causal=False).view_as(normal)
+        both = pairs.new_ones(1, 2, dtype=torch.bool)
+        mixed = self.attention(pairs, pairs, real=both).view_as(normal)
         return [view + mixed[..., i, :] for i, view in enumerate(views)]

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from llmcfsr_merlin.config import ModelConfig
-from llmcfsr_merlin.contract import FIRST_ITEM
+from llmcfsr_merlin.contract import FIRST_ITEM, NULL
+
+MASK = NULL  # what bert4rec reads in place of an item to predict: no history contains the null code
 
 
 class ItemViews(nn.Module):
@@ -14,7 +16,8 @@ class ItemViews(nn.Module):
 
     collaborative: table [V, d], scaled per item by n / (n + k) (n: training count, k: `cold_shrinkage`), so that the
     row of an unseen item neither scores nor receives a gradient. semantic: linear adapter D -> D/2 -> d without
-    activation over the frozen vectors (LLM-ESR, arXiv 2405.20646), which are whitened first (AlphaFuse).
+    activation over the frozen vectors (LLM-ESR, arXiv 2405.20646), which are whitened first (AlphaFuse). null_space:
+    the d/2 leading whitened directions, frozen, beside d/2 trainable ones that start at zero (AlphaFuse, SIGIR 2025).
     """
 
     def __init__(self, config: ModelConfig, rows: int, semantic_dimension: int | None):
@@ -22,11 +25,13 @@ class ItemViews(nn.Module):
         self.rows = rows
         self.item_dropout = config.item_dropout
         self._table: Tensor | None = None
-        self.collaborative = self.semantic = None
+        self.collaborative = self.semantic = self.null_space = None
         if "collaborative" in config.views:
             self.collaborative = nn.Embedding(rows, config.hidden)
             nn.init.normal_(self.collaborative.weight, std=1 / math.sqrt(config.hidden))
             self.register_buffer("confidence", torch.ones(rows))
+        # Of training alone: log of each item's share of the training interactions, for in-batch negatives.
+        self.register_buffer("log_share", torch.zeros(rows), persistent=False)
         if semantic_dimension is not None:
             self.register_buffer("vectors", torch.zeros(rows, semantic_dimension))
         if "semantic" in config.views:
@@ -36,14 +41,21 @@ class ItemViews(nn.Module):
             self.register_buffer("whitening", torch.eye(semantic_dimension))
             middle = max(semantic_dimension // 2, config.hidden)
             self.semantic = nn.Sequential(nn.Linear(semantic_dimension, middle), nn.Linear(middle, config.hidden))
+        if "null_space" in config.views:
+            half = config.hidden // 2
+            self.register_buffer("leading", torch.zeros(rows, half))
+            self.null_space = nn.Embedding(rows, config.hidden - half)
+            nn.init.zeros_(self.null_space.weight)
 
     @torch.no_grad()
     def initialise(self, config: ModelConfig, train_counts: Tensor, vectors: Tensor | None) -> None:
         """Set the frozen parts: training counts [V] and semantic vectors [V, D] (rows below FIRST_ITEM are zero)."""
-        if self.collaborative is not None:
-            seen = train_counts.float()
+        seen = train_counts.float()
+        self.log_share.copy_((seen.clamp_min(1) / seen.sum().clamp_min(1)).log())
+        if self.collaborative is not None and config.cold_shrinkage is not None:
             # k = 0 still switches unseen items off: their rows are never trained.
             self.confidence.copy_(torch.where(seen > 0, seen / (seen + config.cold_shrinkage), torch.zeros(())))
+            self.confidence[MASK] = 1
         if vectors is None or not hasattr(self, "vectors"):
             return
         real = vectors[FIRST_ITEM:].double()
@@ -54,9 +66,13 @@ class ItemViews(nn.Module):
         whitening = basis * scale
         self.vectors.copy_(vectors)
         self._table = None
-        if self.semantic is not None:
+        if self.semantic is not None and config.whiten:
             self.center.copy_(center)
             self.whitening.copy_(whitening / math.sqrt(vectors.shape[1]))
+        if self.null_space is not None:
+            half = min(self.leading.shape[1], vectors.shape[1])
+            leading = (real - center) @ whitening[:, -half:].flip(1) / math.sqrt(config.hidden)
+            self.leading[FIRST_ITEM:, :half] = leading.to(self.leading)
         if self.collaborative is not None and config.pca_init:
             hidden = self.collaborative.embedding_dim
             top = basis[:, -hidden:].flip(1)
@@ -65,7 +81,7 @@ class ItemViews(nn.Module):
             self.collaborative.weight[FIRST_ITEM:, : scores.shape[1]] = scores.to(self.collaborative.weight)
 
     def forward(self, codes: Tensor) -> list[Tensor]:
-        """codes int64 [...] -> one float tensor [..., d] a view, in the order collaborative, semantic.
+        """codes int64 [...] -> one float tensor [..., d] a view, collaborative before semantic.
 
         In training, `item_dropout` of the items lose their collaborative row for this call, in every place where they
         occur, so that the semantic view learns to stand alone.
@@ -78,10 +94,12 @@ class ItemViews(nn.Module):
             views.append(self.collaborative(codes) * confidence[codes].unsqueeze(-1))
         if self.semantic is not None:
             views.append(self.semantic(self._whitened(codes)))
+        if self.null_space is not None:
+            views.append(torch.cat([self.leading[codes], self.null_space(codes)], dim=-1))
         return views
 
     def _whitened(self, codes: Tensor) -> Tensor:
-        """Whitened vectors [..., D]. Training keeps the whitened table; inference saves its memory and computes rows."""
+        """Whitened vectors [..., D]. Training keeps the whole table; inference saves its memory and computes rows."""
         if not self.training:
             self._table = None
             return (self.vectors[codes] - self.center) @ self.whitening

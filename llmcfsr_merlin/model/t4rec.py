@@ -12,12 +12,14 @@ import torchmetrics
 import transformers4rec.torch as tr
 from torch import Tensor
 from transformers4rec.torch.block.base import BlockBase
-from transformers4rec.torch.masking import CausalLanguageModeling
+from transformers4rec.torch.masking import CausalLanguageModeling, MaskedLanguageModeling
 
 from llmcfsr_merlin.config import TrainConfig
-from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, PAD
+from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, PAD, ROW
+from llmcfsr_merlin.model.distillation import Distillation
 from llmcfsr_merlin.model.fusion import Packing
-from llmcfsr_merlin.model.losses import next_item_loss
+from llmcfsr_merlin.model.items import MASK
+from llmcfsr_merlin.model.losses import alignment_loss, next_item_loss
 from llmcfsr_merlin.model.network import Catalogue, DualViewNetwork
 from llmcfsr_merlin.ranking import Ranker
 
@@ -26,35 +28,64 @@ class BodyOutput(NamedTuple):
     """Histories and what is predicted from them.
 
     states: float [M, views * d] of the M positions with a target, or [B, views * d] of the last ones in inference;
-    targets: int64 [M], empty in inference; histories: int64 [B, T].
+    targets: int64 [M], empty in inference; histories: int64 [B, T]. Only in training: last, int64 [B], the row of
+    `states` where each history ends; users, int64 [B], the rows' numbers where the split carries them.
     """
 
     states: Tensor
     targets: Tensor
     histories: Tensor
+    last: Tensor | None = None
+    users: Tensor | None = None
+
+
+class Auxiliary(NamedTuple):
+    """What the losses beside next-item prediction need. item_table: float [V, d] of a trained model, to align to."""
+
+    item_table: Tensor | None = None
+    distillation: Distillation | None = None
 
 
 class DualViewBody(BlockBase):
     """Padded item codes to the states of the positions with a target."""
 
-    def __init__(self, network: DualViewNetwork, schema):
+    def __init__(self, network: DualViewNetwork, schema, mask: float):
         super().__init__()
         self.network, self.schema = network, schema
-        # Only its targets are used: our encoder is causal itself, so no position sees its own target. Not a
-        # submodule, since its mask embedding would be a weight that nothing trains.
-        self._masking = [CausalLanguageModeling(hidden_size=1)]
+        # Only their targets are used: a causal encoder shows no position its own target, and the masked one reads the
+        # network's own mask. Not submodules, since their mask embedding would be a weight that nothing trains.
+        self._next = [CausalLanguageModeling(hidden_size=1)]
+        self._masked = [MaskedLanguageModeling(hidden_size=1, mlm_probability=mask)] if network.masked else []
 
     def forward(self, inputs: dict[str, Tensor], training: bool = False, testing: bool = False, **_) -> BodyOutput:
         codes = inputs[ITEM].long()
         if not (training or testing):
             return BodyOutput(self.network.user_states(codes), codes.new_empty(0), codes)
-        targets = self._masking[0].compute_masked_targets(codes, training=training, testing=testing).targets[:, :-1]
+        if training and self._masked:
+            return self._predict_masked(codes)
+        targets = self._next[0].compute_masked_targets(codes, training=training, testing=testing).targets[:, :-1]
         history = codes[:, :-1]
         packing = Packing(codes[:, 1:] != PAD)  # every position that has a next item
+        last = packing.lengths.cumsum(0) - 1
+        if testing and self._masked:
+            read = history.masked_fill(codes[:, 1:] == PAD, PAD)
+            return BodyOutput(self.network.user_states(read), packing.pack(targets)[last], read)
         states = self.network.encode(self.network.embed(history, packing), packing)
-        targets = packing.pack(targets)
-        wanted = targets != PAD
-        return BodyOutput(states[wanted], targets[wanted], history)
+        if testing:
+            return BodyOutput(states[last], packing.pack(targets)[last], history)
+        users = inputs[ROW].flatten().long() if ROW in inputs else None
+        return BodyOutput(states, packing.pack(targets), history, last, users)
+
+    def _predict_masked(self, codes: Tensor) -> BodyOutput:
+        """BERT4Rec's training: some items are hidden and predicted from both sides."""
+        masking = self._masked[0].compute_masked_targets(codes, training=True)
+        hidden = masking.targets != PAD
+        history = codes.masked_fill(hidden, MASK)
+        real = codes != PAD
+        packing = Packing(real)
+        states = self.network.encode(self.network.embed(history, packing), packing, real)
+        hidden = packing.pack(hidden)
+        return BodyOutput(states[hidden], packing.pack(codes)[hidden], history)
 
     def output_size(self) -> torch.Size:
         return torch.Size([-1, -1, len(self.network.config.views) * self.network.config.hidden])
@@ -65,9 +96,10 @@ class DualViewBody(BlockBase):
 class NextItemTask(tr.NextItemPredictionTask):
     """Loss in training, the 0-based rank of the held-out item over the full catalogue in evaluation."""
 
-    def __init__(self, network: DualViewNetwork, config: TrainConfig):
+    def __init__(self, network: DualViewNetwork, config: TrainConfig, auxiliary: Auxiliary):
         super().__init__(metrics=[RankMetric()])
         self._network, self._train = [network], config  # a list: the weights belong to the body alone
+        self._auxiliary = auxiliary
         self._catalogue: Catalogue | None = None
 
     def build(self, *_, **__) -> None:
@@ -88,6 +120,12 @@ class NextItemTask(tr.NextItemPredictionTask):
         states, wanted = inputs.states, inputs.targets
         if training:
             loss = next_item_loss(network, states, wanted, self._train)
+            if self._train.align:
+                teacher, temperature = self._auxiliary.item_table, self._train.align_temperature
+                loss = loss + self._train.align * alignment_loss(network, wanted, teacher, temperature)
+            if self._auxiliary.distillation is not None:
+                last = states[inputs.last]
+                loss = loss + self._train.distil * self._auxiliary.distillation(inputs.users, last)
             return {"loss": loss, "labels": wanted[:0], "predictions": wanted[:0]}
         if testing:
             if self._catalogue is None:
@@ -124,7 +162,7 @@ class RankMetric(torchmetrics.Metric):
         return {f"hr_at_{self.k}": self.hits / rows, f"ndcg_at_{self.k}": self.gains / rows}
 
 
-def to_t4rec(network: DualViewNetwork, schema, config: TrainConfig) -> tr.Model:
+def to_t4rec(network: DualViewNetwork, schema, config: TrainConfig, auxiliary: Auxiliary) -> tr.Model:
     """A Transformers4Rec Model of the network; both share their weights."""
-    body = DualViewBody(network, schema)
-    return tr.Model(tr.Head(body, NextItemTask(network, config)))
+    body = DualViewBody(network, schema, config.mask)
+    return tr.Model(tr.Head(body, NextItemTask(network, config, auxiliary)))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from llmcfsr_merlin.errors import InputError, MissingDependency
-from llmcfsr_merlin.recommender import Answers, table
+from llmcfsr_merlin.recommender import Answers, check_question, no_answers, table
 from llmcfsr_merlin.serving.repository import FRONT
 
 _OUTPUTS = ("ITEMS", "SCORES", "UNKNOWN", "FALLBACK")
@@ -65,13 +65,9 @@ class Client:
         deny: Sequence | None = None,
     ) -> Answers:
         """As Recommender.answer, from the server; arrays are always k wide. Many histories go in several requests."""
-        if not 1 <= k < 2**31:
-            raise InputError(f"expected k of at least 1, found {k}")
-        if allow is not None and not len(allow):
-            raise InputError("expected at least one id in allow, found none: leave it out to allow every item")
+        check_question(k, allow)
         if not len(histories):
-            empty = np.empty((0, k))
-            return Answers(empty.astype(object), empty.astype(np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+            return no_answers(k)
         rows = self._call(self._rows_per_request)
         parts = []
         for start in range(0, len(histories), rows):

@@ -11,6 +11,7 @@ from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
 
 CONFIG = "config.pbtxt"
+GRAPHS = {"torchscript": "model.pt", "onnx": "model.onnx"}  # file names that Triton's backends look for
 FRONT = "recommend"  # the model that users ask, in every layout
 
 
@@ -40,8 +41,14 @@ def publish(trained: str | Path, repository: str | Path, serve: ServeConfig) -> 
         raise InputError(
             f"{repository} has layout {layout(repository)}, found serve.layout={serve.layout}: export anew"
         )
+    if format_of(repository) != serve.format:
+        raise InputError(
+            f"{repository} has format {format_of(repository)}, found serve.format={serve.format}: export anew"
+        )
     _write(bundle, repository, serve, version=found[-1] + 1)
     for model in _models(repository):
+        if model == FRONT and serve.layout == "ensemble":
+            continue  # its one empty version stands for every version of the steps
         for old in found[:-1]:
             shutil.rmtree(repository / model / str(old), ignore_errors=True)
     return found[-1] + 1
@@ -54,6 +61,14 @@ def layout(repository: Path) -> str:
             f"expected a model repository in {repository}, found no {FRONT}/{CONFIG}: run `llmcfsr export`"
         )
     return "ensemble" if (Path(repository) / "rank").is_dir() else "merged"
+
+
+def format_of(repository: Path) -> str:
+    """`python`, `torchscript` or `onnx`: what the newest version of the model is."""
+    if layout(repository) == "merged":
+        return "python"
+    newest = Path(repository) / "rank" / str(versions(repository)[-1])
+    return next((form for form, file in GRAPHS.items() if (newest / file).is_file()), "python")
 
 
 def versions(repository: Path) -> list[int]:
@@ -82,21 +97,42 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
         "instances": serve.instances,
         "kind": "KIND_GPU" if serve.device == "gpu" else "KIND_CPU",
         "version": version,
+        **_graph_settings(serve),
     }
     names = sorted(path.name for path in templates.iterdir() if (path / CONFIG).is_file())
     for name in sorted(names, key=lambda name: name == FRONT):  # the ensemble last: it names the version of its steps
         model = repository / name
         model.mkdir(exist_ok=True)
         code = templates / name / "1" / "model.py"
+        graph = name == "rank" and serve.format != "python"
         if code.is_file():
             partial = model / f".{version}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             bundle.copy(partial / FOLDER, name)
-            shutil.copyfile(code, partial / "model.py")
+            if graph:
+                from llmcfsr_merlin.serving.formats import write_graph
+
+                write_graph(bundle, partial, serve.format, serve.max_top_k, serve.max_batch_size)
+            else:
+                shutil.copyfile(code, partial / "model.py")
             partial.rename(model / str(version))
         else:
             (model / "1").mkdir(exist_ok=True)  # an ensemble has one version, with nothing in it
-        text = Template((templates / name / CONFIG).read_text()).substitute(settings)
+        template = f"config.{serve.format}.pbtxt" if graph else CONFIG
+        text = Template((templates / name / template).read_text()).substitute(settings)
         temporary = model / f".{CONFIG}.{os.getpid()}"
         temporary.write_text(text)
         temporary.replace(model / CONFIG)
+
+
+def _graph_settings(serve: ServeConfig) -> dict[str, str]:
+    """What the ensemble calls the outputs of `rank`, and how onnxruntime runs it."""
+    outputs = ("ITEM_CODES", "SCORES", "RANKED")
+    if serve.format == "torchscript":  # the pytorch backend knows outputs by their place alone
+        outputs = tuple(f"{name}__{place}" for place, name in enumerate(outputs))
+    tensorrt = 'optimization { execution_accelerators { gpu_execution_accelerator : [ { name : "tensorrt" } ] } }'
+    return {
+        **dict(zip(("item_codes", "scores", "ranked"), outputs)),
+        "rank_k": '      input_map { key: "K" value: "K" }\n' if serve.format == "python" else "",
+        "optimization": tensorrt if serve.tensorrt else "",
+    }

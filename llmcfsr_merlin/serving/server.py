@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 
 from llmcfsr_merlin.errors import InputError, MissingDependency
-from llmcfsr_merlin.serving.repository import FRONT, layout
+from llmcfsr_merlin.serving.repository import FRONT, format_of, layout
 
 
 def find_tritonserver() -> Path | None:
@@ -94,6 +94,13 @@ class Server:
             raise MissingDependency(
                 "tritonserver was found neither in PATH nor in nvidia-pytriton: pip install 'llmcfsr-merlin[serve]', "
                 "or run inside a Triton or Merlin container"
+            )
+        form = format_of(self.repository)
+        backend = {"python": "python", "torchscript": "pytorch", "onnx": "onnxruntime"}[form]
+        if _is_packaged(binary) and not (binary.parent.parent / "backends" / backend).is_dir():
+            raise InputError(
+                f"this repository has serve.format={form}, but the tritonserver of nvidia-pytriton has no {backend} "
+                "backend: serve it in a Triton or Merlin container, or export with serve.format=python"
             )
         self._ports = [port or _free_port(self.host) for port in self._ports]
         self._folder = Path(tempfile.mkdtemp(prefix="llmcfsr-triton-"))

@@ -68,7 +68,10 @@ class Encode:
 
 
 class Rank:
-    """Codes to the best items: ITEM_CODES int64 [B, K], SCORES float32 [B, K] (0 where none is left), BUNDLE [B, 1]."""
+    """Codes to the best items, as many as the largest K of a request.
+
+    ITEM_CODES int64 [B, k] and SCORES float32 [B, k], both 0 where none is left; RANKED [B, 1]: the bundle.
+    """
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["rank"])
@@ -84,7 +87,7 @@ class Rank:
         return results
 
     def _checked(self, tensors: Tensors) -> Tensors:
-        _same_bundle(tensors, self.tag, "rank")
+        _same_bundle(tensors["BUNDLE"], self.tag, "rank")
         return tensors
 
     def _forward(self, requests: list[Tensors]) -> list[Tensors]:
@@ -93,9 +96,7 @@ class Rank:
         longest = max(int((codes != PAD).sum(1).max()), 1)  # right-padded: the rest is padding in every row
         encoded = Encoded(torch.from_numpy(codes[:, :longest]), None, (codes == PAD).all(1), [])
         items, scores = self.recommender.rank(encoded, int(k.max()), self._blocked(requests))
-        width = np.arange(items.shape[1])
-        keep = (width < k[:, None]) & (items >= FIRST_ITEM)
-        items, scores = np.where(keep, items, PAD), np.where(keep, scores, 0).astype(np.float32)
+        scores = np.where(items >= FIRST_ITEM, scores, 0).astype(np.float32)
         answers, start = [], 0
         for request in requests:
             stop = start + len(request["CODES"])
@@ -104,7 +105,7 @@ class Rank:
                 {
                     "ITEM_CODES": _widen(items[start:stop, :wide], wide),
                     "SCORES": _widen(scores[start:stop, :wide], wide),
-                    "BUNDLE": request["BUNDLE"],
+                    "RANKED": request["BUNDLE"],
                 }
             )
             start = stop
@@ -124,7 +125,7 @@ class Rank:
 
 
 class Decode:
-    """Codes to raw ids: ITEMS bytes [B, K], empty where no item is left."""
+    """Codes to raw ids: ITEMS bytes [B, K], empty where no item is left, and SCORES; each row cut to its K."""
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["decode"])
@@ -136,8 +137,11 @@ class Decode:
         return each(requests, self._one)
 
     def _one(self, tensors: Tensors) -> Tensors:
-        _same_bundle(tensors, self.tag, "decode")
-        return {"ITEMS": self.names[tensors["ITEM_CODES"]]}
+        _same_bundle(tensors["RANKED"], self.tag, "decode")
+        k = tensors["K"]
+        codes, scores = (_widen(tensors[name][:, : k.max()], k.max()) for name in ("ITEM_CODES", "SCORES"))
+        keep = np.arange(k.max()) < k
+        return {"ITEMS": self.names[np.where(keep, codes, PAD)], "SCORES": np.where(keep, scores, np.float32(0))}
 
 
 class Recommend:
@@ -152,18 +156,15 @@ class Recommend:
         results = self.encode(requests)
         good = [i for i, result in enumerate(results) if not isinstance(result, InputError)]
         ranked = self.rank([results[i] for i in good])
-        for i, rank, decoded in zip(good, ranked, self.decode(ranked)):
-            encoded = results[i]
-            results[i] = {
-                **decoded,
-                "SCORES": rank["SCORES"],
-                **{name: encoded[name] for name in ("UNKNOWN", "FALLBACK")},
-            }
+        decoded = self.decode([{**rank, "K": results[i]["K"]} for i, rank in zip(good, ranked)])
+        for i, answer in zip(good, decoded):
+            results[i] = {**answer, **{name: results[i][name] for name in ("UNKNOWN", "FALLBACK")}}
         return results
 
 
 def _padded(lists: list[list[int]]) -> np.ndarray:
-    width = max(1, max(map(len, lists)))
+    # Widths of 1, 2, 4, ...: backends that cannot join requests of different shapes still join most.
+    width = 1 << (max(1, max(map(len, lists))) - 1).bit_length()
     return np.array([codes + [PAD] * (width - len(codes)) for codes in lists], np.int64)
 
 
@@ -171,6 +172,6 @@ def _widen(array: np.ndarray, width: int) -> np.ndarray:
     return np.ascontiguousarray(np.pad(array, ((0, 0), (0, width - array.shape[1]))))
 
 
-def _same_bundle(tensors: Tensors, tag: int, step: str) -> None:
-    if (tensors["BUNDLE"] != tag).any():
+def _same_bundle(found: np.ndarray, tag: int, step: str) -> None:
+    if (found != tag).any():
         raise InputError(f"step {step} serves another bundle than the step before it: load all steps of one export")

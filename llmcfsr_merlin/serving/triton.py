@@ -16,7 +16,7 @@ from llmcfsr_merlin.serving.request import Limits
 _INPUTS = {
     steps.Encode: ("HISTORY", "TOP_K", "EXCLUDE_SEEN", "ALLOW", "DENY"),
     steps.Rank: ("CODES", "K", "BLOCK", "ALLOW_CODES", "BUNDLE"),
-    steps.Decode: ("ITEM_CODES", "BUNDLE"),
+    steps.Decode: ("ITEM_CODES", "SCORES", "K", "RANKED"),
 }
 _INPUTS[steps.Recommend] = _INPUTS[steps.Encode]
 

@@ -11,50 +11,30 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from llmcfsr_merlin.config import ModelConfig, ServeConfig
+from llmcfsr_merlin.config import ServeConfig
 from llmcfsr_merlin.contract import resource
 from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.model.artefact import save_model
-from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving.items import add_items
 from llmcfsr_merlin.serving.parity import check_served
 from llmcfsr_merlin.serving.repository import export, publish, served_bundle
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
-from llmcfsr_merlin.stage import seal
-from llmcfsr_merlin.vocabulary import Vocabulary
+from tests.served import DIMENSION, IDS, ITEMS, write_model
 
 pytestmark = [
     pytest.mark.triton,
     pytest.mark.skipif(find_tritonserver() is None, reason="no tritonserver in PATH nor in nvidia-pytriton"),
 ]
-ITEMS, LENGTH, DIMENSION = 60, 12, 24
-IDS = [f"B{i:03d}" for i in range(ITEMS)]
 HISTORIES = [["B001", "B005"], [], ["zzz"], ["B002"] * 30, [None, "B003"], ["B007", "nope", "B009", "é\x00"], IDS * 3]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A sealed model with random weights."""
-    torch.manual_seed(0)
-    directory = tmp_path_factory.mktemp("train")
-    counts = np.arange(ITEMS, 0, -1)
-    network = DualViewNetwork(ModelConfig(hidden=16), ITEMS + 3, LENGTH, DIMENSION)
-    vectors = torch.randn(ITEMS + 3, DIMENSION)
-    vectors[:3] = 0
-    network.items.initialise(network.config, torch.tensor(np.r_[0, 0, 0, counts]), vectors)
-    network.gamma.fill_(2.0)
-    columns = {"item_id": IDS, "code": np.arange(3, ITEMS + 3), "count": counts, "train_count": counts}
-    pq.write_table(pa.table(columns), directory / "vocabulary.parquet")
-    save_model(network, directory, Vocabulary.load(directory / "vocabulary.parquet").hash)
-    seal(directory, "train", "key", {})
-    return directory
+    return write_model(tmp_path_factory.mktemp("train"))
 
 
 @pytest.fixture(scope="module", params=["ensemble", "merged"])
@@ -242,13 +222,15 @@ def test_new_items_are_published_and_reloaded_under_load(trained, tmp_path, layo
         threads = [threading.Thread(target=load) for _ in range(2)]
         for thread in threads:
             thread.start()
-        for turn in range(reloads):
-            publish(tmp_path / "grown" if turn % 2 == (reloads - 1) % 2 else trained, tmp_path / "repo", serve)
-            server.reload()
-            time.sleep(0.2)
-        stop.set()
-        for thread in threads:
-            thread.join()
+        try:
+            for turn in range(reloads):
+                publish(tmp_path / "grown" if turn % 2 == (reloads - 1) % 2 else trained, tmp_path / "repo", serve)
+                server.reload()
+                time.sleep(0.2)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
         assert not failures and answered[0] > 10
         assert check_served(tmp_path / "grown", server.grpc_url, [["N1", "B002"], ["B003"]], 70).passed
         with Client(server.grpc_url) as client:

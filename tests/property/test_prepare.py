@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmcfsr_merlin.cluster import Engine, engine
+from llmcfsr_merlin.cluster import Engine, engine, has_gpu
 from llmcfsr_merlin.config import ClusterConfig, PrepareConfig
 from llmcfsr_merlin.contract import CODE, COUNT, ITEM, ROW, SPLITS, TIME, TRAIN_COUNT, USER
+from llmcfsr_merlin.data.partitions import read_frame
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.features import prepare
 
@@ -115,12 +116,43 @@ configs = st.builds(
 
 
 @SMALL
-@given(log=logs(), config=configs, parts=st.sampled_from([1, 3, 50]), rows=st.sampled_from([1, 7, 10**6]))
-def test_equals_reference(tmp_path_factory, log, config, parts, rows):
-    check(log, config, tmp_path_factory.mktemp("prepare"), parts, rows)
+@given(
+    log=logs(), config=configs, parts=st.sampled_from([1, 3, 50]), rows=st.sampled_from([1, 7, 10**6]),
+    workers=st.sampled_from([1, 4]),
+)  # fmt: skip
+def test_equals_reference(tmp_path_factory, log, config, parts, rows, workers):
+    on = Engine("single", False, workers, 1 << 30, 1 << 30)
+    check(log, config, tmp_path_factory.mktemp("prepare"), parts, rows, on)
+
+
+class Pandas:
+    """pandas with the one call of cudf that it has not: row groups of several files."""
+
+    @staticmethod
+    def read_parquet(paths, columns, row_groups):
+        files = zip(map(pq.ParquetFile, paths), row_groups)
+        return pd.concat([file.read_row_groups(groups, columns).to_pandas() for file, groups in files])
 
 
 @SMALL
+@given(log=logs(), config=configs, rows=st.sampled_from([1, 7, 10**6]))
+def test_dataframe_path_equals_reference(tmp_path_factory, log, config, rows):
+    """The code that reads with cudf on a GPU, on pandas: what it calls is what both have. No proof for cudf itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmcfsr_merlin.data.shuffle.read_partition", lambda chunk, gpu: read_frame(chunk, Pandas, np))
+        check(log, config, tmp_path_factory.mktemp("frame"), 3, rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu(), reason="needs cudf, cupy, dask-cuda and a CUDA device")
+def test_gpu_equals_reference(tmp_path):
+    log = skewed(20_000, 500)
+    with engine(ClusterConfig(kind="cuda")) as on:
+        for parts, rows in ((1, 10**6), (3, 4000), (50, 300)):
+            check(log, PrepareConfig(min_user=5, min_item=4, max_length=10), tmp_path / str(parts), parts, rows, on)
+
+
+@settings(SMALL, max_examples=12)
 @given(log=logs(), seed=st.integers(0, 1000))
 def test_order_of_rows_does_not_matter(tmp_path_factory, log, seed):
     log[TIME] = np.random.default_rng(seed).permutation(len(log))
@@ -140,17 +172,38 @@ def cluster(request):
         yield chosen
 
 
+def skewed(rows: int, users: int) -> pd.DataFrame:
+    """A giant user, Zipf items, many equal timestamps, rows that repeat (user, item, time), rows without ids."""
+    random = np.random.default_rng(rows)
+    log = pd.DataFrame({
+        USER: [f"u{x}" for x in random.integers(0, users, rows)],
+        ITEM: [f"i{x}" for x in random.zipf(1.5, rows) % (users + 30)],
+        TIME: random.integers(0, 30, rows),
+    })  # fmt: skip
+    log.loc[: int(0.4 * rows), USER] = "giant"
+    log.loc[rows // 2 : rows // 2 + 9, USER], log.loc[rows // 3 : rows // 3 + 9, ITEM] = None, None
+    log = pd.concat([log, log.sample(frac=0.1, random_state=0)], ignore_index=True)
+    return log.assign(row=np.arange(len(log)))
+
+
 @pytest.mark.parametrize("parts, rows", [(1, 10**6), (3, 400), (50, 5)])
 def test_local_cluster_equals_reference(cluster, tmp_path, parts, rows):
-    random = np.random.default_rng(parts)
-    log = pd.DataFrame({
-        USER: [f"u{x}" for x in random.integers(0, 60, 1000)],
-        ITEM: [f"i{x}" for x in random.zipf(1.5, 1000) % 90],
-        TIME: random.integers(0, 30, 1000),
-        ROW: np.arange(1000),
-    })  # fmt: skip
-    log.loc[:399, USER] = "giant"
+    log = skewed(1000, 60)
+    assert log.duplicated([USER, ITEM, TIME]).sum() > 50
     check(log, PrepareConfig(min_user=5, min_item=4, max_length=10), tmp_path, parts, rows, cluster)
+
+
+def test_local_cluster_with_fewer_users_than_partitions(cluster, tmp_path):
+    log = skewed(200, 3)
+    report = check(log, PrepareConfig(filter="none"), tmp_path, 50, 3, cluster)
+    assert report["partitions"] >= 50 and report["users"] == 4
+
+
+def test_repeated_rows_are_all_kept(tmp_path):
+    """Whether they should be is ingest's question (data.duplicates): purchases do repeat."""
+    log = pd.DataFrame({USER: ["a"] * 6, ITEM: ["x", "x", "y", "x", "x", "y"], TIME: 7, ROW: np.arange(6)})
+    report = check(log, PrepareConfig(filter="none"), tmp_path, 2, 1)
+    assert report["interactions"] == 6
 
 
 def test_more_partitions_than_users_and_one_giant_user(tmp_path):
@@ -181,7 +234,7 @@ def test_stopped_run_continues(tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             prepare(source, tmp_path / "out", PrepareConfig(), on)
         patch.undo()
-        patch.setattr("llmcfsr_merlin.data.shuffle._read", lambda *_: 1 / 0)  # nothing is read again
+        patch.setattr("llmcfsr_merlin.data.shuffle.read_partition", lambda *_: 1 / 0)  # nothing is read again
         prepare(source, tmp_path / "out", PrepareConfig(), on)
     expected, _, _ = reference(log, PrepareConfig())
     assert read(tmp_path / "out", "sequences")[ITEM].map(len).tolist() == [len(x) for _, x in sorted(expected.items())]

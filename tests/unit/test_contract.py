@@ -5,7 +5,7 @@ import pandas as pd
 from merlin.io import Dataset
 
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, NULL, OOV, PAD
-from llmcfsr_merlin.features import categorify
+from llmcfsr_merlin.workflow import categorify
 
 
 def test_reserved_ids(tmp_path):

@@ -8,15 +8,15 @@ import pytest
 from llmcfsr_merlin.pipelines import prepare as stage
 from merlin.io import Dataset
 from merlin.schema import Tags
-from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
-from llmcfsr_merlin.cluster import Engine, engine
-from llmcfsr_merlin.config import ClusterConfig, Config, PrepareConfig
-from llmcfsr_merlin.contract import ITEM, ROW, SCHEMA, SPLITS, TIME, USER, VOCABULARY, resource
-from llmcfsr_merlin.errors import InputError, MissingDependency
-from llmcfsr_merlin.features import interaction_schema, prepare, sequence_workflow
+from llmcfsr_merlin.cluster import Engine
+from llmcfsr_merlin.config import Config, PrepareConfig
+from llmcfsr_merlin.contract import ITEM, ROW, SCHEMA, SEQUENCES, SPLITS, TIME, USER, VOCABULARY, resource
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.features import prepare
 from llmcfsr_merlin.stage import Manifest, seal
 from llmcfsr_merlin.vocabulary import Vocabulary
+from llmcfsr_merlin.workflow import interaction_schema, read_schema, sequence_workflow, write_schema
 
 SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)
 
@@ -36,10 +36,6 @@ def run_dir(tmp_path):
     pq.write_table(pa.Table.from_pandas(log_of(), preserve_index=False), folder / "part-00000.parquet")
     seal(tmp_path / "run" / "ingest", "ingest", "key", {})
     return tmp_path / "run"
-
-
-def load_schema(path, name):
-    return TensorflowMetadata.from_proto_text_file(str(path), name).to_merlin_schema()
 
 
 def test_stage_writes_the_contract_and_skips_when_true(run_dir):
@@ -63,7 +59,7 @@ def test_split_schema(run_dir):
 
     stage.run(Config.load(None, ["prepare.max_length=7"]), run_dir)
     out = run_dir / "prepare"
-    schema, items = load_schema(out, SCHEMA), len(pq.read_table(out / VOCABULARY))
+    schema, items = read_schema(out / SCHEMA), len(pq.read_table(out / VOCABULARY))
     item = schema[ITEM]
     for tag in (Tags.ITEM_ID, Tags.LIST, Tags.CATEGORICAL):
         assert schema.select_by_tag(tag).column_names == [ITEM]
@@ -99,19 +95,34 @@ def test_equals_nvtabular_groupby_and_list_slice(tmp_path, max_length):
     assert ours[ITEM].map(list).tolist() == theirs[ITEM].map(list).tolist()
 
 
-@pytest.mark.parametrize("name", ["interactions", "items", "sequences"])
-def test_shipped_schemas(run_dir, name):
-    schema = load_schema(resource("schemas"), f"{name}.pbtxt")
-    assert len(schema) >= 1 and "//" not in (resource("schemas") / f"{name}.pbtxt").read_text()
-    if name == "interactions":
-        written = pq.read_table(run_dir / "ingest" / "interactions")
-        assert set(written.schema.names) == set(schema.column_names) == set(interaction_schema().column_names)
-    if name == "sequences":
-        stage.run(Config(), run_dir)
-        found = load_schema(run_dir / "prepare", SCHEMA)
-        assert schema.column_names == found.column_names
-        for column in schema:
-            assert (column.tags, column.dtype.name) == (found[column.name].tags, found[column.name].dtype.name)
+def kinds(schema) -> dict:
+    """Column -> (dtype, is a list), of a Merlin or an Arrow schema."""
+    if isinstance(schema, pa.Schema):
+        inner = {field.name: getattr(field.type, "value_type", field.type) for field in schema}
+        names = {pa.string(): "str", pa.int64(): "int64", pa.float32(): "float32"}
+        return {name: (names[inner[name]], pa.types.is_list(schema.field(name).type)) for name in schema.names}
+    return {column.name: (column.dtype.name, bool(column.is_list)) for column in schema}
+
+
+def test_written_files_are_what_the_schemas_say(run_dir, tmp_path):
+    stage.run(Config(), run_dir)
+    out = run_dir / "prepare"
+    for split in SPLITS:
+        assert kinds(pq.read_schema(next((out / split).iterdir()))) == kinds(read_schema(out / SCHEMA))
+    assert kinds(pq.read_schema(next((out / SEQUENCES).iterdir()))) == kinds(read_schema(out / SCHEMA))
+    names = ("interactions", "items", "sequences")
+    shipped = {name: read_schema(resource("schemas") / f"{name}.pbtxt") for name in names}
+    assert kinds(shipped["sequences"]) == kinds(read_schema(out / SCHEMA))
+    log = pq.read_schema(next((run_dir / "ingest" / "interactions").iterdir()))
+    assert kinds(shipped["interactions"]) == kinds(interaction_schema()) == kinds(log)
+    written = read_schema(out / SCHEMA)
+    for column in shipped["sequences"]:
+        assert column.tags == written[column.name].tags
+    for schema in (written, *shipped.values()):
+        write_schema(schema, tmp_path / "again.pbtxt")
+        again = read_schema(tmp_path / "again.pbtxt")
+        assert again == schema and [column.properties for column in again] == [column.properties for column in schema]
+        assert "//" not in (tmp_path / "again.pbtxt").read_text()  # no path of this machine
 
 
 def test_filters_that_leave_nothing_say_what_to_lower(run_dir):
@@ -145,21 +156,3 @@ def test_bad_input(tmp_path):
     (folder / "part-00000.parquet").write_bytes(b"not parquet")
     with pytest.raises(InputError, match="cannot be read"):
         prepare(folder, tmp_path / "out", PrepareConfig(), SINGLE)
-
-
-def test_engine_choice(capfd):
-    with engine(ClusterConfig(partition_size="64MB", workers=3)) as chosen:
-        assert (chosen.kind, chosen.workers, chosen.partition) == ("single", 3, 64_000_000)
-    assert "partitions of" in capfd.readouterr().err
-    with pytest.raises(MissingDependency, match="needs a CUDA GPU"), engine(ClusterConfig(kind="cuda")):
-        pass
-    with pytest.raises(InputError, match=r"cluster\.memory_limit"), engine(ClusterConfig(memory_limit="much")):
-        pass
-
-
-def test_full_disk_is_one_clear_line():
-    def full(_):
-        raise OSError(28, "No space left on device", "/run/x")
-
-    with pytest.raises(InputError, match=r"disk is full .*/run/x"):
-        SINGLE.map(full, [1], "shuffle")

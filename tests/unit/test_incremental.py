@@ -41,7 +41,7 @@ def raw_rows(out, name):
 
 
 def test_two_days_equal_one_log(tmp_path, monkeypatch):
-    monkeypatch.setattr("llmcfsr_merlin.data.shuffle._SMALL", 1)
+    monkeypatch.setattr("llmcfsr_merlin.data.partitions._SMALL", 1)
     engine = Engine("single", False, 1, 1 << 30, 200 * 160)
     first, second = day(0, 60, 40), day(1, 80, 60)
     first = first[first.groupby(USER)[USER].transform("size") >= 3]
@@ -61,7 +61,7 @@ def test_two_days_equal_one_log(tmp_path, monkeypatch):
 
 
 def test_parts_without_a_touched_user_are_copied(tmp_path, monkeypatch):
-    monkeypatch.setattr("llmcfsr_merlin.data.shuffle._SMALL", 1)
+    monkeypatch.setattr("llmcfsr_merlin.data.partitions._SMALL", 1)
     engine = Engine("single", False, 1, 1 << 30, 100 * 160)
     prepare(write(tmp_path / "1", day(0, 60, 40)), tmp_path / "old", SETTINGS, engine)
     one = pd.DataFrame({USER: ["u000", "zzz"], ITEM: ["i1", "i2"], TIME: 5000, ROW: [1, 2]})

@@ -6,10 +6,10 @@ import os
 
 import pandas as pd
 import pytest
+from llmcfsr_merlin.pipelines import ingest as stage
 
 from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.pipelines import ingest as stage
 from tests.unit.data.world import LOG, metadata_2018, reviews_2018, rows, run, write
 
 YELP = json.dumps({"user_id": "u", "business_id": "b", "stars": 4.0, "date": "2018-08-23 22:28:46"})
@@ -116,7 +116,7 @@ def test_dates_need_times_and_ratings_a_column(tmp_path):
 
 
 def test_a_wrong_number_of_names(tmp_path):
-    path = write(tmp_path / "inter.txt", ["1 2 3"])
+    path = write(tmp_path / "inter.txt", ["u i 3"])
     refused(config("table", path, "data.columns.names=[user_id,item_id]"), tmp_path, r"expected 2 columns.*found 3")
 
 

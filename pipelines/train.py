@@ -1,0 +1,103 @@
+"""Stage train: sequences and semantic vectors -> the trained network, and beside it the neural baselines."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from llmcfsr_merlin.config import Config, models
+from llmcfsr_merlin.contract import TRAIN_HISTORY, VECTORS, VOCABULARY
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.model.artefact import load_model, save_model
+from llmcfsr_merlin.semantics.table import load_item_table
+from llmcfsr_merlin.stage import Manifest, run_stage, write_json
+from llmcfsr_merlin.training import train_network
+from llmcfsr_merlin.vocabulary import Vocabulary
+
+BASELINES = "baselines"  # folder of the run: one stage directory a neural baseline
+
+
+def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
+    """Write run_dir/train from run_dir/prepare and embed, and run_dir/baselines/<name> for each neural baseline.
+
+    An id-only model does not read run_dir/embed. A killed training goes on from its last epoch.
+    """
+    run_dir = Path(run_dir)
+    manifest = _train(config, run_dir, run_dir, "train", "", force)
+    for name in neural_baselines(config):
+        _train(config.with_model(name), run_dir, run_dir / BASELINES, name, "../", force)
+    return manifest
+
+
+def neural_baselines(config: Config) -> list[str]:
+    """Those of evaluate.baselines that are trained here: the models of pipelines/models."""
+    return [name for name in config.evaluate.baselines if name in models() and name != config.model.name]
+
+
+def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, force: bool) -> Manifest:
+    prepared, embedded = run_dir / "prepare", run_dir / "embed"
+    teacher = None
+    if config.train.align_to:
+        teacher = run_dir / BASELINES / config.train.align_to
+        _train(config.with_model(config.train.align_to), run_dir, run_dir / BASELINES, teacher.name, "../", force)
+
+    def work(out: Path) -> dict:
+        _verify(prepared, (VOCABULARY, "schema", "train/", "valid/"))
+        vocabulary = Vocabulary.load(prepared / VOCABULARY)
+        vectors = None
+        if config.model.needs_vectors:
+            _verify(embedded, (VECTORS,))
+            vectors = load_item_table(vocabulary.ids.tolist(), embedded / VECTORS).vectors
+        checkpoints = out / ".checkpoints"
+        print(f"training {config.model.name}", flush=True)
+        network, history = train_network(
+            config.model,
+            config.train,
+            prepared,
+            checkpoints,
+            rows=len(vocabulary),
+            max_length=config.prepare.max_length,
+            train_counts=vocabulary.train_counts,
+            vectors=vectors,
+            item_table=None if teacher is None else _item_table(teacher, vocabulary, config),
+            report=lambda line: print(f"  {line}", flush=True),
+        )
+        shutil.rmtree(checkpoints)
+        shutil.copy2(prepared / VOCABULARY, out / VOCABULARY)
+        save_model(network, out, vocabulary.hash)
+        write_json(out / TRAIN_HISTORY, history)
+        best = max(history, key=lambda epoch: epoch["ndcg@10"])
+        return {
+            "model": config.model.name,
+            "parameters": sum(weight.numel() for weight in network.parameters()),
+            "epochs": len(history),
+            "best_epoch": best["epoch"],
+            "validation ndcg@10": round(best["ndcg@10"], 5),
+            "gamma": float(network.gamma),
+        }
+
+    settings = {
+        "model": config.model.model_dump(),
+        "train": config.train.model_dump(exclude={"device"}),
+        "max_length": config.prepare.max_length,
+    }
+    inputs = [f"{up}prepare", *([f"{up}embed"] if config.model.needs_vectors else [])]
+    inputs += [f"{up}{BASELINES}/{teacher.name}"] if teacher else []
+    manifest, _ = run_stage(parent, stage, settings, inputs, work, force=force, resumable=True)
+    return manifest
+
+
+def _item_table(teacher: Path, vocabulary: Vocabulary, config: Config) -> np.ndarray:
+    """The trained item table [V, d] of a baseline."""
+    _verify(teacher, ("model",))
+    table = load_model(teacher, vocabulary.hash).items.collaborative
+    if table is None or table.embedding_dim != config.model.hidden:
+        raise InputError(
+            f"train.align_to: expected a model with an item table of width {config.model.hidden}, found {teacher.name}"
+        )
+    return table.weight.detach().numpy()
+
+
+def _verify(directory: Path, prefixes: tuple[str, ...]) -> None:
+    manifest = Manifest.load(directory)
+    manifest.verify(directory, [name for name in manifest.files if name.startswith(prefixes)])

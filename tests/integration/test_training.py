@@ -1,0 +1,212 @@
+"""Training for real, on small worlds: learns what is there, nothing on noise, resumes, and evaluates as it predicts."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from llmcfsr_merlin.pipelines import evaluate, prepare, train
+
+from llmcfsr_merlin import training
+from llmcfsr_merlin.config import Config, models
+from llmcfsr_merlin.contract import SEQUENCES
+from llmcfsr_merlin.evaluation.candidates import read_sequences
+from llmcfsr_merlin.ranking import pad
+from llmcfsr_merlin.recommender import Recommender
+from llmcfsr_merlin.semantics.table import vectors_column
+from llmcfsr_merlin.stage import run_stage, write_json
+from llmcfsr_merlin.vocabulary import Vocabulary
+from tests.worlds import attribute_world, noise, write_ingest
+
+ID_ONLY = ["model.hidden=16", "train.negatives=64", "train.batch_size=64", "prepare.max_length=10"]
+IDS = ["model.views=[collaborative]", "model.pca_init=false", "model.content_match=false", "evaluate.baselines=[]"]
+
+
+def configured(*overrides: str) -> Config:
+    return Config.load(None, ["name=small", *ID_ONLY, *IDS, *overrides])
+
+
+@pytest.fixture(scope="module")
+def learnable(tmp_path_factory):
+    run = tmp_path_factory.mktemp("learnable")
+    write_ingest(run, *attribute_world())
+    prepare.run(configured(), run)
+    return run
+
+
+def copy_of(run, tmp_path):
+    for stage in ("ingest", "prepare"):
+        shutil.copytree(run / stage, tmp_path / stage)
+    return tmp_path
+
+
+def test_noise_scores_at_chance(tmp_path):
+    """needs.md 1: a leak of the label shows here as quality where none can be."""
+    write_ingest(tmp_path, noise())
+    config = configured("train.epochs=4", "evaluate.sampled_negatives=50")
+    prepare.run(config, tmp_path)
+    manifest = train.run(config, tmp_path)
+    evaluate.run(config, tmp_path)
+    metrics = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
+    users, items = 400, 200
+    for protocol, chance in (("full", 10 / items), ("sampled", 10 / 51)):
+        (found,) = [
+            row["value"]
+            for row in metrics
+            if (row["protocol"], row["group"], row["metric"]) == (protocol, "overall", "hr@10")
+        ]
+        assert abs(found - chance) < 3.5 * (chance * (1 - chance) / users) ** 0.5, protocol
+    assert manifest.counts["validation ndcg@10"] < 0.06
+
+
+@pytest.fixture(scope="module")
+def noise_with_vectors(tmp_path_factory):
+    """Noise again, and random vectors as the finished stage embed."""
+    run = tmp_path_factory.mktemp("noise")
+    write_ingest(run, noise())
+    prepare.run(configured(), run)
+
+    def work(out):
+        ids = Vocabulary.load(run / "prepare" / "vocabulary.parquet").ids.tolist()
+        drawn = np.random.default_rng(0).normal(size=(len(ids), 24)).astype(np.float32)
+        (out / "vectors").mkdir()
+        table = pa.table({"item_id": ids, "vector": vectors_column(drawn), "has_text": [True] * len(ids)})
+        pq.write_table(table, out / "vectors" / "part-00000.parquet")
+        return {"items": len(ids)}
+
+    run_stage(run, "embed", {}, ["prepare"], work)
+    return run
+
+
+@pytest.mark.parametrize("name", models())
+def test_no_model_finds_anything_in_noise(name, noise_with_vectors):
+    """Leak test of every recipe: the loss and the metric see the same future, a leak would show in either."""
+    overrides = [*ID_ONLY, "train.epochs=3", "evaluate.sampled_negatives=50"]
+    config = Config.load(None, ["name=noise", "evaluate.baselines=[]", *overrides], name)
+    manifest = train.run(config, noise_with_vectors)
+    evaluate.run(config, noise_with_vectors)
+    metrics = json.loads((noise_with_vectors / "evaluate" / "metrics.json").read_text())
+    for protocol, chance in (("full", 10 / 200), ("sampled", 10 / 51)):
+        (found,) = [
+            row["value"]
+            for row in metrics
+            if (row["protocol"], row["group"], row["metric"]) == (protocol, "overall", "hr@10")
+        ]
+        assert abs(found - chance) < 3.5 * (chance * (1 - chance) / 400) ** 0.5, protocol
+    assert manifest.counts["model"] == name
+
+
+def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnable, tmp_path):
+    run = copy_of(learnable, tmp_path)
+    config = configured("train.epochs=12", "train.learning_rate=0.01")
+    best = train.run(config, run).counts["validation ndcg@10"]
+    history = json.loads((run / "train" / "history.json").read_text())
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert best == pytest.approx(max(epoch["ndcg@10"] for epoch in history), abs=1e-5)
+    assert best > 3 * 10 / 120 * 0.45  # NDCG@10 of a random order is about 0.45 * 10 / items
+    # The trainer's figure is the one that recommend() gives on the same histories.
+    recommender = Recommender.load(run)
+    gains, users = 0.0, 0
+    for _, sequences in read_sequences(run / "prepare"):
+        histories = pad([sequence[:-2].tolist() for sequence in sequences], 10)
+        targets = torch.tensor([sequence[-2] for sequence in sequences])
+        scores = recommender.ranker.scores(histories)
+        ranks = (scores > scores.gather(1, targets[:, None])).sum(1).double()
+        gains += float(((ranks < 10) / torch.log2(ranks + 2)).sum())
+        users += len(sequences)
+    assert gains / users == pytest.approx(best, abs=1e-4)
+
+
+def test_the_test_item_is_not_read_before_evaluation(learnable, tmp_path):
+    """Training and selection give the same weights whatever the last item of each user is."""
+    config = configured("train.epochs=2")
+    weights = []
+    for name in ("as_is", "changed"):
+        (tmp_path / name).mkdir()
+        run = copy_of(learnable, tmp_path / name)
+        if name == "changed":
+            shutil.rmtree(run / "prepare" / "test")
+            shutil.rmtree(run / "prepare" / SEQUENCES)
+        train.run(config, run)
+        weights.append((run / "train" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(learnable, tmp_path, monkeypatch):
+    config = configured("train.epochs=4")
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        copy_of(learnable, tmp_path / name)
+    train.run(config, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    def dies(line):
+        if line.startswith("epoch 3/"):
+            raise Killed
+
+    original = training.train_network
+    monkeypatch.setattr(train, "train_network", lambda *a, **k: original(*a, **{**k, "report": dies}))
+    with pytest.raises(Killed):
+        train.run(config, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "train").exists(), "nothing half-written"
+    lines = []
+    monkeypatch.setattr(train, "train_network", lambda *a, **k: original(*a, **{**k, "report": lines.append}))
+    train.run(config, tmp_path / "killed")
+    assert lines[0].startswith("epoch 3/"), lines
+    read = [Recommender.load(tmp_path / name).ranker.network.state_dict() for name in ("whole", "killed")]
+    for name, weight in read[0].items():
+        torch.testing.assert_close(read[1][name], weight, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_finished_stage_is_skipped_and_a_changed_setting_runs_it(learnable, tmp_path):
+    run = copy_of(learnable, tmp_path)
+    first = train.run(configured("train.epochs=1"), run)
+    stamp = (run / "train" / "manifest.json").stat().st_mtime_ns
+    assert train.run(configured("train.epochs=1", "train.device=cpu"), run).key == first.key
+    assert (run / "train" / "manifest.json").stat().st_mtime_ns == stamp
+    assert train.run(configured("train.epochs=2"), run).key != first.key
+
+
+def test_a_changed_input_is_refused(learnable, tmp_path):
+    run = copy_of(learnable, tmp_path)
+    part = next((run / "prepare" / "train").glob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="was changed after it was written"):
+        train.run(configured("train.epochs=1"), run)
+    assert not (run / "train").exists()
+
+
+def test_every_neural_baseline_is_trained_and_measured_on_the_same_cases(learnable, tmp_path):
+    run = copy_of(learnable, tmp_path)
+    overrides = ["train.epochs=1", "evaluate.baselines=[popularity, sasrec]", "model.name=mine"]
+    config = configured(*overrides, "evaluate.sampled_negatives=20")
+    train.run(config, run)
+    evaluate.run(config, run)
+    metrics = json.loads((run / "evaluate" / "metrics.json").read_text())
+    assert {row["recipe"] for row in metrics} == {"mine", "sasrec", "popularity"}
+    counts = {row["count"] for row in metrics if row["group"] == "overall"}
+    assert counts == {300}
+
+
+def test_a_stage_without_its_input_says_which_to_run(tmp_path):
+    for stage, wanted in ((train, "prepare"), (evaluate, "prepare"), (prepare, "ingest")):
+        with pytest.raises(ValueError, match=f"run `llmcfsr {wanted}` first"):
+            stage.run(configured(), tmp_path)
+    write_json(tmp_path / "x.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json"], "nothing half-written"
+
+
+def test_seeds_differ_and_one_seed_repeats(learnable, tmp_path):
+    found = []
+    for place, seed in enumerate((1, 1, 2)):
+        (tmp_path / str(place)).mkdir()
+        run = copy_of(learnable, tmp_path / str(place))
+        train.run(configured("train.epochs=1", f"train.seed={seed}"), run)
+        found.append(Recommender.load(run).ranker.catalogue.candidates.numpy())
+    assert np.array_equal(found[0], found[1])
+    assert not np.allclose(found[0], found[2])

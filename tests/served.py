@@ -1,0 +1,38 @@
+"""A small sealed model of random weights for the tests of serving."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from llmcfsr_merlin.config import ModelConfig
+from llmcfsr_merlin.model.artefact import save_model
+from llmcfsr_merlin.model.network import DualViewNetwork
+from llmcfsr_merlin.stage import seal
+from llmcfsr_merlin.vocabulary import Vocabulary
+
+ITEMS, LENGTH, DIMENSION = 60, 12, 24
+IDS = [f"B{i:03d}" for i in range(ITEMS)]
+
+
+def write_model(directory: Path, ids: list[str] | None = None, seed: int = 0, **settings) -> Path:
+    """Vocabulary, weights and manifest in `directory`; settings are of ModelConfig, two views by default."""
+    torch.manual_seed(seed)
+    ids = IDS if ids is None else ids
+    directory.mkdir(parents=True, exist_ok=True)
+    counts = np.arange(len(ids), 0, -1)
+    config = ModelConfig(**{"hidden": 16, **settings})
+    vectors = None
+    if "semantic" in config.views:
+        vectors = torch.randn(len(ids) + 3, DIMENSION)
+        vectors[:3] = 0
+    network = DualViewNetwork(config, len(ids) + 3, LENGTH, None if vectors is None else DIMENSION)
+    network.items.initialise(config, torch.tensor(np.r_[0, 0, 0, counts]), vectors)
+    network.gamma.fill_(2.0)
+    columns = {"item_id": ids, "code": np.arange(3, len(ids) + 3), "count": counts, "train_count": counts}
+    pq.write_table(pa.table(columns), directory / "vocabulary.parquet")
+    save_model(network, directory, Vocabulary.load(directory / "vocabulary.parquet").hash)
+    seal(directory, "train", "key", {})
+    return directory
