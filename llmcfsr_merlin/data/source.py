@@ -67,8 +67,8 @@ def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
         if path.is_dir():
             raise InputError(f"{setting}: expected a file, found the folder {path}: use a pattern like {path}/*.gz")
         if not matches:
-            what = "a file that matches the pattern" if glob.has_magic(pattern) else "the file"
-            raise InputError(f"{setting}: expected {what} {pattern}, found none: check the path")
+            what = "files that match" if glob.has_magic(pattern) else "a file"
+            raise InputError(f"{setting}: expected {what}, found no {pattern!r}: check the path")
         found += [match for match in matches if match not in found]
     return found
 

@@ -180,5 +180,5 @@ def test_output_agrees_with_the_schemas(tmp_path):
         if name == "interactions":
             assert schema.column_names == list(frame.columns)
         for column in schema:
-            kind = "object" if column.dtype.name == "string" else column.dtype.name
+            kind = column.dtype.to_numpy.name.replace("str", "object")
             assert frame[column.name].dtype.name == kind, (name, column.name)

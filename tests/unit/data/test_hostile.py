@@ -74,8 +74,8 @@ def test_bad_files(name, tmp_path):
 
 
 @pytest.mark.parametrize("path, message", [
-    ("nowhere.json", r"data.interactions: expected the file .*nowhere.json, found none"),
-    ("*.json", r"expected a file that matches the pattern .*\*.json, found none"),
+    ("nowhere.json", r"data.interactions: expected a file, found no .*nowhere.json'"),
+    ("*.json", r"expected files that match, found no .*\*.json'"),
     ("", r"expected a file, found the folder .*: use a pattern"),
 ])  # fmt: skip
 def test_missing_files(path, message, tmp_path):
