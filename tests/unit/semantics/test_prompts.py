@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.data.text import clean, join_values
+from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics.prompts import TEMPLATES, Prompter, augment, show
 
 ROW = {
