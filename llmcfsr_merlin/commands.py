@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import ITEM, ITEMS, METRICS, MODEL_REPOSITORY, RANKS, TRAIN_HISTORY
+from llmcfsr_merlin.contract import BASELINES, ITEM, ITEMS, METRICS, MODEL_REPOSITORY, RANKS, TRAIN_HISTORY
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.stage import Manifest
 
@@ -146,7 +146,7 @@ def report(arguments) -> None:
         for (user, sequence), row in zip(chosen.items(), answers.items)
     ]
     curves = {settings.model.name: directory / "train"}
-    curves |= {path.name: path for path in sorted((directory / "baselines").glob("*"))}
+    curves |= {path.name: path for path in sorted((directory / BASELINES).glob("*"))}
     ranks = directory / "evaluate" / RANKS
     page = write_report(
         arguments.out or directory / "report",

@@ -389,6 +389,17 @@ class Config(_Section):
         config._recipe = self._recipe
         return config
 
+    @property
+    def neural_baselines(self) -> list[str]:
+        """Those of evaluate.baselines that are trained: the models of pipelines/models."""
+        return [name for name in self.evaluate.baselines if name not in (*CLOSED_FORM, self.model.name)]
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether the model or one of its neural baselines reads semantic vectors."""
+        names = self.neural_baselines
+        return self.model.needs_vectors or any(self.with_model(name).model.needs_vectors for name in names)
+
     def record(self, run_dir: Path) -> None:
         """Write the settings into the run directory, where recorded() finds them."""
         Path(run_dir).mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ MODEL_CONFIG = "model.json"  # train: what is needed to build the network before
 TRAIN_HISTORY = "history.json"  # train: one dict an epoch: epoch, loss, ndcg@10, hr@10, seconds
 METRICS = "metrics.json"  # evaluate: list of {recipe, seed, protocol, group, metric, value, count}
 RANKS = "ranks.parquet"  # evaluate: one row a recipe and user; the target's rank in each protocol
+BASELINES = "baselines"  # folder of the run: one stage directory a neural baseline
 CASES = "cases.parquet"  # evaluate: one row a user, its sequence and the stored negatives of the sampled protocol
 MODEL_REPOSITORY = "model_repo"  # export: the Triton model repository
 

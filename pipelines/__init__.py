@@ -29,7 +29,7 @@ def run_stages(
     config.record(run_dir)
     manifests = {}
     for stage in stages:
-        if stage == "embed" and not needs_vectors(config):
+        if stage == "embed" and not config.needs_vectors:
             report("embed: not needed, no model here reads semantic vectors")
             continue
         written = run_dir / stage / MANIFEST
@@ -42,12 +42,3 @@ def run_stages(
         else:
             report(f"{stage}: done in {time.perf_counter() - start:.1f} s")
     return manifests
-
-
-def needs_vectors(config: Config) -> bool:
-    """Whether the model or one of its neural baselines reads semantic vectors."""
-    from llmcfsr_merlin.pipelines.train import neural_baselines
-
-    return config.model.needs_vectors or any(
-        config.with_model(name).model.needs_vectors for name in neural_baselines(config)
-    )

@@ -3,10 +3,8 @@
 from functools import partial
 from pathlib import Path
 
-from llmcfsr_merlin.pipelines.train import BASELINES, neural_baselines
-
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import VOCABULARY
+from llmcfsr_merlin.contract import BASELINES, VOCABULARY
 from llmcfsr_merlin.evaluation.baselines import fit_baseline
 from llmcfsr_merlin.evaluation.measure import measure
 from llmcfsr_merlin.recommender import Recommender
@@ -18,7 +16,7 @@ from llmcfsr_merlin.vocabulary import Vocabulary
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     """Write run_dir/evaluate (metrics, ranks a user, stored candidates) from run_dir/prepare, train and baselines."""
     run_dir = Path(run_dir)
-    neural = neural_baselines(config)
+    neural = config.neural_baselines
     folders = {config.model.name: "train"} | {name: f"{BASELINES}/{name}" for name in neural}
 
     def work(out: Path) -> dict:

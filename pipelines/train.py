@@ -5,16 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from llmcfsr_merlin.config import Config, models
-from llmcfsr_merlin.contract import TRAIN_HISTORY, VECTORS, VOCABULARY
+from llmcfsr_merlin.config import Config
+from llmcfsr_merlin.contract import BASELINES, TRAIN_HISTORY, VECTORS, VOCABULARY
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.artefact import load_model, save_model
 from llmcfsr_merlin.semantics.table import load_item_table
 from llmcfsr_merlin.stage import Manifest, run_stage, write_json
 from llmcfsr_merlin.training import train_network
 from llmcfsr_merlin.vocabulary import Vocabulary
-
-BASELINES = "baselines"  # folder of the run: one stage directory a neural baseline
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
@@ -24,14 +22,9 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     """
     run_dir = Path(run_dir)
     manifest = _train(config, run_dir, run_dir, "train", "", force)
-    for name in neural_baselines(config):
+    for name in config.neural_baselines:
         _train(config.with_model(name), run_dir, run_dir / BASELINES, name, "../", force)
     return manifest
-
-
-def neural_baselines(config: Config) -> list[str]:
-    """Those of evaluate.baselines that are trained here: the models of pipelines/models."""
-    return [name for name in config.evaluate.baselines if name in models() and name != config.model.name]
 
 
 def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, force: bool) -> Manifest:
