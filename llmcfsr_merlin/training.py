@@ -30,6 +30,9 @@ from llmcfsr_merlin.ranking import Ranker
 GAMMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _BEST = "eval_/next-item/ndcg_at_10"
 _NOTHING = Auxiliary()
+# transformers 4.27 (the Merlin container) has no such argument: there the Trainer's own checkpoints, which live only
+# while a training runs, are in torch's format. What this project writes and reads is safetensors everywhere.
+_SAFETENSORS = {"save_safetensors": True} if "save_safetensors" in T4RecTrainingArguments.__dataclass_fields__ else {}
 
 
 class _Trainer(tr.Trainer):
@@ -156,7 +159,7 @@ def make_trainer(
         load_best_model_at_end=evaluate,
         metric_for_best_model=_BEST,
         greater_is_better=True,
-        save_safetensors=True,
+        **_SAFETENSORS,
         predict_top_k=0,
         max_grad_norm=5.0,
         seed=train.seed,
