@@ -151,6 +151,8 @@ class Server:
                 urllib.request.urlopen(request, timeout=self.timeout).close()
             except urllib.error.HTTPError as error:
                 raise InputError(f"{model} did not load: {error.read().decode(errors='replace')[:500]}") from error
+            except OSError as error:  # no answer in time, or no server
+                raise InputError(f"{model} did not load within {self.timeout:.0f} s ({error}): reload again") from error
 
     @property
     def _reach(self) -> str:
