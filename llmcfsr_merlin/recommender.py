@@ -16,6 +16,8 @@ from llmcfsr_merlin.ranking import Ranker, pad, select_top_k
 from llmcfsr_merlin.stage import Manifest
 from llmcfsr_merlin.vocabulary import Vocabulary
 
+_ROWS = 512  # histories scored together: memory holds that many rows of the catalogue
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -146,6 +148,20 @@ class Recommender:
         check_question(k, allow)
         if not len(histories):
             return no_answers(k)
+        parts = [
+            self._answer(histories[start : start + _ROWS], k, exclude_seen, allow, deny)
+            for start in range(0, len(histories), _ROWS)
+        ]
+        return Answers(*map(np.concatenate, zip(*(vars(part).values() for part in parts))))
+
+    def _answer(
+        self,
+        histories: Sequence[Sequence],
+        k: int,
+        exclude_seen: bool,
+        allow: Sequence | None,
+        deny: Sequence | None,
+    ) -> Answers:
         encoded = self.encode(histories)
         rows = len(histories)
         codes, scores = self.rank(

@@ -88,3 +88,15 @@ def test_answers_are_raw_ids_and_unknown_ones_are_counted(run):
     assert answers.unknown.tolist() == [0, 1, 1]
     assert answers.fallback.tolist() == [False, False, True]
     assert answers.items[2].tolist() == ["soap", "balm", "comb", "wax"]  # the most popular, ties by code
+
+
+def test_many_histories_are_answered_in_pieces_as_one_by_one(run, monkeypatch):
+    histories = [["soap"], ["comb", "wax"], [], ["balm", "soap"], ["x"]]
+    recommender = Recommender.load(run)
+    whole = recommender.answer(histories, k=3)
+    monkeypatch.setattr("llmcfsr_merlin.recommender._ROWS", 2)
+    pieces = recommender.answer(histories, k=3)
+    assert pieces.items.tolist() == whole.items.tolist()
+    assert pieces.scores == pytest.approx(whole.scores, abs=1e-6)
+    assert pieces.unknown.tolist() == whole.unknown.tolist() == [0, 0, 0, 0, 1]
+    assert pieces.fallback.tolist() == whole.fallback.tolist()
