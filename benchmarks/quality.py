@@ -6,7 +6,7 @@
     python benchmarks/quality.py --report                                                   # page, figures and tests
 
 Ingest, prepare and embed are made once a dataset (runs/quality/<dataset>/base); all models read them and are ranked on
-the same stored candidates. What is already trained is skipped. Settings are those of the recipe and of the model file; no
+the same stored candidates. What is already trained is skipped. Settings are those of the recipe and the model file; no
 search has been made. The epoch and gamma are selected on validation; the test items are read here.
 """
 
