@@ -412,9 +412,12 @@ class Config(_Section):
         if not path.is_file():
             raise InputError(f"expected a run directory, found no {path}: `llmcfsr run RECIPE --run {run_dir}` first")
         try:
-            return cls._validate(json.loads(path.read_text()), path)
+            tree = json.loads(path.read_text())
+            config = cls._validate(tree, path)
         except ValueError as error:
             raise InputError(f"{path} is not readable ({error}): run a stage of its recipe again") from error
+        config._recipe = tree
+        return config
 
     @classmethod
     def _validate(cls, tree: dict, source: str | Path) -> "Config":

@@ -36,7 +36,7 @@ _SAFETENSORS = {"save_safetensors": True} if "save_safetensors" in T4RecTraining
 
 
 class _Trainer(tr.Trainer):
-    """Transformers4Rec's Trainer with the two names that its rank metric needs."""
+    """Transformers4Rec's Trainer, able to resume under torch 2.6 and newer."""
 
     def _load_rng_state(self, checkpoint):
         # torch >= 2.6 reads checkpoints without pickle and must be told the plain numpy types in the random state.
