@@ -25,7 +25,7 @@ class Distillation:
 
     LLM-ESR encodes the similar users anew at every step. Here their states are those of the last time they were in a
     batch, at most an epoch old, so that the loss costs no forward pass. A user none of whose neighbours was seen yet is
-    left out. The states are not in a checkpoint: a resumed training collects them anew, and so differs from a whole one.
+    left out. The states are not in a checkpoint: a resumed training collects them anew, unlike a whole one.
     """
 
     def __init__(self, neighbours: Tensor, width: int):
