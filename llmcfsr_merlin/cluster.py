@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -163,8 +163,13 @@ def _client(kind: str, config: ClusterConfig, workers: int, memory: int):
     else:
         make = partial(LocalCluster, n_workers=workers, threads_per_worker=1, memory_limit=memory)
     # Not the default client: NVTabular would send its vocabulary to it, and every worker would import torch.
-    with make(dashboard_address=":0") as cluster, Client(cluster, set_as_default=False) as client:
-        yield client
+    cluster = make(dashboard_address=":0")
+    try:
+        with Client(cluster, set_as_default=False) as client:
+            yield client
+    finally:
+        with suppress(NoAnswer):  # a worker that is just being restarted; the processes end with this one
+            cluster.close(timeout=_PATIENCE)
 
 
 def cuda_arguments(config: ClusterConfig, workers: int, memory: int, free: int) -> dict:

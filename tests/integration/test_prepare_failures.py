@@ -2,14 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -55,11 +56,47 @@ def expected(tmp_path_factory):
     return report, content(tmp / "out")
 
 
+class Processes:
+    """A dask scheduler and workers as processes of their own; `stop` kills them all, whatever state they are in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.where, self.started = folder / "scheduler.json", []
+
+    def start(self, worker: list[str], prelude: str = "", dashboard: str = "--no-dashboard") -> str:
+        """Start both, and return the address of the scheduler; a task may lose its worker once."""
+        local = ["--host", "127.0.0.1", "--port", "0", *dashboard.split()]
+        self._process("scheduler", [*local, "--scheduler-file", str(self.where)])
+        for _ in range(600):
+            if self.where.is_file() and self.where.read_text().endswith("}"):
+                break
+            time.sleep(0.1)
+        address = json.loads(self.where.read_text())["address"]
+        self._process("worker", [*worker, "--no-dashboard", address], prelude)
+        return address
+
+    def _process(self, kind: str, options: list[str], prelude: str = "") -> None:
+        code = f"import sys; sys.argv = {['dask', *options]!r}; {prelude}\n"
+        code += f"from distributed.cli.dask_{kind} import main; main()"
+        environment = os.environ | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        command = [sys.executable, "-c", code]
+        self.started.append(subprocess.Popen(command, env=environment, start_new_session=True, **quiet))
+
+    def stop(self) -> None:
+        for one in self.started:
+            with suppress(ProcessLookupError):
+                os.killpg(one.pid, signal.SIGKILL)
+            one.wait()
+
+
+# Not a LocalCluster: closing one while a nanny restarts a killed worker can wait for ever.
 @pytest.fixture(scope="module")
-def scheduler():
-    settings = {"distributed.scheduler.allowed-failures": 1, "distributed.worker.daemon": True}
-    with dask.config.set(settings), LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as started:
-        yield started.scheduler_address
+def scheduler(tmp_path_factory):
+    processes = Processes(tmp_path_factory.mktemp("scheduler"))
+    try:
+        yield processes.start(["--nworkers", "2", "--nthreads", "1"], dashboard="--dashboard-address :0")
+    finally:
+        processes.stop()
 
 
 def same(found: dict, expected: dict) -> bool:
@@ -87,33 +124,14 @@ def test_no_scheduler_and_no_worker(monkeypatch):
 
 @pytest.fixture
 def processes(tmp_path):
-    """A function that starts a dask scheduler and a worker as processes of their own; returns (address, scheduler)."""
-    started, where = [], tmp_path / "scheduler.json"
-
-    def process(kind: str, options: list[str], prelude: str = "") -> None:
-        code = f"import sys; sys.argv = {['dask', *options, '--no-dashboard']!r}; {prelude}\n"
-        code += f"from distributed.cli.dask_{kind} import main; main()"
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        started.append(subprocess.Popen([sys.executable, "-c", code], **quiet))
-
-    def start(prelude: str = "") -> tuple[str, subprocess.Popen]:
-        process("scheduler", ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(where)])
-        for _ in range(300):
-            if where.is_file() and where.read_text().endswith("}"):
-                break
-            time.sleep(0.1)
-        address = json.loads(where.read_text())["address"]
-        process("worker", ["--no-nanny", address], prelude)
-        return address, started[0]
-
-    yield start
-    for one in started:
-        one.kill()
-        one.wait()
+    processes = Processes(tmp_path)
+    yield processes
+    processes.stop()
 
 
 def test_scheduler_that_goes_away_under_way(processes):
-    address, scheduler = processes()
+    address = processes.start(["--no-nanny"])
+    scheduler = processes.started[0]
     gone = pytest.raises(InputError, match=r"^wait: the dask scheduler went away")
     with gone, engine(ClusterConfig(scheduler=address)) as on:
         threading.Timer(0.5, scheduler.kill).start()
@@ -121,7 +139,7 @@ def test_scheduler_that_goes_away_under_way(processes):
 
 
 def test_worker_without_this_package(processes):
-    address, _ = processes("sys.modules['llmcfsr_merlin'] = None")
+    address = processes.start(["--no-nanny"], "sys.modules['llmcfsr_merlin'] = None")
     with pytest.raises(InputError, match=r"cannot import this package.*install llmcfsr-merlin"):
         engine(ClusterConfig(scheduler=address)).__enter__()
 
@@ -196,15 +214,14 @@ def test_a_full_disk_is_one_line_and_a_rerun_continues(small_disk, expected):
 
 
 def test_a_quota_is_a_full_disk(tmp_path):
-    """A limit on the size of a file, which needs no root."""
-    import resource
-
-    source, on = log_in(tmp_path / "in"), Engine("single", False, 1, 1 << 30, 600 * 160)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
-        with pytest.raises(InputError, match="disk is full"):
-            prepare(source, tmp_path / "out", SETTINGS, on)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    prepare(source, tmp_path / "out", SETTINGS, on)
+    """A limit on the size of a file, which needs no root; in a process of its own, for it meets every thread."""
+    source, out = log_in(tmp_path / "in"), tmp_path / "out"
+    code = f"""
+import resource
+from tests.integration.test_prepare_failures import *
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+with pytest.raises(InputError, match="disk is full"):
+    prepare(Path({str(source)!r}), Path({str(out)!r}), SETTINGS, Engine("single", False, 1, 1 << 30, 600 * 160))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, stdin=subprocess.DEVNULL)
+    prepare(source, out, SETTINGS, Engine("single", False, 1, 1 << 30, 600 * 160))
