@@ -233,7 +233,7 @@ class ModelConfig(_Section):
     """Start the collaborative table from the PCA of the semantic vectors."""
     whiten: bool = True
     """Whiten the vectors before the adapter."""
-    cold_shrinkage: float | None = Field(1.0, ge=0)
+    cold_shrinkage: float | None = Field(0.0, ge=0)
     """k in the weight n / (n + k) of a candidate's collaborative part; 0: only unseen items lose it; None: off."""
     item_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of items whose collaborative row is dropped at a training step."""

@@ -27,7 +27,7 @@ from llmcfsr_merlin.model.t4rec import Auxiliary, to_t4rec
 from llmcfsr_merlin.ranking import Ranker
 
 # Weights of the content match that validation chooses from; 0 is none.
-GAMMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+GAMMAS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
 _BEST = "eval_/next-item/ndcg_at_10"
 _NOTHING = Auxiliary()
 # transformers 4.27 (the Merlin container) has no such argument: there the Trainer's own checkpoints, which live only
@@ -91,13 +91,15 @@ def train_network(
     train_counts: np.ndarray,
     vectors: np.ndarray | None,
     item_table: np.ndarray | None = None,
+    exclude_history: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[DualViewNetwork, list[dict]]:
     """Train until validation NDCG@10 (full ranking) stops improving; return the best network and its history.
 
     prepared: the directory of the splits. work: where checkpoints are kept; an interrupted training resumes from them.
     train_counts: int64 [V]. vectors: float32 [V, D] or None. item_table: float32 [V, d] of a trained model, for
-    train.align_to. The history has one dict an epoch: epoch, loss, hr@10, ndcg@10, seconds.
+    train.align_to. exclude_history: choose the content match's weight for rankings without the user's history. The
+    history returned has one dict an epoch: epoch, loss, hr@10, ndcg@10, seconds.
     """
     device = choose_device(train.device)
     work.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,7 @@ def train_network(
     if not history or not math.isfinite(history[-1]["loss"]):
         raise InputError("training ended without a finite loss: lower train.learning_rate")
     if model.content_match and vectors is not None:
-        best = choose_gamma(network, loaders["valid"], device)
+        best = choose_gamma(network, loaders["valid"], device, exclude_history)
         report(f"content match: gamma {best:g} is best on validation")
     return network, history
 
@@ -213,8 +215,14 @@ def _distillation(
 
 
 @torch.inference_mode()
-def choose_gamma(network: DualViewNetwork, valid: MerlinDataLoader, device: torch.device) -> float:
-    """Set `network.gamma` to the value of GAMMAS with the best validation NDCG@10 (full ranking) and return it."""
+def choose_gamma(
+    network: DualViewNetwork, valid: MerlinDataLoader, device: torch.device, exclude_history: bool = False
+) -> float:
+    """Set `network.gamma` to the value of GAMMAS with the best validation NDCG@10 (full ranking) and return it.
+
+    exclude_history: without the items of the history, which match themselves best. Left in where they are not
+    recommended, they push every gamma to 0 (measured on Beauty).
+    """
     ranker = Ranker(network, bulk=True)
     gains = torch.zeros(len(GAMMAS), dtype=torch.float64)
     for batch, _ in valid:
@@ -227,7 +235,10 @@ def choose_gamma(network: DualViewNetwork, valid: MerlinDataLoader, device: torc
         match = ranker.content_match(history)
         for position, gamma in enumerate(GAMMAS):
             total = scores + gamma * match
-            ranks = (total > total.gather(1, target)).sum(1)
+            wanted = total.gather(1, target)
+            if exclude_history:
+                total.scatter_(1, history, -torch.inf)
+            ranks = (total > wanted).sum(1)
             gains[position] += ((ranks < 10) / torch.log2(ranks.double() + 2)).sum().cpu()
     best = GAMMAS[int(gains.argmax())]
     network.gamma.fill_(best)

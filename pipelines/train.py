@@ -53,6 +53,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
             train_counts=vocabulary.train_counts,
             vectors=vectors,
             item_table=None if teacher is None else _item_table(teacher, vocabulary, config),
+            exclude_history=config.evaluate.exclude_history,
             report=lambda line: print(f"  {line}", flush=True),
         )
         shutil.rmtree(checkpoints)
@@ -74,6 +75,8 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
         "train": config.train.model_dump(exclude={"device"}),
         "max_length": config.prepare.max_length,
     }
+    if config.model.content_match:
+        settings["exclude_history"] = config.evaluate.exclude_history
     inputs = [f"{up}prepare", *([f"{up}embed"] if config.model.needs_vectors else [])]
     inputs += [f"{up}{BASELINES}/{teacher.name}"] if teacher else []
     manifest, _ = run_stage(parent, stage, settings, inputs, work, force=force, resumable=True)
