@@ -2,6 +2,7 @@
 
     LLMCFSR_DATA=../shared/data python benchmarks/quality.py beauty --models llm_cfsr sasrec --seeds 1 2 3
     python benchmarks/quality.py beauty --variant without_match model.content_match=false    # an ablation of llm_cfsr
+    python benchmarks/quality.py beauty --models llm_cfsr --vectors tfidf --seeds 1 2 3     # on vectors of vectors.py
     python benchmarks/quality.py beauty --closed-form                                       # popularity, kNN, EASE
     python benchmarks/quality.py --report                                                   # page, figures and tests
 
@@ -11,16 +12,18 @@ search has been made. The epoch and gamma are selected on validation; the test i
 """
 
 import argparse
+import fcntl
 import json
+import shutil
 from pathlib import Path
 
 from llmcfsr_merlin.pipelines import run_stages
 
 from llmcfsr_merlin.config import CLOSED_FORM, Config
-from llmcfsr_merlin.contract import METRICS, RANKS, TRAIN_HISTORY
+from llmcfsr_merlin.contract import METRICS, RANKS, TRAIN_HISTORY, VECTORS
 from llmcfsr_merlin.evaluation.measure import compare_runs
 from llmcfsr_merlin.evaluation.report import write_report
-from llmcfsr_merlin.stage import Manifest, write_json
+from llmcfsr_merlin.stage import Manifest, hash_json, seal, sha256_file, write_json
 
 RUNS, RESULTS = Path("runs/quality"), Path("docs/results")
 FOCUS, BASE = "llm_cfsr", "llm_esr"
@@ -33,16 +36,27 @@ def base_run(dataset: str, overrides: list[str]) -> Path:
     return directory
 
 
-def measure_model(dataset: str, base: Path, name: str, model: str, seed: int, overrides: list[str]) -> list[dict]:
-    """Train and evaluate one model; its metric rows."""
+def measure_model(
+    dataset: str, base: Path, name: str, model: str, seed: int, overrides: list[str], vectors: str | None = None
+) -> list[dict]:
+    """Train and evaluate one model; its metric rows. vectors: a variant of benchmarks/vectors.py, None: the base's."""
     directory = RUNS / dataset / f"{name}-{seed}"
     directory.mkdir(parents=True, exist_ok=True)
+    if vectors and not (directory / "embed").exists():
+        _variant(base / "variants" / vectors / VECTORS, directory / "embed")
     for stage in ("ingest", "prepare", "embed"):
         if not (directory / stage).exists():
             (directory / stage).symlink_to((base / stage).resolve())
     settings = [f"train.seed={seed}", f"model.name={name}", "evaluate.baselines=[]", *overrides]
     run_stages(Config.load(dataset, settings, model), directory, ("train", "evaluate"))
     return json.loads((directory / "evaluate" / METRICS).read_text())
+
+
+def _variant(vectors: Path, embed: Path) -> None:
+    """Vectors that benchmarks/vectors.py made, as a finished stage embed."""
+    shutil.copytree(vectors, embed / VECTORS)
+    key = hash_json([sha256_file(part) for part in sorted(vectors.iterdir())])
+    seal(embed, "embed", key, {"variant": str(vectors)})
 
 
 def closed_form(dataset: str, base: Path, overrides: list[str]) -> list[dict]:
@@ -62,11 +76,13 @@ def closed_form(dataset: str, base: Path, overrides: list[str]) -> list[dict]:
 def store(rows: list[dict]) -> None:
     """Add rows to quality.json in the place of those of the same dataset, recipe and seed."""
     path = RESULTS / "quality.json"
-    old = json.loads(path.read_text()) if path.is_file() else []
-    made = {(row["dataset"], row["recipe"], row["seed"]) for row in rows}
-    kept = [row for row in old if (row["dataset"], row["recipe"], row["seed"]) not in made]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_json(path, sorted(kept + rows, key=lambda row: (row["dataset"], row["recipe"], row["seed"])))
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with open(RUNS / ".lock", "w") as lock:  # several runs may end at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        old = json.loads(path.read_text()) if path.is_file() else []
+        made = {(row["dataset"], row["recipe"], row["seed"]) for row in rows}
+        kept = [row for row in old if (row["dataset"], row["recipe"], row["seed"]) not in made]
+        write_json(path, sorted(kept + rows, key=lambda row: (row["dataset"], row["recipe"], row["seed"])))
 
 
 def report() -> None:
@@ -118,6 +134,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=[])
     parser.add_argument("--seeds", nargs="*", type=int, default=[1])
     parser.add_argument("--variant", nargs="+", metavar=("NAME", "KEY=VALUE"), help="llm_cfsr with settings changed")
+    parser.add_argument("--vectors", help="train --models on the vectors <base>/variants/NAME of benchmarks/vectors.py")
     parser.add_argument("--closed-form", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--report", action="store_true")
@@ -128,7 +145,8 @@ def main() -> None:
             store(closed_form(arguments.dataset, base, arguments.set))
         for seed in arguments.seeds:
             for model in arguments.models:
-                store(measure_model(arguments.dataset, base, model, model, seed, arguments.set))
+                name = f"{model}_on_{arguments.vectors}" if arguments.vectors else model
+                store(measure_model(arguments.dataset, base, name, model, seed, arguments.set, arguments.vectors))
             if arguments.variant:
                 name, *changed = arguments.variant
                 store(measure_model(arguments.dataset, base, name, FOCUS, seed, [*arguments.set, *changed]))
