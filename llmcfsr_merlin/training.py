@@ -24,10 +24,8 @@ from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.distillation import Distillation, similar_users
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.model.t4rec import Auxiliary, to_t4rec
-from llmcfsr_merlin.ranking import Ranker
+from llmcfsr_merlin.validation import choose_gamma
 
-# Weights of the content match that validation chooses from; 0 is none.
-GAMMAS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
 _BEST = "eval_/next-item/ndcg_at_10"
 _NOTHING = Auxiliary()
 # transformers 4.27 (the Merlin container) has no such argument: there the Trainer's own checkpoints, which live only
@@ -128,7 +126,7 @@ def train_network(
     if not history or not math.isfinite(history[-1]["loss"]):
         raise InputError("training ended without a finite loss: lower train.learning_rate")
     if model.content_match and vectors is not None:
-        best = choose_gamma(network, loaders["valid"], device, exclude_history)
+        best = choose_gamma(network, loaders["valid"], exclude_history)
         report(f"content match: gamma {best:g} is best on validation")
     return network, history
 
@@ -212,37 +210,6 @@ def _distillation(
     width = len(network.config.views) * network.config.hidden
     rows = ColumnSchema(ROW, dtype="int64", tags=[Tags.CATEGORICAL])  # without a tag the loader leaves it out
     return [str(numbered)], schema + Schema([rows]), Distillation(neighbours, width)
-
-
-@torch.inference_mode()
-def choose_gamma(
-    network: DualViewNetwork, valid: MerlinDataLoader, device: torch.device, exclude_history: bool = False
-) -> float:
-    """Set `network.gamma` to the value of GAMMAS with the best validation NDCG@10 (full ranking) and return it.
-
-    exclude_history: without the items of the history, which match themselves best. Left in where they are not
-    recommended, they push every gamma to 0 (measured on Beauty).
-    """
-    ranker = Ranker(network, bulk=True)
-    gains = torch.zeros(len(GAMMAS), dtype=torch.float64)
-    for batch, _ in valid:
-        sequences = tr.utils.padding.pad_inputs(batch)[ITEM].long().to(device)
-        lengths = (sequences != 0).sum(1)
-        target = sequences.gather(1, lengths[:, None] - 1)
-        history = sequences.scatter(1, lengths[:, None] - 1, 0)[:, :-1]
-        network.gamma.zero_()
-        scores = ranker.scores(history)
-        match = ranker.content_match(history)
-        for position, gamma in enumerate(GAMMAS):
-            total = scores + gamma * match
-            wanted = total.gather(1, target)
-            if exclude_history:
-                total.scatter_(1, history, -torch.inf)
-            ranks = (total > wanted).sum(1)
-            gains[position] += ((ranks < 10) / torch.log2(ranks.double() + 2)).sum().cpu()
-    best = GAMMAS[int(gains.argmax())]
-    network.gamma.fill_(best)
-    return best
 
 
 class _EpochReport(tr.trainer.TrainerCallback):

@@ -5,7 +5,7 @@ import torch
 from llmcfsr_merlin.config import ModelConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM
 from llmcfsr_merlin.model.network import DualViewNetwork
-from llmcfsr_merlin.training import GAMMAS, choose_gamma
+from llmcfsr_merlin.validation import GAMMAS, choose_gamma
 
 ITEMS, TWINS, LENGTH, USERS = 32, 8, 12, 40
 
@@ -29,7 +29,7 @@ def test_history_is_left_out_where_it_is_not_recommended():
     batches = [({f"{ITEM}__values": torch.tensor(rows), f"{ITEM}__offsets": offsets}, None)]
 
     def gain(exclude_history: bool) -> float:
-        found = choose_gamma(network, batches, torch.device("cpu"), exclude_history)
+        found = choose_gamma(network, batches, exclude_history)
         assert float(network.gamma) == found and found in GAMMAS
         return found
 

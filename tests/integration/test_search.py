@@ -1,0 +1,87 @@
+"""The search chooses on validation items, never sees the test items, and goes on where it stopped."""
+
+import shutil
+
+import pytest
+from llmcfsr_merlin.pipelines import prepare
+
+pytest.importorskip("optuna")
+from llmcfsr_merlin import search as module
+from llmcfsr_merlin.config import Config
+from llmcfsr_merlin.contract import SEQUENCES
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.search import BEST, search
+from tests.worlds import attribute_world, write_ingest
+
+SETTINGS = [
+    "model.views=[collaborative]", "model.pca_init=false", "model.content_match=false", "model.hidden=16",
+    "train.negatives=64", "train.batch_size=64", "train.epochs=2", "prepare.max_length=10",
+]  # fmt: skip
+SPACE = {"model.dropout": [0.5], "train.learning_rate": [0.00001, 0.001]}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return Config.load(None, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    run = tmp_path_factory.mktemp("searched")
+    write_ingest(run, *attribute_world())
+    prepare.run(config, run)
+    return run
+
+
+def quality(trials: list[dict]) -> list:
+    return [{key: value for key, value in trial.items() if key != "seconds"} for trial in trials]
+
+
+@pytest.fixture(scope="module")
+def trials(config, run):
+    return search(config, run, SPACE, 3)
+
+
+def test_the_recipe_is_tried_first_and_the_best_can_be_used(config, run, trials):
+    assert {trial["trial"] for trial in trials} == {0, 1, 2}
+    first = next(trial for trial in trials if trial["trial"] == 0)
+    assert first["settings"] == {"model.dropout": 0.2, "train.learning_rate": 0.001}
+    values = [trial["ndcg@10"] for trial in trials]
+    assert values == sorted(values, reverse=True) and values[0] > 0
+    best = Config.load(None, SETTINGS[-1:], run / "search" / BEST)
+    assert (best.model.dropout, best.train.learning_rate) == tuple(trials[0]["settings"].values())
+    assert (best.model.hidden, best.train.seed) == (16, config.train.seed)
+    assert not list((run / "search").glob("trial-*"))
+
+
+def test_finds_the_same_without_the_test_items(config, run, trials, tmp_path):
+    """Whoever reads the test split or the whole sequences fails here."""
+    shutil.copytree(run / "prepare", tmp_path / "prepare")
+    for held_out in ("test", SEQUENCES):
+        shutil.rmtree(tmp_path / "prepare" / held_out)
+    assert quality(search(config, tmp_path, SPACE, 3)) == quality(trials)
+    assert not (tmp_path / "search/data/test").exists()
+
+
+def test_goes_on_where_it_stopped(config, run, trials, monkeypatch):
+    trained = []
+    real = module.train_network
+    monkeypatch.setattr(module, "train_network", lambda *a, **k: trained.append(1) or real(*a, **k))
+    assert quality(search(config, run, SPACE, 3)) == quality(trials) and not trained
+    more = search(config, run, SPACE, 5)  # four settings in all: the fifth trial repeats one and costs nothing
+    assert len(more) == 5 and len(trained) <= 2
+
+
+@pytest.mark.parametrize(
+    "space, message",
+    [
+        ({"prepare.min_item": [3]}, "sections model and train, found prepare.min_item"),
+        ({"model.dropout": 0.5}, r"a list of values for model\.dropout, found 0\.5"),
+        ({"model.dropout": [2]}, r"model\.dropout: .*less than 1"),
+        ({"model.drop": [0.5]}, r"unknown key model\.drop .*dropout"),
+        ({"model.views": [["semantic"]]}, "a single value"),
+    ],
+)
+def test_a_space_that_does_not_fit(config, run, space, message):
+    with pytest.raises(InputError, match=message):
+        search(config, run, space, 1)
