@@ -56,6 +56,16 @@ def last_line(text: str) -> str:
     return text.strip().splitlines()[-1]
 
 
+def test_search_ends_with_a_model_file(run, call, tmp_path):
+    pytest.importorskip("optuna")
+    space = tmp_path / "space.yaml"
+    space.write_text("model.dropout: [0.5]\n")
+    options = ["--run", run, "--model", "sasrec", *SET, "--set", "train.epochs=1", "--space", space, "--trials", 1]
+    shown = call("search", "demo", *options)
+    assert "settings by validation NDCG@10" in shown and json.loads(last_line(shown))["trials"] == 1
+    assert Config.load("demo", [], run / "search" / "best.yaml").model.name == "sasrec"
+
+
 def test_a_second_run_skips_every_stage(run, call):
     shown = call("run", "demo", "--run", run, *SET)
     for stage in STAGES:
