@@ -8,7 +8,8 @@
 
 Ingest, prepare and embed are made once a dataset (runs/quality/<dataset>/base); all models read them and are ranked on
 the same stored candidates. What is already trained is skipped. Settings are those of the recipe and the model file; no
-search has been made. The epoch and gamma are selected on validation; the test items are read here.
+search has been made. The epoch and gamma are selected on validation; the test items are read here. The papers' own
+files have recipes beside this script: paper_yelp and paper_fashion (ids only).
 """
 
 import argparse
@@ -29,10 +30,17 @@ RUNS, RESULTS = Path("runs/quality"), Path("docs/results")
 FOCUS, BASE = "llm_cfsr", "llm_esr"
 
 
+def _recipe(dataset: str) -> str | Path:
+    """A recipe beside this script, or one that ships."""
+    path = Path(__file__).parent / f"{dataset}.yaml"
+    return path if path.is_file() else dataset
+
+
 def base_run(dataset: str, overrides: list[str]) -> Path:
     """Ingest, prepare and embed of a dataset, once."""
     directory = RUNS / dataset / "base"
-    run_stages(Config.load(dataset, overrides), directory, ("ingest", "prepare", "embed"))
+    config = Config.load(_recipe(dataset), overrides)
+    run_stages(config, directory, ("ingest", "prepare", "embed") if config.data.items else ("ingest", "prepare"))
     return directory
 
 
@@ -45,10 +53,10 @@ def measure_model(
     if vectors and not (directory / "embed").exists():
         _variant(base / "variants" / vectors / VECTORS, directory / "embed")
     for stage in ("ingest", "prepare", "embed"):
-        if not (directory / stage).exists():
+        if not (directory / stage).exists() and (base / stage).exists():
             (directory / stage).symlink_to((base / stage).resolve())
     settings = [f"train.seed={seed}", f"model.name={name}", "evaluate.baselines=[]", *overrides]
-    run_stages(Config.load(dataset, settings, model), directory, ("train", "evaluate"))
+    run_stages(Config.load(_recipe(dataset), settings, model), directory, ("train", "evaluate"))
     return json.loads((directory / "evaluate" / METRICS).read_text())
 
 
@@ -66,9 +74,9 @@ def closed_form(dataset: str, base: Path, overrides: list[str]) -> list[dict]:
     directory = RUNS / dataset / "closed-form"
     directory.mkdir(parents=True, exist_ok=True)
     for stage in ("ingest", "prepare", "embed"):
-        if not (directory / stage).exists():
+        if not (directory / stage).exists() and (base / stage).exists():
             (directory / stage).symlink_to((base / stage).resolve())
-    run_stages(Config.load(dataset, settings, "sasrec"), directory, ("train", "evaluate"))
+    run_stages(Config.load(_recipe(dataset), settings, "sasrec"), directory, ("train", "evaluate"))
     rows = json.loads((directory / "evaluate" / METRICS).read_text())
     return [row for row in rows if row["recipe"] in CLOSED_FORM]
 
@@ -90,7 +98,7 @@ def report() -> None:
     everything = json.loads((RESULTS / "quality.json").read_text())
     for dataset in dict.fromkeys(row["dataset"] for row in everything):
         rows = [row for row in everything if row["dataset"] == dataset]
-        config = Config.load(dataset)
+        config = Config.load(_recipe(dataset))
         folder = RUNS / dataset
         seed = min(row["seed"] for row in rows if row["recipe"] == FOCUS)
         names = list(dict.fromkeys(row["recipe"] for row in rows))
