@@ -18,6 +18,7 @@ import json
 import shutil
 from pathlib import Path
 
+import quality_tables
 from llmcfsr_merlin.pipelines import run_stages
 
 from llmcfsr_merlin.config import CLOSED_FORM, Config
@@ -91,6 +92,7 @@ def store(rows: list[dict]) -> None:
         made = {(row["dataset"], row["recipe"], row["seed"]) for row in rows}
         kept = [row for row in old if (row["dataset"], row["recipe"], row["seed"]) not in made]
         write_json(path, sorted(kept + rows, key=lambda row: (row["dataset"], row["recipe"], row["seed"])))
+        quality_tables.main()
 
 
 def report() -> None:

@@ -1,0 +1,71 @@
+"""docs/results/tables.md from docs/results/quality.json: means over seeds, one table a data set and protocol.
+
+    python benchmarks/quality_tables.py
+
+benchmarks/quality.py calls it after every run. A cell is HR@10 / NDCG@10; where there are several seeds, their mean
+and in brackets the standard deviation of both.
+"""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+RESULTS = Path("docs/results")
+GROUPS = ("overall", "tail_item", "head_item", "tail_user", "head_user")
+PROTOCOLS = {"full": "full ranking", "sampled": "1 positive, 100 uniform negatives"}
+PARTS = {
+    "models": lambda name: "_on_" not in name and not name.startswith("without_"),
+    "vectors (llm_cfsr on others; on_base and llm_cfsr: MiniLM as it comes)": lambda name: "_on_" in name,
+    "ablation (llm_cfsr without a part)": lambda name: name.startswith("without_"),
+}
+
+
+def tables(rows: list[dict]) -> str:
+    """Markdown of all metric rows of quality.json."""
+    frame = pd.DataFrame(rows)
+    frame = frame[frame["group"].isin(GROUPS) & frame["metric"].isin(("hr@10", "ndcg@10"))]
+    text = [
+        "# Result tables", "",
+        "Made by `benchmarks/quality_tables.py` from `quality.json`; what to read from them: [README.md](README.md).",
+        "HR@10 / NDCG@10, mean of the seeds; in brackets their standard deviation.", "",
+    ]  # fmt: skip
+    for dataset, of_dataset in frame.groupby("dataset"):
+        for part, belongs in PARTS.items():
+            chosen = of_dataset[of_dataset["recipe"].map(belongs)]
+            if chosen.empty:
+                continue
+            if part != "models":  # what it is compared with
+                chosen = pd.concat([of_dataset[of_dataset["recipe"] == "llm_cfsr"], chosen])
+            for protocol, name in PROTOCOLS.items():
+                text += [f"## {dataset}, {name}: {part}", "", *_table(chosen[chosen["protocol"] == protocol]), ""]
+    return "\n".join(text)
+
+
+def _table(frame: pd.DataFrame) -> list[str]:
+    if frame.empty:
+        return ["not measured"]
+    counts = frame.groupby("group")["count"].first()
+    groups = [group for group in GROUPS if group in counts]
+    found = frame.groupby(["recipe", "group", "metric"])["value"].agg(["mean", "std"])
+    seeds = frame.groupby("recipe")["seed"].nunique()
+    overall = found["mean"].xs(("overall", "ndcg@10"), level=("group", "metric")).sort_values(ascending=False)
+    lines = ["| model | seeds | " + " | ".join(f"{group} ({counts[group]:,})" for group in groups) + " |"]
+    lines.append("|---" * (len(groups) + 2) + "|")
+    for recipe in overall.index:
+        cells = [_cell(*(found.loc[(recipe, group, metric)] for metric in ("hr@10", "ndcg@10"))) for group in groups]
+        lines.append(f"| {recipe} | {seeds[recipe]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(hr: pd.Series, ndcg: pd.Series) -> str:
+    value = f"{hr['mean']:.4f} / {ndcg['mean']:.4f}"
+    return value if pd.isna(hr["std"]) else f"{value} ({hr['std']:.4f} / {ndcg['std']:.4f})"
+
+
+def main() -> None:
+    (RESULTS / "tables.md").write_text(tables(json.loads((RESULTS / "quality.json").read_text())))
+
+
+if __name__ == "__main__":
+    main()
