@@ -1,7 +1,7 @@
 """Ranking quality of the models by dataset and seed, on one prepared run, into docs/results/quality.json.
 
     LLMCFSR_DATA=../shared/data python benchmarks/quality.py beauty --models llm_cfsr sasrec --seeds 1 2 3
-    python benchmarks/quality.py beauty --variant without_match model.content_match=false    # an ablation of llm_cfsr
+    python benchmarks/quality.py beauty --ablation                                          # llm_cfsr without each part
     python benchmarks/quality.py beauty --models llm_cfsr --vectors tfidf --seeds 1 2 3     # on vectors of vectors.py
     python benchmarks/quality.py beauty --closed-form                                       # popularity, kNN, EASE
     python benchmarks/quality.py --report                                                   # page, figures and tests
@@ -29,6 +29,22 @@ from llmcfsr_merlin.stage import Manifest, hash_json, seal, sha256_file, write_j
 
 RUNS, RESULTS = Path("runs/quality"), Path("docs/results")
 FOCUS, BASE = "llm_cfsr", "llm_esr"
+# llm_cfsr with one part taken away or added.
+ABLATION = {
+    "without_embedding_level": ["model.fuse_embedding=false"],
+    "without_sequence_level": ["model.fuse_sequence=false"],
+    "without_prediction_level": ["model.fuse_prediction=false"],
+    "without_cross_attention": [f"model.fuse_{level}=false" for level in ("embedding", "sequence", "prediction")],
+    "without_content_match": ["model.content_match=false"],
+    "without_cold_weight": ["model.cold_shrinkage=null", "model.item_dropout=0"],
+    "without_pca_start": ["model.pca_init=false"],
+    "without_whitening": ["model.whiten=false"],
+    "without_many_negatives": ["train.loss=bce"],
+    "with_full_softmax": ["train.loss=full_softmax"],
+    "with_in_batch_negatives": ["train.loss=in_batch"],
+    "with_alignment": ["train.align=0.1"],
+    "with_distillation": ["train.distil=0.1"],
+}
 
 
 def _recipe(dataset: str) -> str | Path:
@@ -104,7 +120,7 @@ def report() -> None:
         folder = RUNS / dataset
         seed = min(row["seed"] for row in rows if row["recipe"] == FOCUS)
         names = list(dict.fromkeys(row["recipe"] for row in rows))
-        ablation = [name for name in names if name.startswith("without_")]
+        ablation = [name for name in names if name in ABLATION]
         comparisons, tests = {}, []
         for other in names:
             ranks = folder / f"{other}-{seed}" / "evaluate" / RANKS
@@ -143,7 +159,7 @@ def main() -> None:
     parser.add_argument("dataset", nargs="?")
     parser.add_argument("--models", nargs="*", default=[])
     parser.add_argument("--seeds", nargs="*", type=int, default=[1])
-    parser.add_argument("--variant", nargs="+", metavar=("NAME", "KEY=VALUE"), help="llm_cfsr with settings changed")
+    parser.add_argument("--ablation", action="store_true", help="llm_cfsr without each part, and with others")
     parser.add_argument("--vectors", help="train --models on the vectors <base>/variants/NAME of benchmarks/vectors.py")
     parser.add_argument("--closed-form", action="store_true")
     parser.add_argument("--set", action="append", default=[])
@@ -157,8 +173,7 @@ def main() -> None:
             for model in arguments.models:
                 name = f"{model}_on_{arguments.vectors}" if arguments.vectors else model
                 store(measure_model(arguments.dataset, base, name, model, seed, arguments.set, arguments.vectors))
-            if arguments.variant:
-                name, *changed = arguments.variant
+            for name, changed in ABLATION.items() if arguments.ablation else ():
                 store(measure_model(arguments.dataset, base, name, FOCUS, seed, [*arguments.set, *changed]))
         for path in sorted((RUNS / arguments.dataset).glob("*/train")):
             manifest = Manifest.load(path)

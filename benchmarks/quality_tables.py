@@ -15,9 +15,9 @@ RESULTS = Path("docs/results")
 GROUPS = ("overall", "tail_item", "head_item", "tail_user", "head_user")
 PROTOCOLS = {"full": "full ranking", "sampled": "1 positive, 100 uniform negatives"}
 PARTS = {
-    "models": lambda name: "_on_" not in name and not name.startswith("without_"),
+    "models": lambda name: "_on_" not in name and not name.startswith(("without_", "with_")),
     "vectors (llm_cfsr on others; on_base and llm_cfsr: MiniLM as it comes)": lambda name: "_on_" in name,
-    "ablation (llm_cfsr without a part)": lambda name: name.startswith("without_"),
+    "ablation (llm_cfsr without a part, or with another)": lambda name: name.startswith(("without_", "with_")),
 }
 
 
