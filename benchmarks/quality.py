@@ -1,7 +1,7 @@
 """Ranking quality of the models by dataset and seed, on one prepared run, into docs/results/quality.json.
 
     LLMCFSR_DATA=../shared/data python benchmarks/quality.py beauty --models llm_cfsr sasrec --seeds 1 2 3
-    python benchmarks/quality.py beauty --ablation                                          # llm_cfsr without each part
+    python benchmarks/quality.py beauty --ablation without_embedding_level with_full_softmax
     python benchmarks/quality.py beauty --models llm_cfsr --vectors tfidf --seeds 1 2 3     # on vectors of vectors.py
     python benchmarks/quality.py beauty --closed-form                                       # popularity, kNN, EASE
     python benchmarks/quality.py --report                                                   # page, figures and tests
@@ -22,10 +22,12 @@ import quality_tables
 from llmcfsr_merlin.pipelines import run_stages
 
 from llmcfsr_merlin.config import CLOSED_FORM, Config
-from llmcfsr_merlin.contract import METRICS, RANKS, TRAIN_HISTORY, VECTORS
+from llmcfsr_merlin.contract import METRICS, RANKS, TRAIN_HISTORY, VECTORS, VOCABULARY
 from llmcfsr_merlin.evaluation.measure import compare_runs
 from llmcfsr_merlin.evaluation.report import write_report
+from llmcfsr_merlin.model.artefact import load_model, save_model
 from llmcfsr_merlin.stage import Manifest, hash_json, seal, sha256_file, write_json
+from llmcfsr_merlin.vocabulary import Vocabulary
 
 RUNS, RESULTS = Path("runs/quality"), Path("docs/results")
 FOCUS, BASE = "llm_cfsr", "llm_esr"
@@ -35,7 +37,6 @@ ABLATION = {
     "without_sequence_level": ["model.fuse_sequence=false"],
     "without_prediction_level": ["model.fuse_prediction=false"],
     "without_cross_attention": [f"model.fuse_{level}=false" for level in ("embedding", "sequence", "prediction")],
-    "without_content_match": ["model.content_match=false"],
     "without_cold_weight": ["model.cold_shrinkage=null", "model.item_dropout=0"],
     "without_pca_start": ["model.pca_init=false"],
     "without_whitening": ["model.whiten=false"],
@@ -45,6 +46,8 @@ ABLATION = {
     "with_alignment": ["train.align=0.1"],
     "with_distillation": ["train.distil=0.1"],
 }
+# What is chosen after training: the weights of llm_cfsr with these set to zero, nothing trained again.
+SWITCHED_OFF = {"without_content_match": ("gamma", "cold_gamma"), "without_cold_match": ("cold_gamma",)}
 
 
 def _recipe(dataset: str) -> str | Path:
@@ -74,6 +77,24 @@ def measure_model(
             (directory / stage).symlink_to((base / stage).resolve())
     settings = [f"train.seed={seed}", f"model.name={name}", "evaluate.baselines=[]", *overrides]
     run_stages(Config.load(_recipe(dataset), settings, model), directory, ("train", "evaluate"))
+    return json.loads((directory / "evaluate" / METRICS).read_text())
+
+
+def measure_switched_off(dataset: str, base: Path, name: str, seed: int, overrides: list[str]) -> list[dict]:
+    """Evaluate the trained llm_cfsr of a seed without a part that needs no training; its metric rows."""
+    directory, trained = RUNS / dataset / f"{name}-{seed}", RUNS / dataset / f"{FOCUS}-{seed}" / "train"
+    if not (directory / "train").exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(trained, directory / "train")
+        vocabulary = Vocabulary.load(trained / VOCABULARY)
+        network = load_model(trained, vocabulary.hash)
+        for buffer in SWITCHED_OFF[name]:
+            getattr(network, buffer).zero_()
+        save_model(network, directory / "train", vocabulary.hash)
+        seal(directory / "train", "train", hash_json([Manifest.load(trained).key, name]), {"model": name})
+        (directory / "prepare").symlink_to((base / "prepare").resolve())
+    settings = [f"train.seed={seed}", f"model.name={name}", "evaluate.baselines=[]", *overrides]
+    run_stages(Config.load(_recipe(dataset), settings, FOCUS), directory, ("evaluate",))
     return json.loads((directory / "evaluate" / METRICS).read_text())
 
 
@@ -120,7 +141,7 @@ def report() -> None:
         folder = RUNS / dataset
         seed = min(row["seed"] for row in rows if row["recipe"] == FOCUS)
         names = list(dict.fromkeys(row["recipe"] for row in rows))
-        ablation = [name for name in names if name in ABLATION]
+        ablation = [name for name in names if name in (ABLATION | SWITCHED_OFF)]
         comparisons, tests = {}, []
         for other in names:
             ranks = folder / f"{other}-{seed}" / "evaluate" / RANKS
@@ -159,7 +180,9 @@ def main() -> None:
     parser.add_argument("dataset", nargs="?")
     parser.add_argument("--models", nargs="*", default=[])
     parser.add_argument("--seeds", nargs="*", type=int, default=[1])
-    parser.add_argument("--ablation", action="store_true", help="llm_cfsr without each part, and with others")
+    parser.add_argument(
+        "--ablation", nargs="*", choices=ABLATION, help="llm_cfsr (trained before) without these parts, or with others"
+    )
     parser.add_argument("--vectors", help="train --models on the vectors <base>/variants/NAME of benchmarks/vectors.py")
     parser.add_argument("--closed-form", action="store_true")
     parser.add_argument("--set", action="append", default=[])
@@ -173,8 +196,11 @@ def main() -> None:
             for model in arguments.models:
                 name = f"{model}_on_{arguments.vectors}" if arguments.vectors else model
                 store(measure_model(arguments.dataset, base, name, model, seed, arguments.set, arguments.vectors))
-            for name, changed in ABLATION.items() if arguments.ablation else ():
-                store(measure_model(arguments.dataset, base, name, FOCUS, seed, [*arguments.set, *changed]))
+            for name in SWITCHED_OFF if arguments.ablation is not None else ():
+                store(measure_switched_off(arguments.dataset, base, name, seed, arguments.set))
+            for name in arguments.ablation or ():
+                changed = [*arguments.set, *ABLATION[name]]
+                store(measure_model(arguments.dataset, base, name, FOCUS, seed, changed))
         for path in sorted((RUNS / arguments.dataset).glob("*/train")):
             manifest = Manifest.load(path)
             print(path.parent.name, manifest.counts, f"{manifest.seconds:.0f} s")

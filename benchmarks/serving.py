@@ -51,8 +51,9 @@ def make_model(folder: Path, items: int) -> Path:
     network = DualViewNetwork(ModelConfig(hidden=HIDDEN), items + 3, LENGTH, DIMENSION)
     vectors = torch.randn(items + 3, DIMENSION)
     vectors[:3] = 0
-    network.items.initialise(network.config, torch.tensor(np.r_[0, 0, 0, counts]), vectors)
+    network.initialise(torch.tensor(np.r_[0, 0, 0, counts]), vectors)
     network.gamma.fill_(2.0)
+    network.cold_gamma.fill_(3.0)
     ids = [f"B{i:09d}" for i in range(items)]
     columns = {"item_id": ids, "code": np.arange(3, items + 3), "count": counts, "train_count": counts}
     pq.write_table(pa.table(columns), folder / "vocabulary.parquet")

@@ -44,7 +44,7 @@ def network_of(config, prepared: Path):
     torch.manual_seed(0)
     vectors = torch.randn(len(vocabulary), 384) if config.model.needs_vectors else None
     network = DualViewNetwork(config.model, len(vocabulary), LENGTH, None if vectors is None else 384)
-    network.items.initialise(config.model, torch.from_numpy(vocabulary.train_counts), vectors)
+    network.initialise(torch.from_numpy(vocabulary.train_counts), vectors)
     return network, vocabulary
 
 

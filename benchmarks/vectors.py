@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from llmcfsr_merlin.config import EmbedConfig
+from llmcfsr_merlin.config import Config, EmbedConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, HAS_TEXT, ITEM, ITEMS, SEQUENCES, VECTOR, VECTORS
 from llmcfsr_merlin.semantics.baselines import tfidf_svd, word_vectors
 from llmcfsr_merlin.semantics.embedding import embed_table
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="settings of embed for the variants base and tuned")
     parser.add_argument("--name", help="name of the tuned variant (default: tuned)")
     arguments = parser.parse_args()
-    items = Catalogue.read(arguments.run)
+    dataset, items = Config.recorded(arguments.run).name, Catalogue.read(arguments.run)
     for variant in arguments.only:
         name = arguments.name if variant == "tuned" and arguments.name else variant
         out = arguments.run / "variants" / name
@@ -56,7 +56,7 @@ def main() -> None:
         figures["queries_held_out_from_tuning"] = bool(holdout)
         (out / "neighbours.txt").write_text(show_neighbours(vectors, has_text, items) + "\n")
         draw_map(vectors, has_text, items, out / "map.png")
-        entry = {"data": arguments.run.name, "variant": name, "seconds": round(seconds, 1), **record, **figures}
+        entry = {"data": dataset, "variant": name, "seconds": round(seconds, 1), **record, **figures}
         known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
         known = [old for old in known if (old["data"], old["variant"]) != (entry["data"], entry["variant"])]
         write_json(RESULTS, [*known, entry])

@@ -218,7 +218,7 @@ class ModelConfig(_Section):
     hidden: int = Field(64, ge=4)
     layers: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
-    dropout: float = Field(0.2, ge=0, lt=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
     cross_attention: Literal["residual", "replace"] = "residual"
     """residual: a view adds what it reads of the other one; replace: it becomes that (LLM-ESR)."""
     fuse_embedding: bool = True
@@ -228,7 +228,7 @@ class ModelConfig(_Section):
     fuse_prediction: bool = True
     """Cross-attention between the views of the user state and of each candidate."""
     content_match: bool = True
-    """Add gamma * max over the history of the raw vectors' cosine; gamma is chosen on validation."""
+    """Add gamma * max over the history of the raw vectors' cosine, more of it for rare items; chosen on validation."""
     pca_init: bool = True
     """Start the collaborative table from the PCA of the semantic vectors."""
     whiten: bool = True
@@ -274,12 +274,16 @@ class TrainConfig(_Section):
     """Weight of the self-distillation from users with similar text (LLM-ESR)."""
     distil_users: int = Field(10, ge=1)
     """Similar users whose mean state is the teacher."""
-    epochs: int = Field(30, ge=1)
-    batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    epochs: int = Field(16, ge=1)
+    batch_size: int = Field(256, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    schedule: Literal["constant", "linear"] = "linear"
+    """linear: the learning rate rises over the first twentieth of the steps and falls to zero at the last epoch."""
     weight_decay: float = Field(0.0, ge=0)
     patience: int = Field(5, ge=1)
     """Epochs without a better validation NDCG@10 before training stops."""
+    tail_tolerance: float = Field(0.01, ge=0, lt=1)
+    """Share of the best validation NDCG@10 that the content match's weights may give up for a better tail."""
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 42
     device: str = "auto"

@@ -44,8 +44,8 @@ class Ranker:
             )
         histories = histories.to(self.device)
         scores = self.network.user_states(histories) @ self.catalogue.candidates.T
-        if self.catalogue.unit_vectors is not None and self.network.gamma != 0:
-            scores = scores + self.network.gamma * self.content_match(histories)
+        if self.catalogue.unit_vectors is not None and self.network.matches:
+            scores = scores + self.network.match_weight() * self.content_match(histories)
         scores[:, :FIRST_ITEM] = -torch.inf
         return scores.float()
 

@@ -31,7 +31,8 @@ def search(config: Config, run_dir: Path, space: dict[str, list], trials: int) -
     config: the recipe, whose own settings are the first trial. run_dir: a run with the stages prepare and embed (the
     latter where the model reads vectors). space: e.g. {"model.dropout": [0.2, 0.5]}, sections model and train only.
     A dict a trial: number, settings, ndcg@10 (full ranking, what is maximised), hr@10, tail ndcg@10, epochs, gamma,
-    seconds. Writes TRIALS and BEST, a file for --model, into run_dir/search; the same call goes on where it stopped.
+    cold_gamma, seconds. Writes TRIALS and BEST, a file for --model, into run_dir/search; the same call goes on where it
+    stopped.
     Raises InputError for a space that does not fit, and MissingDependency without Optuna.
     """
     optuna = _optuna()
@@ -83,14 +84,15 @@ def _try(config: Config, run_dir: Path, data: Path, work: Path) -> dict:
     network, history = train_network(
         config.model, config.train, data, work, rows=len(vocabulary), max_length=config.prepare.max_length,
         train_counts=vocabulary.train_counts, vectors=vectors, exclude_history=exclude,
+        tail_item=config.evaluate.tail_item,
         report=lambda line: print(f"  {line}", flush=True),
     )  # fmt: skip
     shutil.rmtree(work)
-    gamma = float(network.gamma)
+    gamma, cold = float(network.gamma), float(network.cold_gamma)
     device, files = choose_device(config.train.device), split_files(data, "valid")
     loader = data_loader(files, load_schema(data), config.train.batch_size, False, device)
     try:
-        parts = list(validation_ranks(network, loader, (gamma,), exclude))
+        parts = list(validation_ranks(network, loader, ((gamma, cold),), exclude))
     finally:
         loader.dataset.stop()
     targets, ranks = torch.cat([part[0] for part in parts]), torch.cat([part[1][0] for part in parts])
@@ -98,7 +100,8 @@ def _try(config: Config, run_dir: Path, data: Path, work: Path) -> dict:
     return {
         "ndcg@10": round(float(ndcg(ranks)), 5), "hr@10": round(float((ranks < 10).double().mean()), 5),
         "tail ndcg@10": round(float(ndcg(ranks[tail])), 5) if tail.any() else 0.0,
-        "epochs": len(history), "gamma": gamma, "seconds": round(time.perf_counter() - start),
+        "epochs": len(history), "gamma": gamma, "cold_gamma": cold,
+        "seconds": round(time.perf_counter() - start),
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.distillation import Distillation, similar_users
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.model.t4rec import Auxiliary, to_t4rec
-from llmcfsr_merlin.validation import choose_gamma
+from llmcfsr_merlin.validation import choose_match
 
 _BEST = "eval_/next-item/ndcg_at_10"
 _NOTHING = Auxiliary()
@@ -92,22 +92,22 @@ def train_network(
     vectors: np.ndarray | None,
     item_table: np.ndarray | None = None,
     exclude_history: bool = False,
+    tail_item: int = 1,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[DualViewNetwork, list[dict]]:
     """Train until validation NDCG@10 (full ranking) stops improving; return the best network and its history.
 
     prepared: the directory of the splits. work: where checkpoints are kept; an interrupted training resumes from them.
     train_counts: int64 [V]. vectors: float32 [V, D] or None. item_table: float32 [V, d] of a trained model, for
-    train.align_to. exclude_history: choose the content match's weight for rankings without the user's history. The
-    history returned has one dict an epoch: epoch, loss, hr@10, ndcg@10, seconds.
+    train.align_to. exclude_history: validate, and choose the content match's weights, without the user's own items.
+    tail_item: an item with fewer training interactions is a tail item, for train.tail_tolerance. The history returned
+    has one dict an epoch: epoch, loss, hr@10, ndcg@10, seconds.
     """
     device = choose_device(train.device)
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(train.seed)
     network = DualViewNetwork(model, rows, max_length, None if vectors is None else vectors.shape[1])
-    network.items.initialise(
-        model, torch.from_numpy(train_counts), None if vectors is None else torch.from_numpy(vectors)
-    )
+    network.initialise(torch.from_numpy(train_counts), None if vectors is None else torch.from_numpy(vectors))
     schema = load_schema(prepared)
     files, train_schema, distillation = split_files(prepared, "train"), schema, None
     if train.distil:
@@ -117,7 +117,7 @@ def train_network(
         "valid": data_loader(split_files(prepared, "valid"), schema, train.batch_size, False, device),
     }
     auxiliary = Auxiliary(None if item_table is None else torch.from_numpy(item_table).to(device), distillation)
-    trainer = make_trainer(network, train, schema, loaders, work, auxiliary, report)
+    trainer = make_trainer(network, train, schema, loaders, work, auxiliary, report, exclude_history=exclude_history)
     try:
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
     finally:
@@ -128,8 +128,9 @@ def train_network(
     if not history or not math.isfinite(history[-1]["loss"]):
         raise InputError("training ended without a finite loss: lower train.learning_rate")
     if model.content_match and vectors is not None:
-        best = choose_gamma(network, loaders["valid"], exclude_history)
-        report(f"content match: gamma {best:g} is best on validation")
+        tail = torch.from_numpy(train_counts < tail_item)
+        gamma, cold = choose_match(network, loaders["valid"], tail, train.tail_tolerance, exclude_history)
+        report(f"content match, chosen on validation: gamma {gamma:g}, {cold:g} more for an item never seen")
     return network, history
 
 
@@ -142,8 +143,12 @@ def make_trainer(
     auxiliary: Auxiliary = _NOTHING,
     report: Callable[[str], None] = lambda line: None,
     evaluate: bool = True,
+    exclude_history: bool = False,
 ) -> tr.Trainer:
-    """The Trainer of a network. loaders: `train` and `valid`. evaluate: after each epoch, with a checkpoint."""
+    """The Trainer of a network. loaders: `train` and `valid`. evaluate: after each epoch, with a checkpoint.
+
+    exclude_history: validation ranks without the user's own items.
+    """
     when = "epoch" if evaluate else "no"
     arguments = T4RecTrainingArguments(
         output_dir=str(work),
@@ -152,7 +157,9 @@ def make_trainer(
         num_train_epochs=train.epochs,
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,
-        lr_scheduler_type="constant",
+        lr_scheduler_type=train.schedule,
+        # Transformers4Rec's scheduler reads no warmup_ratio.
+        warmup_steps=train.epochs * len(loaders["train"]) // 20 if train.schedule == "linear" else 0,
         optim=_ADAMW,
         evaluation_strategy=when,
         save_strategy=when,
@@ -172,8 +179,11 @@ def make_trainer(
         disable_tqdm=not sys.stderr.isatty(),
         dataloader_drop_last=False,
     )
+    # With several GPUs in sight the Trainer would take DataParallel, which Transformers4Rec's models do not survive.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
     trainer = _Trainer(
-        model=to_t4rec(network, schema, train, auxiliary),
+        model=to_t4rec(network, schema, train, auxiliary, exclude_history),
         args=arguments,
         schema=schema,
         train_dataloader=loaders["train"],

@@ -54,6 +54,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
             vectors=vectors,
             item_table=None if teacher is None else _item_table(teacher, vocabulary, config),
             exclude_history=config.evaluate.exclude_history,
+            tail_item=config.evaluate.tail_item,
             report=lambda line: print(f"  {line}", flush=True),
         )
         shutil.rmtree(checkpoints)
@@ -68,15 +69,17 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
             "best_epoch": best["epoch"],
             "validation ndcg@10": round(best["ndcg@10"], 5),
             "gamma": float(network.gamma),
+            "cold_gamma": float(network.cold_gamma),
         }
 
     settings = {
         "model": config.model.model_dump(),
         "train": config.train.model_dump(exclude={"device"}),
         "max_length": config.prepare.max_length,
+        "exclude_history": config.evaluate.exclude_history,
     }
     if config.model.content_match:
-        settings["exclude_history"] = config.evaluate.exclude_history
+        settings["tail_item"] = config.evaluate.tail_item
     inputs = [f"{up}prepare", *([f"{up}embed"] if config.model.needs_vectors else [])]
     inputs += [f"{up}{BASELINES}/{teacher.name}"] if teacher else []
     manifest, _ = run_stage(parent, stage, settings, inputs, work, force=force, resumable=True)

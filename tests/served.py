@@ -29,8 +29,9 @@ def write_model(directory: Path, ids: list[str] | None = None, seed: int = 0, **
         vectors = torch.randn(len(ids) + 3, DIMENSION)
         vectors[:3] = 0
     network = DualViewNetwork(config, len(ids) + 3, LENGTH, None if vectors is None else DIMENSION)
-    network.items.initialise(config, torch.tensor(np.r_[0, 0, 0, counts]), vectors)
+    network.initialise(torch.tensor(np.r_[0, 0, 0, counts]), vectors)
     network.gamma.fill_(2.0)
+    network.cold_gamma.fill_(3.0)
     columns = {"item_id": ids, "code": np.arange(3, len(ids) + 3), "count": counts, "train_count": counts}
     pq.write_table(pa.table(columns), directory / "vocabulary.parquet")
     save_model(network, directory, Vocabulary.load(directory / "vocabulary.parquet").hash)

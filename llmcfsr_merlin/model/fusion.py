@@ -1,5 +1,6 @@
 """Attention parts: the causal block of SASRec and the cross-attention between the two views."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -81,12 +82,16 @@ class Attention(nn.Module):
     def forward(
         self, query: Tensor, source: Tensor, packing: Packing | None = None, real: Tensor | None = None
     ) -> Tensor:
-        projected = torch.cat([self.query(query), self.key_value(source)], dim=-1)
+        projected = self.project(query, source)
         if packing is None:
             return self.out(self._mix(projected, real))
         mixed = [self._mix_group(projected, group, real is not None) for group in packing.groups]
         back = torch.cat([group.packed for group in packing.groups]).argsort()
         return self.out(torch.cat(mixed)[back])
+
+    def project(self, query: Tensor, source: Tensor) -> Tensor:
+        """Queries, keys and values side by side, [..., 3 * d]."""
+        return torch.cat([self.query(query), self.key_value(source)], dim=-1)
 
     def _mix_group(self, projected: Tensor, group: _Group, both_ways: bool) -> Tensor:
         padded = projected.new_zeros(group.real.numel(), projected.shape[1])
@@ -171,8 +176,11 @@ class PairFusion(nn.Module):
 
     def forward(self, views: list[Tensor]) -> list[Tensor]:
         """Two tensors [..., d] -> two tensors [..., d]."""
+        attention = self.attention
         normal = torch.stack([norm(view) for norm, view in zip(self.norms, views)], dim=-2)
-        pairs = normal.flatten(0, -3)  # [N, 2, d]
-        both = pairs.new_ones(1, 2, dtype=torch.bool)
-        mixed = self.attention(pairs, pairs, real=both).view_as(normal)
+        query, key, value = attention.project(normal, normal).unflatten(-1, (3, attention.heads, -1)).unbind(-3)
+        # [..., 2, heads, d / heads] each. Softmax over two places is the sigmoid of the difference of their scores.
+        (key_a, key_b), (value_a, value_b) = key.split(1, -3), value.split(1, -3)
+        share_of_a = ((query * (key_a - key_b)).sum(-1, keepdim=True) / math.sqrt(query.shape[-1])).sigmoid()
+        mixed = attention.out((value_b + share_of_a * (value_a - value_b)).flatten(-2))
         return [view + mixed[..., i, :] for i, view in enumerate(views)]

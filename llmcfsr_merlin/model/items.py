@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcfsr_merlin.config import ModelConfig
@@ -93,10 +94,16 @@ class ItemViews(nn.Module):
                 confidence = confidence * (torch.rand_like(confidence) >= self.item_dropout)
             views.append(self.collaborative(codes) * confidence[codes].unsqueeze(-1))
         if self.semantic is not None:
-            views.append(self.semantic(self._whitened(codes)))
+            views.append(self._adapted(codes))
         if self.null_space is not None:
             views.append(torch.cat([self.leading[codes], self.null_space(codes)], dim=-1))
         return views
+
+    def _adapted(self, codes: Tensor) -> Tensor:
+        """Semantic views [..., d]. Two linear maps without activation are one, D x d, which costs less an item."""
+        first, second = self.semantic
+        weight, bias = second.weight @ first.weight, second.weight @ first.bias + second.bias
+        return F.linear(self._whitened(codes), weight, bias)
 
     def _whitened(self, codes: Tensor) -> Tensor:
         """Whitened vectors [..., D]. Training keeps the whole table; inference saves its memory and computes rows."""

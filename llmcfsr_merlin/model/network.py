@@ -16,6 +16,8 @@ from llmcfsr_merlin.contract import FIRST_ITEM, PAD
 from llmcfsr_merlin.model.fusion import Block, CrossAttention, Packing, PairFusion, RecurrentBlock
 from llmcfsr_merlin.model.items import MASK, ItemViews
 
+COLD_COUNT = 3  # training interactions at which cold_gamma counts half
+
 
 class Catalogue(NamedTuple):
     """What is computed once for a set of weights: every item as a candidate."""
@@ -31,7 +33,10 @@ class DualViewNetwork(nn.Module):
     views before it (embedding level), between its blocks (sequence level) and between the two user states and the two
     views of a candidate (prediction level). With the raw semantic vectors v,
 
-        score(u, i) = <u_c, e_c(i)> + <u_s, e_s(i)> + gamma * max_t cos(v(h_t), v(i))
+        score(u, i) = <u_c, e_c(i)> + <u_s, e_s(i)> + gamma(i) * max_t cos(v(h_t), v(i))
+
+    where gamma(i) = gamma + cold_gamma / (1 + n / 3) grows as the training count n of the candidate falls: the fewer
+    interactions an item has, the less the first two terms know of it.
 
     One view without fusion is SASRec (arXiv 1808.09781), BERT4Rec (arXiv 1904.06690:
     the state is read at a mask after the history) or GRU4Rec, by the backbone.
@@ -64,6 +69,24 @@ class DualViewNetwork(nn.Module):
         self.fuse_candidate = PairFusion(hidden, heads) if pair else None
         # Chosen on validation after training (training it was measured to bring nothing).
         self.register_buffer("gamma", torch.zeros(()))
+        self.register_buffer("cold_gamma", torch.zeros(()))
+        if config.content_match:
+            self.register_buffer("coldness", torch.ones(rows))
+
+    def initialise(self, train_counts: Tensor, vectors: Tensor | None) -> None:
+        """Set what is frozen: training counts int64 [V] and semantic vectors float [V, D] (reserved rows are zero)."""
+        self.items.initialise(self.config, train_counts, vectors)
+        if self.config.content_match:
+            self.coldness.copy_(1 / (1 + train_counts.float() / COLD_COUNT))
+
+    @property
+    def matches(self) -> bool:
+        """Whether the content match has a part in the scores."""
+        return self.config.content_match and bool(self.gamma != 0 or self.cold_gamma != 0)
+
+    def match_weight(self) -> Tensor:
+        """gamma(i) of all rows, float [V]."""
+        return self.gamma + self.cold_gamma * self.coldness
 
     def embed(self, codes: Tensor, packing: Packing | None = None) -> list[Tensor]:
         """codes int64 [B, T], right-padded -> views of the items with positions, each [B, T, d] or packed [M, d]."""

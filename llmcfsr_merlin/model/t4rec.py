@@ -67,12 +67,12 @@ class DualViewBody(BlockBase):
         history = codes[:, :-1]
         packing = Packing(codes[:, 1:] != PAD)  # every position that has a next item
         last = packing.lengths.cumsum(0) - 1
+        read = history.masked_fill(codes[:, 1:] == PAD, PAD) if testing else history
         if testing and self._masked:
-            read = history.masked_fill(codes[:, 1:] == PAD, PAD)
             return BodyOutput(self.network.user_states(read), packing.pack(targets)[last], read)
         states = self.network.encode(self.network.embed(history, packing), packing)
         if testing:
-            return BodyOutput(states[last], packing.pack(targets)[last], history)
+            return BodyOutput(states[last], packing.pack(targets)[last], read)
         users = inputs[ROW].flatten().long() if ROW in inputs else None
         return BodyOutput(states, packing.pack(targets), history, last, users)
 
@@ -94,12 +94,17 @@ class DualViewBody(BlockBase):
 
 
 class NextItemTask(tr.NextItemPredictionTask):
-    """Loss in training, the 0-based rank of the held-out item over the full catalogue in evaluation."""
+    """Loss in training, the 0-based rank of the held-out item over the full catalogue in evaluation.
 
-    def __init__(self, network: DualViewNetwork, config: TrainConfig, auxiliary: Auxiliary):
+    exclude_history: the user's other items take no part in the ranking.
+    """
+
+    def __init__(
+        self, network: DualViewNetwork, config: TrainConfig, auxiliary: Auxiliary, exclude_history: bool = False
+    ):
         super().__init__(metrics=[RankMetric()])
         self._network, self._train = [network], config  # a list: the weights belong to the body alone
-        self._auxiliary = auxiliary
+        self._auxiliary, self._exclude_history = auxiliary, exclude_history
         self._catalogue: Catalogue | None = None
 
     def build(self, *_, **__) -> None:
@@ -132,8 +137,11 @@ class NextItemTask(tr.NextItemPredictionTask):
                 self._catalogue = network.catalogue()
             scores = states @ self._catalogue.candidates.T
             scores[:, :FIRST_ITEM] = -torch.inf
-            ranks = (scores > scores.gather(1, wanted.unsqueeze(1))).sum(1)
             loss = torch.nn.functional.cross_entropy(scores, wanted)
+            of_wanted = scores.gather(1, wanted.unsqueeze(1))
+            if self._exclude_history:
+                scores = scores.scatter(1, inputs.histories, -torch.inf)
+            ranks = (scores > of_wanted).sum(1)
             return {"loss": loss, "labels": wanted, "predictions": ranks}
         ranker = Ranker(network)
         return ranker.top_k(inputs.histories, top_k) if top_k else ranker.scores(inputs.histories)
@@ -162,7 +170,9 @@ class RankMetric(torchmetrics.Metric):
         return {f"hr_at_{self.k}": self.hits / rows, f"ndcg_at_{self.k}": self.gains / rows}
 
 
-def to_t4rec(network: DualViewNetwork, schema, config: TrainConfig, auxiliary: Auxiliary) -> tr.Model:
+def to_t4rec(
+    network: DualViewNetwork, schema, config: TrainConfig, auxiliary: Auxiliary, exclude_history: bool = False
+) -> tr.Model:
     """A Transformers4Rec Model of the network; both share their weights."""
     body = DualViewBody(network, schema, config.mask)
-    return tr.Model(tr.Head(body, NextItemTask(network, config, auxiliary)))
+    return tr.Model(tr.Head(body, NextItemTask(network, config, auxiliary, exclude_history)))

@@ -49,8 +49,9 @@ class RankGraph(nn.Module):
         popularity = recommender._popularity.clone()
         self.register_buffer("popularity", popularity[None])
         self.register_buffer("reserved", (torch.arange(ranker.rows) < FIRST_ITEM)[None])
-        self.units = ranker.catalogue.unit_vectors is not None and float(ranker.network.gamma) != 0
+        self.units = ranker.catalogue.unit_vectors is not None and ranker.network.matches
         if self.units:
+            self.register_buffer("match_weight", ranker.network.match_weight())
             self.register_buffer("unit_vectors", ranker.catalogue.unit_vectors)
         self.part = max(_ROOM // (max_batch_size * ranker.max_length), 1024)
 
@@ -58,7 +59,7 @@ class RankGraph(nn.Module):
         codes = CODES.clamp(0, self.rows - 1)
         scores = self.network.user_states(codes) @ self.candidates
         if self.units:
-            scores = scores + self.network.gamma * self._content_match(codes)
+            scores = scores + self.match_weight * self._content_match(codes)
         scores = torch.where((codes == PAD).all(1, keepdim=True), self.popularity, scores)
         nothing = torch.zeros_like(scores)
         blocked = nothing.scatter(1, BLOCK.clamp(0, self.rows - 1), 1.0) > 0

@@ -83,14 +83,15 @@ def _vectors(network: DualViewNetwork, attributes: list[dict], encode: Encode) -
 
 
 def _grown(network: DualViewNetwork, vectors: torch.Tensor) -> DualViewNetwork:
-    """The same network with rows appended: collaborative rows zero with confidence 0, semantic vectors as given."""
+    """The same network with rows appended: collaborative rows zero with confidence 0, vectors as given, all cold."""
     count = len(vectors)
     dimension = network.items.vectors.shape[1]
     grown = DualViewNetwork(network.config, network.rows + count, network.max_length, dimension)
     weights = copy.copy(network.state_dict())
-    for name, tail in (("items.collaborative.weight", None), ("items.confidence", None), ("items.vectors", vectors)):
+    appended = {"items.vectors": vectors, "coldness": torch.ones(count)}
+    for name in ("items.collaborative.weight", "items.confidence", *appended):
         if name in weights:
-            tail = weights[name].new_zeros(count, *weights[name].shape[1:]) if tail is None else tail
+            tail = appended.get(name, weights[name].new_zeros(count, *weights[name].shape[1:]))
             weights[name] = torch.cat([weights[name], tail])
     grown.load_state_dict(weights)
     return grown.eval()

@@ -15,7 +15,8 @@ from tests.worlds import attribute_world, write_ingest
 
 SETTINGS = [
     "model.views=[collaborative]", "model.pca_init=false", "model.content_match=false", "model.hidden=16",
-    "train.negatives=64", "train.batch_size=64", "train.epochs=2", "prepare.max_length=10",
+    "train.negatives=64", "model.dropout=0.2", "train.learning_rate=0.001", "train.batch_size=64", "train.epochs=2",
+    "prepare.max_length=10",
 ]  # fmt: skip
 SPACE = {"model.dropout": [0.5], "train.learning_rate": [0.00001, 0.001]}
 

@@ -99,9 +99,10 @@ def test_no_model_finds_anything_in_noise(name, noise_with_vectors):
     assert manifest.counts["model"] == name
 
 
-def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnable, tmp_path):
+@pytest.mark.parametrize("exclude", [False, True])
+def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnable, tmp_path, exclude):
     run = copy_of(learnable, tmp_path)
-    config = configured("train.epochs=12", "train.learning_rate=0.01")
+    config = configured("train.epochs=12", "train.learning_rate=0.01", f"evaluate.exclude_history={exclude}")
     best = train.run(config, run).counts["validation ndcg@10"]
     history = json.loads((run / "train" / "history.json").read_text())
     assert history[-1]["loss"] < history[0]["loss"]
@@ -114,7 +115,10 @@ def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnab
         histories = pad([sequence[:-2].tolist() for sequence in sequences], 10)
         targets = torch.tensor([sequence[-2] for sequence in sequences])
         scores = recommender.ranker.scores(histories)
-        ranks = (scores > scores.gather(1, targets[:, None])).sum(1).double()
+        of_target = scores.gather(1, targets[:, None])
+        if exclude:
+            scores = scores.scatter(1, histories, -torch.inf)
+        ranks = (scores > of_target).sum(1).double()
         gains += float(((ranks < 10) / torch.log2(ranks + 2)).sum())
         users += len(sequences)
     assert gains / users == pytest.approx(best, abs=1e-4)

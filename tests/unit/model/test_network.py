@@ -28,12 +28,13 @@ def build(seed: int = 0, **settings) -> DualViewNetwork:
     vectors = torch.randn(ROWS, DIMENSION)
     vectors[:FIRST_ITEM] = 0
     counts = torch.randint(0, 20, (ROWS,))
-    network.items.initialise(config, counts, vectors if config.needs_vectors else None)
+    network.initialise(counts, vectors if config.needs_vectors else None)
     with torch.no_grad():
         for weight in network.parameters():
             if not weight.any():
                 weight.normal_(std=0.3)
         network.gamma.fill_(2.0)
+        network.cold_gamma.fill_(3.0)
     return network.eval()
 
 
