@@ -282,6 +282,8 @@ class TrainConfig(_Section):
     weight_decay: float = Field(0.0, ge=0)
     patience: int = Field(5, ge=1)
     """Epochs without a better validation NDCG@10 before training stops."""
+    validation_users: int = Field(10_000, ge=1)
+    """Most users, evenly spread, that epochs and the content match's weights are chosen by."""
     tail_tolerance: float = Field(0.01, ge=0, lt=1)
     """Share of the best validation NDCG@10 that the content match's weights may give up for a better tail."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -114,7 +114,7 @@ def train_network(
         files, train_schema, distillation = _distillation(files, schema, vectors, train, network, work)
     loaders = {
         "train": data_loader(files, train_schema, train.batch_size, True, device),
-        "valid": data_loader(split_files(prepared, "valid"), schema, train.batch_size, False, device),
+        "valid": data_loader(_validation_sample(prepared, work, train), schema, train.batch_size, False, device),
     }
     auxiliary = Auxiliary(None if item_table is None else torch.from_numpy(item_table).to(device), distillation)
     trainer = make_trainer(network, train, schema, loaders, work, auxiliary, report, exclude_history=exclude_history)
@@ -195,6 +195,23 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # it prints dictionaries; _EpochReport says the same in a line
     return trainer
+
+
+def _validation_sample(prepared: Path, work: Path, train: TrainConfig) -> list[str]:
+    """Files of the validation rows that are ranked after each epoch: the whole split, or every n-th row of it."""
+    files = split_files(prepared, "valid")
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    if rows <= train.validation_users:
+        return files
+    chosen = np.arange(train.validation_users) * rows // train.validation_users
+    sample, start = work / "valid.parquet", 0
+    with pq.ParquetWriter(sample, pa.schema([(ITEM, pa.list_(pa.int64()))])) as writer:
+        for file in files:
+            lists = pq.read_table(file, columns=[ITEM]).cast(writer.schema)
+            here = chosen[(chosen >= start) & (chosen < start + len(lists))] - start
+            writer.write_table(lists.take(here))
+            start += len(lists)
+    return [str(sample)]
 
 
 def _distillation(

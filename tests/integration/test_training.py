@@ -99,6 +99,21 @@ def test_no_model_finds_anything_in_noise(name, noise_with_vectors):
     assert manifest.counts["model"] == name
 
 
+def test_a_part_of_the_users_is_enough_to_choose_epochs(learnable, tmp_path):
+    """Every tenth row of the split, over its parts, in its order."""
+    rows = pq.read_table(learnable / "prepare" / "valid", columns=["item_id"])
+    prepared = tmp_path / "prepare"
+    (prepared / "valid").mkdir(parents=True)
+    for part, (start, count) in enumerate([(0, 7), (7, 100), (107, len(rows))]):
+        pq.write_table(rows.slice(start, count), prepared / "valid" / f"part-{part}.parquet")
+    count = len(rows) // 10
+    (sample,) = training._validation_sample(prepared, tmp_path, configured(f"train.validation_users={count}").train)
+    found = pq.read_table(sample)["item_id"].to_pylist()
+    assert found == rows["item_id"].to_pylist()[::10][:count]
+    everyone = configured(f"train.validation_users={len(rows)}").train
+    assert training._validation_sample(prepared, tmp_path, everyone) == training.split_files(prepared, "valid")
+
+
 @pytest.mark.parametrize("exclude", [False, True])
 def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnable, tmp_path, exclude):
     run = copy_of(learnable, tmp_path)
