@@ -275,7 +275,8 @@ class TrainConfig(_Section):
     distil_users: int = Field(10, ge=1)
     """Similar users whose mean state is the teacher."""
     epochs: int = Field(16, ge=1)
-    batch_size: int = Field(256, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    """Sequences a step; None: 256, fewer (at least 16) where that would leave an epoch less than 64 steps."""
     learning_rate: float = Field(2e-3, gt=0)
     schedule: Literal["constant", "linear"] = "linear"
     """linear: the learning rate rises over the first twentieth of the steps and falls to zero at the last epoch."""
@@ -466,7 +467,7 @@ def _laid_over(tree: dict, upper: dict) -> dict:
 
 def _read_recipe(recipe: str | Path, wanted: str, known: list[str], folder: str = "") -> dict:
     path = Path(recipe)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not path.is_file():
         path = resource("pipelines") / f"{folder}{recipe}.yaml"
     if not path.is_file():
         raise InputError(f"expected {wanted} or one of {', '.join(known)}, found {str(recipe)!r}")

@@ -90,7 +90,7 @@ def _try(config: Config, run_dir: Path, data: Path, work: Path) -> dict:
     shutil.rmtree(work)
     gamma, cold = float(network.gamma), float(network.cold_gamma)
     device, files = choose_device(config.train.device), split_files(data, "valid")
-    loader = data_loader(files, load_schema(data), config.train.batch_size, False, device)
+    loader = data_loader(files, load_schema(data), config.evaluate.batch_size, False, device)
     try:
         parts = list(validation_ranks(network, loader, ((gamma, cold),), exclude))
     finally:

@@ -45,3 +45,9 @@ def test_the_recipes_of_the_readme_are_there():
     if not RECIPES:
         pytest.skip("no recipe has landed yet")
     assert {"demo", "yelp", "fashion", "beauty"} <= set(RECIPES)
+
+
+def test_a_folder_of_the_same_name_hides_no_recipe(monkeypatch, tmp_path):
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert Config.load("demo").name == "demo"
