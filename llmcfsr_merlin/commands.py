@@ -45,7 +45,7 @@ def demo(arguments) -> int:
             answer = client.recommend([sequence[:-1]], k=5, exclude_seen=True)
             _show_user(directory, user, sequence[:-1], answer)
         histories = [sequence[:-1] for sequence in examples.sequences(directory).values()]
-        parity = compare(directory, server.grpc_url, histories)
+        parity = compare(directory, server.grpc_url, histories, shortlist=config.serve.shortlist)
     print(f"served = offline on {parity.equal + parity.ties} of {parity.histories} users")
     print(f"serve it yourself: llmcfsr serve {directory}")
     print("and ask it:        llmcfsr recommend --url grpc://localhost:8001 ITEM ...")
@@ -145,7 +145,9 @@ def check_served(arguments) -> int:
     from llmcfsr_merlin.serving.parity import check_served as compare
 
     chosen = examples.pick(arguments.run, arguments.users) if arguments.users else examples.sequences(arguments.run)
-    parity = compare(arguments.run, arguments.url, [sequence[:-1] for sequence in chosen.values()], arguments.k)
+    histories = [sequence[:-1] for sequence in chosen.values()]
+    shortlist = Config.recorded(arguments.run).serve.shortlist
+    parity = compare(arguments.run, arguments.url, histories, arguments.k, shortlist=shortlist)
     if not parity.passed:
         print(parity.first_difference, file=sys.stderr)
     print(json.dumps(parity.as_dict()))

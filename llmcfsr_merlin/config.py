@@ -340,6 +340,8 @@ class ServeConfig(_Section):
     tensorrt: bool = False
     """Let the onnxruntime backend run the graph by TensorRT; needs format=onnx and device=gpu."""
     max_top_k: int = Field(100, ge=1)
+    shortlist: int = Field(0, ge=0)
+    """Items scored exactly, found by the content match of 64 dimensions; 0: all. For hundreds of thousands of items."""
     max_batch_size: int = Field(64, ge=1)
     max_queue_delay_us: int = Field(500, ge=0)
     device: Literal["cpu", "gpu"] = "cpu"
@@ -349,6 +351,8 @@ class ServeConfig(_Section):
     def _consistent(self):
         if self.format != "python" and self.layout != "ensemble":
             raise ValueError(f"format={self.format} needs layout=ensemble: merged is one python model")
+        if self.shortlist and self.format != "python":
+            raise ValueError(f"shortlist needs format=python, found {self.format}: a graph scores every item")
         if self.tensorrt and (self.format, self.device) != ("onnx", "gpu"):
             raise ValueError("tensorrt needs format=onnx and device=gpu")
         return self

@@ -16,18 +16,29 @@ def pad(histories: Sequence[Sequence[int]], max_length: int) -> Tensor:
     return torch.tensor([history + [0] * (width - len(history)) for history in kept], dtype=torch.long)
 
 
+_REDUCED = 64  # dimensions of the vectors that a shortlist is made by
+
+
 class Ranker:
     """Scores the full catalogue for histories; the candidate matrix is computed once, at construction.
 
     Reserved rows always score -inf. Ties are broken by the smaller code, so that every path gives the same ids.
     """
 
-    def __init__(self, network: DualViewNetwork, bulk: bool = False):
-        """bulk: many histories will be scored; all cosines of items are computed once where they fit in 2 GB."""
+    def __init__(self, network: DualViewNetwork, bulk: bool = False, shortlist: int = 0):
+        """bulk: many histories will be scored; all cosines of items are computed once where they fit in 2 GB.
+
+        shortlist: top_k scores this many items exactly, the best by a content match of the vectors' leading 64
+        dimensions; 0: all of them. For catalogues whose exact content match takes too long.
+        """
         self.network = network.eval()
         self.catalogue = network.catalogue()
         vectors = self.catalogue.unit_vectors
         self._similarity = vectors @ vectors.T if bulk and vectors is not None and len(vectors) ** 2 <= 5e8 else None
+        self._reduced = None
+        if vectors is not None and network.matches and 0 < shortlist < network.rows - FIRST_ITEM:
+            self._reduced = _reduce(vectors)
+        self.shortlist = shortlist
         self.rows, self.max_length = network.rows, network.max_length
         self.device = network.gamma.device
 
@@ -61,10 +72,36 @@ class Ranker:
 
         blocked: bool [B, V], items that must not be returned. A row with fewer than k' left ends with code 0 and -inf.
         """
+        k = min(k, self.rows - FIRST_ITEM)
+        if self._reduced is not None and k < self.shortlist:
+            return self._top_of_shortlist(histories.to(self.device), k, blocked)
         scores = self.scores(histories)
         if blocked is not None:
             scores = scores.masked_fill(blocked.to(scores.device), -torch.inf)
-        return select_top_k(scores, min(k, self.rows - FIRST_ITEM))
+        return select_top_k(scores, k)
+
+    def _top_of_shortlist(self, histories: Tensor, k: int, blocked: Tensor | None) -> tuple[Tensor, Tensor]:
+        states, network = self.network.user_states(histories), self.network
+        weight, candidates = network.match_weight(), self.catalogue.candidates
+        rough = states @ candidates.T
+        rough += weight * network.content_match(histories, self._reduced)
+        rough[:, :FIRST_ITEM] = -torch.inf
+        if blocked is not None:
+            rough = rough.masked_fill(blocked.to(rough.device), -torch.inf)
+        best, listed = rough.topk(self.shortlist, dim=1)
+        listed, order = listed.sort(dim=1)  # ascending codes, as select_top_k breaks ties
+        exact = (candidates[listed] @ states.unsqueeze(-1)).squeeze(-1)
+        exact = exact + weight[listed] * network.content_match(histories, self.catalogue.unit_vectors, listed)
+        exact = exact.masked_fill(best.gather(1, order) == -torch.inf, -torch.inf)
+        place, scores = select_top_k(exact.float(), k)
+        return listed.gather(1, place).masked_fill(scores == -torch.inf, 0), scores
+
+
+def _reduce(vectors: Tensor, sample: int = 100_000) -> Tensor:
+    """Vectors [V, D] in the D x 64 basis that keeps most of their inner products: the leading singular directions."""
+    some = vectors[FIRST_ITEM :: max(len(vectors) // sample, 1)]
+    _, basis = torch.linalg.eigh(some.T @ some)
+    return vectors @ basis[:, -_REDUCED:]
 
 
 def select_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -84,18 +84,18 @@ class Recommender:
         self._popularity[:FIRST_ITEM] = -torch.inf
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu", bulk: bool = False) -> "Recommender":
+    def load(cls, path: str | Path, device: str = "cpu", bulk: bool = False, shortlist: int = 0) -> "Recommender":
         """Read a run directory, or any folder that holds a sealed model (vocabulary, weights, manifest).
 
         Each of the three is checked against the manifest before it is read; InputError says what is missing or changed.
-        bulk: as in Ranker.
+        bulk, shortlist: as in Ranker.
         """
         directory = Path(path)
         if (directory / "train").is_dir():
             directory = directory / "train"
         Manifest.load(directory).verify(directory, (VOCABULARY, MODEL_CONFIG, MODEL_WEIGHTS))
         vocabulary = Vocabulary.load(directory / VOCABULARY)
-        return cls(Ranker(load_model(directory, vocabulary.hash, device), bulk), vocabulary)
+        return cls(Ranker(load_model(directory, vocabulary.hash, device), bulk, shortlist), vocabulary)
 
     def encode(self, histories: Sequence[Sequence]) -> Encoded:
         """Raw histories (oldest item first) to codes; unknown ids are left out and counted."""

@@ -17,7 +17,9 @@ ITEMS, LENGTH, DIMENSION = 60, 12, 24
 IDS = [f"B{i:03d}" for i in range(ITEMS)]
 
 
-def write_model(directory: Path, ids: list[str] | None = None, seed: int = 0, **settings) -> Path:
+def write_model(
+    directory: Path, ids: list[str] | None = None, seed: int = 0, dimension: int = DIMENSION, **settings
+) -> Path:
     """Vocabulary, weights and manifest in `directory`; settings are of ModelConfig, two views by default."""
     torch.manual_seed(seed)
     ids = IDS if ids is None else ids
@@ -26,9 +28,9 @@ def write_model(directory: Path, ids: list[str] | None = None, seed: int = 0, **
     config = ModelConfig(**{"hidden": 16, **settings})
     vectors = None
     if "semantic" in config.views:
-        vectors = torch.randn(len(ids) + 3, DIMENSION)
+        vectors = torch.randn(len(ids) + 3, dimension)
         vectors[:3] = 0
-    network = DualViewNetwork(config, len(ids) + 3, LENGTH, None if vectors is None else DIMENSION)
+    network = DualViewNetwork(config, len(ids) + 3, LENGTH, None if vectors is None else dimension)
     network.initialise(torch.tensor(np.r_[0, 0, 0, counts]), vectors)
     network.gamma.fill_(2.0)
     network.cold_gamma.fill_(3.0)

@@ -34,10 +34,20 @@ class Parity:
 
 
 def check_served(
-    trained: str | Path, url: str, histories: Sequence[Sequence], k: int = 10, *, tolerance: float = 1e-4, **filters
+    trained: str | Path,
+    url: str,
+    histories: Sequence[Sequence],
+    k: int = 10,
+    *,
+    tolerance: float = 1e-4,
+    shortlist: int = 0,
+    **filters,
 ) -> Parity:
-    """Compare a server with the offline recommender of a run (or folder with a sealed model) on every given history."""
-    offline = Recommender.load(trained).answer(histories, k, **filters)
+    """Compare a server with the offline recommender of a run (or folder with a sealed model) on every given history.
+
+    shortlist: the one that the server was exported with.
+    """
+    offline = Recommender.load(trained, shortlist=shortlist).answer(histories, k, **filters)
     with Client(url) as client:
         served = client.answer(histories, k, **filters)
     equal = ties = 0

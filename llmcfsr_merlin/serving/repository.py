@@ -93,6 +93,7 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
         "max_batch_size": serve.max_batch_size,
         "queue_delay": serve.max_queue_delay_us,
         "max_top_k": serve.max_top_k,
+        "shortlist": serve.shortlist,
         "max_length": bundle.max_length,
         "instances": serve.instances,
         "kind": "KIND_GPU" if serve.device == "gpu" else "KIND_CPU",

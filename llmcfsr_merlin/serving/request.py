@@ -11,9 +11,10 @@ DEFAULT_K = 10
 
 @dataclass(frozen=True)
 class Limits:
-    """max_top_k: the largest TOP_K that is answered."""
+    """max_top_k: the largest TOP_K that is answered. shortlist: as in Ranker."""
 
     max_top_k: int = 100
+    shortlist: int = 0
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Rank:
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["rank"])
         self.tag = bundle.tag
-        self.recommender = Recommender.load(bundle.directory, device)
+        self.recommender = Recommender.load(bundle.directory, device, shortlist=limits.shortlist)
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
         results = each(requests, self._checked)

@@ -36,7 +36,8 @@ class StepModel:
         self._inputs = _INPUTS[self.step]
         self._log = os.environ.get("LLMCFSR_LOG_REQUESTS") == "1"
         self._name = args["model_name"]
-        self._run = self.step(directory, Limits(int(parameters.get("max_top_k", 100))), device)
+        limits = Limits(int(parameters.get("max_top_k", 100)), int(parameters.get("shortlist", 0)))
+        self._run = self.step(directory, limits, device)
         self._counters = _counters(args["model_version"]) if "UNKNOWN" in self._outputs else None
         self._warm_up()
 

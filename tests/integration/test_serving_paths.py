@@ -143,6 +143,20 @@ def test_integer_ids(tmp_path):
 
 
 @triton
+@pytest.mark.parametrize("layout", ["ensemble", "merged"])
+def test_a_served_shortlist_answers_as_the_library_with_one(tmp_path, layout):
+    """Five of 400 items by 64 of 192 dimensions: exact answers differ, so the setting is seen to reach the server."""
+    ids = [f"B{i:03d}" for i in range(400)]
+    trained = write_model(tmp_path / "train", ids, dimension=192)
+    export(trained, tmp_path / "repo", ServeConfig(layout=layout, shortlist=5))
+    histories = [[ids[i], ids[(7 * i + 3) % 400]] for i in range(40)] + [["zzz"], []]
+    with Server(tmp_path / "repo", threads=1) as server:
+        assert check_served(trained, server.grpc_url, histories, 4, shortlist=5).passed
+        assert not check_served(trained, server.grpc_url, histories, 4).passed
+        assert check_served(trained, server.grpc_url, histories, 7, shortlist=5).passed, "a longer list is exact"
+
+
+@triton
 @pytest.mark.parametrize("logged", [False, True])
 def test_request_log_is_off_by_default(tmp_path, logged):
     export(write_model(tmp_path / "train"), tmp_path / "repo", ServeConfig(layout="merged"))
