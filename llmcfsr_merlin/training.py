@@ -18,15 +18,16 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers4rec.config.trainer import T4RecTrainingArguments
 from transformers4rec.torch.utils.data_utils import MerlinDataLoader
 
+from llmcfsr_merlin.cluster import available_memory
 from llmcfsr_merlin.config import ModelConfig, TrainConfig
 from llmcfsr_merlin.contract import ITEM, ROW, SCHEMA
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.distillation import Distillation, similar_users
+from llmcfsr_merlin.model.memory import check_memory, ranked_users
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.model.t4rec import Auxiliary, to_t4rec
 from llmcfsr_merlin.validation import choose_match
 
-_EVALUATED = 256  # users a batch of validation: with the catalogue, what its memory is made of
 _BEST = "eval_/next-item/ndcg_at_10"
 _NOTHING = Auxiliary()
 # One pass over the weights instead of ten: a tenth of a step on CPU, where torch has it from 2.4 on.
@@ -106,6 +107,7 @@ def train_network(
     """
     device = choose_device(train.device)
     train = train.model_copy(update={"batch_size": train.batch_size or _batch_size(split_files(prepared, "train"))})
+    check_memory(model, rows, None if vectors is None else vectors.shape[1], _free_memory(device))
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(train.seed)
     network = DualViewNetwork(model, rows, max_length, None if vectors is None else vectors.shape[1])
@@ -116,7 +118,7 @@ def train_network(
         files, train_schema, distillation = _distillation(files, schema, vectors, train, network, work)
     loaders = {
         "train": data_loader(files, train_schema, train.batch_size, True, device),
-        "valid": data_loader(_validation_sample(prepared, work, train), schema, _EVALUATED, False, device),
+        "valid": data_loader(_validation_sample(prepared, work, train), schema, ranked_users(rows), False, device),
     }
     auxiliary = Auxiliary(None if item_table is None else torch.from_numpy(item_table).to(device), distillation)
     trainer = make_trainer(network, train, schema, loaders, work, auxiliary, report, exclude_history=exclude_history)
@@ -156,7 +158,7 @@ def make_trainer(
     arguments = T4RecTrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=train.batch_size,
-        per_device_eval_batch_size=_EVALUATED,
+        per_device_eval_batch_size=ranked_users(network.rows),
         num_train_epochs=train.epochs,
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,
@@ -198,6 +200,10 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # it prints dictionaries; _EpochReport says the same in a line
     return trainer
+
+
+def _free_memory(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
 def _batch_size(files: list[str]) -> int:

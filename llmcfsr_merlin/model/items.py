@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from llmcfsr_merlin.config import ModelConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, NULL
 
+_CHUNK = 65536  # vectors in double precision at a time
 MASK = NULL  # what bert4rec reads in place of an item to predict: no history contains the null code
 
 
@@ -25,7 +26,6 @@ class ItemViews(nn.Module):
         super().__init__()
         self.rows = rows
         self.item_dropout = config.item_dropout
-        self._table: Tensor | None = None
         self.collaborative = self.semantic = self.null_space = None
         if "collaborative" in config.views:
             self.collaborative = nn.Embedding(rows, config.hidden)
@@ -59,27 +59,28 @@ class ItemViews(nn.Module):
             self.confidence[MASK] = 1
         if vectors is None or not hasattr(self, "vectors"):
             return
-        real = vectors[FIRST_ITEM:].double()
-        center = real.mean(0)
+        parts = vectors[FIRST_ITEM:].split(_CHUNK)
+        real = len(vectors) - FIRST_ITEM
+        center = sum(part.double().sum(0) for part in parts) / real
+        covariance = sum((part - center).T @ (part - center) for part in parts) / max(real - 1, 1)
         # Eigenvalues far below the largest are noise that whitening would blow up.
-        variance, basis = torch.linalg.eigh(torch.cov((real - center).T))
+        variance, basis = torch.linalg.eigh(covariance)
         scale = variance.clamp_min(variance.max() * 1e-3).rsqrt()
         whitening = basis * scale
         self.vectors.copy_(vectors)
-        self._table = None
         if self.semantic is not None and config.whiten:
             self.center.copy_(center)
             self.whitening.copy_(whitening / math.sqrt(vectors.shape[1]))
         if self.null_space is not None:
             half = min(self.leading.shape[1], vectors.shape[1])
-            leading = (real - center) @ whitening[:, -half:].flip(1) / math.sqrt(config.hidden)
-            self.leading[FIRST_ITEM:, :half] = leading.to(self.leading)
+            leading = whitening[:, -half:].flip(1) / math.sqrt(config.hidden)
+            self.leading[FIRST_ITEM:, :half] = torch.cat([((part - center) @ leading).float() for part in parts])
         if self.collaborative is not None and config.pca_init:
             hidden = self.collaborative.embedding_dim
             top = basis[:, -hidden:].flip(1)
-            scores = (real - center) @ top
+            scores = torch.cat([((part - center) @ top).float() for part in parts])
             scores = scores / scores.std(0).clamp_min(1e-12) / math.sqrt(hidden)
-            self.collaborative.weight[FIRST_ITEM:, : scores.shape[1]] = scores.to(self.collaborative.weight)
+            self.collaborative.weight[FIRST_ITEM:, : scores.shape[1]] = scores
 
     def forward(self, codes: Tensor) -> list[Tensor]:
         """codes int64 [...] -> one float tensor [..., d] a view, collaborative before semantic.
@@ -100,16 +101,12 @@ class ItemViews(nn.Module):
         return views
 
     def _adapted(self, codes: Tensor) -> Tensor:
-        """Semantic views [..., d]. Two linear maps without activation are one, D x d, which costs less an item."""
-        first, second = self.semantic
-        weight, bias = second.weight @ first.weight, second.weight @ first.bias + second.bias
-        return F.linear(self._whitened(codes), weight, bias)
+        """Semantic views [..., d] of the whitened vectors (v - center) @ whitening.
 
-    def _whitened(self, codes: Tensor) -> Tensor:
-        """Whitened vectors [..., D]. Training keeps the whole table; inference saves its memory and computes rows."""
-        if not self.training:
-            self._table = None
-            return (self.vectors[codes] - self.center) @ self.whitening
-        if self._table is None or self._table.device != self.vectors.device:
-            self._table = (self.vectors - self.center) @ self.whitening
-        return self._table[codes]
+        Whitening and two linear maps without activation are one map, D x d: it costs less an item, and no whitened
+        table is kept.
+        """
+        first, second = self.semantic
+        weight = second.weight @ first.weight @ self.whitening.T
+        bias = second.weight @ first.bias + second.bias - weight @ self.center
+        return F.linear(self.vectors[codes], weight, bias)

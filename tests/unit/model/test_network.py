@@ -138,10 +138,12 @@ def test_content_match_is_the_largest_cosine_of_the_history():
 
 def test_whitened_vectors_have_unit_covariance_and_pca_starts_the_table():
     network = build()
-    table = network.items._whitened(torch.arange(FIRST_ITEM, ROWS)) * DIMENSION**0.5
-    covariance = torch.cov(table.T)
+    items = network.items
+    whitened = (items.vectors[FIRST_ITEM:] - items.center) @ items.whitening
+    covariance = torch.cov(whitened.T) * DIMENSION
     torch.testing.assert_close(covariance, torch.eye(DIMENSION), rtol=0.1, atol=0.1)
-    start = network.items.collaborative.weight[FIRST_ITEM:]
+    torch.testing.assert_close(items(torch.arange(FIRST_ITEM, ROWS))[1], items.semantic(whitened), rtol=1e-4, atol=1e-5)
+    start = items.collaborative.weight[FIRST_ITEM:]
     assert torch.corrcoef(start.T).triu(1).abs().max() < 1e-3  # principal components do not correlate
 
 
