@@ -21,6 +21,36 @@ PARTS = {
 }
 
 
+ID_ONLY = ("popularity", "item_knn", "ease", "sasrec", "bert4rec", "gru4rec")
+FOCUS, BASE = "llm_cfsr", "llm_esr"
+# What was aimed at: protocol, group, metric, the better of which recipes, relative difference.
+GOALS = [
+    ("sampled", "overall", "hr@10", (BASE,), 0.10),
+    ("sampled", "overall", "ndcg@10", (BASE,), 0.10),
+    ("sampled", "tail_item", "hr@10", (BASE,), 1.0),
+    ("sampled", "head_item", "hr@10", (BASE,), 0.0),
+    ("full", "overall", "ndcg@10", ID_ONLY, 0.15),
+]
+
+
+def goals(frame: pd.DataFrame) -> list[str]:
+    """Markdown table of what llm_cfsr reaches of the goals on one data set, by means over seeds."""
+    means = frame.groupby(["protocol", "group", "metric", "recipe"])["value"].mean()
+    lines = ["| protocol | group | metric | llm_cfsr | against | relative | goal | |", "|---" * 8 + "|"]
+    for protocol, group, metric, others, wanted in GOALS:
+        of_group = means.xs((protocol, group, metric), level=("protocol", "group", "metric"))
+        known = of_group.reindex(others).dropna()
+        if FOCUS not in of_group or known.empty:
+            continue
+        ours, other = of_group[FOCUS], known.idxmax()
+        found = ours / known[other] - 1
+        lines.append(
+            f"| {protocol} | {group} | {metric} | {ours:.4f} | {other} {known[other]:.4f} | {found:+.1%} "
+            f"| {wanted:+.0%} | {'reached' if found >= wanted else 'missed'} |"
+        )
+    return lines
+
+
 def tables(rows: list[dict]) -> str:
     """Markdown of all metric rows of quality.json."""
     frame = pd.DataFrame(rows)
@@ -31,12 +61,14 @@ def tables(rows: list[dict]) -> str:
         "HR@10 / NDCG@10, mean of the seeds; in brackets their standard deviation.", "",
     ]  # fmt: skip
     for dataset, of_dataset in frame.groupby("dataset"):
+        if FOCUS in set(of_dataset["recipe"]):
+            text += [f"## {dataset}: goals", "", *goals(of_dataset), ""]
         for part, belongs in PARTS.items():
             chosen = of_dataset[of_dataset["recipe"].map(belongs)]
             if chosen.empty:
                 continue
             if part != "models":  # what it is compared with
-                chosen = pd.concat([of_dataset[of_dataset["recipe"] == "llm_cfsr"], chosen])
+                chosen = pd.concat([of_dataset[of_dataset["recipe"] == FOCUS], chosen])
             for protocol, name in PROTOCOLS.items():
                 text += [f"## {dataset}, {name}: {part}", "", *_table(chosen[chosen["protocol"] == protocol]), ""]
     return "\n".join(text)
