@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from llmcfsr_merlin.pipelines import prepare as stage
 
 from llmcfsr_merlin import cluster, features
@@ -94,7 +94,10 @@ class Processes:
 def scheduler(tmp_path_factory):
     processes = Processes(tmp_path_factory.mktemp("scheduler"))
     try:
-        yield processes.start(["--nworkers", "2", "--nthreads", "1"], dashboard="--dashboard-address :0")
+        address = processes.start(["--nworkers", "2", "--nthreads", "1"], dashboard="--dashboard-address :0")
+        with Client(address) as client:  # an engine that joins before the second one is there takes one for all
+            client.wait_for_workers(2, timeout=120)
+        yield address
     finally:
         processes.stop()
 
