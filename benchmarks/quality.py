@@ -135,7 +135,7 @@ def store(rows: list[dict]) -> None:
 def report() -> None:
     """docs/results: one page a dataset, with paired tests of llm_cfsr against the others of the same seed."""
     everything = json.loads((RESULTS / "quality.json").read_text())
-    for dataset in dict.fromkeys(row["dataset"] for row in everything):
+    for dataset in dict.fromkeys(row["dataset"] for row in everything if row["recipe"] == FOCUS):
         rows = [row for row in everything if row["dataset"] == dataset]
         config = Config.load(_recipe(dataset))
         folder = RUNS / dataset
