@@ -136,7 +136,7 @@ def report() -> None:
     """docs/results: one page a dataset, with paired tests of llm_cfsr against the others of the same seed."""
     everything = json.loads((RESULTS / "quality.json").read_text())
     for dataset in dict.fromkeys(row["dataset"] for row in everything if row["recipe"] == FOCUS):
-        rows = [row for row in everything if row["dataset"] == dataset]
+        rows = [row for row in everything if row["dataset"] == dataset and "_on_" not in row["recipe"]]
         config = Config.load(_recipe(dataset))
         folder = RUNS / dataset
         seed = min(row["seed"] for row in rows if row["recipe"] == FOCUS)

@@ -30,7 +30,9 @@ def decile_figure(path: Path, metrics: Sequence[dict], protocol: str, metric: st
             [mean for mean, *_ in heights],
             yerr=[spread for _, spread, *_ in heights] if any(spread for _, spread, *_ in heights) else None,
             color=_COLOURS[number % len(_COLOURS)],
-            marker=_MARKERS[number % len(_MARKERS)],
+            # A second round of colours has other markers and broken lines.
+            marker=_MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)],
+            linestyle="-" if number < len(_COLOURS) else "--",
             linewidth=2.6 if recipe == focus else 1.4,
             markersize=7 if recipe == focus else 5,
             capsize=2,
