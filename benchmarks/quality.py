@@ -47,7 +47,12 @@ ABLATION = {
     "with_distillation": ["train.distil=0.1"],
 }
 # What is chosen after training: the weights of llm_cfsr with these set to zero, nothing trained again.
-SWITCHED_OFF = {"without_content_match": ("gamma", "cold_gamma"), "without_cold_match": ("cold_gamma",)}
+SWITCHED_OFF = {
+    "without_content_match": ("gamma", "cold_gamma"),
+    "without_cold_match": ("cold_gamma",),
+    "without_transitions": ("transition_gamma",),
+    "without_either_match": ("gamma", "cold_gamma", "transition_gamma"),
+}
 
 
 def _recipe(dataset: str) -> str | Path:
@@ -184,6 +189,7 @@ def main() -> None:
         "--ablation", nargs="*", choices=ABLATION, help="llm_cfsr (trained before) without these parts, or with others"
     )
     parser.add_argument("--vectors", help="train --models on the vectors <base>/variants/NAME of benchmarks/vectors.py")
+    parser.add_argument("--name", help="what to call the one of --models, where --set makes it another")
     parser.add_argument("--closed-form", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--report", action="store_true")
@@ -194,7 +200,7 @@ def main() -> None:
             store(closed_form(arguments.dataset, base, arguments.set))
         for seed in arguments.seeds:
             for model in arguments.models:
-                name = f"{model}_on_{arguments.vectors}" if arguments.vectors else model
+                name = arguments.name or (f"{model}_on_{arguments.vectors}" if arguments.vectors else model)
                 store(measure_model(arguments.dataset, base, name, model, seed, arguments.set, arguments.vectors))
             for name in SWITCHED_OFF if arguments.ablation is not None else ():
                 store(measure_switched_off(arguments.dataset, base, name, seed, arguments.set))

@@ -229,6 +229,9 @@ class ModelConfig(_Section):
     """Cross-attention between the views of the user state and of each candidate."""
     content_match: bool = True
     """Add gamma * max over the history of the raw vectors' cosine, more of it for rare items; chosen on validation."""
+    transition_neighbours: int = Field(100, ge=0)
+    """Add the training sequences' item-to-item transitions, of this many neighbours an item; their weight is chosen on
+    validation. 0: none."""
     pca_init: bool = True
     """Start the collaborative table from the PCA of the semantic vectors."""
     whiten: bool = True
@@ -284,9 +287,9 @@ class TrainConfig(_Section):
     patience: int = Field(5, ge=1)
     """Epochs without a better validation NDCG@10 before training stops."""
     validation_users: int = Field(10_000, ge=1)
-    """Most users, evenly spread, that epochs and the content match's weights are chosen by."""
+    """Most users, evenly spread, that epochs and the weights of the matches are chosen by."""
     tail_tolerance: float = Field(0.01, ge=0, lt=1)
-    """Share of the best validation NDCG@10 that the content match's weights may give up for a better tail."""
+    """Share of the best validation NDCG@10 that the weights of the matches may give up for a better tail."""
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 42
     device: str = "auto"

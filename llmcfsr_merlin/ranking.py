@@ -57,6 +57,8 @@ class Ranker:
         scores = self.network.user_states(histories) @ self.catalogue.candidates.T
         if self.catalogue.unit_vectors is not None and self.network.matches:
             scores = scores + self.network.match_weight() * self.content_match(histories)
+        if self.network.follows:
+            scores = scores + self.network.transition_gamma * self.network.transition_match(histories)
         scores[:, :FIRST_ITEM] = -torch.inf
         return scores.float()
 
@@ -85,6 +87,10 @@ class Ranker:
         weight, candidates = network.match_weight(), self.catalogue.candidates
         rough = states @ candidates.T
         rough += weight * network.content_match(histories, self._reduced)
+        transitions = None
+        if network.follows:
+            transitions = network.transition_gamma * network.transition_match(histories)
+            rough += transitions
         rough[:, :FIRST_ITEM] = -torch.inf
         if blocked is not None:
             rough = rough.masked_fill(blocked.to(rough.device), -torch.inf)
@@ -92,6 +98,8 @@ class Ranker:
         listed, order = listed.sort(dim=1)  # ascending codes, as select_top_k breaks ties
         exact = (candidates[listed] @ states.unsqueeze(-1)).squeeze(-1)
         exact = exact + weight[listed] * network.content_match(histories, self.catalogue.unit_vectors, listed)
+        if transitions is not None:
+            exact = exact + transitions.gather(1, listed)
         exact = exact.masked_fill(best.gather(1, order) == -torch.inf, -torch.inf)
         place, scores = select_top_k(exact.float(), k)
         return listed.gather(1, place).masked_fill(scores == -torch.inf, 0), scores

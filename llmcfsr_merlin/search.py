@@ -18,7 +18,7 @@ from llmcfsr_merlin.errors import InputError, MissingDependency
 from llmcfsr_merlin.semantics.table import load_item_table
 from llmcfsr_merlin.stage import Manifest, hash_json, write_json
 from llmcfsr_merlin.training import choose_device, data_loader, load_schema, split_files, train_network
-from llmcfsr_merlin.validation import ndcg, validation_ranks
+from llmcfsr_merlin.validation import Weights, ndcg, validation_ranks
 from llmcfsr_merlin.vocabulary import Vocabulary
 
 TRIALS, BEST = "trials.json", "best.yaml"
@@ -88,11 +88,11 @@ def _try(config: Config, run_dir: Path, data: Path, work: Path) -> dict:
         report=lambda line: print(f"  {line}", flush=True),
     )  # fmt: skip
     shutil.rmtree(work)
-    gamma, cold = float(network.gamma), float(network.cold_gamma)
+    chosen = Weights(float(network.gamma), float(network.cold_gamma), float(network.transition_gamma))
     device, files = choose_device(config.train.device), split_files(data, "valid")
     loader = data_loader(files, load_schema(data), config.evaluate.batch_size, False, device)
     try:
-        parts = list(validation_ranks(network, loader, ((gamma, cold),), exclude))
+        parts = list(validation_ranks(network, loader, (chosen,), exclude))
     finally:
         loader.dataset.stop()
     targets, ranks = torch.cat([part[0] for part in parts]), torch.cat([part[1][0] for part in parts])
@@ -100,7 +100,7 @@ def _try(config: Config, run_dir: Path, data: Path, work: Path) -> dict:
     return {
         "ndcg@10": round(float(ndcg(ranks)), 5), "hr@10": round(float((ranks < 10).double().mean()), 5),
         "tail ndcg@10": round(float(ndcg(ranks[tail])), 5) if tail.any() else 0.0,
-        "epochs": len(history), "gamma": gamma, "cold_gamma": cold,
+        "epochs": len(history), "gamma": chosen.gamma, "cold_gamma": chosen.cold, "transition_gamma": chosen.transition,
         "seconds": round(time.perf_counter() - start),
     }  # fmt: skip
 

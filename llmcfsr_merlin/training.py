@@ -26,6 +26,7 @@ from llmcfsr_merlin.model.distillation import Distillation, similar_users
 from llmcfsr_merlin.model.memory import check_memory, ranked_users
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.model.t4rec import Auxiliary, to_t4rec
+from llmcfsr_merlin.model.transitions import count_transitions
 from llmcfsr_merlin.validation import choose_match
 
 _BEST = "eval_/next-item/ndcg_at_10"
@@ -101,7 +102,7 @@ def train_network(
 
     prepared: the directory of the splits. work: where checkpoints are kept; an interrupted training resumes from them.
     train_counts: int64 [V]. vectors: float32 [V, D] or None. item_table: float32 [V, d] of a trained model, for
-    train.align_to. exclude_history: validate, and choose the content match's weights, without the user's own items.
+    train.align_to. exclude_history: validate, and choose the weights of the matches, without the user's own items.
     tail_item: an item with fewer training interactions is a tail item, for train.tail_tolerance. The history returned
     has one dict an epoch: epoch, loss, hr@10, ndcg@10, seconds.
     """
@@ -111,9 +112,15 @@ def train_network(
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(train.seed)
     network = DualViewNetwork(model, rows, max_length, None if vectors is None else vectors.shape[1])
-    network.initialise(torch.from_numpy(train_counts), None if vectors is None else torch.from_numpy(vectors))
     schema = load_schema(prepared)
     files, train_schema, distillation = split_files(prepared, "train"), schema, None
+    transitions = None
+    if model.transition_neighbours:
+        codes, weights = count_transitions(files, rows, train_counts, model.transition_neighbours)
+        transitions = torch.from_numpy(codes), torch.from_numpy(weights)
+    network.initialise(
+        torch.from_numpy(train_counts), None if vectors is None else torch.from_numpy(vectors), transitions
+    )
     if train.distil:
         files, train_schema, distillation = _distillation(files, schema, vectors, train, network, work)
     loaders = {
@@ -131,10 +138,13 @@ def train_network(
     history = _history(trainer.state.log_history)
     if not history or not math.isfinite(history[-1]["loss"]):
         raise InputError("training ended without a finite loss: lower train.learning_rate")
-    if model.content_match and vectors is not None:
+    if model.content_match or model.transition_neighbours:
         tail = torch.from_numpy(train_counts < tail_item)
-        gamma, cold = choose_match(network, loaders["valid"], tail, train.tail_tolerance, exclude_history)
-        report(f"content match, chosen on validation: gamma {gamma:g}, {cold:g} more for an item never seen")
+        chosen = choose_match(network, loaders["valid"], tail, train.tail_tolerance, exclude_history)
+        report(
+            f"chosen on validation: content match {chosen.gamma:g}, {chosen.cold:g} more for an item never seen; "
+            f"transitions {chosen.transition:g}"
+        )
     return network, history
 
 

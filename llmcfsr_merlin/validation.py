@@ -1,6 +1,7 @@
 """Ranking of the validation items over the full catalogue: what epochs, match weights and settings are chosen by."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import transformers4rec.torch as tr
@@ -10,41 +11,60 @@ from llmcfsr_merlin.contract import ITEM
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.ranking import Ranker
 
-# Weights of the content match that validation chooses from: of every item, and of items without interactions on top.
+# Weights that validation chooses from: of the content match of every item, of items without interactions on top, and of
+# the transitions.
 GAMMAS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
 COLD_GAMMAS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+TRANSITION_GAMMAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 
-Weights = tuple[float, float]  # gamma, cold_gamma
+
+class Weights(NamedTuple):
+    """gamma, cold_gamma and transition_gamma of a network."""
+
+    gamma: float = 0.0
+    cold: float = 0.0
+    transition: float = 0.0
 
 
 @torch.inference_mode()
 def validation_ranks(
     network: DualViewNetwork, valid: Iterable, weights: Sequence[Weights], exclude_history: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rank of each validation item, from 0, for each weight of the content match.
+    """Rank of each validation item, from 0, for each of the weights.
 
     valid: batches of the Merlin dataloader over the split `valid`; a row's last item is the one to find.
     exclude_history: the user's other items are left out of the ranking. Yields targets int64 [B] and ranks int64
     [weights, B] a batch, on the CPU. The network's own weights are left at 0.
     """
+    set_weights(network, Weights())
     ranker = Ranker(network, bulk=True)
-    network.gamma.zero_()
-    network.cold_gamma.zero_()
+    content, transitions = any(w.gamma or w.cold for w in weights), any(w.transition for w in weights)
     for batch, _ in valid:
         sequences = tr.utils.padding.pad_inputs(batch)[ITEM].long().to(ranker.device)
         last = (sequences != 0).sum(1, keepdim=True) - 1
         target = sequences.gather(1, last)
         history = sequences.scatter(1, last, 0)[:, :-1]
         scores = ranker.scores(history)
-        match = ranker.content_match(history) if any(map(any, weights)) else None
+        match = ranker.content_match(history) if content else None
+        follows = network.transition_match(history) if transitions else None
         ranks = []
-        for gamma, cold in weights:
-            total = scores.clone() if not (gamma or cold) else scores + (gamma + cold * network.coldness) * match
+        for gamma, cold, transition in weights:
+            total = scores.clone()
+            if gamma or cold:
+                total.addcmul_(match, gamma + cold * network.coldness)
+            if transition:
+                total.add_(follows, alpha=transition)
             wanted = total.gather(1, target)
             if exclude_history:
                 total.scatter_(1, history, -torch.inf)
             ranks.append((total > wanted).sum(1))
         yield target.squeeze(1).cpu(), torch.stack(ranks).cpu()
+
+
+def set_weights(network: DualViewNetwork, weights: Weights) -> None:
+    network.gamma.fill_(weights.gamma)
+    network.cold_gamma.fill_(weights.cold)
+    network.transition_gamma.fill_(weights.transition)
 
 
 def ndcg(ranks: Tensor, k: int = 10) -> Tensor:
@@ -55,25 +75,29 @@ def ndcg(ranks: Tensor, k: int = 10) -> Tensor:
 def choose_match(
     network: DualViewNetwork, valid: Iterable, tail: Tensor, tolerance: float = 0.0, exclude_history: bool = False
 ) -> Weights:
-    """Set the network's gamma and cold_gamma by validation NDCG@10 (full ranking) and return them.
+    """Set the network's weights of the matches by validation NDCG@10 (full ranking) and return them.
 
     Among the weights whose NDCG@10 is within `tolerance` (a share) of the best, those with the best NDCG@10 on tail
     items. tail: bool [V]. exclude_history as in validation_ranks. An item matches itself best: left in where it is not
     recommended again, the history pushes every gamma to 0 (measured on Beauty).
     """
-    first = [(gamma, 0.0) for gamma in GAMMAS]
-    overall, of_tail = _measure(network, valid, first, tail, exclude_history)
-    place = int(overall.argmax())
-    # cold_gamma takes over a part of what a larger gamma does, hence also the next smaller one.
-    second = [(GAMMAS[i], cold) for i in range(max(place - 1, 0), place + 1) for cold in COLD_GAMMAS[1:]]
-    more, more_of_tail = _measure(network, valid, second, tail, exclude_history)
-    overall, of_tail, weights = torch.cat([overall, more]), torch.cat([of_tail, more_of_tail]), first + second
+    gammas = GAMMAS if network.config.content_match else (0.0,)
+    transitions = TRANSITION_GAMMAS if network.config.transition_neighbours else (0.0,)
+    tried = [Weights(gamma, 0.0, transition) for gamma in gammas for transition in transitions]
+    overall, of_tail = _measure(network, valid, tried, tail, exclude_history)
+    best = tried[int(overall.argmax())]
+    if network.config.content_match:
+        # cold_gamma takes over a part of what a larger gamma does, hence also the next smaller one.
+        place = GAMMAS.index(best.gamma)
+        gammas = GAMMAS[max(place - 1, 0) : place + 1]
+        more = [best._replace(gamma=gamma, cold=cold) for gamma in gammas for cold in COLD_GAMMAS[1:]]
+        found = _measure(network, valid, more, tail, exclude_history)
+        overall, of_tail, tried = torch.cat([overall, found[0]]), torch.cat([of_tail, found[1]]), tried + more
     allowed = overall >= (1 - tolerance) * overall.max()
     wanted = of_tail if tolerance else overall
-    gamma, cold = weights[int(wanted.masked_fill(~allowed, -1).argmax())]
-    network.gamma.fill_(gamma)
-    network.cold_gamma.fill_(cold)
-    return gamma, cold
+    chosen = tried[int(wanted.masked_fill(~allowed, -1).argmax())]
+    set_weights(network, chosen)
+    return chosen
 
 
 def _measure(network, valid, weights: list[Weights], tail: Tensor, exclude_history: bool) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
             "validation ndcg@10": round(best["ndcg@10"], 5),
             "gamma": float(network.gamma),
             "cold_gamma": float(network.cold_gamma),
+            "transition_gamma": float(network.transition_gamma),
         }
 
     settings = {
@@ -78,7 +79,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
         "max_length": config.prepare.max_length,
         "exclude_history": config.evaluate.exclude_history,
     }
-    if config.model.content_match:
+    if config.model.content_match or config.model.transition_neighbours:
         settings["tail_item"] = config.evaluate.tail_item
     inputs = [f"{up}prepare", *([f"{up}embed"] if config.model.needs_vectors else [])]
     inputs += [f"{up}{BASELINES}/{teacher.name}"] if teacher else []

@@ -25,15 +25,21 @@ def write_model(
     ids = IDS if ids is None else ids
     directory.mkdir(parents=True, exist_ok=True)
     counts = np.arange(len(ids), 0, -1)
-    config = ModelConfig(**{"hidden": 16, **settings})
+    config = ModelConfig(**{"hidden": 16, "transition_neighbours": 5, **settings})
     vectors = None
     if "semantic" in config.views:
         vectors = torch.randn(len(ids) + 3, dimension)
         vectors[:3] = 0
     network = DualViewNetwork(config, len(ids) + 3, LENGTH, None if vectors is None else dimension)
-    network.initialise(torch.tensor(np.r_[0, 0, 0, counts]), vectors)
+    transitions = None
+    if config.transition_neighbours:
+        shape = (len(ids), config.transition_neighbours)
+        followers = torch.randint(3, len(ids) + 3, shape), torch.rand(shape) / 10
+        transitions = tuple(torch.nn.functional.pad(part, (0, 0, 3, 0)) for part in followers)
+    network.initialise(torch.tensor(np.r_[0, 0, 0, counts]), vectors, transitions)
     network.gamma.fill_(2.0)
     network.cold_gamma.fill_(3.0)
+    network.transition_gamma.fill_(0.5)
     columns = {"item_id": ids, "code": np.arange(3, len(ids) + 3), "count": counts, "train_count": counts}
     pq.write_table(pa.table(columns), directory / "vocabulary.parquet")
     save_model(network, directory, Vocabulary.load(directory / "vocabulary.parquet").hash)

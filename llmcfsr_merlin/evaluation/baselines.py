@@ -17,6 +17,7 @@ from llmcfsr_merlin.contract import FIRST_ITEM, PAD
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.evaluation.candidates import read_sequences
 from llmcfsr_merlin.evaluation.evaluate import Scorer
+from llmcfsr_merlin.model.transitions import largest_of_each_row
 
 
 def fit_baseline(name: str, prepare: Path, train_counts: np.ndarray, settings: EvaluateConfig) -> Scorer:
@@ -60,8 +61,11 @@ class ItemKNN:
         together.data /= size[row] * size[together.indices] + shrinkage
         together.setdiag(0)
         together.eliminate_zeros()
+        row = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
         # w is symmetric: row j is what history item j gives; keep for each candidate i (a column) its nearest.
-        self.weights = _largest_of_each_row(together, neighbours).T.tocsr()
+        _, kept = largest_of_each_row(together, neighbours)
+        nearest = scipy.sparse.csr_matrix((together.data[kept], (row[kept], together.indices[kept])), together.shape)
+        self.weights = nearest.T.tocsr()
 
     def __call__(self, histories: Tensor) -> Tensor:
         rows = self.weights.shape[0]
@@ -145,11 +149,3 @@ def _multi_hot(histories: Tensor, rows: int) -> scipy.sparse.csr_matrix:
     user, place = codes.nonzero()
     return scipy.sparse.csr_matrix((np.ones(len(user), np.float32), (user, codes[user, place])), (len(codes), rows))
 
-
-def _largest_of_each_row(matrix: scipy.sparse.csr_matrix, count: int) -> scipy.sparse.csr_matrix:
-    """Keep the `count` largest entries of each row, ties by the smaller column."""
-    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -matrix.data, row))
-    place = np.arange(len(order)) - matrix.indptr[row[order]]
-    kept = order[place < count]
-    return scipy.sparse.csr_matrix((matrix.data[kept], (row[kept], matrix.indices[kept])), matrix.shape)

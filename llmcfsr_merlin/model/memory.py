@@ -17,13 +17,15 @@ def training_bytes(model: ModelConfig, rows: int, dimension: int | None) -> int:
 
     rows: items of the catalogue. dimension: of the semantic vectors, None without. Four numbers a weight (itself, its
     gradient, two of Adam) and two more while a checkpoint is written or read; the vectors as they come, as the network
-    keeps them, once more in a checkpoint, and at unit length for the content match; all items as candidates; scores.
+    keeps them, once more in a checkpoint, and at unit length for the content match; transitions, once
+    more while they are counted and in a checkpoint; all items as candidates; scores.
     """
     weights = rows * model.hidden if model.views != ("semantic",) else 0
     vectors = rows * (dimension or 0)
     candidates = rows * model.hidden * len(model.views)
     scores = min(256, RANKED // rows + 1) * rows
-    numbers = 6 * weights + (4 if model.content_match else 3) * vectors + 2 * candidates + 5 * scores
+    transitions = 3 * 2 * rows * model.transition_neighbours
+    numbers = 6 * weights + transitions + (4 if model.content_match else 3) * vectors + 2 * candidates + 5 * scores
     return _BASE + 4 * numbers
 
 

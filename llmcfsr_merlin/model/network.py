@@ -17,6 +17,7 @@ from llmcfsr_merlin.model.fusion import Block, CrossAttention, Packing, PairFusi
 from llmcfsr_merlin.model.items import MASK, ItemViews
 
 COLD_COUNT = 3  # training interactions at which cold_gamma counts half
+RECENCY = 0.8  # what the transitions of an item count, of those of the item after it
 
 
 class Catalogue(NamedTuple):
@@ -34,9 +35,11 @@ class DualViewNetwork(nn.Module):
     views of a candidate (prediction level). With the raw semantic vectors v,
 
         score(u, i) = <u_c, e_c(i)> + <u_s, e_s(i)> + gamma(i) * max_t cos(v(h_t), v(i))
+                      + transition_gamma * log(1 + 100 * sum_t 0.8^age(t) w(h_t, i))
 
     where gamma(i) = gamma + cold_gamma / (1 + n / 3) grows as the training count n of the candidate falls: the fewer
-    interactions an item has, the less the first two terms know of it.
+    interactions an item has, the less the first two terms know of it. w are the transitions of the training sequences
+    (model/transitions.py), age(t) is 0 for the last item: what d numbers an item cannot hold of who follows whom.
 
     One view without fusion is SASRec (arXiv 1808.09781), BERT4Rec (arXiv 1904.06690:
     the state is read at a mask after the history) or GRU4Rec, by the backbone.
@@ -72,17 +75,34 @@ class DualViewNetwork(nn.Module):
         self.register_buffer("cold_gamma", torch.zeros(()))
         if config.content_match:
             self.register_buffer("coldness", torch.ones(rows))
+        self.register_buffer("transition_gamma", torch.zeros(()))
+        if config.transition_neighbours:
+            shape = (rows, config.transition_neighbours)
+            self.register_buffer("next_codes", torch.zeros(shape, dtype=torch.int32))
+            self.register_buffer("next_weights", torch.zeros(shape))
 
-    def initialise(self, train_counts: Tensor, vectors: Tensor | None) -> None:
-        """Set what is frozen: training counts int64 [V] and semantic vectors float [V, D] (reserved rows are zero)."""
+    def initialise(
+        self, train_counts: Tensor, vectors: Tensor | None, transitions: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Set what is frozen: training counts int64 [V], semantic vectors float [V, D] (reserved rows are zero), and
+        what count_transitions returns (None: no item follows another).
+        """
         self.items.initialise(self.config, train_counts, vectors)
         if self.config.content_match:
             self.coldness.copy_(1 / (1 + train_counts.float() / COLD_COUNT))
+        if transitions is not None:
+            self.next_codes.copy_(transitions[0])
+            self.next_weights.copy_(transitions[1])
 
     @property
     def matches(self) -> bool:
         """Whether the content match has a part in the scores."""
         return self.config.content_match and bool(self.gamma != 0 or self.cold_gamma != 0)
+
+    @property
+    def follows(self) -> bool:
+        """Whether the transitions have a part in the scores."""
+        return self.config.transition_neighbours > 0 and bool(self.transition_gamma != 0)
 
     def match_weight(self) -> Tensor:
         """gamma(i) of all rows, float [V]."""
@@ -137,6 +157,17 @@ class DualViewNetwork(nn.Module):
         parts = torch.arange(self.rows, device=device).split(chunk)
         matrix = torch.cat([self.candidates(part) for part in parts])
         return Catalogue(matrix, self._unit_vectors())
+
+    def transition_match(self, histories: Tensor) -> Tensor:
+        """histories int64 [B, L] right-padded -> log(1 + 100 * sum_t 0.8^age(t) w(h_t, i)) of all rows, float [B, V].
+
+        Zero for what never followed an item of the history, nor for an empty one.
+        """
+        places = torch.arange(histories.shape[1], device=histories.device)
+        age = ((histories != PAD).sum(1, keepdim=True) - 1 - places).clamp_min(0)
+        weights = self.next_weights[histories] * (RECENCY**age).unsqueeze(-1)  # PAD has no followers
+        sums = weights.new_zeros(len(histories), self.rows)
+        return sums.scatter_add(1, self.next_codes[histories].long().flatten(1), weights.flatten(1)).mul(100).log1p()
 
     def content_match(self, histories: Tensor, unit_vectors: Tensor, candidates: Tensor | None = None) -> Tensor:
         """max over the real items of a history of the cosine with each candidate; [B, V], or [B, C] for codes [B, C].

@@ -53,6 +53,7 @@ class RankGraph(nn.Module):
         if self.units:
             self.register_buffer("match_weight", ranker.network.match_weight())
             self.register_buffer("unit_vectors", ranker.catalogue.unit_vectors)
+        self.follows = ranker.network.follows
         self.part = max(_ROOM // (max_batch_size * ranker.max_length), 1024)
 
     def forward(self, CODES: Tensor, BLOCK: Tensor, ALLOW_CODES: Tensor, BUNDLE: Tensor):
@@ -60,6 +61,8 @@ class RankGraph(nn.Module):
         scores = self.network.user_states(codes) @ self.candidates
         if self.units:
             scores = scores + self.match_weight * self._content_match(codes)
+        if self.follows:
+            scores = scores + self.network.transition_gamma * self.network.transition_match(codes)
         scores = torch.where((codes == PAD).all(1, keepdim=True), self.popularity, scores)
         nothing = torch.zeros_like(scores)
         blocked = nothing.scatter(1, BLOCK.clamp(0, self.rows - 1), 1.0) > 0

@@ -83,13 +83,13 @@ def _vectors(network: DualViewNetwork, attributes: list[dict], encode: Encode) -
 
 
 def _grown(network: DualViewNetwork, vectors: torch.Tensor) -> DualViewNetwork:
-    """The same network with rows appended: collaborative rows zero with confidence 0, vectors as given, all cold."""
+    """The same network with rows appended: no collaborative part, vectors as given, all cold, following nothing."""
     count = len(vectors)
     dimension = network.items.vectors.shape[1]
     grown = DualViewNetwork(network.config, network.rows + count, network.max_length, dimension)
     weights = copy.copy(network.state_dict())
     appended = {"items.vectors": vectors, "coldness": torch.ones(count)}
-    for name in ("items.collaborative.weight", "items.confidence", *appended):
+    for name in ("items.collaborative.weight", "items.confidence", "next_codes", "next_weights", *appended):
         if name in weights:
             tail = appended.get(name, weights[name].new_zeros(count, *weights[name].shape[1:]))
             weights[name] = torch.cat([weights[name], tail])

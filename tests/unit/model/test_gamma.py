@@ -7,7 +7,7 @@ from llmcfsr_merlin.config import ModelConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.ranking import Ranker
-from llmcfsr_merlin.validation import COLD_GAMMAS, GAMMAS, choose_match, ndcg, validation_ranks
+from llmcfsr_merlin.validation import COLD_GAMMAS, GAMMAS, Weights, choose_match, ndcg, set_weights, validation_ranks
 
 ITEMS, TWINS, LENGTH, USERS = 32, 8, 12, 40
 
@@ -19,10 +19,13 @@ def batches(rows: list[list[int]]) -> list:
     return [({f"{ITEM}__values": values, f"{ITEM}__offsets": offsets}, None)]
 
 
-def quiet(vectors: torch.Tensor, counts: torch.Tensor) -> DualViewNetwork:
+def quiet(vectors: torch.Tensor, counts: torch.Tensor, follow: bool = False) -> DualViewNetwork:
     """A network whose views are noise, far below a difference of cosines."""
     network = DualViewNetwork(ModelConfig(hidden=8, pca_init=False), len(vectors), 50, vectors.shape[1]).eval()
-    network.initialise(counts, vectors)
+    random = torch.Generator().manual_seed(3)
+    shape = network.next_codes.shape
+    followers = torch.randint(FIRST_ITEM, len(vectors), shape, generator=random), torch.rand(shape, generator=random)
+    network.initialise(counts, vectors, followers if follow else None)
     with torch.no_grad():
         for weight in network.parameters():
             weight.mul_(0.01)
@@ -44,9 +47,9 @@ def test_history_is_left_out_where_it_is_not_recommended():
     def gain(exclude_history: bool) -> float:
         tail = torch.zeros(len(vectors), dtype=torch.bool)
         found = choose_match(network, batches(rows), tail, exclude_history=exclude_history)
-        assert (float(network.gamma), float(network.cold_gamma)) == found
-        assert found[0] in GAMMAS and found[1] in COLD_GAMMAS
-        return found[0]
+        assert (float(network.gamma), float(network.cold_gamma), float(network.transition_gamma)) == found
+        assert found.gamma in GAMMAS and found.cold in COLD_GAMMAS
+        return found.gamma
 
     assert gain(exclude_history=True) > 0 == gain(exclude_history=False)
 
@@ -63,8 +66,8 @@ def test_what_may_be_given_up_goes_to_the_tail(tolerance):
         for user, item in enumerate(list(range(ITEMS)) * 5)
     ]
     tail = counts < 4
-    gamma, cold = choose_match(network, batches(rows), tail, tolerance, exclude_history=True)
-    tried = [(g, 0.0) for g in GAMMAS] + [(gamma, cold)]
+    chosen = choose_match(network, batches(rows), tail, tolerance, exclude_history=True)
+    tried = [Weights(gamma) for gamma in GAMMAS] + [chosen]
     ranks = torch.cat([found for _, found in validation_ranks(network, batches(rows), tried, True)], dim=1)
     quality = ndcg(ranks)
     assert quality[-1] >= (1 - tolerance) * quality.max() - 1e-9
@@ -76,11 +79,11 @@ def test_what_may_be_given_up_goes_to_the_tail(tolerance):
 def test_validation_ranks_by_the_scores_that_are_served():
     random = torch.Generator().manual_seed(1)
     vectors = torch.cat([torch.zeros(FIRST_ITEM, 8), torch.randn(ITEMS, 8, generator=random)])
-    network = quiet(vectors, torch.randint(0, 9, (len(vectors),), generator=random))
+    network = quiet(vectors, torch.randint(0, 9, (len(vectors),), generator=random), follow=True)
     rows = (FIRST_ITEM + torch.randint(0, ITEMS, (20, 6), generator=random)).tolist()
-    ((targets, ranks),) = validation_ranks(network, batches(rows), [(2.0, 3.0)])
-    network.gamma.fill_(2.0)
-    network.cold_gamma.fill_(3.0)
+    weights = Weights(2.0, 3.0, 1.5)
+    ((targets, ranks),) = validation_ranks(network, batches(rows), [weights])
+    set_weights(network, weights)
     scores = Ranker(network).scores(torch.tensor(rows)[:, :-1])
     wanted = (scores > scores.gather(1, targets[:, None])).sum(1)
     assert ranks[0].tolist() == wanted.tolist()

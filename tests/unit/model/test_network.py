@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from llmcfsr_merlin.config import ModelConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, PAD
@@ -15,7 +16,7 @@ VARIANTS = {
     "llm_cfsr": {},
     "no_fusion": dict.fromkeys(LEVELS, False),
     "semantic_only": {"views": ("semantic",)},
-    "id_only": {"views": ("collaborative",), "content_match": False, "pca_init": False},
+    "id_only": {"views": ("collaborative",), "content_match": False, "transition_neighbours": 0, "pca_init": False},
     "llm_init": {"views": ("collaborative",), "content_match": False},
 }
 
@@ -23,18 +24,22 @@ VARIANTS = {
 def build(seed: int = 0, **settings) -> DualViewNetwork:
     """A random network of every part; weights that start at zero are drawn too, so that each part matters."""
     torch.manual_seed(seed)
-    config = ModelConfig(hidden=16, **settings)
+    config = ModelConfig(**{"hidden": 16, "transition_neighbours": 4} | settings)
     network = DualViewNetwork(config, ROWS, LENGTH, DIMENSION if config.needs_vectors else None)
     vectors = torch.randn(ROWS, DIMENSION)
     vectors[:FIRST_ITEM] = 0
     counts = torch.randint(0, 20, (ROWS,))
-    network.initialise(counts, vectors if config.needs_vectors else None)
+    shape = (ROWS - FIRST_ITEM, config.transition_neighbours)
+    followers = torch.randint(FIRST_ITEM, ROWS, shape), torch.rand(shape)
+    followers = [F.pad(part, (0, 0, FIRST_ITEM, 0)) for part in followers] if config.transition_neighbours else None
+    network.initialise(counts, vectors if config.needs_vectors else None, followers)
     with torch.no_grad():
         for weight in network.parameters():
             if not weight.any():
                 weight.normal_(std=0.3)
         network.gamma.fill_(2.0)
         network.cold_gamma.fill_(3.0)
+        network.transition_gamma.fill_(0.5)
     return network.eval()
 
 
@@ -121,6 +126,19 @@ def test_an_unseen_item_is_not_pushed_down_as_a_negative():
     gradient = network.items.collaborative.weight.grad
     assert not gradient[40].any()
     assert gradient[41].any()
+
+
+def test_transitions_are_summed_with_the_age_of_the_item():
+    network = build()
+    network.next_codes.zero_()
+    network.next_weights.zero_()
+    network.next_codes[5, :2], network.next_weights[5, :2] = torch.tensor([9, 30]), torch.tensor([0.5, 0.1])
+    network.next_codes[8, :1], network.next_weights[8, :1] = 30, 0.2
+    found = network.transition_match(histories([5, 8], [8, 7, 5, 4], [7]))
+    wanted = torch.zeros(3, ROWS)
+    wanted[0, 9], wanted[0, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.2
+    wanted[1, 9], wanted[1, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.8**3 * 0.2
+    torch.testing.assert_close(found, torch.log1p(100 * wanted))
 
 
 def test_content_match_is_the_largest_cosine_of_the_history():
