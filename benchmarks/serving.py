@@ -51,9 +51,14 @@ def make_model(folder: Path, items: int) -> Path:
     network = DualViewNetwork(ModelConfig(hidden=HIDDEN), items + 3, LENGTH, DIMENSION)
     vectors = torch.randn(items + 3, DIMENSION)
     vectors[:3] = 0
-    network.initialise(torch.tensor(np.r_[0, 0, 0, counts]), vectors)
+    shape = network.next_codes.shape
+    transitions = torch.randint(3, items + 3, shape, dtype=torch.int32), torch.rand(shape) / 10
+    for part in transitions:
+        part[:3] = 0
+    network.initialise(torch.tensor(np.r_[0, 0, 0, counts]), vectors, transitions)
     network.gamma.fill_(2.0)
     network.cold_gamma.fill_(3.0)
+    network.transition_gamma.fill_(0.5)
     ids = [f"B{i:09d}" for i in range(items)]
     columns = {"item_id": ids, "code": np.arange(3, items + 3), "count": counts, "train_count": counts}
     pq.write_table(pa.table(columns), folder / "vocabulary.parquet")

@@ -116,6 +116,7 @@ def train_network(
     files, train_schema, distillation = split_files(prepared, "train"), schema, None
     transitions = None
     if model.transition_neighbours:
+        report("counting which items follow which")
         codes, weights = count_transitions(files, rows, train_counts, model.transition_neighbours)
         transitions = torch.from_numpy(codes), torch.from_numpy(weights)
     network.initialise(

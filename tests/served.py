@@ -27,7 +27,7 @@ def write_model(
     counts = np.arange(len(ids), 0, -1)
     config = ModelConfig(**{"hidden": 16, "transition_neighbours": 5, **settings})
     vectors = None
-    if "semantic" in config.views:
+    if config.views != ("collaborative",):
         vectors = torch.randn(len(ids) + 3, dimension)
         vectors[:3] = 0
     network = DualViewNetwork(config, len(ids) + 3, LENGTH, None if vectors is None else dimension)

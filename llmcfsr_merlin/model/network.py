@@ -166,7 +166,8 @@ class DualViewNetwork(nn.Module):
         places = torch.arange(histories.shape[1], device=histories.device)
         age = ((histories != PAD).sum(1, keepdim=True) - 1 - places).clamp_min(0)
         weights = self.next_weights[histories] * (RECENCY**age).unsqueeze(-1)  # PAD has no followers
-        sums = weights.new_zeros(len(histories), self.rows)
+        # Not new_zeros, whose size a traced graph would keep.
+        sums = torch.zeros_like(histories[:, :1], dtype=weights.dtype).expand(-1, self.rows)
         return sums.scatter_add(1, self.next_codes[histories].long().flatten(1), weights.flatten(1)).mul(100).log1p()
 
     def content_match(self, histories: Tensor, unit_vectors: Tensor, candidates: Tensor | None = None) -> Tensor:

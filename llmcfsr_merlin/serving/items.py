@@ -67,9 +67,11 @@ def _new_ids(rows: Sequence[dict], old: Vocabulary) -> list[str]:
 
 
 def _vectors(network: DualViewNetwork, attributes: list[dict], encode: Encode) -> torch.Tensor:
-    if not hasattr(network.items, "vectors"):
+    by_text = network.items.semantic is not None or network.matches
+    if not by_text or network.items.null_space is not None:
         raise InputError(
-            "expected a model with semantic vectors, found an id-only one: a new item needs retraining there"
+            "expected a model that scores items by text (a semantic view or a content match), found "
+            f"{network.config.name}, where each item has a row of its own: a new item needs retraining there"
         )
     vectors = np.asarray(encode(attributes), np.float32)
     wanted = (len(attributes), network.items.vectors.shape[1])

@@ -72,9 +72,10 @@ def test_new_vectors_of_another_shape_or_with_nan_are_refused(tmp_path):
     for vectors in (np.zeros((1, 3)), np.full((1, DIMENSION), np.nan)):
         with pytest.raises(InputError, match="vectors"):
             add_items(trained, tmp_path / "grown", row, lambda _, vectors=vectors: vectors)
-    id_only = write_model(tmp_path / "id", views=("collaborative",), content_match=False)
-    with pytest.raises(InputError, match="needs retraining"):
-        add_items(id_only, tmp_path / "grown", row, new_items)
+    for views in (("collaborative",), ("null_space",)):
+        model = write_model(tmp_path / views[0], views=views, content_match=False)
+        with pytest.raises(InputError, match="needs retraining"):
+            add_items(model, tmp_path / "grown", row, new_items)
 
 
 def test_steps_of_two_bundles_refuse_each_other(tmp_path):
