@@ -54,7 +54,7 @@ def trainer(prepared: Path, dual: bool) -> dict:
     from llmcfsr_merlin.evaluation.candidates import write_cases
     from llmcfsr_merlin.evaluation.evaluate import rank_users
     from llmcfsr_merlin.ranking import Ranker
-    from llmcfsr_merlin.training import data_loader, load_schema, make_trainer, split_files
+    from llmcfsr_merlin.trainer import data_loader, load_schema, make_trainer, split_files
 
     config, schema = settings(dual), load_schema(prepared)
     network, vocabulary = network_of(config, prepared)
@@ -87,7 +87,7 @@ def loop(prepared: Path, dual: bool) -> dict:
     from llmcfsr_merlin.contract import ITEM, PAD
     from llmcfsr_merlin.model.fusion import Packing
     from llmcfsr_merlin.model.losses import next_item_loss
-    from llmcfsr_merlin.training import split_files
+    from llmcfsr_merlin.trainer import split_files
 
     config = settings(dual)
     network, _ = network_of(config, prepared)
@@ -120,7 +120,7 @@ def stock(prepared: Path, _dual: bool) -> dict:
     from transformers4rec.config.trainer import T4RecTrainingArguments
     from transformers4rec.torch.ranking_metric import NDCGAt
 
-    from llmcfsr_merlin.training import data_loader, load_schema, split_files
+    from llmcfsr_merlin.trainer import data_loader, load_schema, split_files
 
     schema = load_schema(prepared)
     torch.manual_seed(0)
@@ -202,7 +202,7 @@ def rectools(python: str, prepared: Path, scratch: Path) -> dict:
     import pandas as pd
     import pyarrow.parquet as pq
 
-    from llmcfsr_merlin.training import split_files
+    from llmcfsr_merlin.trainer import split_files
 
     log = scratch / "log.csv"  # its environment may have no Parquet reader
     if not log.is_file():

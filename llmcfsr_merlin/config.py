@@ -280,6 +280,8 @@ class TrainConfig(_Section):
     epochs: int = Field(16, ge=1)
     batch_size: int | None = Field(None, ge=1)
     """Sequences a step; None: 256, fewer (at least 16) where that would leave an epoch less than 64 steps."""
+    processes: int = Field(1, ge=1)
+    """Processes that train together, one a GPU (on the CPU they share the cores) and each on its share of a step."""
     learning_rate: float = Field(2e-3, gt=0)
     schedule: Literal["constant", "linear"] = "linear"
     """linear: the learning rate rises over the first twentieth of the steps and falls to zero at the last epoch."""

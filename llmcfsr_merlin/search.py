@@ -17,7 +17,8 @@ from llmcfsr_merlin.contract import COUNT, SCHEMA, TRAIN_COUNT, VECTORS, VOCABUL
 from llmcfsr_merlin.errors import InputError, MissingDependency
 from llmcfsr_merlin.semantics.table import load_item_table
 from llmcfsr_merlin.stage import Manifest, hash_json, write_json
-from llmcfsr_merlin.training import choose_device, data_loader, load_schema, split_files, train_network
+from llmcfsr_merlin.trainer import choose_device, data_loader, load_schema, split_files
+from llmcfsr_merlin.training import train_network
 from llmcfsr_merlin.validation import Weights, ndcg, validation_ranks
 from llmcfsr_merlin.vocabulary import Vocabulary
 

@@ -9,7 +9,7 @@ from llmcfsr_merlin.evaluation.baselines import fit_baseline
 from llmcfsr_merlin.evaluation.measure import measure
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.stage import Manifest, run_stage
-from llmcfsr_merlin.training import choose_device
+from llmcfsr_merlin.trainer import choose_device
 from llmcfsr_merlin.vocabulary import Vocabulary
 
 

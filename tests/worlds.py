@@ -31,8 +31,11 @@ def write_ingest(run_dir: Path, sequences: dict[str, list[str]], items: dict[str
 
 
 def noise(users: int = 400, items: int = 200, length: int = 8, seed: int = 0) -> dict[str, list[str]]:
-    """Uniform random sequences: there is nothing to learn, chance is k / items."""
-    drawn = np.random.default_rng(seed).integers(0, items, (users, length))
+    """Uniform random sequences without repeats: there is nothing to learn, chance is k / items.
+
+    A repeated item would be found by who remembers histories, more so among negatives from outside of them.
+    """
+    drawn = np.random.default_rng(seed).random((users, items)).argsort(1)[:, :length]
     return {f"u{user:04d}": [f"i{item:04d}" for item in row] for user, row in enumerate(drawn)}
 
 

@@ -18,11 +18,15 @@ from llmcfsr_merlin.ranking import pad
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.semantics.table import vectors_column
 from llmcfsr_merlin.stage import run_stage, write_json
+from llmcfsr_merlin.trainer import split_files
 from llmcfsr_merlin.vocabulary import Vocabulary
 from tests.worlds import attribute_world, noise, write_ingest
 
 ID_ONLY = ["model.hidden=16", "train.negatives=64", "train.batch_size=64", "prepare.max_length=10"]
-IDS = ["model.views=[collaborative]", "model.pca_init=false", "model.content_match=false", "evaluate.baselines=[]"]
+IDS = [
+    "model.views=[collaborative]", "model.pca_init=false", "model.content_match=false", "evaluate.baselines=[]",
+    "model.transition_neighbours=0",
+]  # fmt: skip
 
 
 def configured(*overrides: str) -> Config:
@@ -46,7 +50,7 @@ def copy_of(run, tmp_path):
 def test_noise_scores_at_chance(tmp_path):
     """needs.md 1: a leak of the label shows here as quality where none can be."""
     write_ingest(tmp_path, noise())
-    config = configured("train.epochs=4", "evaluate.sampled_negatives=50")
+    config = configured("train.epochs=4", "evaluate.sampled_negatives=50", "model.transition_neighbours=50")
     prepare.run(config, tmp_path)
     manifest = train.run(config, tmp_path)
     evaluate.run(config, tmp_path)
@@ -111,7 +115,7 @@ def test_a_part_of_the_users_is_enough_to_choose_epochs(learnable, tmp_path):
     found = pq.read_table(sample)["item_id"].to_pylist()
     assert found == rows["item_id"].to_pylist()[::10][:count]
     everyone = configured(f"train.validation_users={len(rows)}").train
-    assert training._validation_sample(prepared, tmp_path, everyone) == training.split_files(prepared, "valid")
+    assert training._validation_sample(prepared, tmp_path, everyone) == split_files(prepared, "valid")
 
 
 @pytest.mark.parametrize("exclude", [False, True])

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM
@@ -31,6 +31,7 @@ def reference(sequences: list[list[int]], counts: np.ndarray) -> np.ndarray:
     return w / (np.outer(scale, scale) + 5)
 
 
+@settings(deadline=None, max_examples=50)
 @given(SEQUENCES, st.sampled_from([1, 100, 1 << 20]))
 def test_transitions_are_those_of_a_plain_loop(tmp_path_factory, sequences, room):
     folder = tmp_path_factory.mktemp("sequences")
