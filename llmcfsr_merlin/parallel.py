@@ -95,7 +95,7 @@ def fit_in_processes(
             raise InputError((work / _REFUSED).read_text()) from None
         raise
     network.load_state_dict(load_file(str(work / _BEST)))
-    network.eval()
+    network.eval().to(device)  # as the Trainer leaves it
     return json.loads((work / _HISTORY).read_text())
 
 

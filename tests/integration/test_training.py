@@ -145,7 +145,7 @@ def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnab
 
 def test_the_test_item_is_not_read_before_evaluation(learnable, tmp_path):
     """Training and selection give the same weights whatever the last item of each user is."""
-    config = configured("train.epochs=2")
+    config = configured("train.epochs=2", "model.transition_neighbours=20")
     weights = []
     for name in ("as_is", "changed"):
         (tmp_path / name).mkdir()
