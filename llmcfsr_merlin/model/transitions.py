@@ -3,9 +3,9 @@
     w(i, j) = sum over pairs (i, j) of a user's sequence, at most 20 places apart, of
               distance^-1/2 (times 0.3 where j came before i), / (sqrt(n_i n_j) + 5)
 
-An item-kNN (Sarwar et al. 2001, shrinkage as in Bell and Koren 2007) that knows order and distance, as neighbour models
-of sessions do (Ludewig and Jannach 2018, arXiv 1803.09587). Its constants were chosen on validation items of Beauty and
-Yelp (docs/results/README.md).
+An item may follow itself: people return to places. It is an item-kNN (Sarwar et al. 2001, shrinkage as in Bell and
+Koren 2007) that knows order and distance, as neighbour models of sessions do (Ludewig and Jannach 2018, arXiv
+1803.09587). Its constants were chosen on validation items of Beauty and Yelp (docs/results/README.md).
 """
 
 from collections.abc import Iterator, Sequence
@@ -58,7 +58,7 @@ def _pairs(codes: np.ndarray, row: np.ndarray, start: int, stop: int, rows: int)
     """Sums of the pairs' weights for first items start <= i < stop, [stop - start, V]."""
     sources, followers, weights = [], [], []
     for first, second, weight in _directed(codes, row):
-        chosen = (first >= max(start, FIRST_ITEM)) & (first < stop) & (second >= FIRST_ITEM) & (first != second)
+        chosen = (first >= max(start, FIRST_ITEM)) & (first < stop) & (second >= FIRST_ITEM)
         sources.append(first[chosen] - start)
         followers.append(second[chosen])
         weights.append(np.full(chosen.sum(), weight, np.float32))

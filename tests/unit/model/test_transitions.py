@@ -25,7 +25,7 @@ def reference(sequences: list[list[int]], counts: np.ndarray) -> np.ndarray:
     for row in sequences:
         for i, first in enumerate(row):
             for j, second in enumerate(row):
-                if 0 < abs(i - j) <= 20 and first != second and min(first, second) >= FIRST_ITEM:
+                if 0 < abs(i - j) <= 20 and min(first, second) >= FIRST_ITEM:
                     w[first, second] += abs(i - j) ** -0.5 * (1 if j > i else 0.3)
     scale = np.sqrt(np.maximum(counts, 1))
     return w / (np.outer(scale, scale) + 5)
