@@ -46,7 +46,7 @@ def decile_figure(path: Path, metrics: Sequence[dict], protocol: str, metric: st
     axes.set_ylabel(metric)
     axes.set_ylim(bottom=0)
     axes.set_title(title, loc="left", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))  # not over the lines
     return _save(figure, axes, path)
 
 
