@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -87,6 +88,7 @@ def fit_in_processes(
         max(common, key=lambda name: int(name.rsplit("-", 1)[1]), default=None),
         f"rendezvous-{uuid.uuid4().hex}",
     )
+    (work / _REFUSED).unlink(missing_ok=True)  # of an earlier try
     report(f"{count} processes, {job.train.batch_size} sequences a step in each")
     try:
         torch.multiprocessing.spawn(_work, (job,), nprocs=count)
@@ -94,6 +96,11 @@ def fit_in_processes(
         if (work / _REFUSED).is_file():
             raise InputError((work / _REFUSED).read_text()) from None
         raise
+    except torch.multiprocessing.ProcessExitedException as error:
+        raise InputError(
+            f"a process of the training was ended from outside ({error}), for want of memory most often: lower "
+            "train.processes, then run the same command, which goes on from the last epoch"
+        ) from None
     network.load_state_dict(load_file(str(work / _BEST)))
     network.eval().to(device)  # as the Trainer leaves it
     return json.loads((work / _HISTORY).read_text())
@@ -156,6 +163,6 @@ def _write_shares(files: list[str], work: Path, count: int) -> None:
     if total < count:
         raise InputError(f"train.processes: expected at most one a training user ({total}), found {count}")
     for rank in range(count):
-        places = list(range(rank, total, count))
-        places += places[: -(-total // count) - len(places)]
+        places = np.arange(rank, total, count)
+        places = np.append(places, places[: -(-total // count) - len(places)])
         pq.write_table(table.take(places), work / f"share-{rank}.parquet")

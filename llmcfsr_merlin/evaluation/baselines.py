@@ -148,4 +148,3 @@ def _multi_hot(histories: Tensor, rows: int) -> scipy.sparse.csr_matrix:
     codes = _distinct(histories.cpu()).numpy()
     user, place = codes.nonzero()
     return scipy.sparse.csr_matrix((np.ones(len(user), np.float32), (user, codes[user, place])), (len(codes), rows))
-

@@ -99,9 +99,20 @@ def test_a_refusal_in_a_process_is_one_clear_line(prepared, tmp_path, monkeypatc
     monkeypatch.setattr(training, "available_memory", lambda: 1 << 60)
     with pytest.raises(InputError, match=r"train\.processes: expected at most one a training user"):
         trained(prepared, tmp_path / "a", "train.processes=100000")
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "refused.txt").write_text("of an earlier try")
     for processes in (1, 2):
         with pytest.raises(InputError, match="finite loss"):
             trained(
                 prepared, tmp_path / f"{processes}", f"train.processes={processes}", "train.learning_rate=1e30",
                 "train.schedule=constant",
             )  # fmt: skip
+
+
+def test_a_process_that_is_killed_is_one_clear_line(prepared, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise torch.multiprocessing.ProcessExitedException("process 1 terminated with signal SIGKILL", 1, 1, -9)
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", killed)
+    with pytest.raises(InputError, match=r"SIGKILL.*lower train\.processes"):
+        trained(prepared, tmp_path, "train.processes=2")
