@@ -24,7 +24,7 @@ from pathlib import Path
 RESULT = Path(__file__).parent / "results" / "training.json"
 LENGTH, BATCH, HIDDEN = 50, 128, 64
 WARM_UP = 5  # steps before the clock starts
-EPOCHS = 3  # of ours and of the plain loop: what happens once a training (half a second) is not what an epoch takes
+EPOCHS = 6  # of ours and of the plain loop: what happens once a training (half a second) is not what an epoch takes
 
 
 def settings(dual: bool):

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed
 import transformers4rec.torch as tr
+from merlin.dataloader.torch import Loader
 from merlin.io import Dataset
 from merlin.schema import Schema
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
@@ -67,7 +69,25 @@ def data_loader(
     dataset = Dataset(paths, engine="parquet", cpu=device.type == "cpu", schema=schema)
     loader = MerlinDataLoader.from_schema(schema, dataset, batch_size, shuffle=shuffle)
     loader.dataset._buff.put_wait = 0.05  # the stock microsecond polls away a third of a core
+    if device.type == "cpu":
+        _flatten_by_numpy(loader.dataset)
     return loader
+
+
+def _flatten_by_numpy(loader: Loader) -> None:
+    """Merlin on the CPU flattens lists number by number in Python, which takes a small model 6% of an epoch."""
+
+    def flatten(frame: pd.DataFrame) -> dict:
+        tensors = {}
+        for name, column in frame.items():
+            if column.dtype == object:
+                values, offsets = np.concatenate(column.to_numpy()), np.append(0, column.map(len).cumsum())
+                tensors[name] = loader._to_tensor(pd.Series(values)), loader._to_tensor(pd.Series(offsets))
+            else:
+                tensors[name] = loader._to_tensor(column.to_frame())
+        return tensors
+
+    loader._convert_df_to_tensors = flatten
 
 
 def split_files(prepared: Path, split: str) -> list[str]:

@@ -15,7 +15,7 @@ from llmcfsr_merlin.ranking import Ranker
 # the transitions.
 GAMMAS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
 COLD_GAMMAS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
-TRANSITION_GAMMAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+TRANSITION_GAMMAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 class Weights(NamedTuple):
@@ -45,19 +45,19 @@ def validation_ranks(
         target = sequences.gather(1, last)
         history = sequences.scatter(1, last, 0)[:, :-1]
         scores = ranker.scores(history)
+        if exclude_history:
+            wanted = scores.gather(1, target)
+            scores.scatter_(1, history, -torch.inf).scatter_(1, target, wanted)
         match = ranker.content_match(history) if content else None
         follows = network.transition_match(history) if transitions else None
-        ranks = []
+        # Floats, since torch adds up bools by a slow way through int64: half of the time of choosing weights.
+        matched, total, above = scores, torch.empty_like(scores), torch.empty_like(scores)
+        ranks, of = [], (0.0, 0.0)
         for gamma, cold, transition in weights:
-            total = scores.clone()
-            if gamma or cold:
-                total.addcmul_(match, gamma + cold * network.coldness)
-            if transition:
-                total.add_(follows, alpha=transition)
-            wanted = total.gather(1, target)
-            if exclude_history:
-                total.scatter_(1, history, -torch.inf)
-            ranks.append((total > wanted).sum(1))
+            if (gamma, cold) != of:
+                matched, of = torch.addcmul(scores, match, gamma + cold * network.coldness), (gamma, cold)
+            found = torch.add(matched, follows, alpha=transition, out=total) if transition else matched
+            ranks.append(torch.gt(found, found.gather(1, target), out=above).sum(1).long())
         yield target.squeeze(1).cpu(), torch.stack(ranks).cpu()
 
 
