@@ -59,8 +59,8 @@ def generate(folder: Path, rows: int, seed: int = 0) -> None:
 
 def ours(source: Path, out: Path, workers: int, memory: str, kind: str) -> None:
     from llmcfsr_merlin.cluster import engine
-    from llmcfsr_merlin.config import ClusterConfig, PrepareConfig
     from llmcfsr_merlin.features import prepare
+    from llmcfsr_merlin.settings import ClusterConfig, PrepareConfig
 
     with engine(ClusterConfig(kind=kind, workers=workers, memory_limit=memory)) as chosen:
         prepare(source, out, PrepareConfig(min_user=CORE, min_item=CORE, max_length=LENGTH - 1), chosen)

@@ -21,11 +21,12 @@ from pathlib import Path
 import quality_tables
 from llmcfsr_merlin.pipelines import run_stages
 
-from llmcfsr_merlin.config import CLOSED_FORM, Config
+from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import METRICS, RANKS, TRAIN_HISTORY, VECTORS, VOCABULARY
 from llmcfsr_merlin.evaluation.measure import compare_runs
 from llmcfsr_merlin.evaluation.report import write_report
 from llmcfsr_merlin.model.artefact import load_model, save_model
+from llmcfsr_merlin.settings import CLOSED_FORM
 from llmcfsr_merlin.stage import Manifest, hash_json, seal, sha256_file, write_json
 from llmcfsr_merlin.vocabulary import Vocabulary
 

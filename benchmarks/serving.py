@@ -28,13 +28,13 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from llmcfsr_merlin.config import ModelConfig, ServeConfig
 from llmcfsr_merlin.model.artefact import save_model
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.ranking import select_top_k
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.serving import Client, Server
 from llmcfsr_merlin.serving.repository import export
+from llmcfsr_merlin.settings import ModelConfig, ServeConfig
 from llmcfsr_merlin.stage import seal
 from llmcfsr_merlin.vocabulary import Vocabulary
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config import TuneConfig
 from llmcfsr_merlin.contract import ITEM, ITEMS
 from llmcfsr_merlin.semantics.encoder import TextEncoder
 from llmcfsr_merlin.semantics.judging import next_item_retrieval
@@ -24,6 +23,7 @@ from llmcfsr_merlin.semantics.models import resolve
 from llmcfsr_merlin.semantics.prompts import Prompter
 from llmcfsr_merlin.semantics.report import Catalogue
 from llmcfsr_merlin.semantics.tuning import tune
+from llmcfsr_merlin.settings import TuneConfig
 from llmcfsr_merlin.stage import write_json
 
 RESULTS = Path(__file__).parent / "results" / "tune_grid.json"

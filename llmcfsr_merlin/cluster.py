@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from llmcfsr_merlin.config import ClusterConfig
 from llmcfsr_merlin.errors import InputError, MissingDependency
 from llmcfsr_merlin.failures import clear_failures
+from llmcfsr_merlin.settings import ClusterConfig
 
 # Resident bytes that one interaction costs a worker at the widest point (ids, keys and the permutation of a sort).
 BYTES_PER_ROW = 160

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.cluster import Engine, print_counts
-from llmcfsr_merlin.config import PrepareConfig
 from llmcfsr_merlin.contract import CODE, COUNT, FIRST_ITEM, ITEM, SCHEMA, SEQUENCES, SPLITS, TRAIN_COUNT, VOCABULARY
 from llmcfsr_merlin.data.arrays import save_array
 from llmcfsr_merlin.data.filters import apply_filters
@@ -26,6 +25,7 @@ from llmcfsr_merlin.data.partitions import Chunk, plan_chunks
 from llmcfsr_merlin.data.sequences import write_bucket
 from llmcfsr_merlin.data.shuffle import merge_items, scatter, sort_bucket, user_boundaries
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.settings import PrepareConfig
 from llmcfsr_merlin.stage import hash_json
 
 

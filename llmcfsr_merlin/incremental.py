@@ -11,13 +11,13 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.cluster import Engine, print_counts
-from llmcfsr_merlin.config import PrepareConfig
 from llmcfsr_merlin.contract import COUNT, FIRST_ITEM, ITEM, SCHEMA, SEQUENCES, SPLITS, TRAIN_COUNT, USER, VOCABULARY
 from llmcfsr_merlin.data.arrays import save_array
 from llmcfsr_merlin.data.partitions import plan_chunks
 from llmcfsr_merlin.data.sequences import train_counts, write_part
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.features import finish, shuffle
+from llmcfsr_merlin.settings import PrepareConfig
 from llmcfsr_merlin.workflow import categorify, read_schema
 
 

@@ -21,11 +21,11 @@ import torch.multiprocessing
 import transformers
 from safetensors.torch import load_file, save_file
 
-from llmcfsr_merlin.config import ModelConfig, TrainConfig
 from llmcfsr_merlin.contract import ITEM
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.model.t4rec import Auxiliary
+from llmcfsr_merlin.settings import ModelConfig, TrainConfig
 from llmcfsr_merlin.trainer import choose_device, fit, load_schema
 
 _START, _BEST, _HISTORY, _REFUSED = "start.safetensors", "best.safetensors", "history.json", "refused.txt"

@@ -18,12 +18,12 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from transformers4rec.config.trainer import T4RecTrainingArguments
 from transformers4rec.torch.utils.data_utils import MerlinDataLoader
 
-from llmcfsr_merlin.config import TrainConfig
 from llmcfsr_merlin.contract import ITEM, SCHEMA
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.memory import ranked_users
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.model.t4rec import Auxiliary, to_t4rec
+from llmcfsr_merlin.settings import TrainConfig
 
 _BEST = "eval_/next-item/ndcg_at_10"
 # One pass over the weights instead of ten: a tenth of a step on CPU, where torch has it from 2.4 on.

@@ -11,7 +11,6 @@ from merlin.schema import ColumnSchema, Schema, Tags
 from transformers.trainer_utils import get_last_checkpoint
 
 from llmcfsr_merlin.cluster import available_memory
-from llmcfsr_merlin.config import ModelConfig, TrainConfig
 from llmcfsr_merlin.contract import ITEM, ROW
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.distillation import Distillation, similar_users
@@ -20,6 +19,7 @@ from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.model.t4rec import Auxiliary
 from llmcfsr_merlin.model.transitions import count_transitions
 from llmcfsr_merlin.parallel import fit_in_processes
+from llmcfsr_merlin.settings import ModelConfig, TrainConfig
 from llmcfsr_merlin.trainer import choose_device, data_loader, fit, load_schema, split_files
 from llmcfsr_merlin.validation import choose_match
 

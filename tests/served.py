@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from llmcfsr_merlin.config import ModelConfig
 from llmcfsr_merlin.model.artefact import save_model
 from llmcfsr_merlin.model.network import DualViewNetwork
+from llmcfsr_merlin.settings import ModelConfig
 from llmcfsr_merlin.stage import seal
 from llmcfsr_merlin.vocabulary import Vocabulary
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from llmcfsr_merlin.cluster import Engine
-from llmcfsr_merlin.config import PrepareConfig
 from llmcfsr_merlin.data.arrays import save_array
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.settings import PrepareConfig
 
 
 def apply_filters(

@@ -7,13 +7,13 @@ from datetime import datetime, time, timedelta, timezone
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config import DataConfig
 from llmcfsr_merlin.data import amazon, yelp
 from llmcfsr_merlin.data.interactions import Rules
 from llmcfsr_merlin.data.items import ItemReader, TableAttributes
 from llmcfsr_merlin.data.records import DelimitedParser, JsonParser, Layout, delimited_header
 from llmcfsr_merlin.data.source import Source
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.settings import DataConfig
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from llmcfsr_merlin.cluster import print_counts
-from llmcfsr_merlin.config import DataConfig
 from llmcfsr_merlin.contract import INTERACTIONS, ITEMS, ROW
 from llmcfsr_merlin.data import formats
 from llmcfsr_merlin.data.duplicates import RowKeys, drop_rows
@@ -31,6 +30,7 @@ from llmcfsr_merlin.data.lines import BLOCK, Block, LineReader
 from llmcfsr_merlin.data.records import LINE, DelimitedParser, JsonParser
 from llmcfsr_merlin.data.source import Source, find_files, sniff
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.settings import DataConfig
 
 _SMALL = 4 * BLOCK  # bytes of a file below which starting processes costs more than it saves
 _BATCH = 65_536  # rows of Parquet that one task takes

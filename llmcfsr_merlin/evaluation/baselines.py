@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmcfsr_merlin.config import EvaluateConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, PAD
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.evaluation.candidates import read_sequences
 from llmcfsr_merlin.evaluation.evaluate import Scorer
 from llmcfsr_merlin.model.transitions import largest_of_each_row
+from llmcfsr_merlin.settings import EvaluateConfig
 
 
 def fit_baseline(name: str, prepare: Path, train_counts: np.ndarray, settings: EvaluateConfig) -> Scorer:

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from llmcfsr_merlin.config import EvaluateConfig
 from llmcfsr_merlin.contract import CASES, METRICS, RANKS, USER, VOCABULARY
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.evaluation.candidates import write_cases
 from llmcfsr_merlin.evaluation.evaluate import RECIPE, Scorer, rank_users, read_ranks, write_ranks
 from llmcfsr_merlin.evaluation.groups import DECILES, catalogue_metrics, group_masks, group_metrics, user_counts
 from llmcfsr_merlin.evaluation.significance import compare
+from llmcfsr_merlin.settings import EvaluateConfig
 from llmcfsr_merlin.stage import write_json
 from llmcfsr_merlin.vocabulary import Vocabulary
 

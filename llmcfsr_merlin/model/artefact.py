@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmcfsr_merlin.config import ModelConfig
 from llmcfsr_merlin.contract import MODEL_CONFIG, MODEL_WEIGHTS
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.network import DualViewNetwork
+from llmcfsr_merlin.settings import ModelConfig
 from llmcfsr_merlin.stage import write_json
 
 

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmcfsr_merlin.config import TrainConfig
 from llmcfsr_merlin.contract import FIRST_ITEM
 from llmcfsr_merlin.model.network import DualViewNetwork
+from llmcfsr_merlin.settings import TrainConfig
 
 
 def next_item_loss(network: DualViewNetwork, states: Tensor, targets: Tensor, config: TrainConfig) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config import ModelConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, PAD
 from llmcfsr_merlin.model.fusion import Block, CrossAttention, Packing, PairFusion, RecurrentBlock
 from llmcfsr_merlin.model.items import MASK, ItemViews
+from llmcfsr_merlin.settings import ModelConfig
 
 COLD_COUNT = 3  # training interactions at which cold_gamma counts half
 RECENCY = 0.8  # what the transitions of an item count, of those of the item after it

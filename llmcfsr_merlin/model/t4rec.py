@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers4rec.torch.block.base import BlockBase
 from transformers4rec.torch.masking import CausalLanguageModeling, MaskedLanguageModeling
 
-from llmcfsr_merlin.config import TrainConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, PAD, ROW
 from llmcfsr_merlin.model.distillation import Distillation
 from llmcfsr_merlin.model.fusion import Packing
@@ -22,6 +21,7 @@ from llmcfsr_merlin.model.items import MASK
 from llmcfsr_merlin.model.losses import alignment_loss, next_item_loss
 from llmcfsr_merlin.model.network import Catalogue, DualViewNetwork
 from llmcfsr_merlin.ranking import Ranker
+from llmcfsr_merlin.settings import TrainConfig
 
 
 class BodyOutput(NamedTuple):

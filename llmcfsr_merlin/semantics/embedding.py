@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config import EmbedConfig
 from llmcfsr_merlin.contract import HAS_TEXT, ITEM, VECTOR, VECTORS
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics.checks import check_finite
@@ -31,6 +30,7 @@ from llmcfsr_merlin.semantics.shards import (
 from llmcfsr_merlin.semantics.table import vectors_array, vectors_column
 from llmcfsr_merlin.semantics.tuned import tune_stage
 from llmcfsr_merlin.semantics.workers import run_workers, worker_device
+from llmcfsr_merlin.settings import EmbedConfig
 
 ENRICHED = "enriched"
 FIT_ROWS = 200_000  # the reduction is fitted on at most this many rows, spread evenly

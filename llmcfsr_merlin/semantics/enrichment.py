@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from llmcfsr_merlin.config import EnrichConfig
 from llmcfsr_merlin.data.text import clean
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics.models import ModelSource, dtype_argument, load_tokenizer, pick_device, resolve_recorded
 from llmcfsr_merlin.semantics.prompts import Attributes
+from llmcfsr_merlin.settings import EnrichConfig
 
 MARK = "written by a model"
 """Label of the attribute, so that no reader takes it for the catalogue's own words."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config import EmbedConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics.items import TUNED, EncoderRecipe, ItemEncoder
@@ -21,6 +20,7 @@ from llmcfsr_merlin.semantics.prompts import Attributes
 from llmcfsr_merlin.semantics.shards import Shard, read_rows
 from llmcfsr_merlin.semantics.tuning import CHECKPOINT, holdout_positions, tune
 from llmcfsr_merlin.semantics.workers import run_workers, worker_device
+from llmcfsr_merlin.settings import EmbedConfig
 from llmcfsr_merlin.stage import hash_json, sha256_file, write_json
 
 RECORD = "tune.json"

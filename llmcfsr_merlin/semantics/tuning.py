@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from llmcfsr_merlin.config import TuneConfig
 from llmcfsr_merlin.errors import InputError, MissingDependency
 from llmcfsr_merlin.semantics.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from llmcfsr_merlin.semantics.contrastive import Embedder, cached_backward, info_nce, length_chunks
@@ -25,6 +24,7 @@ from llmcfsr_merlin.semantics.encoder import TextEncoder
 from llmcfsr_merlin.semantics.lora import attach_lora, save_tuned
 from llmcfsr_merlin.semantics.pairs import Neighbours, PairBatch, PairSampler
 from llmcfsr_merlin.semantics.prompts import Attributes, Prompter
+from llmcfsr_merlin.settings import TuneConfig
 
 CHECKPOINT = "checkpoint"
 BEST = "best.safetensors"

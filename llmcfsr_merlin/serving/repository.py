@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from string import Template
 
-from llmcfsr_merlin.config import ServeConfig
 from llmcfsr_merlin.contract import resource
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
+from llmcfsr_merlin.settings import ServeConfig
 
 CONFIG = "config.pbtxt"
 GRAPHS = {"torchscript": "model.pt", "onnx": "model.onnx"}  # file names that Triton's backends look for

@@ -88,9 +88,7 @@ def test_serve_recommend_and_check_served(run, call):
     user, sequence = next(iter(examples.pick(run, 1).items()))
     with Server(run / "export" / "model_repo") as server:
         for url in (server.grpc_url, server.http_url):
-            shown = call(
-                "recommend", "--url", url, "--run", run, "--user", user, "-k", 3, "--exclude-seen", "--json"
-            )
+            shown = call("recommend", "--url", url, "--run", run, "--user", user, "-k", 3, "--exclude-seen", "--json")
             offline = call("recommend", "--run", run, "--user", user, "-k", 3, "--exclude-seen", "--json")
             assert [row["item_id"] for row in json.loads(shown)["items"]] == [
                 row["item_id"] for row in json.loads(offline)["items"]

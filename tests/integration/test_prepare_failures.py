@@ -21,11 +21,12 @@ from llmcfsr_merlin.pipelines import prepare as stage
 
 from llmcfsr_merlin import cluster, features
 from llmcfsr_merlin.cluster import Engine, engine
-from llmcfsr_merlin.config import ClusterConfig, Config, PrepareConfig
+from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import ITEM, ROW, TIME, USER
 from llmcfsr_merlin.data import filters
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.features import prepare
+from llmcfsr_merlin.settings import ClusterConfig, PrepareConfig
 from llmcfsr_merlin.stage import Manifest, seal
 from tests.integration.dying import dies
 

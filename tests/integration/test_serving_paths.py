@@ -14,7 +14,7 @@ import pytest
 import torch
 from llmcfsr_merlin.pipelines import export as export_stage
 
-from llmcfsr_merlin.config import Config, ServeConfig
+from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import MODEL_REPOSITORY
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.recommender import Recommender
@@ -25,6 +25,7 @@ from llmcfsr_merlin.serving.repository import export, publish, served_bundle, ve
 from llmcfsr_merlin.serving.request import Limits
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
 from llmcfsr_merlin.serving.steps import Decode, Encode, Rank
+from llmcfsr_merlin.settings import ServeConfig
 from tests.served import DIMENSION, IDS, write_model
 
 triton = pytest.mark.skipif(find_tritonserver() is None, reason="no tritonserver in PATH nor in nvidia-pytriton")
@@ -135,9 +136,7 @@ def test_integer_ids(tmp_path):
         assert client.answer([["010", "10 ", 10.0]]).unknown.tolist() == [3]  # counted, never guessed
         assert check_served(trained, server.http_url, [[10, 17], [3], []], 5).passed
         body = {"inputs": [{"name": "HISTORY", "datatype": "INT64", "shape": [1, 2], "data": [10, 17]}]}
-        request = urllib.request.Request(
-            f"{server.http_url}/v2/models/recommend/infer", data=json.dumps(body).encode()
-        )
+        request = urllib.request.Request(f"{server.http_url}/v2/models/recommend/infer", data=json.dumps(body).encode())
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=30)
         assert refused.value.code == 400 and "HISTORY" in refused.value.read().decode()

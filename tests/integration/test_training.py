@@ -11,12 +11,13 @@ import torch
 from llmcfsr_merlin.pipelines import evaluate, prepare, train
 
 from llmcfsr_merlin import training
-from llmcfsr_merlin.config import Config, models
+from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import SEQUENCES
 from llmcfsr_merlin.evaluation.candidates import read_sequences
 from llmcfsr_merlin.ranking import pad
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.semantics.table import vectors_column
+from llmcfsr_merlin.settings import models
 from llmcfsr_merlin.stage import run_stage, write_json
 from llmcfsr_merlin.trainer import split_files
 from llmcfsr_merlin.vocabulary import Vocabulary

@@ -8,9 +8,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcfsr_merlin.config import DataConfig
 from llmcfsr_merlin.data.ingest import ingest
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.settings import DataConfig
 from tests.unit.data.world import read
 
 # Everything that may stand in an id but for what ends a line or is no character.

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmcfsr_merlin.cluster import Engine, engine, has_gpu
-from llmcfsr_merlin.config import ClusterConfig, PrepareConfig
 from llmcfsr_merlin.contract import CODE, COUNT, ITEM, ROW, SPLITS, TIME, TRAIN_COUNT, USER
 from llmcfsr_merlin.data.partitions import read_frame
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.features import prepare
+from llmcfsr_merlin.settings import ClusterConfig, PrepareConfig
 
 SMALL = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)

@@ -61,10 +61,6 @@ def test_neighbours_are_symmetric_and_adjacent(sequences):
     found = Neighbours.of([np.array(row, dtype=np.int64) for row in sequences], 10)
     pairs = [(i, int(o)) for i in range(10) for o in found.items[found.starts[i] : found.starts[i + 1]]]
     expected = [
-        pair
-        for row in sequences
-        for a, b in pairwise(row)
-        if a >= 0 and b >= 0 and a != b
-        for pair in ((a, b), (b, a))
+        pair for row in sequences for a, b in pairwise(row) if a >= 0 and b >= 0 and a != b for pair in ((a, b), (b, a))
     ]
     assert sorted(pairs) == sorted(expected)

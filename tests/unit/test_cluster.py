@@ -8,8 +8,8 @@ import pytest
 
 from llmcfsr_merlin import cluster
 from llmcfsr_merlin.cluster import Engine, cuda_arguments, engine
-from llmcfsr_merlin.config import ClusterConfig
 from llmcfsr_merlin.errors import InputError, MissingDependency
+from llmcfsr_merlin.settings import ClusterConfig
 
 SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)
 GB = 1 << 30

@@ -2,8 +2,9 @@
 
 import pytest
 
-from llmcfsr_merlin.config import Config, models
+from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.settings import models
 
 
 def test_a_baseline_is_laid_over_the_recipe_not_over_the_model():

@@ -35,9 +35,14 @@ def test_supported_versions_are_fine():
 
 @pytest.mark.parametrize(
     ("package", "version", "fix"),
-    [("dask", "2026.3.0", "'dask==2023.9.2'"), ("setuptools", "81.0.0", "'setuptools==80.10.2'"),
-     ("pandas", "2.2.3", "'pandas==1.5.3'"), ("transformers", "4.46.0", "'transformers==4.30.2'"),
-     ("nvtabular", None, "'nvtabular==23.8.0'"), ("numpy", "2.0.0rc1", "'numpy==1.26.4'")],
+    [
+        ("dask", "2026.3.0", "'dask==2023.9.2'"),
+        ("setuptools", "81.0.0", "'setuptools==80.10.2'"),
+        ("pandas", "2.2.3", "'pandas==1.5.3'"),
+        ("transformers", "4.46.0", "'transformers==4.30.2'"),
+        ("nvtabular", None, "'nvtabular==23.8.0'"),
+        ("numpy", "2.0.0rc1", "'numpy==1.26.4'"),
+    ],
 )
 def test_a_wrong_version_is_an_error_with_its_fix(package, version, fix):
     checks = doctor((GOOD | {package: version}).get, lambda code: (0, CPU))
@@ -55,8 +60,15 @@ def test_dask_and_distributed_must_be_of_one_release():
 
 
 def test_the_versions_of_the_merlin_container_are_supported():
-    container = {"pandas": "1.5.2", "numpy": "1.22.4", "dask": "2023.1.1", "distributed": "2023.1.1",
-                 "transformers": "4.27.1", "torch": "2.1.0a0+4136153", "dask-cuda": "23.4.0"}
+    container = {
+        "pandas": "1.5.2",
+        "numpy": "1.22.4",
+        "dask": "2023.1.1",
+        "distributed": "2023.1.1",
+        "transformers": "4.27.1",
+        "torch": "2.1.0a0+4136153",
+        "dask-cuda": "23.4.0",
+    }
     checks = run(container)
     assert {checks[name].status for name in container} == {"ok"}
 

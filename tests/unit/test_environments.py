@@ -62,7 +62,7 @@ def test_the_container_keeps_what_merlin_brings():
 def test_every_dependency_is_pinned():
     """The direct dependencies of pyproject.toml and of its extras have a pin in constraints.txt."""
     project = (ROOT / "pyproject.toml").read_text()
-    table = project[project.index("dependencies = ["):project.index("[project.scripts]")]
+    table = project[project.index("dependencies = [") : project.index("[project.scripts]")]
     names = set(re.findall(r'"([A-Za-z][\w-]*)[\[<>=,"]', re.sub("#.*", "", table)))
     text = (ROOT / "constraints.txt").read_text().lower()
     unpinned = {name for name in names if not re.search(rf"^{name}[=<]", text, re.M)}
@@ -108,7 +108,7 @@ def test_make_refuses_another_python(tmp_path):
 def test_every_folder_of_code_is_packaged():
     """pyproject.toml lists the packages, because pipelines/ and its like stand outside: a new folder must be added."""
     project = (ROOT / "pyproject.toml").read_text()
-    table = project[project.index("packages = ["):project.index("package-dir")]
+    table = project[project.index("packages = [") : project.index("package-dir")]
     listed = set(re.findall(r'"(llmcfsr_merlin[\w.]*)"', table))
     package = ROOT / "llmcfsr_merlin"
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in package.rglob("*.py")}

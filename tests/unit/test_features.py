@@ -10,10 +10,11 @@ from merlin.io import Dataset
 from merlin.schema import Tags
 
 from llmcfsr_merlin.cluster import Engine
-from llmcfsr_merlin.config import Config, PrepareConfig
+from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import ITEM, ROW, SCHEMA, SEQUENCES, SPLITS, TIME, USER, VOCABULARY, resource
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.features import prepare
+from llmcfsr_merlin.settings import PrepareConfig
 from llmcfsr_merlin.stage import Manifest, seal
 from llmcfsr_merlin.vocabulary import Vocabulary
 from llmcfsr_merlin.workflow import interaction_schema, read_schema, sequence_workflow, write_schema

@@ -5,8 +5,20 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "cudf", "dask_cuda", "tritonclient", "nvtabular", "merlin", "transformers", "transformers4rec",
-         "dask", "matplotlib", "pytriton", "pandas")
+HEAVY = (
+    "torch",
+    "cudf",
+    "dask_cuda",
+    "tritonclient",
+    "nvtabular",
+    "merlin",
+    "transformers",
+    "transformers4rec",
+    "dask",
+    "matplotlib",
+    "pytriton",
+    "pandas",
+)
 BLOCK = f"""
 import sys
 class Blocked:

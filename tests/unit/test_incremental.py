@@ -8,11 +8,12 @@ import pytest
 from llmcfsr_merlin.pipelines import prepare as stage
 
 from llmcfsr_merlin.cluster import Engine
-from llmcfsr_merlin.config import Config, PrepareConfig
+from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import CODE, COUNT, ITEM, ROW, SPLITS, TIME, TRAIN_COUNT, USER, VOCABULARY
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.features import prepare
 from llmcfsr_merlin.incremental import extend
+from llmcfsr_merlin.settings import PrepareConfig
 from llmcfsr_merlin.stage import seal
 from llmcfsr_merlin.vocabulary import Vocabulary
 

@@ -40,8 +40,17 @@ def test_our_code_runs_nothing_from_outside(path):
 
 @pytest.mark.parametrize(
     "source",
-    ["import pickle", "from cloudpickle import loads", "import torch\ntorch.load('x')", "eval('1')", "exec(code)",
-     "run(x, shell=True)", "nvtabular.Workflow.load('x')", "np.load(f, allow_pickle=True)", "torch.load(f)"],
+    [
+        "import pickle",
+        "from cloudpickle import loads",
+        "import torch\ntorch.load('x')",
+        "eval('1')",
+        "exec(code)",
+        "run(x, shell=True)",
+        "nvtabular.Workflow.load('x')",
+        "np.load(f, allow_pickle=True)",
+        "torch.load(f)",
+    ],
 )
 def test_the_gate_sees(source):
     assert violations(source)

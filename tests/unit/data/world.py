@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config import DataConfig
 from llmcfsr_merlin.contract import INTERACTIONS, ITEM, ITEMS, RATING, ROW, TIME, USER
 from llmcfsr_merlin.data.ingest import ingest
+from llmcfsr_merlin.settings import DataConfig
 
 # user, item, time, rating: what stands in the log, in its order.
 LOG = [

@@ -6,10 +6,10 @@ import scipy.sparse
 import torch
 from prepared import random_sequences, write_prepare
 
-from llmcfsr_merlin.config import EvaluateConfig
 from llmcfsr_merlin.contract import FIRST_ITEM
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.evaluation.baselines import EASE, ItemKNN, Popularity, fit_baseline, training_matrix
+from llmcfsr_merlin.settings import EvaluateConfig
 
 ROWS = 40
 HISTORIES = torch.tensor([[5, 6, 5, 0], [7, 0, 0, 0], [0, 0, 0, 0], [2, 9, 30, 39]])

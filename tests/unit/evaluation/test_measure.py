@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 from prepared import random_sequences, write_prepare
 
-from llmcfsr_merlin.config import EvaluateConfig
 from llmcfsr_merlin.contract import CASES, METRICS, RANKS
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.evaluation.baselines import fit_baseline
 from llmcfsr_merlin.evaluation.evaluate import read_ranks
 from llmcfsr_merlin.evaluation.measure import compare_runs, measure
+from llmcfsr_merlin.settings import EvaluateConfig
 from llmcfsr_merlin.vocabulary import Vocabulary
 
 SETTINGS = EvaluateConfig(sampled_negatives=30, tail_item=10, tail_user=5)

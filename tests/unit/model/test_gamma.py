@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from llmcfsr_merlin.config import ModelConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.ranking import Ranker
+from llmcfsr_merlin.settings import ModelConfig
 from llmcfsr_merlin.validation import COLD_GAMMAS, GAMMAS, Weights, choose_match, ndcg, set_weights, validation_ranks
 
 ITEMS, TWINS, LENGTH, USERS = 32, 8, 12, 40

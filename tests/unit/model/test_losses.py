@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from llmcfsr_merlin.config import TrainConfig
 from llmcfsr_merlin.contract import FIRST_ITEM
 from llmcfsr_merlin.model.distillation import Distillation, similar_users
 from llmcfsr_merlin.model.losses import alignment_loss, next_item_loss
+from llmcfsr_merlin.settings import TrainConfig
 from tests.unit.model.test_network import ROWS, build
 
 

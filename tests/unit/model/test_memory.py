@@ -3,9 +3,10 @@
 import pytest
 
 from llmcfsr_merlin import training
-from llmcfsr_merlin.config import Config, ModelConfig
+from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.memory import RANKED, check_memory, ranked_users, training_bytes
+from llmcfsr_merlin.settings import ModelConfig
 
 MODEL = ModelConfig()
 

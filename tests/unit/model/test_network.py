@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmcfsr_merlin.config import ModelConfig
 from llmcfsr_merlin.contract import FIRST_ITEM, PAD
 from llmcfsr_merlin.model.fusion import Packing
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.ranking import Ranker
+from llmcfsr_merlin.settings import ModelConfig
 
 ROWS, LENGTH, DIMENSION = 60, 12, 16
 LEVELS = ("fuse_embedding", "fuse_sequence", "fuse_prediction")

@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmcfsr_merlin.config import EmbedConfig
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics import embedding, shards
 from llmcfsr_merlin.semantics.appending import append_items
@@ -16,6 +15,7 @@ from llmcfsr_merlin.semantics.items import ItemEncoder, encode_items
 from llmcfsr_merlin.semantics.models import resolve
 from llmcfsr_merlin.semantics.reduction import Reduction
 from llmcfsr_merlin.semantics.table import load_item_table, vectors_column
+from llmcfsr_merlin.settings import EmbedConfig
 from llmcfsr_merlin.stage import seal
 
 from .conftest import catalogue, write_items

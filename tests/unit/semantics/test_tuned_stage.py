@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmcfsr_merlin.config import Config, EmbedConfig, EnrichConfig, TuneConfig
+from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics import enrichment, tuned
 from llmcfsr_merlin.semantics.embedding import embed_table
@@ -13,6 +13,7 @@ from llmcfsr_merlin.semantics.items import ItemEncoder, encode_items
 from llmcfsr_merlin.semantics.models import resolve
 from llmcfsr_merlin.semantics.shards import plan_shards
 from llmcfsr_merlin.semantics.table import load_item_table
+from llmcfsr_merlin.settings import EmbedConfig, EnrichConfig, TuneConfig
 
 from .conftest import catalogue
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmcfsr_merlin.config import TuneConfig
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics import tuning
 from llmcfsr_merlin.semantics.contrastive import cached_backward, info_nce, length_chunks
@@ -16,6 +15,7 @@ from llmcfsr_merlin.semantics.models import load_model, resolve
 from llmcfsr_merlin.semantics.pairs import Neighbours, PairSampler
 from llmcfsr_merlin.semantics.prompts import Prompter
 from llmcfsr_merlin.semantics.tuning import attribute_retrieval, holdout_positions, tune
+from llmcfsr_merlin.settings import TuneConfig
 
 PROMPTER = Prompter.of("beauty")
 SETTINGS = TuneConfig(
