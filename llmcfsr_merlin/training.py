@@ -75,6 +75,11 @@ def train_network(
             network, train, schema, splits, train_schema, work, auxiliary, report, exclude_history,
             get_last_checkpoint(str(work)),
         )  # fmt: skip
+    if train.loss == "bce" and len(history) < train.epochs:
+        report(
+            f"stopped after {len(history)} epochs, without a better one for {train.patience}: one-negative BCE may rest "
+            "for ten epochs before it learns; raise train.patience if the loss has hardly moved"
+        )
     if model.content_match or model.transition_neighbours:
         tail = torch.from_numpy(train_counts < tail_item)
         valid = data_loader(splits["valid"], schema, ranked_users(rows), False, device)

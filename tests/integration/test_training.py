@@ -144,6 +144,15 @@ def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnab
     assert gains / users == pytest.approx(best, abs=1e-4)
 
 
+def test_one_negative_stopped_early_says_that_it_may_only_have_rested(learnable, tmp_path, capsys):
+    slow = ["train.patience=1", "train.epochs=9", "train.learning_rate=1e-9", "train.schedule=constant"]
+    for loss, said in (("bce", True), ("full_softmax", False)):
+        run = copy_of(learnable, tmp_path / loss)
+        train.run(configured(*slow, f"train.loss={loss}"), run)
+        captured = capsys.readouterr()
+        assert ("raise train.patience" in captured.out + captured.err) == said
+
+
 def test_the_test_item_is_not_read_before_evaluation(learnable, tmp_path):
     """Training and selection give the same weights whatever the last item of each user is."""
     config = configured("train.epochs=2", "model.transition_neighbours=20")
