@@ -77,8 +77,8 @@ def train_network(
         )  # fmt: skip
     if train.loss == "bce" and len(history) < train.epochs:
         report(
-            f"stopped after {len(history)} epochs, without a better one for {train.patience}: one-negative BCE may rest "
-            "for ten epochs before it learns; raise train.patience if the loss has hardly moved"
+            f"stopped after {len(history)} epochs, without a better one for {train.patience}: one-negative BCE may "
+            "rest for ten epochs before it learns; raise train.patience if the loss has hardly moved"
         )
     if model.content_match or model.transition_neighbours:
         tail = torch.from_numpy(train_counts < tail_item)
