@@ -59,7 +59,7 @@ def train_network(
     transitions = None
     if model.transition_neighbours:
         report("counting which items follow which")
-        codes, weights = count_transitions(files, rows, train_counts, model.transition_neighbours)
+        codes, weights = count_transitions(files, rows, train_counts, model.transition_neighbours, work)
         transitions = torch.from_numpy(codes), torch.from_numpy(weights)
     network.initialise(
         torch.from_numpy(train_counts), None if vectors is None else torch.from_numpy(vectors), transitions

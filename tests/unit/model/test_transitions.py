@@ -38,8 +38,9 @@ def test_transitions_are_those_of_a_plain_loop(tmp_path_factory, sequences, room
     half = len(sequences) // 2
     files = [write(folder / "0.parquet", sequences[:half]), write(folder / "1.parquet", sequences[half:])]
     counts = np.bincount([code for row in sequences for code in row], minlength=ROWS)
-    codes, weights = count_transitions(files, ROWS, counts, ROWS, room)
+    codes, weights = count_transitions(files, ROWS, counts, ROWS, folder, room)
     found = np.zeros((ROWS, ROWS))
+    assert sorted(path.name for path in folder.iterdir()) == ["0.parquet", "1.parquet"]  # nothing is left behind
     for row, (neighbours, values) in enumerate(zip(codes, weights)):
         assert len(set(neighbours[values > 0])) == (values > 0).sum()
         found[row, neighbours[values > 0]] = values[values > 0]
@@ -49,7 +50,7 @@ def test_transitions_are_those_of_a_plain_loop(tmp_path_factory, sequences, room
 @pytest.mark.parametrize("room", [1, 1 << 20])
 def test_the_largest_are_kept_ties_by_the_smaller_code(tmp_path, room):
     file = write(tmp_path / "0.parquet", [[3, 9], [3, 9], [3, 5], [3, 7], [4, 3]])
-    codes, weights = count_transitions([file], ROWS, np.full(ROWS, 4), 2, room)
+    codes, weights = count_transitions([file], ROWS, np.full(ROWS, 4), 2, tmp_path, room)
     assert codes[3].tolist() == [9, 5]
     assert codes[5].tolist() == [3, 0] and weights[5, 1] == 0
     np.testing.assert_allclose(weights[3], np.array([2, 1]) / 9, rtol=1e-6)
