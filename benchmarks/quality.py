@@ -106,6 +106,8 @@ def measure_switched_off(dataset: str, base: Path, name: str, seed: int, overrid
 
 def _variant(vectors: Path, embed: Path) -> None:
     """Vectors that benchmarks/vectors.py made, as a finished stage embed."""
+    if not vectors.is_dir():
+        raise SystemExit(f"expected vectors in {vectors}, found none: run benchmarks/vectors.py first")
     shutil.copytree(vectors, embed / VECTORS)
     key = hash_json([sha256_file(part) for part in sorted(vectors.iterdir())])
     seal(embed, "embed", key, {"variant": str(vectors)})
