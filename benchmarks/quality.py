@@ -152,8 +152,8 @@ def report() -> None:
         ablation = [name for name in names if name in (ABLATION | SWITCHED_OFF)]
         comparisons, tests = {}, []
         for other in names:
-            ranks = folder / f"{other}-{seed}" / "evaluate" / RANKS
-            ranks = ranks if ranks.is_file() else folder / "closed-form" / "evaluate" / RANKS
+            run = "closed-form" if other in CLOSED_FORM else f"{other}-{seed}"
+            ranks = folder / run / "evaluate" / RANKS
             if other == FOCUS or not ranks.is_file():
                 continue
             paired = compare_runs(
