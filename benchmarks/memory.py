@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py --items 100000 1000000
 
-A generated log in which every item occurs, random vectors of 384 dimensions, llm_cfsr, one epoch.
+A generated log in which every item occurs, random vectors of 384 dimensions and lexical ones of 128, llm_cfsr, one
+epoch.
 """
 
 import argparse
@@ -16,13 +17,13 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.pipelines import prepare, train
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import HAS_TEXT, INTERACTIONS, ITEM, USER, VECTOR, VECTORS
+from llmcfsr_merlin.contract import HAS_TEXT, INTERACTIONS, ITEM, LEXICAL, USER, VECTOR, VECTORS
 from llmcfsr_merlin.model.memory import training_bytes
 from llmcfsr_merlin.semantics.table import vectors_column
 from llmcfsr_merlin.stage import seal
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
-DIMENSION, HISTORY = 384, 200
+DIMENSIONS, HISTORY = {VECTORS: 384, LEXICAL: 128}, 200
 
 
 def measure(items: int, run: Path) -> dict:
@@ -37,16 +38,16 @@ def measure(items: int, run: Path) -> dict:
     pq.write_table(pa.table({USER: users, ITEM: ids, "timestamp": row, "row": row}), log / "part-00000.parquet")
     seal(run / "ingest", "ingest", "generated", {})
     prepare.run(config, run)
-    folder = run / "embed" / VECTORS
-    folder.mkdir(parents=True)
-    for part, start in enumerate(range(0, items, 100_000)):
-        some = ids[start : start + 100_000]
-        vectors = np.random.default_rng(part).normal(size=(len(some), DIMENSION)).astype(np.float32)
-        table = {ITEM: some, VECTOR: vectors_column(vectors), HAS_TEXT: np.ones(len(some), bool)}
-        pq.write_table(pa.table(table), folder / f"part-{part:05d}.parquet")
+    for name, dimension in DIMENSIONS.items():
+        (run / "embed" / name).mkdir(parents=True)
+        for part, start in enumerate(range(0, items, 100_000)):
+            some = ids[start : start + 100_000]
+            vectors = np.random.default_rng(part).normal(size=(len(some), dimension)).astype(np.float32)
+            table = {ITEM: some, VECTOR: vectors_column(vectors), HAS_TEXT: np.ones(len(some), bool)}
+            pq.write_table(pa.table(table), run / "embed" / name / f"part-{part:05d}.parquet")
     seal(run / "embed", "embed", "generated", {})
     found = train.run(config, run).peak_memory_mb
-    estimate = training_bytes(config.model, items + 3, DIMENSION) >> 20
+    estimate = training_bytes(config.model, items + 3, *DIMENSIONS.values()) >> 20
     return {"items": items, "peak_mb": found, "estimate_mb": estimate, "ratio": round(found / estimate, 2)}
 
 

@@ -41,6 +41,7 @@ ABLATION = {
     "without_cold_weight": ["model.cold_shrinkage=null", "model.item_dropout=0"],
     "without_pca_start": ["model.pca_init=false"],
     "without_whitening": ["model.whiten=false"],
+    "without_lexical_share": ["model.lexical_share=0"],
     "without_many_negatives": ["train.loss=bce"],
     "with_full_softmax": ["train.loss=full_softmax"],
     "with_in_batch_negatives": ["train.loss=in_batch"],

@@ -16,7 +16,7 @@ GROUPS = ("overall", "tail_item", "head_item", "tail_user", "head_user")
 PROTOCOLS = {"full": "full ranking", "sampled": "1 positive, 100 uniform negatives"}
 PARTS = {
     "models": lambda name: "_on_" not in name and not name.startswith(("without_", "with_")),
-    "vectors (llm_cfsr on others; on_base and llm_cfsr: MiniLM as it comes)": lambda name: "_on_" in name,
+    "vectors (without_lexical_share on others; itself: MiniLM as it comes)": lambda name: "_on_" in name,
     "ablation (llm_cfsr without a part, or with another)": lambda name: name.startswith(("without_", "with_")),
 }
 
@@ -68,7 +68,8 @@ def tables(rows: list[dict]) -> str:
             if chosen.empty:
                 continue
             if part != "models":  # what it is compared with
-                chosen = pd.concat([of_dataset[of_dataset["recipe"] == FOCUS], chosen])
+                whole = "without_lexical_share" if part.startswith("vectors") else FOCUS
+                chosen = pd.concat([of_dataset[of_dataset["recipe"] == whole], chosen])
             for protocol, name in PROTOCOLS.items():
                 text += [f"## {dataset}, {name}: {part}", "", *_table(chosen[chosen["protocol"] == protocol]), ""]
     return "\n".join(text)

@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py --out benchmarks/results/serving.json
 
-A model with random weights (both views, hidden 64, vectors of 384 dimensions, 50 positions) is served by a real
+A model with random weights (both views, hidden 64, vectors of 384 and 128 dimensions, 50 positions) is served by a real
 tritonserver. The bare forward is Ranker.top_k on ready codes in this process: no ids, no server. The systems take turns
 in short rounds, so that other load on the machine meets all of them. Histories have 1 to 50 items, median 8; k = 10.
 merlin-systems is measured where it is importable. The last line printed is the JSON of the run.
@@ -38,7 +38,7 @@ from llmcfsr_merlin.settings import ModelConfig, ServeConfig
 from llmcfsr_merlin.stage import seal
 from llmcfsr_merlin.vocabulary import Vocabulary
 
-LENGTH, DIMENSION, HIDDEN, K = 50, 384, 64, 10
+LENGTH, DIMENSION, LEXICAL, HIDDEN, K = 50, 384, 128, 64, 10
 FIRST_ROUNDS = 20  # calls before timing
 Ask = Callable[[list[str]], object]  # one history
 
@@ -48,14 +48,14 @@ def make_model(folder: Path, items: int) -> Path:
     torch.manual_seed(0)
     folder.mkdir(parents=True)
     counts = np.maximum(items // np.arange(1, items + 1), 1)
-    network = DualViewNetwork(ModelConfig(hidden=HIDDEN), items + 3, LENGTH, DIMENSION)
-    vectors = torch.randn(items + 3, DIMENSION)
-    vectors[:3] = 0
+    network = DualViewNetwork(ModelConfig(hidden=HIDDEN), items + 3, LENGTH, DIMENSION, LEXICAL)
+    vectors, words = torch.randn(items + 3, DIMENSION), torch.randn(items + 3, LEXICAL)
+    vectors[:3], words[:3] = 0, 0
     shape = network.next_codes.shape
     transitions = torch.randint(3, items + 3, shape, dtype=torch.int32), torch.rand(shape) / 10
     for part in transitions:
         part[:3] = 0
-    network.initialise(torch.tensor(np.r_[0, 0, 0, counts]), vectors, transitions)
+    network.initialise(torch.tensor(np.r_[0, 0, 0, counts]), vectors, transitions, words)
     network.gamma.fill_(2.0)
     network.cold_gamma.fill_(3.0)
     network.transition_gamma.fill_(0.5)

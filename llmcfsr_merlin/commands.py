@@ -202,14 +202,17 @@ def report(arguments) -> None:
 
 def add_items(arguments) -> None:
     """A new run directory with the grown model in train/ and its model repository in export/."""
-    from llmcfsr_merlin.semantics.items import encode_items
+    from llmcfsr_merlin.semantics.items import encode_items, encode_words
     from llmcfsr_merlin.serving.items import add_items as grow
 
     rows = _json_lines(arguments.file)
     settings = Config.recorded(arguments.run)
     embedded = arguments.run / "embed"
     Manifest.load(embedded).verify(embedded)
-    counts = grow(arguments.run, arguments.out / "train", rows, lambda _: encode_items(embedded, rows)[0])
+    counts = grow(
+        arguments.run, arguments.out / "train", rows, lambda _: encode_items(embedded, rows)[0],
+        lambda _: encode_words(embedded, rows),
+    )  # fmt: skip
     from llmcfsr_merlin.pipelines import export
 
     export.run(settings, arguments.out)

@@ -35,6 +35,7 @@ SPLITS = ("train", "valid", "test")  # prepare: part-*.parquet, the same rows cu
 VOCABULARY = "vocabulary.parquet"  # prepare: ITEM (raw), CODE, COUNT, TRAIN_COUNT; sorted by code, codes 3, 4, ...
 SCHEMA = "schema.pbtxt"  # prepare: Merlin schema of the splits
 VECTORS = "vectors"  # embed: part-*.parquet of ITEM, VECTOR, HAS_TEXT
+LEXICAL = "lexical"  # embed: the same, of the words alone
 MODEL_WEIGHTS = "model.safetensors"  # train: all weights and frozen buffers
 MODEL_CONFIG = "model.json"  # train: what is needed to build the network before the weights are read
 TRAIN_HISTORY = "history.json"  # train: one dict an epoch: epoch, loss, ndcg@10, hr@10, seconds

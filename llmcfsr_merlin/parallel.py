@@ -40,6 +40,7 @@ class _Job:
     rows: int
     max_length: int
     dimension: int | None
+    lexical_dimension: int | None
     prepared: Path
     valid: list[str]
     work: Path
@@ -80,6 +81,7 @@ def fit_in_processes(
         network.rows,
         network.max_length,
         items.vectors.shape[1] if hasattr(items, "vectors") else None,
+        network.lexical.shape[1] if hasattr(network, "lexical") else None,
         Path(prepared),
         files["valid"],
         work,
@@ -121,7 +123,7 @@ def _work(rank: int, job: _Job) -> None:
         rank=rank, world_size=job.train.processes,
     )  # fmt: skip
     try:
-        network = DualViewNetwork(job.model, job.rows, job.max_length, job.dimension)
+        network = DualViewNetwork(job.model, job.rows, job.max_length, job.dimension, job.lexical_dimension)
         network.load_state_dict(load_file(str(job.work / _START)))
         folder = job.work / f"process-{rank}"
         schema = load_schema(job.prepared)

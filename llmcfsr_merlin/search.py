@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import COUNT, SCHEMA, TRAIN_COUNT, VECTORS, VOCABULARY
+from llmcfsr_merlin.contract import COUNT, SCHEMA, TRAIN_COUNT, VOCABULARY
 from llmcfsr_merlin.errors import InputError, MissingDependency
-from llmcfsr_merlin.semantics.table import load_item_table
+from llmcfsr_merlin.semantics.table import load_vectors
 from llmcfsr_merlin.stage import Manifest, hash_json, write_json
 from llmcfsr_merlin.trainer import choose_device, data_loader, load_schema, split_files
 from llmcfsr_merlin.training import train_network
@@ -78,13 +78,11 @@ def _try(config: Config, run_dir: Path, data: Path, work: Path) -> dict:
     """Train one setting on the visible splits and rank the validation items."""
     start = time.perf_counter()
     vocabulary = Vocabulary.load(data / VOCABULARY)
-    vectors = None
-    if config.model.needs_vectors:
-        vectors = load_item_table(vocabulary.ids.tolist(), Path(run_dir) / "embed" / VECTORS).vectors
+    vectors, lexical = load_vectors(config.model, vocabulary.ids.tolist(), Path(run_dir) / "embed")
     exclude = config.evaluate.exclude_history
     network, history = train_network(
         config.model, config.train, data, work, rows=len(vocabulary), max_length=config.prepare.max_length,
-        train_counts=vocabulary.train_counts, vectors=vectors, exclude_history=exclude,
+        train_counts=vocabulary.train_counts, vectors=vectors, lexical=lexical, exclude_history=exclude,
         tail_item=config.evaluate.tail_item,
         report=lambda line: print(f"  {line}", flush=True),
     )  # fmt: skip

@@ -180,6 +180,8 @@ class EmbedConfig(Section):
     reduction: Literal["none", "pca", "whiten", "standardise"] = "none"
     dimension: int | None = Field(None, ge=2)
     """Dimension after pca or whiten; None keeps the model's."""
+    lexical: int = Field(128, ge=0)
+    """Dimensions of the lexical vectors (word vectors trained on the prompts) beside the model's; 0: none."""
     tune: TuneConfig = TuneConfig()
     enrich: EnrichConfig = EnrichConfig()
 
@@ -217,6 +219,8 @@ class ModelConfig(Section):
     """Cross-attention between the views of the user state and of each candidate."""
     content_match: bool = True
     """Add gamma * max over the history of the raw vectors' cosine, more of it for rare items; chosen on validation."""
+    lexical_share: float = Field(0.3, ge=0, le=1)
+    """Share of the lexical vectors in the content match, where stage embed made any."""
     transition_neighbours: int = Field(100, ge=0)
     """Add the training sequences' item-to-item transitions, of this many neighbours an item; their weight is chosen on
     validation. 0: none."""

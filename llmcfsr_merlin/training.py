@@ -34,6 +34,7 @@ def train_network(
     max_length: int,
     train_counts: np.ndarray,
     vectors: np.ndarray | None,
+    lexical: np.ndarray | None = None,
     item_table: np.ndarray | None = None,
     exclude_history: bool = False,
     tail_item: int = 1,
@@ -42,18 +43,19 @@ def train_network(
     """Train until validation NDCG@10 (full ranking) stops improving; return the best network and its history.
 
     prepared: the directory of the splits. work: where checkpoints are kept; an interrupted training resumes from them.
-    train_counts: int64 [V]. vectors: float32 [V, D] or None. item_table: float32 [V, d] of a trained model, for
-    train.align_to. exclude_history: validate, and choose the weights of the matches, without the user's own items.
-    tail_item: an item with fewer training interactions is a tail item, for train.tail_tolerance. The history returned
-    has one dict an epoch: epoch, loss, hr@10, ndcg@10, seconds.
+    train_counts: int64 [V]. vectors: float32 [V, D] or None; lexical: [V, E] or None. item_table: float32 [V, d] of a
+    trained model, for train.align_to. exclude_history: validate, and choose the weights of the matches, without the
+    user's own items. tail_item: an item with fewer training interactions is a tail item, for train.tail_tolerance. The
+    history returned has one dict an epoch: epoch, loss, hr@10, ndcg@10, seconds.
     """
     device = choose_device(train.device)
     train = train.model_copy(update={"batch_size": train.batch_size or _batch_size(split_files(prepared, "train"))})
     free = _free_memory(device) // (train.processes if device.type == "cpu" else 1)
-    check_memory(model, rows, None if vectors is None else vectors.shape[1], free)
+    dimensions = [None if part is None else part.shape[1] for part in (vectors, lexical)]
+    check_memory(model, rows, *dimensions, free)
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(train.seed)
-    network = DualViewNetwork(model, rows, max_length, None if vectors is None else vectors.shape[1])
+    network = DualViewNetwork(model, rows, max_length, *dimensions)
     schema = load_schema(prepared)
     files, train_schema, distillation = split_files(prepared, "train"), schema, None
     transitions = None
@@ -61,9 +63,8 @@ def train_network(
         report("counting which items follow which")
         codes, weights = count_transitions(files, rows, train_counts, model.transition_neighbours, work)
         transitions = torch.from_numpy(codes), torch.from_numpy(weights)
-    network.initialise(
-        torch.from_numpy(train_counts), None if vectors is None else torch.from_numpy(vectors), transitions
-    )
+    frozen = [None if part is None else torch.from_numpy(part) for part in (vectors, lexical)]
+    network.initialise(torch.from_numpy(train_counts), frozen[0], transitions, frozen[1])
     if train.distil:
         files, train_schema, distillation = _distillation(files, schema, vectors, train, network, work)
     auxiliary = Auxiliary(None if item_table is None else torch.from_numpy(item_table).to(device), distillation)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import BASELINES, TRAIN_HISTORY, VECTORS, VOCABULARY
+from llmcfsr_merlin.contract import BASELINES, LEXICAL, TRAIN_HISTORY, VECTORS, VOCABULARY
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.artefact import load_model, save_model
-from llmcfsr_merlin.semantics.table import load_item_table
+from llmcfsr_merlin.semantics.table import load_vectors
 from llmcfsr_merlin.stage import Manifest, run_stage, write_json
 from llmcfsr_merlin.training import train_network
 from llmcfsr_merlin.vocabulary import Vocabulary
@@ -37,10 +37,9 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
     def work(out: Path) -> dict:
         _verify(prepared, (VOCABULARY, "schema", "train/", "valid/"))
         vocabulary = Vocabulary.load(prepared / VOCABULARY)
-        vectors = None
         if config.model.needs_vectors:
-            _verify(embedded, (VECTORS,))
-            vectors = load_item_table(vocabulary.ids.tolist(), embedded / VECTORS).vectors
+            _verify(embedded, (VECTORS, LEXICAL))
+        vectors, lexical = load_vectors(config.model, vocabulary.ids.tolist(), embedded)
         checkpoints = out / ".checkpoints"
         print(f"training {config.model.name}", flush=True)
         network, history = train_network(
@@ -52,6 +51,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
             max_length=config.prepare.max_length,
             train_counts=vocabulary.train_counts,
             vectors=vectors,
+            lexical=lexical,
             item_table=None if teacher is None else _item_table(teacher, vocabulary, config),
             exclude_history=config.evaluate.exclude_history,
             tail_item=config.evaluate.tail_item,

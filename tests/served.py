@@ -18,9 +18,17 @@ IDS = [f"B{i:03d}" for i in range(ITEMS)]
 
 
 def write_model(
-    directory: Path, ids: list[str] | None = None, seed: int = 0, dimension: int = DIMENSION, **settings
+    directory: Path,
+    ids: list[str] | None = None,
+    seed: int = 0,
+    dimension: int = DIMENSION,
+    lexical: int | None = None,
+    **settings,
 ) -> Path:
-    """Vocabulary, weights and manifest in `directory`; settings are of ModelConfig, two views by default."""
+    """Vocabulary, weights and manifest in `directory`; settings are of ModelConfig, two views by default.
+
+    lexical: the dimension of lexical vectors, None: the model has none.
+    """
     torch.manual_seed(seed)
     ids = IDS if ids is None else ids
     directory.mkdir(parents=True, exist_ok=True)
@@ -30,13 +38,14 @@ def write_model(
     if config.views != ("collaborative",):
         vectors = torch.randn(len(ids) + 3, dimension)
         vectors[:3] = 0
-    network = DualViewNetwork(config, len(ids) + 3, LENGTH, None if vectors is None else dimension)
+    network = DualViewNetwork(config, len(ids) + 3, LENGTH, None if vectors is None else dimension, lexical)
     transitions = None
     if config.transition_neighbours:
         shape = (len(ids), config.transition_neighbours)
         followers = torch.randint(3, len(ids) + 3, shape), torch.rand(shape) / 10
         transitions = tuple(torch.nn.functional.pad(part, (0, 0, 3, 0)) for part in followers)
-    network.initialise(torch.tensor(np.r_[0, 0, 0, counts]), vectors, transitions)
+    words = torch.nn.functional.pad(torch.randn(len(ids), lexical), (0, 0, 3, 0)) if lexical else None
+    network.initialise(torch.tensor(np.r_[0, 0, 0, counts]), vectors, transitions, words)
     network.gamma.fill_(2.0)
     network.cold_gamma.fill_(3.0)
     network.transition_gamma.fill_(0.5)

@@ -17,12 +17,13 @@ def save_model(network: DualViewNetwork, directory: Path, vocabulary_hash: str) 
     """Write model.safetensors (weights and frozen buffers) and model.json."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(weights, str(Path(directory) / MODEL_WEIGHTS))
-    vectors = weights.get("items.vectors")
+    vectors, lexical = weights.get("items.vectors"), weights.get("lexical")
     description = {
         "model": network.config.model_dump(),
         "rows": network.rows,
         "max_length": network.max_length,
         "semantic_dimension": None if vectors is None else vectors.shape[1],
+        "lexical_dimension": None if lexical is None else lexical.shape[1],
         "vocabulary": vocabulary_hash,
     }
     write_json(Path(directory) / MODEL_CONFIG, description)

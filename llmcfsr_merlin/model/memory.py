@@ -12,16 +12,16 @@ def ranked_users(rows: int) -> int:
     return max(1, min(256, RANKED // rows))
 
 
-def training_bytes(model: ModelConfig, rows: int, dimension: int | None) -> int:
+def training_bytes(model: ModelConfig, rows: int, dimension: int | None, lexical: int | None = None) -> int:
     """Peak of a training in bytes, measured within a fifth at a million items (benchmarks/memory.py).
 
-    rows: items of the catalogue. dimension: of the semantic vectors, None without. Four numbers a weight (itself, its
-    gradient, two of Adam) and two more while a checkpoint is written or read; the vectors as they come, as the network
-    keeps them, once more in a checkpoint, and at unit length for the content match; transitions, once
-    more while they are counted and in a checkpoint; all items as candidates; scores.
+    rows: items of the catalogue. dimension, lexical: of the semantic and the lexical vectors, None without. Four
+    numbers a weight (itself, its gradient, two of Adam) and two more while a checkpoint is written or read; the vectors
+    as they come, as the network keeps them, once more in a checkpoint, and at unit length for the content match;
+    transitions, once more while they are counted and in a checkpoint; all items as candidates; scores.
     """
     weights = rows * model.hidden if model.views != ("semantic",) else 0
-    vectors = rows * (dimension or 0)
+    vectors = rows * ((dimension or 0) + (lexical or 0))
     candidates = rows * model.hidden * len(model.views)
     scores = min(256, RANKED // rows + 1) * rows
     transitions = 3 * 2 * rows * model.transition_neighbours
@@ -29,9 +29,9 @@ def training_bytes(model: ModelConfig, rows: int, dimension: int | None) -> int:
     return _BASE + 4 * numbers
 
 
-def check_memory(model: ModelConfig, rows: int, dimension: int | None, free: int) -> None:
+def check_memory(model: ModelConfig, rows: int, dimension: int | None, lexical: int | None, free: int) -> None:
     """InputError where `free` bytes are not enough to train."""
-    needed = training_bytes(model, rows, dimension)
+    needed = training_bytes(model, rows, dimension, lexical)
     if needed > free:
         smaller = "lower model.hidden"
         if dimension:

@@ -24,7 +24,7 @@ class Catalogue(NamedTuple):
     """What is computed once for a set of weights: every item as a candidate."""
 
     candidates: Tensor  # [V, views * d], fused
-    unit_vectors: Tensor | None  # [V, D], unit norm, zero on reserved rows; None without content match
+    unit_vectors: Tensor | None  # [V, D (+ E)], unit norm, zero on reserved rows; None without content match
 
 
 class DualViewNetwork(nn.Module):
@@ -32,7 +32,7 @@ class DualViewNetwork(nn.Module):
 
     Both views of every item of the history are read by one shared causal encoder, with cross-attention between the
     views before it (embedding level), between its blocks (sequence level) and between the two user states and the two
-    views of a candidate (prediction level). With the raw semantic vectors v,
+    views of a candidate (prediction level). With the raw semantic vectors v (and lexical ones, see _unit_vectors),
 
         score(u, i) = <u_c, e_c(i)> + <u_s, e_s(i)> + gamma(i) * max_t cos(v(h_t), v(i))
                       + transition_gamma * log(1 + 100 * sum_t 0.8^age(t) w(h_t, i))
@@ -45,7 +45,14 @@ class DualViewNetwork(nn.Module):
     the state is read at a mask after the history) or GRU4Rec, by the backbone.
     """
 
-    def __init__(self, config: ModelConfig, rows: int, max_length: int, semantic_dimension: int | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        rows: int,
+        max_length: int,
+        semantic_dimension: int | None = None,
+        lexical_dimension: int | None = None,
+    ):
         super().__init__()
         self.config, self.rows, self.max_length = config, rows, max_length
         hidden, heads, dropout = config.hidden, config.heads, config.dropout
@@ -75,6 +82,8 @@ class DualViewNetwork(nn.Module):
         self.register_buffer("cold_gamma", torch.zeros(()))
         if config.content_match:
             self.register_buffer("coldness", torch.ones(rows))
+            if lexical_dimension:
+                self.register_buffer("lexical", torch.zeros(rows, lexical_dimension))
         self.register_buffer("transition_gamma", torch.zeros(()))
         if config.transition_neighbours:
             shape = (rows, config.transition_neighbours)
@@ -82,14 +91,20 @@ class DualViewNetwork(nn.Module):
             self.register_buffer("next_weights", torch.zeros(shape))
 
     def initialise(
-        self, train_counts: Tensor, vectors: Tensor | None, transitions: tuple[Tensor, Tensor] | None = None
+        self,
+        train_counts: Tensor,
+        vectors: Tensor | None,
+        transitions: tuple[Tensor, Tensor] | None = None,
+        lexical: Tensor | None = None,
     ) -> None:
-        """Set what is frozen: training counts int64 [V], semantic vectors float [V, D] (reserved rows are zero), and
-        what count_transitions returns (None: no item follows another).
+        """Set what is frozen: training counts int64 [V], semantic vectors float [V, D] and lexical ones [V, E]
+        (reserved rows are zero), and what count_transitions returns (None: no item follows another).
         """
         self.items.initialise(self.config, train_counts, vectors)
         if self.config.content_match:
             self.coldness.copy_(1 / (1 + train_counts.float() / COLD_COUNT))
+            if lexical is not None:
+                self.lexical.copy_(lexical)
         if transitions is not None:
             self.next_codes.copy_(transitions[0])
             self.next_weights.copy_(transitions[1])
@@ -212,6 +227,12 @@ class DualViewNetwork(nn.Module):
         return best * real.any(1, keepdim=True)
 
     def _unit_vectors(self) -> Tensor | None:
+        """[V, D], or [V, D + E] with lexical vectors: what the content match takes inner products of."""
         if not (self.config.content_match and hasattr(self.items, "vectors")):
             return None
-        return F.normalize(self.items.vectors, dim=-1)
+        vectors = F.normalize(self.items.vectors, dim=-1)
+        if not hasattr(self, "lexical"):
+            return vectors
+        # Side by side under these factors, their cosine is the mean of both cosines by the share.
+        share = self.config.lexical_share
+        return torch.cat([math.sqrt(1 - share) * vectors, math.sqrt(share) * F.normalize(self.lexical, dim=-1)], dim=-1)

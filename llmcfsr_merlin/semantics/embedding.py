@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.contract import HAS_TEXT, ITEM, VECTOR, VECTORS
+from llmcfsr_merlin.contract import HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics.checks import check_finite
 from llmcfsr_merlin.semantics.enrichment import Enricher
-from llmcfsr_merlin.semantics.items import REDUCTION, TUNED, EncoderRecipe, ItemEncoder
+from llmcfsr_merlin.semantics.items import REDUCTION, TUNED, WORDS, EncoderRecipe, ItemEncoder
+from llmcfsr_merlin.semantics.lexical import Lexical
 from llmcfsr_merlin.semantics.models import ModelSource, resolve
 from llmcfsr_merlin.semantics.prompts import Prompter
 from llmcfsr_merlin.semantics.reduction import Reduction
@@ -26,6 +27,8 @@ from llmcfsr_merlin.semantics.shards import (
     encode_shards,
     plan_shards,
     read_counts,
+    read_rows,
+    shard_path,
 )
 from llmcfsr_merlin.semantics.table import vectors_array, vectors_column
 from llmcfsr_merlin.semantics.tuned import tune_stage
@@ -33,7 +36,7 @@ from llmcfsr_merlin.semantics.workers import run_workers, worker_device
 from llmcfsr_merlin.settings import EmbedConfig
 
 ENRICHED = "enriched"
-FIT_ROWS = 200_000  # the reduction is fitted on at most this many rows, spread evenly
+FIT_ROWS = 200_000  # the reduction and the lexical vectors are fitted on at most this many rows, spread evenly
 
 
 def embed_table(
@@ -52,7 +55,7 @@ def embed_table(
     weights) are taken over where recipe and prompt are unchanged. sequences_dir: for co-occurrence pairs in tuning.
     A killed call goes on where it stopped when it is called again with the same `out`.
     Writes `vectors/`, `encoded/` (before the reduction), encoder.json, reduction.safetensors and, where asked for,
-    `tuned/` (weights) and `enriched/` (attributes written by a model).
+    `lexical/` with words.safetensors, `tuned/` (weights) and `enriched/` (attributes written by a model).
     """
     start = time.perf_counter()
     shards, counts, absent = plan_shards(items_dir, vocabulary_ids)
@@ -72,6 +75,8 @@ def embed_table(
     recipe.save(out)
     reduction.save(out / REDUCTION)
     write_vectors(out, reduction, absent)
+    encoder = ItemEncoder(recipe, source, device=config.device, enricher=_enricher(config, recipe, out))
+    lexical = write_lexical(out, config.lexical, shards, encoder, absent)
     counts["without_text"] += counts["without_metadata"]
     counts["items"] += counts["without_metadata"]
     return counts | {
@@ -81,6 +86,7 @@ def embed_table(
         "reduction": reduction.method,
         "explained_variance": reduction.explained,
         "dimension": int(reduction.mean.shape[0] if reduction.matrix is None else reduction.matrix.shape[1]),
+        "lexical_dimension": lexical,
         "recipe": recipe.key,
         "tuned": record,
         "enriched": recipe.enriched,
@@ -156,6 +162,34 @@ def write_vectors(out: Path, reduction: Reduction, absent: pa.Array) -> None:
         no_text = np.zeros(len(ids), dtype=bool)
         vectors = reduction.finish(np.zeros((len(ids), len(reduction.mean)), dtype=np.float32), no_text)
         _write_part(out / VECTORS / f"part-{number:05d}.parquet", ids, vectors, no_text)
+
+
+def write_lexical(out: Path, dimension: int, shards: Sequence[Shard], encoder: ItemEncoder, absent: pa.Array) -> int:
+    """Fit the lexical vectors, store them as WORDS, and write `lexical/`, shard by shard; returns their dimension.
+
+    Items without a known word, and the ids of `absent`, have zero rows: nothing to be alike by. Where `dimension` is 0,
+    or the items share no words, nothing is written and 0 returned.
+    """
+    shutil.rmtree(out / LEXICAL, ignore_errors=True)  # of a stopped call
+    if not dimension:
+        return 0
+    print("  lexical vectors ...", flush=True)
+    step = max(1, -(-sum(int(shard.keep.sum()) for shard in shards) // FIT_ROWS))
+    sample = [prompt for shard in shards for prompt in encoder.prompts(read_rows(shard).to_pylist()[::step])]
+    lexical = Lexical.fit(sample, dimension)
+    if lexical is None:
+        return 0
+    lexical.save(out / WORDS)
+    (out / LEXICAL).mkdir()
+    for shard in shards:
+        rows = read_rows(shard)
+        vectors = lexical.encode(encoder.prompts(rows.to_pylist()))
+        path = shard_path(out / LEXICAL, shard)
+        _write_part(path, rows[ITEM].cast(pa.string()), vectors, vectors.any(1))
+    if len(absent):
+        vectors = np.zeros((len(absent), lexical.vectors.shape[1]), np.float32)
+        _write_part(out / LEXICAL / f"part-{len(shards):05d}.parquet", absent, vectors, vectors.any(1))
+    return lexical.vectors.shape[1]
 
 
 def _write_part(path: Path, ids, vectors: np.ndarray, has_text: np.ndarray) -> None:

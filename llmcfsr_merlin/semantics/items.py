@@ -16,6 +16,7 @@ from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics.checks import check_encoded
 from llmcfsr_merlin.semantics.encoder import TextEncoder
 from llmcfsr_merlin.semantics.enrichment import Enricher
+from llmcfsr_merlin.semantics.lexical import Lexical
 from llmcfsr_merlin.semantics.lora import ADAPTER, load_adapter
 from llmcfsr_merlin.semantics.models import ModelSource, resolve_recorded
 from llmcfsr_merlin.semantics.prompts import Attributes, Prompter
@@ -24,6 +25,7 @@ from llmcfsr_merlin.stage import hash_json, write_json
 
 RECIPE = "encoder.json"
 REDUCTION = "reduction.safetensors"
+WORDS = "words.safetensors"  # the fitted lexical vectors, where there are any
 TUNED = "tuned"  # the tuned model's folder beside RECIPE
 
 
@@ -145,13 +147,17 @@ class ItemEncoder:
         found = [self.prompter.attributes(row) for row in rows]
         return self.enricher(found) if self.enricher else found
 
+    def prompts(self, rows: Sequence[Mapping[str, object]]) -> list[str]:
+        """What the model reads of each row; "" where it has no attribute."""
+        return [self.prompter.render(attributes) for attributes in self.attributes(rows)]
+
     def encode_rows(self, rows: Sequence[Mapping[str, object]], cache=None, progress=None) -> EncodedRows:
         """Encode rows of the items table (item_id and attributes).
 
         cache: a VectorCache of the same recipe. Equal prompts are encoded once. Raises InputError with item ids where
         vectors are NaN, zero or constant.
         """
-        prompts = [self.prompter.render(attributes) for attributes in self.attributes(rows)]
+        prompts = self.prompts(rows)
         content = [hashlib.blake2b(prompt.encode(), digest_size=16).digest() if prompt else None for prompt in prompts]
         first = {}  # content -> the first row that has it
         for row, digest in enumerate(content):
@@ -198,3 +204,14 @@ def encode_items(
     reduction = Reduction.load(Path(directory) / REDUCTION)
     encoded = encoder.encode_rows(rows)
     return reduction.finish(encoded.vectors, encoded.has_text), encoded.has_text
+
+
+def encode_words(directory: Path, rows: Sequence[Mapping[str, object]], *, device: str = "auto") -> np.ndarray | None:
+    """Lexical vectors (n, E) float32 of new items, as the finished stage `embed` in `directory` would have made them.
+
+    None where the stage made none.
+    """
+    path = Path(directory) / WORDS
+    if not path.is_file():
+        return None
+    return Lexical.load(path).encode(ItemEncoder.load(directory, device=device).prompts(rows))

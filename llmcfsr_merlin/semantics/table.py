@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.contract import FIRST_ITEM, HAS_TEXT, ITEM, VECTOR
+from llmcfsr_merlin.contract import FIRST_ITEM, HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics.checks import check_finite
+from llmcfsr_merlin.settings import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,20 @@ def read_vectors(directory: Path) -> Iterator[tuple[pa.Array, np.ndarray, np.nda
         for batch in file.iter_batches(columns=[ITEM, VECTOR, HAS_TEXT]):
             has_text = batch.column(2).to_numpy(zero_copy_only=False)
             yield batch.column(0).cast(pa.string()), vectors_array(batch.column(1)), has_text
+
+
+def load_vectors(
+    model: ModelConfig, vocabulary_ids: Sequence[str], embedded: Path
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What a model reads of the finished stage `embed`: semantic vectors (V, D) and lexical ones (V, E), float32.
+
+    None for what it does not read, and for lexical vectors where the stage made none.
+    """
+    vectors = load_item_table(vocabulary_ids, embedded / VECTORS).vectors if model.needs_vectors else None
+    lexical = None
+    if model.content_match and model.lexical_share and (embedded / LEXICAL).is_dir():
+        lexical = load_item_table(vocabulary_ids, embedded / LEXICAL).vectors
+    return vectors, lexical
 
 
 def load_item_table(vocabulary_ids: Sequence[str], vectors_dir: Path) -> ItemTable:

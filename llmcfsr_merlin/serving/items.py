@@ -20,18 +20,26 @@ from llmcfsr_merlin.vocabulary import Vocabulary
 Encode = Callable[[list[dict]], np.ndarray]
 
 
-def add_items(trained: str | Path, output: str | Path, rows: Sequence[dict], encode: Encode) -> dict:
+def add_items(
+    trained: str | Path, output: str | Path, rows: Sequence[dict], encode: Encode, encode_words: Encode | None = None
+) -> dict:
     """Write to `output` the model of `trained` with new items at the end of its catalogue; publish() then serves it.
 
     rows: one dictionary an item, ITEM its raw id, the rest its attributes. encode: the attributes of n items -> float32
-    [n, D], the same encoder and reduction as in training. Codes and scores of the old items do not change; a new item
+    [n, D], the same encoder and reduction as in training; encode_words: their lexical vectors [n, E], for a model that
+    has any. Codes and scores of the old items do not change; a new item
     has no trained collaborative row, so it is scored by the semantic view and the content match alone. Returns counts.
     """
     bundle, output = Bundle.open(trained), Path(output)
     old = Vocabulary.load(bundle.directory / VOCABULARY)
     network = load_model(bundle.directory, old.hash)
     ids = _new_ids(rows, old)
-    vectors = _vectors(network, [{k: v for k, v in row.items() if k != ITEM} for row in rows], encode)
+    attributes = [{k: v for k, v in row.items() if k != ITEM} for row in rows]
+    vectors = {"items.vectors": _vectors(network, attributes, encode)}
+    if hasattr(network, "lexical"):
+        if encode_words is None:
+            raise InputError("expected lexical vectors of the new items, as the model has, found no encoder of them")
+        vectors["lexical"] = _checked(encode_words(attributes), (len(rows), network.lexical.shape[1]))
     if output.exists():
         raise InputError(f"expected no folder at {output}, found one: name a new one")
     output.mkdir(parents=True)
@@ -73,8 +81,11 @@ def _vectors(network: DualViewNetwork, attributes: list[dict], encode: Encode) -
             "expected a model that scores items by text (a semantic view or a content match), found "
             f"{network.config.name}, where each item has a row of its own: a new item needs retraining there"
         )
-    vectors = np.asarray(encode(attributes), np.float32)
-    wanted = (len(attributes), network.items.vectors.shape[1])
+    return _checked(encode(attributes), (len(attributes), network.items.vectors.shape[1]))
+
+
+def _checked(vectors: np.ndarray | None, wanted: tuple[int, int]) -> torch.Tensor:
+    vectors = np.asarray(vectors, np.float32)
     if vectors.shape != wanted:
         raise InputError(
             f"expected vectors of shape {wanted} as in training, found {vectors.shape}: use the same encoder"
@@ -84,13 +95,13 @@ def _vectors(network: DualViewNetwork, attributes: list[dict], encode: Encode) -
     return torch.from_numpy(vectors)
 
 
-def _grown(network: DualViewNetwork, vectors: torch.Tensor) -> DualViewNetwork:
+def _grown(network: DualViewNetwork, vectors: dict[str, torch.Tensor]) -> DualViewNetwork:
     """The same network with rows appended: no collaborative part, vectors as given, all cold, following nothing."""
-    count = len(vectors)
-    dimension = network.items.vectors.shape[1]
-    grown = DualViewNetwork(network.config, network.rows + count, network.max_length, dimension)
+    count = len(vectors["items.vectors"])
+    dimensions = [vectors[name].shape[1] if name in vectors else None for name in ("items.vectors", "lexical")]
+    grown = DualViewNetwork(network.config, network.rows + count, network.max_length, *dimensions)
     weights = copy.copy(network.state_dict())
-    appended = {"items.vectors": vectors, "coldness": torch.ones(count)}
+    appended = {**vectors, "coldness": torch.ones(count)}
     for name in ("items.collaborative.weight", "items.confidence", "next_codes", "next_weights", *appended):
         if name in weights:
             tail = appended.get(name, weights[name].new_zeros(count, *weights[name].shape[1:]))

@@ -22,6 +22,7 @@ from tests.served import IDS, write_model
 ONE_VIEW = {"views": ("collaborative",), "content_match": False}
 MODELS = {
     "llm_cfsr": {},
+    "lexical": {"lexical": 8},
     "no fusion": {"fuse_embedding": False, "fuse_sequence": False, "fuse_prediction": False},
     "sasrec": ONE_VIEW,
     "bert4rec": {"backbone": "bert4rec", **ONE_VIEW},

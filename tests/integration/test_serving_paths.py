@@ -36,10 +36,15 @@ def new_items(attributes: list[dict]) -> np.ndarray:
     return torch.randn(len(attributes), DIMENSION, generator=torch.Generator().manual_seed(1)).numpy()
 
 
-def test_new_items_leave_the_scores_of_old_ones(tmp_path):
-    trained = write_model(tmp_path / "train")
+def new_words(attributes: list[dict]) -> np.ndarray:
+    return torch.randn(len(attributes), 8, generator=torch.Generator().manual_seed(2)).numpy()
+
+
+@pytest.mark.parametrize("lexical", [None, 8])
+def test_new_items_leave_the_scores_of_old_ones(tmp_path, lexical):
+    trained = write_model(tmp_path / "train", lexical=lexical)
     rows = [{"item_id": f"N{i}", "title": str(i)} for i in range(10)]
-    counts = add_items(trained, tmp_path / "grown", rows, new_items)
+    counts = add_items(trained, tmp_path / "grown", rows, new_items, new_words if lexical else None)
     assert counts == {"items_before": 60, "items_added": 10, "items": 70}
     old, grown = Recommender.load(trained), Recommender.load(tmp_path / "grown")
     for before, after in (
@@ -77,6 +82,15 @@ def test_new_vectors_of_another_shape_or_with_nan_are_refused(tmp_path):
         model = write_model(tmp_path / views[0], views=views, content_match=False)
         with pytest.raises(InputError, match="needs retraining"):
             add_items(model, tmp_path / "grown", row, new_items)
+
+
+def test_new_items_need_lexical_vectors_where_the_model_has_them(tmp_path):
+    trained, row = write_model(tmp_path / "train", lexical=8), [{"item_id": "N"}]
+    for encode_words in (None, lambda _: None, lambda _: np.zeros((1, 9)), lambda _: np.full((1, 8), np.inf)):
+        with pytest.raises(InputError, match="vectors"):
+            add_items(trained, tmp_path / "grown", row, new_items, encode_words)
+        assert not (tmp_path / "grown").exists()
+    add_items(trained, tmp_path / "grown", row, new_items, new_words)
 
 
 def test_steps_of_two_bundles_refuse_each_other(tmp_path):

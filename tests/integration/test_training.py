@@ -76,10 +76,11 @@ def noise_with_vectors(tmp_path_factory):
 
     def work(out):
         ids = Vocabulary.load(run / "prepare" / "vocabulary.parquet").ids.tolist()
-        drawn = np.random.default_rng(0).normal(size=(len(ids), 24)).astype(np.float32)
-        (out / "vectors").mkdir()
-        table = pa.table({"item_id": ids, "vector": vectors_column(drawn), "has_text": [True] * len(ids)})
-        pq.write_table(table, out / "vectors" / "part-00000.parquet")
+        for seed, (name, dimension) in enumerate({"vectors": 24, "lexical": 12}.items()):
+            drawn = np.random.default_rng(seed).normal(size=(len(ids), dimension)).astype(np.float32)
+            (out / name).mkdir()
+            table = pa.table({"item_id": ids, "vector": vectors_column(drawn), "has_text": [True] * len(ids)})
+            pq.write_table(table, out / name / "part-00000.parquet")
         return {"items": len(ids)}
 
     run_stage(run, "embed", {}, ["prepare"], work)
@@ -102,6 +103,8 @@ def test_no_model_finds_anything_in_noise(name, noise_with_vectors):
         ]
         assert abs(found - chance) < 3.5 * (chance * (1 - chance) / 400) ** 0.5, protocol
     assert manifest.counts["model"] == name
+    described = json.loads((noise_with_vectors / "train" / "model.json").read_text())
+    assert described["lexical_dimension"] == (12 if name == "llm_cfsr" else None)
 
 
 def test_a_part_of_the_users_is_enough_to_choose_epochs(learnable, tmp_path):

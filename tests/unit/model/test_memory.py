@@ -13,6 +13,7 @@ MODEL = ModelConfig()
 
 def test_the_estimate_grows_with_what_memory_is_made_of():
     least = training_bytes(MODEL, 100_000, 384)
+    assert training_bytes(MODEL, 100_000, 384, 128) > least
     assert training_bytes(MODEL, 200_000, 384) > least
     assert training_bytes(MODEL, 100_000, 768) > least
     assert training_bytes(MODEL.model_copy(update={"hidden": 128}), 100_000, 384) > least
@@ -29,9 +30,9 @@ def test_validation_holds_a_bounded_number_of_scores(rows):
 
 def test_too_little_memory_is_refused_with_what_to_do():
     needed = training_bytes(MODEL, 1_000_000, 384)
-    check_memory(MODEL, 1_000_000, 384, needed)
+    check_memory(MODEL, 1_000_000, 384, None, needed)
     with pytest.raises(InputError, match=r"1,000,000 items needs about .* GB.*lower model\.hidden.*embed\.dimension"):
-        check_memory(MODEL, 1_000_000, 384, needed - 1)
+        check_memory(MODEL, 1_000_000, 384, None, needed - 1)
 
 
 def test_training_asks_before_it_allocates(monkeypatch, tmp_path):

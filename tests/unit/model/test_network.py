@@ -14,6 +14,7 @@ ROWS, LENGTH, DIMENSION = 60, 12, 16
 LEVELS = ("fuse_embedding", "fuse_sequence", "fuse_prediction")
 VARIANTS = {
     "llm_cfsr": {},
+    "lexical": {"lexical": 8},
     "no_fusion": dict.fromkeys(LEVELS, False),
     "semantic_only": {"views": ("semantic",)},
     "id_only": {"views": ("collaborative",), "content_match": False, "transition_neighbours": 0, "pca_init": False},
@@ -21,18 +22,19 @@ VARIANTS = {
 }
 
 
-def build(seed: int = 0, **settings) -> DualViewNetwork:
+def build(seed: int = 0, lexical: int | None = None, **settings) -> DualViewNetwork:
     """A random network of every part; weights that start at zero are drawn too, so that each part matters."""
     torch.manual_seed(seed)
     config = ModelConfig(**{"hidden": 16, "transition_neighbours": 4} | settings)
-    network = DualViewNetwork(config, ROWS, LENGTH, DIMENSION if config.needs_vectors else None)
+    network = DualViewNetwork(config, ROWS, LENGTH, DIMENSION if config.needs_vectors else None, lexical)
     vectors = torch.randn(ROWS, DIMENSION)
     vectors[:FIRST_ITEM] = 0
     counts = torch.randint(0, 20, (ROWS,))
     shape = (ROWS - FIRST_ITEM, config.transition_neighbours)
     followers = torch.randint(FIRST_ITEM, ROWS, shape), torch.rand(shape)
     followers = [F.pad(part, (0, 0, FIRST_ITEM, 0)) for part in followers] if config.transition_neighbours else None
-    network.initialise(counts, vectors if config.needs_vectors else None, followers)
+    words = F.pad(torch.randn(ROWS - FIRST_ITEM, lexical), (0, 0, FIRST_ITEM, 0)) if lexical else None
+    network.initialise(counts, vectors if config.needs_vectors else None, followers, words)
     with torch.no_grad():
         for weight in network.parameters():
             if not weight.any():
@@ -152,6 +154,37 @@ def test_content_match_is_the_largest_cosine_of_the_history():
     torch.testing.assert_close(network.content_match_all(history, unit @ unit.T), found)
     some = torch.tensor([[10, 11], [12, 13]])
     torch.testing.assert_close(network.content_match(history, unit, some), found.gather(1, some))
+
+
+def test_the_content_match_is_the_mean_of_both_cosines_by_the_share():
+    def match(network, history):
+        return network.content_match(history, network.catalogue().unit_vectors)
+
+    history = histories([9])  # of one item, so that the largest cosine is the only one
+    network = build(lexical=8, lexical_share=0.3)
+    with torch.no_grad():
+        network.lexical[20] = 0  # no word that another item has
+    words = F.normalize(network.lexical, dim=-1)
+    alone = F.normalize(network.items.vectors, dim=-1)
+    wanted = 0.7 * alone @ alone[9] + 0.3 * words @ words[9]
+    torch.testing.assert_close(match(network, history)[0], wanted)
+    torch.testing.assert_close(wanted[20], 0.7 * alone[20] @ alone[9])
+    network.config = network.config.model_copy(update={"lexical_share": 0.0})
+    torch.testing.assert_close(match(network, history)[0], alone @ alone[9])
+    network.config = network.config.model_copy(update={"lexical_share": 1.0})
+    torch.testing.assert_close(match(network, history)[0], words @ words[9])
+
+
+def test_lexical_vectors_change_the_match_and_nothing_else():
+    with_words, without = build(lexical=8), build()
+    without.load_state_dict({name: part for name, part in with_words.state_dict().items() if name != "lexical"})
+    history = histories([5, 9, 30], [7])
+    ranked = [Ranker(network).scores(history) for network in (with_words, without)]
+    assert not torch.allclose(*ranked)
+    for network in (with_words, without):
+        network.gamma.zero_()
+        network.cold_gamma.zero_()
+    torch.testing.assert_close(*(Ranker(network).scores(history) for network in (with_words, without)))
 
 
 def test_whitened_vectors_have_unit_covariance_and_pca_starts_the_table():

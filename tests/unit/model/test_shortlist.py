@@ -18,7 +18,7 @@ def reduced(request, monkeypatch):
 
 
 def test_listed_items_have_their_exact_scores(reduced):
-    network = build()
+    network = build(lexical=8)
     scores = Ranker(network).scores(HISTORIES)
     codes, found = Ranker(network, shortlist=20).top_k(HISTORIES, 8)
     torch.testing.assert_close(found, scores.gather(1, codes))
@@ -40,6 +40,6 @@ def test_blocked_items_stay_out_and_their_places_empty(reduced):
 
 @pytest.mark.parametrize("shortlist", [ROWS, 6])
 def test_too_long_or_too_short_a_list_is_the_exact_ranking(shortlist):
-    network = build()
+    network = build(lexical=8)
     found, exact = Ranker(network, shortlist=shortlist).top_k(HISTORIES, 8), Ranker(network).top_k(HISTORIES, 8)
     assert torch.equal(found[0], exact[0]) and torch.equal(found[1], exact[1])
