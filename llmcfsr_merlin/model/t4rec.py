@@ -1,8 +1,8 @@
 """The network as Transformers4Rec blocks: body, task and metric for its Head, Model and Trainer.
 
 Transformers4Rec's own input and transformer blocks read one view and cannot fuse two between the layers of an encoder,
-so the body wraps our network; targets come from its CausalLanguageModeling, training from its Trainer. Its stock task
-returns rows x items of logits, which its Trainer keeps: ours returns the rank of the target.
+so the body wraps our network; masked targets come from its MaskedLanguageModeling, training from its Trainer. Its stock
+task returns rows x items of logits, which its Trainer keeps: ours returns the rank of the target.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import torchmetrics
 import transformers4rec.torch as tr
 from torch import Tensor
 from transformers4rec.torch.block.base import BlockBase
-from transformers4rec.torch.masking import CausalLanguageModeling, MaskedLanguageModeling
+from transformers4rec.torch.masking import MaskedLanguageModeling
 
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, PAD, ROW
 from llmcfsr_merlin.model.distillation import Distillation
@@ -52,9 +52,9 @@ class DualViewBody(BlockBase):
     def __init__(self, network: DualViewNetwork, schema, mask: float):
         super().__init__()
         self.network, self.schema = network, schema
-        # Only their targets are used: a causal encoder shows no position its own target, and the masked one reads the
-        # network's own mask. Not submodules, since their mask embedding would be a weight that nothing trains.
-        self._next = [CausalLanguageModeling(hidden_size=1)]
+        # Only its targets are used: the encoder reads the network's own mask. Not a submodule, since its mask embedding
+        # would be a weight that nothing trains. A causal encoder's targets are the sequence shifted by one: the stock
+        # CausalLanguageModeling finds the same ones (a test compares) in a hundredth of a training step.
         self._masked = [MaskedLanguageModeling(hidden_size=1, mlm_probability=mask)] if network.masked else []
 
     def forward(self, inputs: dict[str, Tensor], training: bool = False, testing: bool = False, **_) -> BodyOutput:
@@ -63,11 +63,10 @@ class DualViewBody(BlockBase):
             return BodyOutput(self.network.user_states(codes), codes.new_empty(0), codes)
         if training and self._masked:
             return self._predict_masked(codes)
-        targets = self._next[0].compute_masked_targets(codes, training=training, testing=testing).targets[:, :-1]
-        history = codes[:, :-1]
-        packing = Packing(codes[:, 1:] != PAD)  # every position that has a next item
+        history, targets = codes[:, :-1], codes[:, 1:]
+        packing = Packing(targets != PAD)  # every position that has a next item
         last = packing.lengths.cumsum(0) - 1
-        read = history.masked_fill(codes[:, 1:] == PAD, PAD) if testing else history
+        read = history.masked_fill(targets == PAD, PAD) if testing else history
         if testing and self._masked:
             return BodyOutput(self.network.user_states(read), packing.pack(targets)[last], read)
         states = self.network.encode(self.network.embed(history, packing), packing)
