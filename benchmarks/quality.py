@@ -16,6 +16,7 @@ import argparse
 import fcntl
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import quality_tables
@@ -28,6 +29,8 @@ from llmcfsr_merlin.evaluation.report import write_report
 from llmcfsr_merlin.model.artefact import load_model, save_model
 from llmcfsr_merlin.settings import CLOSED_FORM
 from llmcfsr_merlin.stage import Manifest, hash_json, seal, sha256_file, write_json
+from llmcfsr_merlin.trainer import load_schema
+from llmcfsr_merlin.training import choose_weights, validation_sample
 from llmcfsr_merlin.vocabulary import Vocabulary
 
 RUNS, RESULTS = Path("runs/quality"), Path("docs/results")
@@ -48,12 +51,16 @@ ABLATION = {
     "with_alignment": ["train.align=0.1"],
     "with_distillation": ["train.distil=0.1"],
 }
-# What is chosen after training: the weights of llm_cfsr with these set to zero, nothing trained again.
-SWITCHED_OFF = {
+# What is chosen after training, nothing trained again: weights of llm_cfsr set to zero, or chosen with another price of
+# the tail (train.tail_tolerance).
+REWEIGHED = {
     "without_content_match": ("gamma", "cold_gamma"),
     "without_cold_match": ("cold_gamma",),
     "without_transitions": ("transition_gamma",),
     "without_either_match": ("gamma", "cold_gamma", "transition_gamma"),
+    "with_tail_tolerance_0": 0.0,
+    "with_tail_tolerance_2": 0.02,
+    "with_tail_tolerance_4": 0.04,
 }
 
 
@@ -87,16 +94,26 @@ def measure_model(
     return json.loads((directory / "evaluate" / METRICS).read_text())
 
 
-def measure_switched_off(dataset: str, base: Path, name: str, seed: int, overrides: list[str]) -> list[dict]:
-    """Evaluate the trained llm_cfsr of a seed without a part that needs no training; its metric rows."""
+def measure_reweighed(dataset: str, base: Path, name: str, seed: int, overrides: list[str]) -> list[dict]:
+    """Evaluate the trained llm_cfsr of a seed with other weights of the matches; its metric rows."""
     directory, trained = RUNS / dataset / f"{name}-{seed}", RUNS / dataset / f"{FOCUS}-{seed}" / "train"
     if not (directory / "train").exists():
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copytree(trained, directory / "train")
         vocabulary = Vocabulary.load(trained / VOCABULARY)
         network = load_model(trained, vocabulary.hash)
-        for buffer in SWITCHED_OFF[name]:
-            getattr(network, buffer).zero_()
+        if name.startswith("without"):
+            for buffer in REWEIGHED[name]:
+                getattr(network, buffer).zero_()
+        else:
+            settings, prepared = Config.load(_recipe(dataset), overrides, FOCUS), base / "prepare"
+            with tempfile.TemporaryDirectory() as work:
+                files = validation_sample(prepared, Path(work), settings.train)
+                tail = vocabulary.train_counts < settings.evaluate.tail_item
+                chosen = choose_weights(
+                    network, files, load_schema(prepared), tail, REWEIGHED[name], settings.evaluate.exclude_history
+                )
+            print(name, seed, chosen)
         save_model(network, directory / "train", vocabulary.hash)
         seal(directory / "train", "train", hash_json([Manifest.load(trained).key, name]), {"model": name})
         (directory / "prepare").symlink_to((base / "prepare").resolve())
@@ -150,7 +167,7 @@ def report() -> None:
         folder = RUNS / dataset
         seed = min(row["seed"] for row in rows if row["recipe"] == FOCUS)
         names = list(dict.fromkeys(row["recipe"] for row in rows))
-        ablation = [name for name in names if name in (ABLATION | SWITCHED_OFF)]
+        ablation = [name for name in names if name in (ABLATION | REWEIGHED)]
         comparisons, tests = {}, []
         for other in names:
             run = "closed-form" if other in CLOSED_FORM else f"{other}-{seed}"
@@ -206,8 +223,8 @@ def main() -> None:
             for model in arguments.models:
                 name = arguments.name or (f"{model}_on_{arguments.vectors}" if arguments.vectors else model)
                 store(measure_model(arguments.dataset, base, name, model, seed, arguments.set, arguments.vectors))
-            for name in SWITCHED_OFF if arguments.ablation is not None else ():
-                store(measure_switched_off(arguments.dataset, base, name, seed, arguments.set))
+            for name in REWEIGHED if arguments.ablation is not None else ():
+                store(measure_reweighed(arguments.dataset, base, name, seed, arguments.set))
             for name in arguments.ablation or ():
                 changed = [*arguments.set, *ABLATION[name]]
                 store(measure_model(arguments.dataset, base, name, FOCUS, seed, changed))

@@ -21,7 +21,7 @@ from llmcfsr_merlin.model.transitions import count_transitions
 from llmcfsr_merlin.parallel import fit_in_processes
 from llmcfsr_merlin.settings import ModelConfig, TrainConfig
 from llmcfsr_merlin.trainer import choose_device, data_loader, fit, load_schema, split_files
-from llmcfsr_merlin.validation import choose_match
+from llmcfsr_merlin.validation import Weights, choose_match
 
 
 def train_network(
@@ -68,7 +68,7 @@ def train_network(
     if train.distil:
         files, train_schema, distillation = _distillation(files, schema, vectors, train, network, work)
     auxiliary = Auxiliary(None if item_table is None else torch.from_numpy(item_table).to(device), distillation)
-    splits = {"train": files, "valid": _validation_sample(prepared, work, train)}
+    splits = {"train": files, "valid": validation_sample(prepared, work, train)}
     if train.processes > 1:
         history = fit_in_processes(network, train, prepared, splits, work, auxiliary, report, exclude_history)
     else:
@@ -82,17 +82,30 @@ def train_network(
             "rest for ten epochs before it learns; raise train.patience if the loss has hardly moved"
         )
     if model.content_match or model.transition_neighbours:
-        tail = torch.from_numpy(train_counts < tail_item)
-        valid = data_loader(splits["valid"], schema, ranked_users(rows), False, device)
-        try:
-            chosen = choose_match(network, valid, tail, train.tail_tolerance, exclude_history)
-        finally:
-            valid.dataset.stop()
+        chosen = choose_weights(
+            network, splits["valid"], schema, train_counts < tail_item, train.tail_tolerance, exclude_history
+        )
         report(
             f"chosen on validation: content match {chosen.gamma:g}, {chosen.cold:g} more for an item never seen; "
             f"transitions {chosen.transition:g}"
         )
     return network, history
+
+
+def choose_weights(
+    network: DualViewNetwork,
+    files: list[str],
+    schema: Schema,
+    tail: np.ndarray,
+    tolerance: float,
+    exclude_history: bool = False,
+) -> Weights:
+    """validation.choose_match on the Parquet files of validation rows; tail: bool [V]."""
+    valid = data_loader(files, schema, ranked_users(network.rows), False, network.gamma.device)
+    try:
+        return choose_match(network, valid, torch.from_numpy(tail), tolerance, exclude_history)
+    finally:
+        valid.dataset.stop()
 
 
 def _free_memory(device: torch.device) -> int:
@@ -105,8 +118,10 @@ def _batch_size(files: list[str]) -> int:
     return min(256, max(16, rows // 64))
 
 
-def _validation_sample(prepared: Path, work: Path, train: TrainConfig) -> list[str]:
-    """Files of the validation rows that are ranked after each epoch: the whole split, or every n-th row of it."""
+def validation_sample(prepared: Path, work: Path, train: TrainConfig) -> list[str]:
+    """Files of the validation rows that are ranked after each epoch: the whole split, or every n-th row of it, which is
+    written into `work`.
+    """
     files = split_files(prepared, "valid")
     rows = sum(pq.read_metadata(file).num_rows for file in files)
     if rows <= train.validation_users:

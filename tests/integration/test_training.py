@@ -115,11 +115,11 @@ def test_a_part_of_the_users_is_enough_to_choose_epochs(learnable, tmp_path):
     for part, (start, count) in enumerate([(0, 7), (7, 100), (107, len(rows))]):
         pq.write_table(rows.slice(start, count), prepared / "valid" / f"part-{part}.parquet")
     count = len(rows) // 10
-    (sample,) = training._validation_sample(prepared, tmp_path, configured(f"train.validation_users={count}").train)
+    (sample,) = training.validation_sample(prepared, tmp_path, configured(f"train.validation_users={count}").train)
     found = pq.read_table(sample)["item_id"].to_pylist()
     assert found == rows["item_id"].to_pylist()[::10][:count]
     everyone = configured(f"train.validation_users={len(rows)}").train
-    assert training._validation_sample(prepared, tmp_path, everyone) == split_files(prepared, "valid")
+    assert training.validation_sample(prepared, tmp_path, everyone) == split_files(prepared, "valid")
 
 
 @pytest.mark.parametrize("exclude", [False, True])
