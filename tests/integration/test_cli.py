@@ -10,6 +10,7 @@ import pytest
 from llmcfsr_merlin import Client, Config, Recommender, examples
 from llmcfsr_merlin.cli import main
 from llmcfsr_merlin.contract import STAGES
+from llmcfsr_merlin.model.artefact import load_model
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
 
 SMALL = [
@@ -116,6 +117,7 @@ def test_new_items_are_encoded_and_can_be_recommended(run, call, tmp_path):
     assert dict(zip(old["item_id"], old["score"])) == pytest.approx(
         dict(zip(before["item_id"], before["score"])), abs=1e-5
     )
+    assert load_model(tmp_path / "grown" / "train").lexical[-1].any(), "its words are known"
     assert (tmp_path / "grown" / "export" / "model_repo").is_dir()
 
 
