@@ -106,12 +106,12 @@ def measure_reweighed(dataset: str, base: Path, name: str, seed: int, overrides:
             for buffer in REWEIGHED[name]:
                 getattr(network, buffer).zero_()
         else:
-            settings, prepared = Config.load(_recipe(dataset), overrides, FOCUS), base / "prepare"
+            config, prepared = Config.load(_recipe(dataset), overrides, FOCUS), base / "prepare"
             with tempfile.TemporaryDirectory() as work:
-                files = validation_sample(prepared, Path(work), settings.train)
-                tail = vocabulary.train_counts < settings.evaluate.tail_item
+                files = validation_sample(prepared, Path(work), config.train)
+                tail = vocabulary.train_counts < config.evaluate.tail_item
                 chosen = choose_weights(
-                    network, files, load_schema(prepared), tail, REWEIGHED[name], settings.evaluate.exclude_history
+                    network, files, load_schema(prepared), tail, REWEIGHED[name], config.evaluate.exclude_history
                 )
             print(name, seed, chosen)
         save_model(network, directory / "train", vocabulary.hash)

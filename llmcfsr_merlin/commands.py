@@ -209,6 +209,7 @@ def add_items(arguments) -> None:
     settings = Config.recorded(arguments.run)
     embedded = arguments.run / "embed"
     Manifest.load(embedded).verify(embedded)
+    _check_trained_on(arguments.run / "train", embedded)
     counts = grow(
         arguments.run, arguments.out / "train", rows, lambda _: encode_items(embedded, rows)[0],
         lambda _: encode_words(embedded, rows),
@@ -217,6 +218,23 @@ def add_items(arguments) -> None:
 
     export.run(settings, arguments.out)
     print(f"{counts['items_added']} items added to {counts['items_before']}: llmcfsr serve {arguments.out}")
+
+
+def _check_trained_on(trained: Path, embedded: Path) -> None:
+    """Word vectors fitted again have other axes: new items would be compared with old ones by meaningless numbers."""
+    from llmcfsr_merlin.contract import VOCABULARY
+    from llmcfsr_merlin.model.artefact import load_model
+    from llmcfsr_merlin.semantics.table import load_vectors
+    from llmcfsr_merlin.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary.load(trained / VOCABULARY)
+    network = load_model(trained, vocabulary.hash)
+    read = load_vectors(network.config, vocabulary.ids.tolist(), embedded)
+    for kept, found in zip((getattr(network.items, "vectors", None), getattr(network, "lexical", None)), read):
+        if kept is not None and (found is None or found.shape != kept.shape or (found != kept.numpy()).any()):
+            raise InputError(
+                f"expected in {embedded} the vectors that the model was trained on, found others: run `llmcfsr train`"
+            )
 
 
 def vectors_report(arguments) -> None:

@@ -44,7 +44,7 @@ class Lexical:
     def fit(cls, prompts: Sequence[str], dimension: int) -> "Lexical | None":
         """Fit on prompts; at most `dimension` numbers a word, fewer where there are not as many words.
 
-        None where no two words stand together in two prompts.
+        None where the words that occur in two prompts never stand near each other.
         """
         documents = Counter(word for prompt in prompts for word in set(_words(prompt.lower())))
         kept = sorted((word for word in documents if documents[word] >= MIN_COUNT), key=lambda w: (-documents[w], w))

@@ -1,6 +1,7 @@
 """The command line as a user meets it: the demo end to end, every verb, one clear line and a code for bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,15 @@ def test_new_items_are_encoded_and_can_be_recommended(run, call, tmp_path):
     )
     assert load_model(tmp_path / "grown" / "train").lexical[-1].any(), "its words are known"
     assert (tmp_path / "grown" / "export" / "model_repo").is_dir()
+
+
+def test_new_items_are_refused_where_embed_was_run_again_after_training(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    llmcfsr("embed", "demo", "--run", tmp_path / "run", *SET, "--set", "embed.lexical=16")
+    (tmp_path / "new.jsonl").write_text('{"item_id": "NEW1", "title": "Aurora Gel"}\n')
+    done = llmcfsr("items", "add", tmp_path / "run", tmp_path / "new.jsonl", "--out", tmp_path / "grown", code=1)
+    assert "vectors that the model was trained on, found others: run `llmcfsr train`" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "grown").exists()
 
 
 def test_report_is_one_page_with_everything_in_it(run, call):
