@@ -3,30 +3,64 @@
 Frozen; unknown keys, wrong types and values out of range are refused.
 """
 
+import codecs
 from datetime import date
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from llmcfsr_merlin.contract import resource
+
+_MARKS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " ", "\\x01": "\x01"}
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TableColumns(Section):
-    """Column names of a generic CSV, Parquet or JSON-lines log."""
+def _delimiter(value: object) -> object:
+    """A delimiter by its name: some cannot be typed in a shell or in YAML."""
+    value = _MARKS.get(value, value) if isinstance(value, str) else value
+    if isinstance(value, str) and set(value) & {'"', "\n", "\r", "\\"}:
+        raise ValueError(f"expected a delimiter without quotes, backslashes and line ends, found {value!r}")
+    return value
 
-    user: str = "user_id"
-    item: str = "item_id"
-    time: str | None = "timestamp"
+
+def _encoding(value: str) -> str:
+    try:
+        known = codecs.lookup(value)
+        "".encode(value)  # LookupError for a codec that is no text encoding, such as base64
+    except LookupError:
+        raise ValueError(f"expected an encoding such as utf-8, latin-1, cp1252 or utf-16, found {value!r}") from None
+    return known.name
+
+
+Delimiter = Annotated[str, BeforeValidator(_delimiter), Field(min_length=1, max_length=8)]
+Encoding = Annotated[str, AfterValidator(_encoding)]
+Quoting = Literal["auto", "double", "backslash", "none"]
+
+
+class TableColumns(Section):
+    """Columns of a generic CSV, Parquet or JSON-lines log: names, or positions from 0."""
+
+    user: str | int = "user_id"
+    item: str | int = "item_id"
+    time: str | int | None = "timestamp"
     """Unix seconds or an ISO date; None: rows are taken in file order."""
-    order: str | None = "order"
+    order: str | int | None = "order"
     """Position in the user's order, used where the log has no time column."""
-    rating: str | None = "rating"
+    rating: str | int | None = "rating"
     names: tuple[str, ...] = ()
     """All columns in order, for CSV, TSV or space-separated files without a header line."""
+
+
+class ItemColumns(Section):
+    """Columns of a generic table of item metadata; those that are not the id are attributes of their own name."""
+
+    item: str | int | None = None
+    """The item id, a name or a position from 0; None: as in data.columns."""
+    names: tuple[str, ...] = ()
+    """All columns in order, for files without a header line."""
 
 
 class DataConfig(Section):
@@ -38,6 +72,25 @@ class DataConfig(Section):
     items: tuple[str, ...] = ()
     """Files or glob patterns of item metadata; empty: items have ids only."""
     columns: TableColumns = TableColumns()
+    item_columns: ItemColumns = ItemColumns()
+    delimiter: Delimiter | None = None
+    """Between the columns of delimited interactions: a text such as "::", or comma, semicolon, tab, pipe, space; None:
+    found from the first lines."""
+    quoting: Quoting = "auto"
+    """Fields in double quotes. double: "" inside is a quote; backslash: \\" inside is one; none: quotes are characters
+    like others; auto: double, but in tab-separated files only where a field needs its quotes."""
+    encoding: Encoding | None = None
+    """Of text files, e.g. latin-1. None: UTF-8, or UTF-16 that says so; other bytes in an id are refused. utf-8: rows
+    with other bytes are dropped and counted."""
+    header: bool | None = None
+    """Whether the first line of delimited files names the columns; None: found from it."""
+    item_delimiter: Delimiter | None = None
+    """As delimiter, of the item metadata; so the next three."""
+    item_quoting: Quoting = "auto"
+    item_encoding: Encoding | None = None
+    item_header: bool | None = None
+    max_dropped: float = Field(0.5, ge=0, le=1)
+    """Share of the rows that may be dropped because they cannot be read (filters do not count): more is refused."""
     start: date | None = None
     """First day kept (YYYY-MM-DD, UTC), None: all."""
     end: date | None = None

@@ -7,11 +7,11 @@ so that the result is the same for any number of workers. Memory holds a few blo
 import multiprocessing
 import os
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +23,15 @@ from tqdm import tqdm
 from llmcfsr_merlin.cluster import print_counts
 from llmcfsr_merlin.contract import INTERACTIONS, ITEMS, ROW
 from llmcfsr_merlin.data import formats
+from llmcfsr_merlin.data.columnar import ParquetParser
+from llmcfsr_merlin.data.delimited import DelimitedParser
 from llmcfsr_merlin.data.duplicates import RowKeys, drop_rows
-from llmcfsr_merlin.data.interactions import DROPPED, Cleaned, Distinct, PartWriter, Rules, clean
-from llmcfsr_merlin.data.items import ItemTable
+from llmcfsr_merlin.data.interactions import DROPPED, FILTERED, Cleaned, Distinct, PartWriter, Rules, clean
+from llmcfsr_merlin.data.items import ItemReader, ItemTable
 from llmcfsr_merlin.data.lines import BLOCK, Block, LineReader
-from llmcfsr_merlin.data.records import LINE, DelimitedParser, JsonParser
+from llmcfsr_merlin.data.records import JsonParser
 from llmcfsr_merlin.data.source import Source, find_files, sniff
+from llmcfsr_merlin.data.tally import Place, Tally, check_dropped
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.settings import DataConfig
 
@@ -61,12 +64,14 @@ class _Run:
     format: formats.Format
     counts: dict = field(default_factory=dict)
     catalogue: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    known: set = field(default_factory=set)
+    """Reasons for which rows were dropped that have an example."""
 
     def interactions(self) -> None:
         """Write the interactions, count what was dropped and remember the log's items."""
         rules = self.format.rules
         writer = PartWriter(self.out / INTERACTIONS)
-        users, items, dropped = Distinct(), Distinct(), Counter()
+        users, items, dropped = Distinct(), Distinct(), Tally()
         example = ""
         with RowKeys(self.out / ".keys") as keys:
             with ThreadPoolExecutor(self.workers) as pool:
@@ -76,19 +81,21 @@ class _Run:
                     keys.add(cleaned.keys, cleaned.table[ROW].to_numpy())
                     users.add(cleaned.users)
                     items.add(cleaned.items)
-                    dropped.update(cleaned.dropped)
+                    self._take(dropped, cleaned.dropped, self.settings.encoding, "data.encoding")
                     example = example or cleaned.example
             writer.close()
             total = writer.total
             if not total:
                 raise InputError(self._nothing(dropped, example))
+            unread = tuple(name for name in DROPPED if name not in FILTERED)
+            self._report(dropped, unread, ("stray_quotes",), dropped["rows_read"], "interactions")
             repeated = keys.repeated()
         if self.settings.duplicates == "drop" and len(repeated):
             drop_rows(self.out / INTERACTIONS, repeated)
             total -= len(repeated)
         self.catalogue = items.values
         self.counts |= {"rows_read": dropped["rows_read"]}
-        self.counts |= {name: dropped[name] for name in (*DROPPED, "cut_by_damage", "damaged_files")}
+        self.counts |= {name: dropped[name] for name in (*DROPPED, "stray_quotes", "cut_by_damage", "damaged_files")}
         self.counts |= {
             "duplicates_dropped" if self.settings.duplicates == "drop" else "duplicates_kept": len(repeated),
             "interactions": total,
@@ -99,80 +106,109 @@ class _Run:
     def items(self) -> None:
         """Write the items of the log with their metadata."""
         table = ItemTable(self.out / ITEMS, self.catalogue, self.format.columns)
-        counts: Counter = Counter()
-        for source in map(sniff, find_files(self.settings.items, "data.items")):
+        counts = Tally()
+        for path in find_files(self.settings.items, "data.items"):
+            source = sniff(path, self.settings.item_encoding)
             read = self.format.item_reader(source)
             small = source.path.stat().st_size < (_SMALL // 4 if source.gzip else _SMALL)
             with _processes(1 if small else self.workers) as pool:
                 for rows, found in _ordered(pool, self._item_tasks(source, read, counts), self.workers):
                     table.add(rows)
-                    counts.update(found)
+                    self._take(counts, found, self.settings.item_encoding, "data.item_encoding")
+        lost = ("metadata_bad_lines", "metadata_not_utf8", "metadata_repeated_header", "metadata_no_item")
+        read_rows = counts["metadata_read"] + sum(counts[name] for name in lost[:3])
+        self._report(counts, lost, ("metadata_stray_quotes", "metadata_binary"), read_rows, "items")
         table.add_missing(self.out / INTERACTIONS)
         table.close()
         self.counts |= {name: int(value) for name, value in sorted({**counts, **table.counts}.items())}
 
-    def _interaction_tasks(self, rules: Rules, dropped: Counter) -> Iterator[Callable[[], Cleaned]]:
+    def _interaction_tasks(self, rules: Rules, dropped: Tally) -> Iterator[Callable[[], Cleaned]]:
         first_row = 0
-        for source in map(sniff, find_files(self.settings.interactions, "data.interactions")):
+        for path in find_files(self.settings.interactions, "data.interactions"):
+            source = sniff(path, self.settings.encoding)
             parser = self.format.parser(source)
+            place = Place(str(path), known=self.known)
             if source.kind == "parquet":
-                for table in _batches(source, parser):
-                    yield partial(clean, [table], first_row, rules, Counter())
-                    first_row += table.num_rows
+                rows = 0
+                for batch in parser.batches(_BATCH):
+                    yield partial(_clean_batch, parser, batch, first_row + rows, rules, replace(place, before=rows))
+                    rows += batch.num_rows
+                first_row += rows
                 continue
             reader = self._lines(source, parser)
             for block in _progress(reader):
-                yield partial(_clean_block, parser, block, first_row, rules)
+                yield partial(_clean_block, parser, block, first_row, rules, replace(place, before=reader.above(block)))
             first_row += reader.lines
             _damage(reader, dropped, "")
 
-    def _item_tasks(self, source: Source, read, counts: Counter) -> Iterator[Callable]:
+    def _item_tasks(self, source: Source, read: ItemReader, counts: Tally) -> Iterator[Callable]:
+        place = Place(str(source.path))
         if source.kind == "parquet":
+            rows = 0
             for batch in pq.ParquetFile(source.path).iter_batches(batch_size=_BATCH // 8):
-                yield partial(read, batch.to_pylist())
+                yield partial(read, batch, replace(place, before=rows))
+                rows += batch.num_rows
             return
         reader = self._lines(source, read)
         for block in _progress(reader):
-            yield partial(read, block.data)
+            yield partial(read, block, replace(place, before=reader.above(block)))
         _damage(reader, counts, "metadata_")
 
+    def _take(self, counts: Tally, found: Tally, encoding: str | None, setting: str) -> None:
+        """Add what a block dropped; InputError where it has bytes that are not UTF-8 and nobody said that it should."""
+        counts.take(found)
+        self.known.update(found.examples)
+        damaged = next((name for name in found if name.endswith("not_utf8") and found[name]), None)
+        if damaged and encoding is None:
+            raise InputError(
+                f"expected UTF-8 text, found other bytes in {counts.examples[damaged]}: set {setting}=latin-1 (or "
+                f"cp1252, ...), or {setting}=utf-8 to drop such rows"
+            )
+
+    def _report(self, counts: Tally, lost: tuple[str, ...], noted: tuple[str, ...], read: int, what: str) -> None:
+        for line in check_dropped(counts, lost, noted, read, self.settings.max_dropped, what):
+            print(line, file=sys.stderr)
+
     def _lines(self, source: Source, parser) -> LineReader:
-        delimited = source.kind == "delimited"
         return LineReader(
             source,
-            quoted=delimited and parser.delimiter in ",;|",
-            skip=int(delimited and parser.header),
+            parser.dialect if source.kind == "delimited" else None,
             keep_damaged=self.settings.damaged == "keep",
             block=self.block,
         )
 
-    def _nothing(self, dropped: Counter, example: str) -> str:
+    def _nothing(self, dropped: Tally, example: str) -> str:
         reasons = ", ".join(f"{dropped[name]:,} {name}" for name in DROPPED if dropped[name])
         what = f"; the first time that could not be read is {example}" if example else ""
+        if not example and dropped.examples:
+            what = f"; the first stands in {next(iter(dropped.examples.values()))}"
         return (
             f"{', '.join(self.settings.interactions)}: expected interactions, found none left of "
             f"{dropped['rows_read']:,} rows ({reasons or 'no rows'}){what}: check data.columns and the filters"
         )
 
 
-def _clean_block(parser: JsonParser | DelimitedParser, block: Block, first_row: int, rules: Rules) -> Cleaned:
-    dropped: Counter = Counter()
+def _clean_block(
+    parser: JsonParser | DelimitedParser, block: Block, first_row: int, rules: Rules, place: Place
+) -> Cleaned:
+    dropped = Tally()
     tables = parser(block.data, block.lines, dropped)
-    return clean(tables, first_row + block.first, rules, dropped)
+    cleaned = clean(tables, first_row + block.first, rules, dropped)
+    place.exemplify(dropped, block.data)
+    return cleaned
 
 
-def _damage(reader: LineReader, counts: Counter, prefix: str) -> None:
+def _clean_batch(parser: ParquetParser, batch: pa.RecordBatch, first_row: int, rules: Rules, place: Place) -> Cleaned:
+    dropped = Tally()
+    cleaned = clean([parser(batch)], first_row, rules, dropped)
+    place.exemplify(dropped, batch)
+    return cleaned
+
+
+def _damage(reader: LineReader, counts: Tally, prefix: str) -> None:
     if reader.damage:
         counts[f"{prefix}damaged_files"] += 1
         counts[f"{prefix}cut_by_damage"] += reader.cut
-
-
-def _batches(source: Source, fields: dict[str, str]) -> Iterator[pa.Table]:
-    wanted = list(dict.fromkeys(fields.values()))
-    for batch in pq.ParquetFile(source.path).iter_batches(batch_size=_BATCH, columns=wanted):
-        table = pa.Table.from_batches([batch])
-        columns = {role: table[name] for role, name in fields.items()}
-        yield pa.table({**columns, LINE: np.arange(table.num_rows)})
 
 
 def _ordered(pool: Executor | None, tasks: Iterable[Callable], workers: int) -> Iterator:

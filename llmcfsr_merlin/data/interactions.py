@@ -1,6 +1,5 @@
 """Raw rows -> clean interactions: times read, rows dropped and counted, part files in the order of the source."""
 
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.contract import ITEM, RATING, ROW, TIME, USER
-from llmcfsr_merlin.data.records import LINE
+from llmcfsr_merlin.data.delimited import LINE
+from llmcfsr_merlin.data.tally import Tally
 from llmcfsr_merlin.data.times import to_integers, to_ratings, to_seconds
 
 ARROW_SCHEMA = pa.schema(
@@ -21,8 +21,10 @@ ARROW_SCHEMA = pa.schema(
 _ROW_GROUP = 262_144
 _PART = 1_048_576
 DROPPED = (
-    "bad_lines", "no_user", "no_item", "no_time", "unreadable_time", "no_rating", "below_min_rating", "outside_dates",
+    "bad_lines", "not_utf8", "repeated_header", "no_user", "no_item", "no_time", "unreadable_time", "no_rating",
+    "below_min_rating", "outside_dates",
 )  # fmt: skip
+FILTERED = ("below_min_rating", "outside_dates")  # as the settings ask
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,12 @@ class Cleaned:
     keys: np.ndarray
     users: np.ndarray
     items: np.ndarray
-    dropped: Counter
+    dropped: Tally
     example: str = ""
     """A time that could not be read."""
 
 
-def clean(tables: list[pa.Table], first_row: int, rules: Rules, dropped: Counter) -> Cleaned:
+def clean(tables: list[pa.Table], first_row: int, rules: Rules, dropped: Tally) -> Cleaned:
     """Bring raw tables (records.py) of one block to the contract's columns; ROW counts from first_row."""
     parts, example = [], ""
     for raw in tables:
@@ -62,7 +64,7 @@ def clean(tables: list[pa.Table], first_row: int, rules: Rules, dropped: Counter
     return Cleaned(table, keys, users, items, dropped, example)
 
 
-def _clean(raw: pa.Table, first_row: int, rules: Rules, dropped: Counter) -> tuple[pa.Table, str]:
+def _clean(raw: pa.Table, first_row: int, rules: Rules, dropped: Tally) -> tuple[pa.Table, str]:
     example = ""
     columns = {USER: _ids(raw["user"]), ITEM: _ids(raw["item"]), ROW: pc.add(raw[LINE], first_row)}
     if "time" in raw.column_names:
@@ -83,7 +85,11 @@ def _clean(raw: pa.Table, first_row: int, rules: Rules, dropped: Counter) -> tup
     def drop(reason: str, keep) -> None:
         nonlocal table
         kept = table.filter(keep)
-        dropped[reason] += table.num_rows - kept.num_rows
+        if kept.num_rows < table.num_rows:
+            before, after = table[ROW].to_numpy(), kept[ROW].to_numpy()
+            changed = np.flatnonzero(before[: len(after)] != after)
+            first = before[changed[0] if len(changed) else len(after)]
+            dropped.note(reason, int(first) - first_row, len(before) - len(after))
         table = kept
 
     for reason, column in (("no_user", USER), ("no_item", ITEM)):

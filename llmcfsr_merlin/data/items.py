@@ -1,7 +1,7 @@
 """Item metadata -> the items table: each item of the log once, with its attributes where metadata has them."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.contract import ITEM, TITLE
+from llmcfsr_merlin.data.delimited import read_delimited
+from llmcfsr_merlin.data.dialect import Dialect
 from llmcfsr_merlin.data.interactions import PartWriter, hash_ids
-from llmcfsr_merlin.data.records import as_text, read_delimited
+from llmcfsr_merlin.data.lines import Block
+from llmcfsr_merlin.data.records import as_text
 from llmcfsr_merlin.data.source import read_record
+from llmcfsr_merlin.data.tally import Place, Tally
 from llmcfsr_merlin.data.text import clean as clean_text
 from llmcfsr_merlin.data.values import Attribute, as_attribute
 
@@ -25,24 +29,24 @@ class ItemReader:
     """Blocks of metadata -> tables of ITEM and attributes (string or list<string>).
 
     attributes: one record -> one row. columns: the columns that the format always has and their type (str or list).
-    names, delimiter: of a delimited file.
+    dialect: of a delimited file.
     """
 
     attributes: Callable[[Mapping], dict[str, Attribute]]
     columns: dict[str, type]
-    names: tuple[str, ...] = ()
-    delimiter: str = ","
-    header: bool = True
+    dialect: Dialect | None = None
 
-    def __call__(self, data: bytes | list[dict]) -> tuple[pa.Table, Counter]:
-        """Rows of a block in order; the counter has metadata_read, metadata_bad_lines, metadata_no_item, bad_titles."""
-        counts: Counter = Counter()
+    def __call__(self, data: Block | pa.RecordBatch, where: Place) -> tuple[pa.Table, Tally]:
+        """Rows of a block in order; the tally has metadata_read, bad_titles and, with an example, what was dropped:
+        metadata_bad_lines, metadata_not_utf8, metadata_repeated_header, metadata_no_item; also metadata_stray_quotes
+        and metadata_binary (values that are bytes and no text), whose rows stay."""
+        counts = Tally()
         rows = []
-        for record in self._records(data, counts):
+        for line, record in self._records(data, counts):
             row = self.attributes(record)
             counts["metadata_read"] += 1
             if not row[ITEM] or not row[ITEM].strip():
-                counts["metadata_no_item"] += 1
+                counts.note("metadata_no_item", line)
                 continue
             row = {name: None if value == "" else value for name, value in row.items()}
             row[ITEM] = row[ITEM].strip()
@@ -53,23 +57,60 @@ class ItemReader:
             row[TITLE] = clean_text(title, _TITLE_CHARS) or None
             counts["bad_titles"] += bool(title and title.strip() and row[TITLE] is None)
             rows.append(row)
+        where.exemplify(counts, data if isinstance(data, pa.RecordBatch) else data.data)
         return _table(rows, self.columns), counts
 
-    def _records(self, data: bytes | list[dict], counts: Counter):
-        if isinstance(data, list):
-            yield from data
-        elif self.names:
-            table, lost = read_delimited(data, self.names, self.delimiter, list(self.names))
-            counts["metadata_bad_lines"] += len(lost)
-            yield from table.to_pylist()
+    def _records(self, data: Block | pa.RecordBatch, counts: Tally) -> Iterator[tuple[int, dict]]:
+        """(line, record) of each row that can be read."""
+        if isinstance(data, pa.RecordBatch):
+            yield from enumerate(_texts(data, counts).to_pylist())
+        elif self.dialect:
+            lost = Tally()
+            names = {str(number): name for number, name in enumerate(self.dialect.names) if name}
+            table, at = read_delimited(data.data, data.lines, self.dialect, list(map(int, names)), lost)
+            for reason, count in lost.items():
+                counts.note(f"metadata_{reason}", lost.first[reason], count)
+            rows = table.rename_columns(list(map(names.get, table.column_names))).to_pylist()
+            yield from zip(at.tolist(), rows)
         else:
-            for line in data.decode("utf-8", "replace").split("\n"):
+            for number, raw in enumerate(data.data.split(b"\n")):
+                try:
+                    line = raw.decode("utf-8")
+                except UnicodeDecodeError:
+                    counts.note("metadata_not_utf8", number)
+                    continue
                 if not line.strip():
                     continue
                 try:
-                    yield read_record(line)
+                    yield number, read_record(line)
                 except ValueError:
-                    counts["metadata_bad_lines"] += 1
+                    counts.note("metadata_bad_lines", number)
+
+
+def _texts(batch: pa.RecordBatch, counts: Tally) -> pa.Table:
+    """A batch without what is no text: pictures and other bytes. Bytes that are UTF-8 are text, as Spark writes it."""
+    table = pa.Table.from_batches([batch])
+    for number, name in reversed(list(enumerate(table.column_names))):
+        kind = table[name].type
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            try:
+                table = table.set_column(number, name, table[name].cast(pa.string()))
+                continue
+            except pa.ArrowInvalid:
+                pass
+        if _holds_bytes(kind):
+            counts["metadata_binary"] += len(table) - table[name].null_count
+            counts.examples["metadata_binary"] = f"column {name}"
+            table = table.remove_column(number)
+    return table
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_holds_bytes(kind[number].type) for number in range(kind.num_fields))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _holds_bytes(kind.value_type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
 @dataclass(frozen=True)

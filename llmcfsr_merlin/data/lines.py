@@ -1,15 +1,20 @@
 """Text files as blocks of whole lines: gzip or plain, of any size, with damage found and named."""
 
+import codecs
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from llmcfsr_merlin.data.source import GZIP, Source
+from llmcfsr_merlin.data import quotes
+from llmcfsr_merlin.data.dialect import Dialect
+from llmcfsr_merlin.data.source import GZIP, Source, recode
 from llmcfsr_merlin.errors import InputError
 
 BLOCK = 8 << 20  # bytes of text that one task parses
 _READ = 1 << 20
 _LONGEST = 256 << 20  # a longer line is no line
+_MARK = codecs.BOM_UTF8
+_OPEN = 8  # blocks that a quoted field may take
 
 
 @dataclass
@@ -23,17 +28,16 @@ class Block:
 
 @dataclass
 class LineReader:
-    """Reads a text file in blocks that end with a line. `position`: bytes of the file read so
+    """Reads a text file in blocks of UTF-8 that end with a line. `position`: bytes of the file read so
     far; `lines`: lines given so far, without the skipped ones.
 
-    quoted: a newline between double quotes does not end a line. skip: lines before the first row (a header).
+    dialect: of a delimited file: its lines before the first row are skipped, a newline in a quoted field ends no block.
     keep_damaged: stop at damage in a gzip instead of raising InputError; `damage` then says what it was, and the line
     cut by it (`cut`: 1) is left out.
     """
 
     source: Source
-    quoted: bool = False
-    skip: int = 0
+    dialect: Dialect | None = None
     keep_damaged: bool = False
     block: int = BLOCK
     position: int = field(default=0, init=False)
@@ -42,13 +46,10 @@ class LineReader:
     damage: str = field(default="", init=False)
 
     def __iter__(self) -> Iterator[Block]:
-        skip = self.skip
+        skip = self.dialect.skip if self.dialect else 0
         pieces: list[bytes] = []
         size = 0
-        started = False
-        for piece in self._bytes():
-            if not started:
-                piece, started = piece.removeprefix(b"\xef\xbb\xbf"), True
+        for piece in self._text():
             pieces.append(piece)
             size += len(piece)
             if size < self.block:
@@ -61,7 +62,7 @@ class LineReader:
                 pieces = [data]
                 continue
             pieces, size = [data[cut:]], len(data) - cut
-            block, skip = _block(data[:cut], self.lines, skip)
+            block, skip = self._block(data[:cut], skip)
             self.lines += block.lines
             if block.lines:
                 yield block
@@ -76,22 +77,46 @@ class LineReader:
                 f"{' and one is cut' if self.cut else ''}: get the file again, or set data.damaged=keep to use them"
             )
         if rest:
-            block, _ = _block(rest, self.lines, skip)
+            block, _ = self._block(rest, skip)
             self.lines += block.lines
             if block.lines:
                 yield block
 
+    def above(self, block: Block) -> int:
+        """How many lines of the file stand above a block, the skipped ones too."""
+        return block.first + (self.dialect.skip if self.dialect else 0)
+
     def _cut(self, data: bytes) -> int:
         cut = data.rfind(b"\n") + 1
-        if not self.quoted or data.count(b'"', 0, cut) % 2 == 0:
+        dialect = self.dialect
+        if dialect is None or len(data) > _OPEN * self.block or not quotes.matter(data, dialect.mark, dialect.quoting):
             return cut
-        # Inside quotes: go back to the last newline outside of them. A stray quote must not hold the whole file.
-        while cut and len(data) < 8 * self.block:
-            before = data.rfind(b"\n", 0, cut - 1) + 1
-            if data.count(b'"', before, cut) % 2:
-                return before
-            cut = before
-        return cut
+        if dialect.quoting != "minimal" and data.count(b'"', 0, cut) % 2 == 0:
+            return cut
+        # Perhaps inside quotes: back to where the field began. A stray quote must not hold the whole file.
+        text = dialect.normalised(data[:cut])
+        end = quotes.last_boundary(text, dialect.mark, dialect.quoting, dialect.width)
+        above = text.count(b"\n", 0, end)
+        return end if len(text) == cut else sum(len(line) + 1 for line in data.split(b"\n", above)[:above])
+
+    def _block(self, data: bytes, skip: int) -> tuple[Block, int]:
+        """The block without the lines that are skipped, and how many are still to be."""
+        while skip and data:
+            cut = data.find(b"\n") + 1
+            data, skip = data[cut:] if cut else b"", skip - 1
+        if not data.isascii() and _MARK in data:  # files that were joined; isascii is much the faster of the two
+            data = data.replace(b"\n" + _MARK, b"\n").removeprefix(_MARK)
+        if self.dialect and b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
+            data = _without_lone_returns(data, self.dialect)
+        return Block(data, self.lines, data.count(b"\n") + (bool(data) and not data.endswith(b"\n"))), skip
+
+    def _text(self) -> Iterator[bytes]:
+        pieces = self._bytes()
+        if self.source.encoding != "utf-8":
+            pieces = recode(pieces, self.source.path, self.source.encoding)
+        if self.source.newline == b"\r":
+            pieces = (piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n") for piece in pieces)
+        return pieces
 
     def _bytes(self) -> Iterator[bytes]:
         with open(self.source.path, "rb") as stream:
@@ -142,8 +167,14 @@ def _salvage(rest: bytes, decoder) -> Iterator[bytes]:
             return
 
 
-def _block(data: bytes, first: int, skip: int) -> tuple[Block, int]:
-    while skip and data:
-        cut = data.find(b"\n") + 1
-        data, skip = data[cut:] if cut else b"", skip - 1
-    return Block(data, first, data.count(b"\n") + (bool(data) and not data.endswith(b"\n"))), skip
+def _without_lone_returns(data: bytes, dialect: Dialect) -> bytes:
+    """Carriage returns that end no line become spaces, or ends of lines where what stands between them are rows."""
+    width = dialect.width
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines):
+        if b"\r" not in line[:-1]:
+            continue
+        pieces = line.removesuffix(b"\r").split(b"\r")
+        rows = width > 1 and all(dialect.normalised(piece).count(dialect.mark) == width - 1 for piece in pieces)
+        lines[number] = (b"\n" if rows else b" ").join(pieces)
+    return b"\n".join(lines)

@@ -4,46 +4,48 @@ pyarrow's parsers do the work and release the GIL; a line that they refuse is fo
 Python.
 """
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as arrow_csv
 import pyarrow.json as arrow_json
 
+from llmcfsr_merlin.data.delimited import LINE
 from llmcfsr_merlin.data.source import Source, read_record
+from llmcfsr_merlin.data.tally import Tally
 from llmcfsr_merlin.errors import InputError
 
 ROLES = ("user", "item", "time", "order", "rating")
-LINE = "line"  # int64, position of the row among the lines of its block
 _FEW = 64  # lines that are read in Python rather than halved again
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which fields of a format play which role: names in order of preference, the first one present is taken."""
+    """Which fields of a format play which role: names in order of preference, the first one present is taken.
+
+    A number is the position of a column.
+    """
 
     format: str
-    user: tuple[str, ...]
-    item: tuple[str, ...]
-    time: tuple[str, ...]
-    order: tuple[str, ...] = ()
-    rating: tuple[str, ...] = ()
+    user: tuple[str | int, ...]
+    item: tuple[str | int, ...]
+    time: tuple[str | int, ...]
+    order: tuple[str | int, ...] = ()
+    rating: tuple[str | int, ...] = ()
     hint: Callable[[set[str]], str] = lambda found: ""
     """What to do, from the fields found, where one is missing."""
     file_order: bool = False
     """Rows without time and order are taken in file order."""
     needs_rating: bool = False
 
-    def fields(self, source: Source, found: list[str], file_order: bool = False) -> dict[str, str]:
-        """Role -> field of one file; InputError that names the missing field and those found."""
+    def fields(self, source: Source, found: list[str], file_order: bool = False) -> dict[str, int]:
+        """Role -> position among the fields of one file; InputError that names the missing field and those found."""
         chosen = {}
         for role in ROLES:
             for name in getattr(self, role):
-                if name in found:
-                    chosen[role] = name
+                if (position := place(source, found, name, f"data.columns.{role}")) is not None:
+                    chosen[role] = position
                     break
         if "time" in chosen:
             chosen.pop("order", None)
@@ -54,12 +56,28 @@ class Layout:
             missing.append("rating")
         if missing:
             role = missing[0]
-            names = " or ".join((*getattr(self, role), *(self.order if role == "time" else ())))
+            names = " or ".join(map(str, (*getattr(self, role), *(self.order if role == "time" else ()))))
             raise InputError(
                 f"{source.path}: expected {self.format} with a field {names or role} ({role}), found "
                 f"{', '.join(map(str, found[:20]))}{self.hint(set(found))}"
+                f"{' (names that are not UTF-8: set data.encoding)' if chr(0xFFFD) in str(found) else ''}"
+                f"{', or data.columns.time=null for the order of the file' if role == 'time' and self.order else ''}"
             )
         return chosen
+
+
+def place(source: Source, found: list[str], name: str | int, setting: str = "") -> int | None:
+    """Where a column of that name (or position) stands; None: nowhere. InputError where two have the name."""
+    if isinstance(name, int):
+        return name if 0 <= name < len(found) and source.kind in ("delimited", "parquet") else None
+    places = [number for number, other in enumerate(found) if other == name]
+    if len(places) > 1:
+        raise InputError(
+            f"{source.path}: expected one column {name}, found {len(places)} of that name (columns "
+            f"{', '.join(str(number + 1) for number in places)}): rename one"
+            f"{f', or give the position, {setting}={places[0]} (counted from 0)' if setting else ''}"
+        )
+    return places[0] if places else None
 
 
 @dataclass(frozen=True)
@@ -69,26 +87,33 @@ class JsonParser:
     fields: dict[str, str]
     kinds: dict[str, pa.DataType]
     literal: bool = False
+    constants: dict[str, str | None] = field(default_factory=dict)
+    """Roles that the folders of the file give (Hive partitions)."""
 
     @classmethod
-    def of(cls, source: Source, fields: dict[str, str]) -> "JsonParser":
-        """A parser with the types that the first lines have."""
+    def of(cls, source: Source, fields: dict[str, str], constants: dict[str, str | None]) -> "JsonParser":
+        """A parser with the types that the first lines have; InputError where they are lists."""
         kinds = {}
+        records = source.records()
         for role, name in fields.items():
-            values = [record[name] for record in source.records() if record.get(name) is not None]
+            values = [record[name] for record in records if record.get(name) is not None]
+            if values and all(isinstance(value, list) for value in values):
+                raise InputError(grouped(source, name, role))
             kind = pa.string() if values and isinstance(values[0], str) else pa.int64()
             if role == "rating" or any(isinstance(value, float) for value in values):
                 kind = pa.float64() if kind != pa.string() else kind
             kinds[role] = kind
-        return cls(fields, kinds, source.kind == "literal")
+        return cls(fields, kinds, source.kind == "literal", constants)
 
-    def __call__(self, data: bytes, lines: int, dropped: Counter) -> list[pa.Table]:
-        """Tables of the roles and LINE; dropped["bad_lines"] counts what is no JSON object."""
+    def __call__(self, data: bytes, lines: int, dropped: Tally) -> list[pa.Table]:
+        """Tables of the roles and LINE; `dropped` counts bad_lines (no JSON object) and not_utf8."""
         tables: list[pa.Table] = []
         self._parse(data, lines, 0, dropped, tables)
+        for role, value in self.constants.items():
+            tables = [table.append_column(role, pa.array([value] * len(table), pa.string())) for table in tables]
         return tables
 
-    def _parse(self, data: bytes, lines: int, first: int, dropped: Counter, tables: list[pa.Table]) -> None:
+    def _parse(self, data: bytes, lines: int, first: int, dropped: Tally, tables: list[pa.Table]) -> None:
         if not self.literal:
             try:
                 table = self._arrow(data)
@@ -108,120 +133,50 @@ class JsonParser:
 
     def _arrow(self, data: bytes) -> pa.Table:
         schema = pa.schema([(name, self.kinds[role]) for role, name in self.fields.items()])
-        table = arrow_json.read_json(
+        table = arrow_json.read_json(  # it does not look whether text is UTF-8
             pa.BufferReader(data),
             read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1),
             parse_options=arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
         )
+        if not data.isascii():
+            table.validate(full=True)
         return table.rename_columns(list(self.fields))
 
-    def _python(self, data: bytes, first: int, dropped: Counter) -> pa.Table:
+    def _python(self, data: bytes, first: int, dropped: Tally) -> pa.Table:
         columns: dict[str, list] = {role: [] for role in self.fields}
         at = []
-        text = data.decode("utf-8", "replace")
-        for number, line in enumerate(text.split("\n")):
+        for number, raw in enumerate(data.split(b"\n")):
+            # Bytes that are not UTF-8 become surrogates, which UTF-8 has not: a row is lost only if it needs them.
+            line = raw.decode("utf-8", "surrogateescape")
             if not line.strip():
                 continue
             try:
                 record = read_record(line)
             except ValueError:
-                dropped["bad_lines"] += 1
+                dropped.note("bad_lines", first + number)
+                continue
+            values = {role: record.get(name) for role, name in self.fields.items()}
+            if any(is_damaged(value, line) for value in values.values()):
+                dropped.note("not_utf8", first + number)
                 continue
             at.append(first + number)
-            for role, name in self.fields.items():
-                columns[role].append(as_text(record.get(name)))
+            for role, value in values.items():
+                columns[role].append(as_text(value))
         arrays = {role: pa.array(values, pa.string()) for role, values in columns.items()}
         return pa.table({**arrays, LINE: pa.array(at, pa.int64())})
 
 
-@dataclass(frozen=True)
-class DelimitedParser:
-    """Blocks of CSV, TSV or space-separated rows -> raw tables. names: all columns, in order."""
-
-    fields: dict[str, str]
-    names: tuple[str, ...]
-    delimiter: str
-    header: bool = True
-
-    def __call__(self, data: bytes, lines: int, dropped: Counter) -> list[pa.Table]:
-        """Tables of the roles and LINE; dropped["bad_lines"] counts rows with another number of columns."""
-        table, numbers = read_delimited(data, self.names, self.delimiter, list(dict.fromkeys(self.fields.values())))
-        dropped["bad_lines"] += len(numbers)
-        at = np.arange(table.num_rows + len(numbers))
-        if numbers:
-            at = np.delete(at, np.asarray(numbers) - 1)
-        columns = {role: table[name] for role, name in self.fields.items()}
-        return [pa.table({**columns, LINE: at})]
+def grouped(source: Source, name: str, role: str) -> str:
+    """What to say of a column of lists."""
+    return (
+        f"{source.path}: expected one {role} a row, found lists in column {name} (sessions that are grouped already): "
+        f"write a row for each entry, e.g. pandas.DataFrame.explode({name!r}), with its position as column `order`"
+    )
 
 
-def read_delimited(
-    data: bytes, names: tuple[str, ...], delimiter: str, wanted: list[str]
-) -> tuple[pa.Table, list[int]]:
-    """The wanted columns of a block as strings, and the numbers (from 1) of the rows that were left out."""
-    skipped: list[int] = []
-
-    def skip(row) -> str:
-        skipped.append(row.number)
-        return "skip"
-
-    quote = '"' if delimiter in ",;|" else False
-    try:
-        table = arrow_csv.read_csv(
-            pa.BufferReader(data),
-            read_options=arrow_csv.ReadOptions(
-                use_threads=False, column_names=list(names), block_size=min(len(data) + 1, 1 << 30)
-            ),
-            parse_options=arrow_csv.ParseOptions(
-                delimiter=delimiter,
-                quote_char=quote,
-                ignore_empty_lines=False,
-                newlines_in_values=bool(quote),
-                invalid_row_handler=skip,
-            ),
-            convert_options=arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(wanted, pa.string()),
-                include_columns=wanted,
-                strings_can_be_null=True,
-                null_values=[""],
-            ),
-        )
-    except pa.ArrowInvalid:
-        text = data.decode("utf-8", "replace").encode()
-        if text == data:
-            raise
-        return read_delimited(text, names, delimiter, wanted)
-    return table, skipped
-
-
-def delimited_header(
-    source: Source, names: tuple[str, ...], roles: tuple[str, ...]
-) -> tuple[tuple[str, ...], str, bool]:
-    """Columns and delimiter of a delimited file, and whether its first line is a header.
-
-    names: all columns of a file without a header line. Where none are given and the first line holds numbers only, as
-    in the papers' files, the columns are `roles` (user item [time [rating]]).
-    """
-    first = source.head[0]
-    delimiter = next((mark for mark in "\t,;| " if mark in first), ",")
-    cells = tuple(cell.strip().strip('"') for cell in first.split(delimiter))
-    if not names and roles[0] not in cells and all(map(_is_number, cells)) and 2 <= len(cells) <= len(roles):
-        names = roles[: len(cells)]
-    if not names:
-        return cells, delimiter, True
-    if len(names) != len(cells):
-        raise InputError(
-            f"{source.path}: expected {len(names)} columns ({', '.join(names)}; data.columns.names), found "
-            f"{len(cells)} on the first line: {first[:60]!r}"
-        )
-    return names, delimiter, False
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def is_damaged(value: object, line: str) -> bool:
+    """Whether a value holds bytes that were not UTF-8 in `line`, decoded with surrogateescape."""
+    return not line.isascii() and isinstance(value, str) and any("\udc80" <= c <= "\udcff" and c in line for c in value)
 
 
 def as_text(value: object) -> str | None:

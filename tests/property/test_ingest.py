@@ -1,6 +1,8 @@
 """Laws of ingest on random logs."""
 
+import csv
 import gzip
+import io
 import json
 import tempfile
 from pathlib import Path
@@ -72,3 +74,28 @@ def test_any_bytes_are_counted_or_refused_in_one_line(pieces, block):
     two, again, _ = ingested(data, 2, block)
     assert one == two and log.equals(again)
     assert one["rows_read"] == sum(bool(line.strip()) for line in data.decode("utf-8", "replace").split("\n"))
+
+
+NOTES = st.lists(
+    st.sampled_from(["a", "b c", '"', ",", "\n", ", ", "\r\n", "\n\n", ";", "\t", "é", '""', "\\"]), max_size=6
+).map("".join)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(NOTES, NOTES), min_size=1, max_size=25),
+    st.sampled_from(",;|\t"),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from([16, 50, 300, 1 << 20]),
+)
+def test_quoted_text_comes_back_as_it_was_written(notes, delimiter, quoting, end, block):
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end)
+    writer.writerow(["user_id", "note", "item_id", "timestamp", "more"])
+    writer.writerows((f"u{n}", note, f"i{n}", n, more) for n, (note, more) in enumerate(notes))
+    counts, log, _ = ingested(text.getvalue().encode(), 1, block, delimiter=delimiter)
+    assert list(log["item_id"]) == [f"i{n}" for n in range(len(notes))]
+    assert list(log["timestamp"]) == list(range(len(notes)))
+    assert counts["bad_lines"] == counts["stray_quotes"] == 0
+    assert log["row"].is_monotonic_increasing and log["row"].is_unique
