@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     items = verb("items", "items", "new items without retraining").add_subparsers(required=True, metavar="ACTION")
     add = verb("add", "add_items", "encode new items and write a model that recommends them", items)
     _run(add)
-    add.add_argument("file", type=Path, help="JSON lines: item_id and attributes")
+    add.add_argument("file", type=Path, help="item_id and attributes: JSON lines, CSV or Parquet")
     add.add_argument("--out", type=Path, required=True, help="new run directory: trained model and model repository")
 
     vectors = verb("vectors", "vectors", "semantic vectors").add_subparsers(required=True, metavar="ACTION")

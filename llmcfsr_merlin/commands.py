@@ -202,11 +202,12 @@ def report(arguments) -> None:
 
 def add_items(arguments) -> None:
     """A new run directory with the grown model in train/ and its model repository in export/."""
+    from llmcfsr_merlin.data.additions import read_items
     from llmcfsr_merlin.semantics.items import encode_items, encode_words
     from llmcfsr_merlin.serving.items import add_items as grow
 
-    rows = _json_lines(arguments.file)
     settings = Config.recorded(arguments.run)
+    rows = read_items(arguments.file, settings.data)
     embedded = arguments.run / "embed"
     Manifest.load(embedded).verify(embedded)
     _check_trained_on(arguments.run / "train", embedded)
@@ -268,21 +269,6 @@ def _config(arguments) -> Config:
 
 def _directory(arguments, config: Config) -> Path:
     return arguments.run or Path("runs") / config.name
-
-
-def _json_lines(path: Path) -> list[dict]:
-    if not path.is_file():
-        raise InputError(f"expected a JSON-lines file of items, found no {path}")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: expected a JSON object, found {line[:60]!r}") from error
-            if not isinstance(rows[-1], dict):
-                raise InputError(f"{path}, line {number}: expected a JSON object, found {line[:60]!r}")
-    return rows
 
 
 def _summary(manifest: Manifest) -> dict:
