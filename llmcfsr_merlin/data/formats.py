@@ -53,7 +53,7 @@ class Format:
             )
         if self.log.user and self.log.user[0] in found and not self.tables:
             raise InputError(f"{source.path}: expected item metadata, found reviews: give them as data.interactions")
-        return ItemReader(self.attributes, self.columns, names, delimiter, header)
+        return ItemReader(self.attributes, self.columns, names, delimiter, header, self.rules.nulls)
 
     def _columns(self, source: Source) -> tuple[list[str], tuple[str, ...], str, bool]:
         if source.kind == "parquet" and self.tables:
@@ -75,7 +75,7 @@ class Format:
 
 def of(settings: DataConfig) -> Format:
     """The format that the settings name."""
-    rules = Rules(_day(settings.start), _day(settings.end, 1), settings.min_rating)
+    rules = Rules(_day(settings.start), _day(settings.end, 1), settings.min_rating, settings.null_values)
     if not settings.interactions:
         raise InputError("data.interactions: expected files of reviews or interactions, found none: name them")
     if settings.format == "table":

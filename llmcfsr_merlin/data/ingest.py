@@ -13,10 +13,12 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -24,16 +26,19 @@ from llmcfsr_merlin.cluster import print_counts
 from llmcfsr_merlin.contract import INTERACTIONS, ITEMS, ROW
 from llmcfsr_merlin.data import formats
 from llmcfsr_merlin.data.duplicates import RowKeys, drop_rows
-from llmcfsr_merlin.data.interactions import DROPPED, Cleaned, Distinct, PartWriter, Rules, clean
+from llmcfsr_merlin.data.interactions import DROPPED, NOTED, Cleaned, Distinct, PartWriter, Rules, clean
 from llmcfsr_merlin.data.items import ItemTable
 from llmcfsr_merlin.data.lines import BLOCK, Block, LineReader
 from llmcfsr_merlin.data.records import LINE, DelimitedParser, JsonParser
 from llmcfsr_merlin.data.source import Source, find_files, sniff
+from llmcfsr_merlin.data.times import TimeReader
+from llmcfsr_merlin.data.notices import warn
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.settings import DataConfig
 
 _SMALL = 4 * BLOCK  # bytes of a file below which starting processes costs more than it saves
 _BATCH = 65_536  # rows of Parquet that one task takes
+_SAMPLE = 1 << 16  # bytes of a text file by which the notation of its times is told
 
 
 def ingest(settings: DataConfig, out: Path, *, workers: int | None = None, block: int = BLOCK) -> dict:
@@ -49,6 +54,7 @@ def ingest(settings: DataConfig, out: Path, *, workers: int | None = None, block
     run.interactions()
     run.items()
     _print(run.counts, settings)
+    warn(run.counts, run.unmatched)
     return {name: value for name, value in run.counts.items() if value is not None}
 
 
@@ -61,6 +67,8 @@ class _Run:
     format: formats.Format
     counts: dict = field(default_factory=dict)
     catalogue: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    unmatched: tuple = ()
+    """A few ids of metadata that are not in the log, and of the log without metadata."""
 
     def interactions(self) -> None:
         """Write the interactions, count what was dropped and remember the log's items."""
@@ -88,7 +96,7 @@ class _Run:
             total -= len(repeated)
         self.catalogue = items.values
         self.counts |= {"rows_read": dropped["rows_read"]}
-        self.counts |= {name: dropped[name] for name in (*DROPPED, "cut_by_damage", "damaged_files")}
+        self.counts |= {name: dropped[name] for name in (*DROPPED, *NOTED, "cut_by_damage", "damaged_files")}
         self.counts |= {
             "duplicates_dropped" if self.settings.duplicates == "drop" else "duplicates_kept": len(repeated),
             "interactions": total,
@@ -109,22 +117,43 @@ class _Run:
                     counts.update(found)
         table.add_missing(self.out / INTERACTIONS)
         table.close()
+        self.unmatched = table.unmatched
         self.counts |= {name: int(value) for name, value in sorted({**counts, **table.counts}.items())}
 
     def _interaction_tasks(self, rules: Rules, dropped: Counter) -> Iterator[Callable[[], Cleaned]]:
         first_row = 0
         for source in map(sniff, find_files(self.settings.interactions, "data.interactions")):
             parser = self.format.parser(source)
+            times = self._times(source, parser)
             if source.kind == "parquet":
                 for table in _batches(source, parser):
-                    yield partial(clean, [table], first_row, rules, Counter())
+                    yield partial(clean, [table], first_row, rules, Counter(), times)
                     first_row += table.num_rows
                 continue
             reader = self._lines(source, parser)
             for block in _progress(reader):
-                yield partial(_clean_block, parser, block, first_row, rules)
+                yield partial(_clean_block, parser, block, first_row, rules, times)
             first_row += reader.lines
             _damage(reader, dropped, "")
+
+    def _times(self, source: Source, parser) -> TimeReader:
+        """How this file writes its times, by its first rows: the same ones for any size of block."""
+        if source.kind == "parquet":
+            tables = islice(_batches(source, parser), 1)
+        else:
+            blocks = islice(self._lines(source, parser, _SAMPLE), 1)
+            tables = [table for block in blocks for table in parser(block.data, block.lines, Counter())]
+        columns = [table["time"] for table in tables if "time" in table.column_names]
+        if not columns:
+            return TimeReader()
+        kinds = {column.type for column in columns}
+        kind = kinds.pop() if len(kinds) == 1 else pa.string()  # JSON that Arrow refuses is read as text
+        sample = pa.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], kind)
+        rules, settings = self.format.rules, self.settings
+        if pa.types.is_string(kind):
+            sample = pc.if_else(pc.is_in(sample, value_set=pa.array(rules.nulls, pa.string())), None, sample)
+        filtered = rules.start is not None or rules.end is not None
+        return TimeReader.of(sample, str(source.path), settings.time_unit or "", settings.time_format or "", filtered)
 
     def _item_tasks(self, source: Source, read, counts: Counter) -> Iterator[Callable]:
         if source.kind == "parquet":
@@ -136,14 +165,14 @@ class _Run:
             yield partial(read, block.data)
         _damage(reader, counts, "metadata_")
 
-    def _lines(self, source: Source, parser) -> LineReader:
+    def _lines(self, source: Source, parser, block: int | None = None) -> LineReader:
         delimited = source.kind == "delimited"
         return LineReader(
             source,
             quoted=delimited and parser.delimiter in ",;|",
             skip=int(delimited and parser.header),
             keep_damaged=self.settings.damaged == "keep",
-            block=self.block,
+            block=block or self.block,
         )
 
     def _nothing(self, dropped: Counter, example: str) -> str:
@@ -155,10 +184,12 @@ class _Run:
         )
 
 
-def _clean_block(parser: JsonParser | DelimitedParser, block: Block, first_row: int, rules: Rules) -> Cleaned:
+def _clean_block(
+    parser: JsonParser | DelimitedParser, block: Block, first_row: int, rules: Rules, times: TimeReader
+) -> Cleaned:
     dropped: Counter = Counter()
     tables = parser(block.data, block.lines, dropped)
-    return clean(tables, first_row + block.first, rules, dropped)
+    return clean(tables, first_row + block.first, rules, dropped, times)
 
 
 def _damage(reader: LineReader, counts: Counter, prefix: str) -> None:

@@ -14,6 +14,7 @@ import pyarrow.csv as arrow_csv
 import pyarrow.json as arrow_json
 
 from llmcfsr_merlin.data.source import Source, read_record
+from llmcfsr_merlin.data.values import as_text
 from llmcfsr_merlin.errors import InputError
 
 ROLES = ("user", "item", "time", "order", "rating")
@@ -222,12 +223,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def as_text(value: object) -> str | None:
-    """A value of a JSON object as text; None stays None. Lone surrogates, which no UTF-8 can hold, become '?'."""
-    if value is None:
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).encode("utf-8", "replace").decode()
