@@ -89,7 +89,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
     _preset: "Preset | None" = PrivateAttr(None)
-    """The model laid over these settings; None: they were given whole (in code, by with_settings' caller)."""
+    """The model laid over these settings; None: they were given whole, by a recipe or in code."""
 
     @classmethod
     def load(
@@ -110,7 +110,8 @@ class Config(Section):
             _apply(tree, override)
             _apply(own, override)
         config = cls._validate(_expand(own), recipe or "settings")
-        config._preset = Preset.of(config, preset, _expand(tree))
+        if model is not None:
+            config._preset = Preset.of(config, preset, _expand(tree))
         return config
 
     def with_model(self, model: str | Path) -> "Config":
@@ -120,8 +121,8 @@ class Config(Section):
         model's file names are taken from it. Those that the present model's file names go back to what the caller had
         given before that model was laid over (else to the defaults), unless the caller changed them since. All others,
         and all other sections, stay: epochs, hidden size, seed. It does not matter whether the settings come from a
-        recipe, from code, from with_settings, from another with_model or from a run (recorded). Settings that were made
-        in code are taken to have the shipped model of their model.name laid over them.
+        recipe, from code, from with_settings, from another with_model or from a run (recorded). Settings that no model was
+        laid over are taken to hold the shipped model of their model.name.
         """
         tree = self._without_model()
         preset = _expand(_read_model(model))

@@ -1,5 +1,8 @@
 """Settings: one tree, errors that name the key, models laid over recipes."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from llmcfsr_merlin.config import Config
@@ -21,11 +24,20 @@ def recorded(config, folder) -> Config:
     return Config.recorded(folder)
 
 
+def _written(folder, tree) -> Path:
+    (folder / "written.yaml").write_text(json.dumps(tree))
+    return folder / "written.yaml"
+
+
 OWN = {"train.epochs": 3, "model.hidden": 32}
 OVERRIDES = ["train.epochs=3", "model.hidden=32"]
 # Ways to the same settings, with another model laid over them in between or not.
 WAYS = {
     "a file": lambda folder: Config.load(folder / "own.yaml"),
+    "a file that writes a model out": lambda folder: Config.load(
+        _written(folder, {"train": {"epochs": 3, "loss": "bce", "distil": 0.1},
+                          "model": {**Config.load(None, model="llm_esr").model_dump(mode="json")["model"], "hidden": 32}})
+    ),
     "a file with a model": lambda folder: Config.load(folder / "own.yaml", model="llm_esr"),
     "overrides": lambda _: Config.load(None, OVERRIDES, "llm_esr"),
     "code": lambda _: Config(train=TrainConfig(epochs=3), model=ModelConfig(hidden=32)),
