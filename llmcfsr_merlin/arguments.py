@@ -7,9 +7,9 @@ import difflib
 def separate(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
     """The arguments of a verb that takes ids, with the options first and what is no option after `--`.
 
-    A value follows its option whatever it looks like, unless it is itself an option. Anything else with a dash is an id,
-    but for what looks like a misspelt or shortened option: that ends as argparse ends wrong usage, and an id of that kind
-    can be given after `--`.
+    A value follows its option whatever it looks like, unless it is itself an option. Anything else with a dash is an
+    id, but for what looks like a misspelt or shortened option: that ends as argparse ends wrong usage, and an id of
+    that kind can be given after `--`.
     """
     known = parser._option_string_actions
     options: list[str] = []
@@ -25,7 +25,7 @@ def separate(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]
                 options.append(token)  # a flag, or argparse says that its value is missing
             else:
                 options.append(f"{token}={rest.pop()}" if token.startswith("--") else f"{token}{rest.pop()}")
-        elif "=" in token and token.partition("=")[0] in known or _attached(token, known):
+        elif ("=" in token and token.partition("=")[0] in known) or _attached(token, known):
             options.append(token)
         elif near := _near(token, known):
             parser.error(f"unrecognized argument: {token} (did you mean {near}? An item id goes after --)")

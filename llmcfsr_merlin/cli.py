@@ -102,7 +102,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     serve.add_argument("--log-requests", action="store_true", help="one line a request")
 
     recommend = verb("recommend", "recommend", "the best items for a history, from a run or from a server")
-    recommend.add_argument("items", nargs="*", metavar="ITEM", help="raw item ids, oldest first; a leading dash is no matter")
+    recommend.add_argument(
+        "items", nargs="*", metavar="ITEM", help="raw item ids, oldest first; a leading dash is no matter"
+    )
     recommend.add_argument("--run", type=Path, help="run directory; with --url it only adds titles and users")
     recommend.add_argument("--url", help="server, e.g. grpc://localhost:8001 or http://localhost:8000")
     recommend.add_argument("--user", metavar="ID", help="take the history of this user of --run")

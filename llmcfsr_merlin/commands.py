@@ -7,7 +7,17 @@ from pathlib import Path
 
 from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.console import show
-from llmcfsr_merlin.contract import BASELINES, CASES, ITEM, ITEMS, METRICS, MODEL_REPOSITORY, RANKS, STAGES, TRAIN_HISTORY
+from llmcfsr_merlin.contract import (
+    BASELINES,
+    CASES,
+    ITEM,
+    ITEMS,
+    METRICS,
+    MODEL_REPOSITORY,
+    RANKS,
+    STAGES,
+    TRAIN_HISTORY,
+)
 from llmcfsr_merlin.data.ids import clean_id
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.stage import Manifest

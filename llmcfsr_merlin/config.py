@@ -117,12 +117,12 @@ class Config(Section):
     def with_model(self, model: str | Path) -> "Config":
         """These settings with another model laid over them, as load(..., model) lays it over a recipe: a baseline's.
 
-        model: a path, or the name of one in pipelines/models. Of the sections `model` and `train`, the settings that the
-        model's file names are taken from it. Those that the present model's file names go back to what the caller had
-        given before that model was laid over (else to the defaults), unless the caller changed them since. All others,
-        and all other sections, stay: epochs, hidden size, seed. It does not matter whether the settings come from a
-        recipe, from code, from with_settings, from another with_model or from a run (recorded). Settings that no model was
-        laid over are taken to hold the shipped model of their model.name.
+        model: a path, or the name of one in pipelines/models. Of the sections `model` and `train`, the settings that
+        the model's file names are taken from it. Those that the present model's file names go back to what the caller
+        had given before that model was laid over (else to the defaults), unless the caller changed them since. All
+        others, and all other sections, stay: epochs, hidden size, seed. It does not matter whether the settings come
+        from a recipe, from code, from with_settings, from another with_model or from a run (recorded). Settings that no
+        model was laid over are taken to hold the shipped model of their model.name.
         """
         tree = self._without_model()
         preset = _expand(_read_model(model))
@@ -238,7 +238,9 @@ def _apply(tree: dict, override: str) -> None:
     try:
         node[keys[-1]] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise InputError(f"override {override!r}: the value is not YAML") from error
+        if value[:1] not in "%@`":  # no YAML can begin so, but a format of times does: %d/%m/%Y
+            raise InputError(f"override {override!r}: the value is not YAML") from error
+        node[keys[-1]] = value
 
 
 def _expand(node):

@@ -190,7 +190,9 @@ def check_question(
     histories = list(histories)
     for history in histories:
         if _single(history) or isinstance(history, (set, frozenset)):  # a set has no order
-            raise InputError(f"expected each history to be a list of ids, found {history!r}: one history is [['a', 'b']]")
+            raise InputError(
+                f"expected each history to be a list of ids, found {history!r}: one history is [['a', 'b']]"
+            )
     for name, ids in (("allow", allow), ("deny", deny)):
         if ids is not None and _single(ids):
             raise InputError(f"expected {name} to be a list of ids, found {ids!r}: write [{ids!r}]")

@@ -43,8 +43,8 @@ class DataConfig(Section):
     """Files or glob patterns of item metadata; empty: items have ids only."""
     columns: TableColumns = TableColumns()
     time_unit: Literal["s", "ms", "us", "ns", "days", "excel_days"] | None = None
-    """Of times that are numbers: seconds (also milli-, micro- and nanoseconds) or days since 1970, or Excel's serial days;
-    None: seconds and their parts by each number's size, and dates such as 20180920 and 20180920123456."""
+    """Of times that are numbers: seconds (also milli-, micro- and nanoseconds) or days since 1970, or Excel's serial
+    days; None: seconds and their parts by each number's size, and dates such as 20180920 and 20180920123456."""
     time_format: str | None = Field(None, pattern="%")
     """How times are written, in strptime's letters, e.g. "%d/%m/%Y %H:%M"; None: numbers, ISO dates and other common
     notations. Dates of which day and month cannot be told apart are refused."""

@@ -50,8 +50,8 @@ class Vocabulary:
         return len(self.ids) + FIRST_ITEM
 
     def encode(self, history: Iterable) -> list[int]:
-        """Codes of one history, whose ids are cleaned as those of a log (clean_id); unknown ones become OOV, None, NaN and
-        empty texts the padding code. Raises InputError for a text or a number instead of a list.
+        """Codes of one history, whose ids are cleaned as those of a log (clean_id); unknown ones become OOV, None, NaN
+        and empty texts the padding code. Raises InputError for a text or a number instead of a list.
 
         >>> Vocabulary(["a", "b", "10"]).encode(["b", "zzz", " a ", 10.0])
         [4, 2, 3, 5]

@@ -40,7 +40,7 @@ def categorify(ids: pd.Series, save: Path | None = None) -> np.ndarray:
 
 
 def sequence_workflow(max_length: int) -> nvt.Workflow:
-    """Encoded interactions (user_id, item_id code, timestamp, subsecond, row) of ONE partition -> rows of the split `test`.
+    """Encoded interactions (user, item code, timestamp, subsecond, row) of ONE partition -> rows of the split `test`.
 
     The definition of the splits: prepare() writes the same rows (sequences.py) and takes its schema from here. Groupby
     works per partition and must not follow a filter: give it whole users, with a fresh index.
@@ -69,7 +69,9 @@ def interaction_schema() -> Schema:
 
 def split_schema(items: int, max_length: int) -> Schema:
     """Merlin schema of train/, valid/ and test/: `items` real items, at most max_length + 1 of them in a row."""
-    encoded = interaction_schema().select_by_name([USER, TIME, SUBSECOND, ROW]) + Schema([ColumnSchema(ITEM, dtype="int64")])
+    encoded = interaction_schema().select_by_name([USER, TIME, SUBSECOND, ROW]) + Schema(
+        [ColumnSchema(ITEM, dtype="int64")]
+    )
     schema = sequence_workflow(max_length).fit_schema(encoded).output_schema
     column = schema[ITEM]
     cardinality = items + FIRST_ITEM

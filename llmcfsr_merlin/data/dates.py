@@ -6,24 +6,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_CLOCK = r"(?P<H{n}>\d{{1,2}}):(?P<M{n}>\d{{2}})(?::(?P<S{n}>\d{{2}})(?P<f{n}>[.,]\d{{1,18}})?)?(?:\s*(?P<p{n}>[AaPp])\.?[Mm]\.?)?"
-_ZONE = r"(?P<z{n}>[A-Za-z]{{1,4}}|(?:UTC|GMT)?[+-]\d{{2}}(?::?\d{{2}})?)"
-CLOCK, ZONE = _CLOCK.format(n=""), _ZONE.format(n="")
-_END = rf"(?:\s*{ZONE})?(?:\s*\([^)]*\)|\[[^\]]*\])?$"  # "(Central European Time)" and "[Europe/Paris]" repeat the zone
+_SECOND = r"(?P<S>\d{2})(?P<f>[.,]\d{1,18})?"
+_CLOCK = rf"(?P<H>\d{{1,2}}):(?P<M>\d{{2}})(?::{_SECOND})?(?:\s*(?P<p>[AaPp])\.?[Mm]\.?)?"
+_ZONE = r"(?P<z>[A-Za-z]{1,4}|(?:UTC|GMT)?[+-]\d{2}(?::?\d{2})?)"
+_AGAIN = r"(?:\s*\([^)]*\)|\[[^\]]*\])?"  # "(Central European Time)" and "[Europe/Paris]" repeat the zone
+_END = rf"(?:\s*{_ZONE})?{_AGAIN}$"
 _NAME = r"(?P<m>[A-Za-z]{3,9})\.?"
 _WEEKDAY = r"^(?:[A-Za-z]{3,9}\.?,?\s+)?"
 _DAY = r"(?P<d>\d{1,2})(?:st|nd|rd|th)?"
-_SLASHED = rf"^(?P<a>\d{{1,2}})[-/.](?P<b>\d{{1,2}})[-/.](?P<y>\d{{4}})(?:(?:,|T|\s)+{CLOCK})?{_END}"
+_SLASHED = rf"^(?P<a>\d{{1,2}})[-/.](?P<b>\d{{1,2}})[-/.](?P<y>\d{{4}})(?:(?:,|T|\s)+{_CLOCK})?{_END}"
 _TWO_DIGITS = r"^\d{1,2}[-/.]\d{1,2}[-/.]\d{2}([T ,].*)?$"
 _PATTERNS = (
-    rf"^(?P<y>\d{{4}})[-/.](?P<m>\d{{1,2}})[-/.](?P<d>\d{{1,2}})(?:(?:[Tt,]|\s)+{CLOCK})?{_END}",
-    rf"^(?P<y>\d{{4}})(?P<m>\d{{2}})(?P<d>\d{{2}})[Tt ](?P<H>\d{{2}}):?(?P<M>\d{{2}})(?::?(?P<S>\d{{2}})(?P<f>[.,]\d{{1,18}})?)?{_END}",
+    rf"^(?P<y>\d{{4}})[-/.](?P<m>\d{{1,2}})[-/.](?P<d>\d{{1,2}})(?:(?:[Tt,]|\s)+{_CLOCK})?{_END}",
+    rf"^(?P<y>\d{{4}})(?P<m>\d{{2}})(?P<d>\d{{2}})[Tt ](?P<H>\d{{2}}):?(?P<M>\d{{2}})(?::?{_SECOND})?{_END}",
     # Twitter, Foursquare and C: Tue Apr 03 18:00:09 +0000 2012
-    rf"{_WEEKDAY}{_NAME}\s+{_DAY},?\s+{CLOCK}(?:\s+{ZONE})?\s+(?P<y>\d{{4}})$",
+    rf"{_WEEKDAY}{_NAME}\s+{_DAY},?\s+{_CLOCK}(?:\s+{_ZONE})?\s+(?P<y>\d{{4}})$",
     # Apr 3, 2012 6:00 PM; Goodreads' Sun Jul 30 07:44:10 -0700 2017 is the one above
-    rf"{_WEEKDAY}{_NAME}\s+{_DAY},?\s+(?P<y>\d{{4}})(?:(?:,|at|\s)+{CLOCK})?{_END}",
+    rf"{_WEEKDAY}{_NAME}\s+{_DAY},?\s+(?P<y>\d{{4}})(?:(?:,|at|\s)+{_CLOCK})?{_END}",
     # RFC 2822, Apache, 24-Jan-1997: Tue, 03 Apr 2012 18:00:09 GMT
-    rf"{_WEEKDAY}{_DAY}[-/\s]+{_NAME},?[-/\s]+(?P<y>\d{{4}})(?:(?:[T:,]|at|\s)+{CLOCK})?{_END}",
+    rf"{_WEEKDAY}{_DAY}[-/\s]+{_NAME},?[-/\s]+(?P<y>\d{{4}})(?:(?:[T:,]|at|\s)+{_CLOCK})?{_END}",
     # Amazon: 09 4, 2015
     r"^(?P<m>\d{1,2})\s+(?P<d>\d{1,2}),\s*(?P<y>\d{4})$",
 )

@@ -61,7 +61,7 @@ def apply_filters(
     if kept < 2:
         raise InputError(
             f"expected at least 2 items to rank, found {kept} left of {len(counts):,}: there is nothing to recommend "
-            "(check data.columns.item; lower prepare.min_item or set prepare.filter=none if the filters took the others)"
+            "(check data.columns.item, and if the filters took the others, prepare.min_item and prepare.filter)"
         )
     return counts, report
 

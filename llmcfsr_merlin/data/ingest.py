@@ -29,10 +29,10 @@ from llmcfsr_merlin.data.duplicates import RowKeys, drop_rows
 from llmcfsr_merlin.data.interactions import DROPPED, NOTED, Cleaned, Distinct, PartWriter, Rules, clean
 from llmcfsr_merlin.data.items import ItemTable
 from llmcfsr_merlin.data.lines import BLOCK, Block, LineReader
+from llmcfsr_merlin.data.notices import warn
 from llmcfsr_merlin.data.records import LINE, DelimitedParser, JsonParser
 from llmcfsr_merlin.data.source import Source, find_files, sniff
 from llmcfsr_merlin.data.times import TimeReader
-from llmcfsr_merlin.data.notices import warn
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.settings import DataConfig
 

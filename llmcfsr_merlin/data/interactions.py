@@ -83,9 +83,7 @@ def clean(
     return Cleaned(table, keys, users, items, dropped, example)
 
 
-def _clean(
-    raw: pa.Table, first_row: int, rules: Rules, dropped: Counter, times: TimeReader
-) -> tuple[pa.Table, str]:
+def _clean(raw: pa.Table, first_row: int, rules: Rules, dropped: Counter, times: TimeReader) -> tuple[pa.Table, str]:
     example = ""
     columns: dict = {ROW: pc.add(raw[LINE], first_row)}
     nested = {}
@@ -103,7 +101,9 @@ def _clean(
             columns["unreadable"] = pc.and_(pc.is_null(read.seconds), _given(raw["time"], rules.nulls))
             texts = raw["time"].filter(columns["unreadable"])
             example = repr(texts[0].as_py()) if len(texts) else ""
-    columns[RATING] = to_ratings(raw["rating"]) if "rating" in raw.column_names else pa.nulls(raw.num_rows, pa.float32())
+    columns[RATING] = (
+        to_ratings(raw["rating"]) if "rating" in raw.column_names else pa.nulls(raw.num_rows, pa.float32())
+    )
     if columns[RATING].null_count and "rating" in raw.column_names:
         columns["unrated"] = pc.and_(pc.is_null(columns[RATING]), _given(raw["rating"], rules.nulls))
     for name, mask in nested.items():

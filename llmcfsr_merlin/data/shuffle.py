@@ -177,7 +177,7 @@ def _order(user: np.ndarray, time: np.ndarray, subsecond: np.ndarray | None, row
     bits = max(1, (int(time.max()) - first).bit_length())
     if bits + max(1, int(user.max()).bit_length()) > 63:
         return np.lexsort((*ties, time, user))
-    # One sort of one packed integer, then the few equal ones by what is left: three times the speed of a three-key lexsort.
+    # One sort of one packed integer, then the few equal ones by what is left: three times as fast as a lexsort.
     key = (user.astype(np.int64) << bits) | (time - first)
     order = np.argsort(key)
     key = key[order]

@@ -42,8 +42,8 @@ class Times:
 class TimeReader:
     """Reads the time column of one file.
 
-    unit: of UNITS, days or excel_days; "" where each number's size decides. usual: the unit of the first rows, to notice
-    others by. digits: 8, 10, 12, 14 or 17 where numbers are dates such as 20180920. day_first: of 04/03/2012; None
+    unit: of UNITS, days or excel_days; "" where each number's size decides. usual: the unit of the first rows, to
+    notice others by. digits: 8, 12, 14 or 17 where numbers are dates such as 20180920. day_first: of 04/03/2012; None
     where none was seen. format: of strptime, for all values.
     """
 
@@ -84,8 +84,8 @@ class TimeReader:
                 )
             if filtered and _scaled(values).max() < EARLY:
                 raise InputError(
-                    f"{where}: expected times for data.start and data.end, found {_number(values[0])}, in seconds a time "
-                    f"of {_year(_scaled(values)[0])}: set data.time_unit (s, days, excel_days, ...) or {SETTING}"
+                    f"{where}: expected times for data.start and data.end, found {_number(values[0])}, in seconds a "
+                    f"time of {_year(_scaled(values)[0])}: set data.time_unit (s, days, excel_days, ...) or {SETTING}"
                 )
         usual = Counter(_unit_of(values).tolist()).most_common(1)[0][0]
         return cls(usual="" if digits else usual, digits=digits, day_first=day_first)
@@ -285,8 +285,12 @@ def _typed_times(column: pa.Array) -> Times:
 def _by_format(column: pa.Array, form: str) -> Times:
     text, _ = _split(column, numbers=False) if not _typed(column.type) else (column.cast(pa.string()), None)
     encoded = pc.replace_substring_regex(text, r"^([0-9]+)\.0$", r"\1").dictionary_encode()
-    parsed = pd.to_datetime(pd.Series(encoded.dictionary.to_pylist(), dtype=object), format=form, errors="coerce", utc=True)
-    nanoseconds = parsed.dt.tz_localize(None).to_numpy("datetime64[ns]") if len(parsed) else np.empty(0, "datetime64[ns]")
+    parsed = pd.to_datetime(
+        pd.Series(encoded.dictionary.to_pylist(), dtype=object), format=form, errors="coerce", utc=True
+    )
+    nanoseconds = (
+        parsed.dt.tz_localize(None).to_numpy("datetime64[ns]") if len(parsed) else np.empty(0, "datetime64[ns]")
+    )
     return _typed_times(pa.array(nanoseconds).take(encoded.indices))
 
 

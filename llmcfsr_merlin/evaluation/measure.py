@@ -41,10 +41,13 @@ def measure(
     train_counts = Vocabulary.load(prepare / VOCABULARY).train_counts
     negatives = settings.sampled_negatives if "sampled" in settings.protocols else 0
     write_cases(prepare, directory / CASES, len(train_counts), negatives=negatives, seed=settings.seed)
+    protocols = settings.protocols
     if (found := said_negatives(directory / CASES)) != str(negatives):
+        what = f"users are ranked against {found}, all that they had nothing to do with"
+        if found == "0" and "full" in protocols:
+            protocols, what = ("full",), "everybody had all of them, so only the full protocol is measured"
         print(
-            f"warning: the catalogue has too few items for evaluate.sampled_negatives={negatives}: users are ranked "
-            f"against {found}, all that they had nothing to do with",
+            f"warning: the catalogue has too few items for evaluate.sampled_negatives={negatives}: {what}",
             file=sys.stderr,
         )
     counts = tail_counts(prepare, settings)
@@ -56,7 +59,7 @@ def measure(
             directory / CASES,
             train_counts=train_counts,
             max_length=max_length,
-            protocols=settings.protocols,
+            protocols=protocols,
             ks=settings.ks,
             exclude_history=settings.exclude_history,
             batch_size=settings.batch_size,

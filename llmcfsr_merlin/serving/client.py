@@ -81,11 +81,7 @@ class Client:
                 "TOP_K": np.full((len(part), 1), k, np.int32),
                 "EXCLUDE_SEEN": np.full((len(part), 1), exclude_seen),
             }
-            tensors |= {
-                name: _texts([ids] * len(part))
-                for name, ids in (("ALLOW", allow), ("DENY", deny))
-                if ids
-            }
+            tensors |= {name: _texts([ids] * len(part)) for name, ids in (("ALLOW", allow), ("DENY", deny)) if ids}
             parts.append(self._call(lambda tensors=tensors: self._ask(tensors)))
         items, scores, unknown, fallback = (np.concatenate(arrays) for arrays in zip(*parts))
         empty = items == b""

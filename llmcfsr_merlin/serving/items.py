@@ -33,11 +33,11 @@ def add_items(
 ) -> dict:
     """Write to `output` the model of `trained` with new items at the end of its catalogue; publish() then serves it.
 
-    rows: one dictionary an item, ITEM its raw id (cleaned as those of a log), the rest its attributes. encode: the attributes of n items -> float32
-    [n, D], the same encoder and reduction as in training; encode_words: their lexical vectors float32 [n, E], for a
-    model that has any. null_values: texts that are no id, as in data.null_values. Codes and scores of the old items do not change; a new item has no trained collaborative row, so
-    it is scored by the semantic view and the content match alone. Returns counts. Raises InputError where ids or
-    vectors do not fit.
+    rows: one dictionary an item, ITEM its raw id (cleaned as those of a log), the rest its attributes. encode: the
+    attributes of n items -> float32 [n, D], the same encoder and reduction as in training; encode_words: their lexical
+    vectors float32 [n, E], for a model that has any. null_values: texts that are no id, as in data.null_values. Codes
+    and scores of the old items do not change; a new item has no trained collaborative row, so it is scored by the
+    semantic view and the content match alone. Returns counts. Raises InputError where ids or vectors do not fit.
     """
     bundle, output = Bundle.open(trained), Path(output)
     old = Vocabulary.load(bundle.directory / VOCABULARY)

@@ -36,8 +36,10 @@ def reference(log: pd.DataFrame, config: PrepareConfig):
             log = kept
             break
         log = kept
-    log = log.groupby(USER).filter(lambda rows: len(rows) >= config.min_sequence).sort_values(
-        [name for name in (USER, TIME, SUBSECOND, ROW) if name in log]
+    log = (
+        log.groupby(USER)
+        .filter(lambda rows: len(rows) >= config.min_sequence)
+        .sort_values([name for name in (USER, TIME, SUBSECOND, ROW) if name in log])
     )
     counts = log[ITEM].value_counts()
     order = sorted(counts.index, key=lambda raw_id: (-counts[raw_id], raw_id))

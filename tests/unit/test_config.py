@@ -36,7 +36,7 @@ WAYS = {
     "a file": lambda folder: Config.load(folder / "own.yaml"),
     "a file that writes a model out": lambda folder: Config.load(
         _written(folder, {"train": {"epochs": 3, "loss": "bce", "distil": 0.1},
-                          "model": {**Config.load(None, model="llm_esr").model_dump(mode="json")["model"], "hidden": 32}})
+                          "model": {**Config.load(None, model="llm_esr").model.model_dump(mode="json"), "hidden": 32}})
     ),
     "a file with a model": lambda folder: Config.load(folder / "own.yaml", model="llm_esr"),
     "overrides": lambda _: Config.load(None, OVERRIDES, "llm_esr"),
