@@ -85,7 +85,7 @@ def _new_ids(rows: Sequence[dict], old: Vocabulary, null_values: Sequence[str]) 
         raise InputError(f"expected new items, found {len(known)} that the model already has, first {known[0]!r}")
     if len(set(ids)) < len(ids):
         twice = next(raw for raw, count in Counter(ids).items() if count > 1)
-        raise InputError(f"expected each new {ITEM} once, found {twice!r} {ids.count(twice)} times")
+        raise InputError(f"expected each new {ITEM} once, found {twice!r} repeated")
     return ids
 
 
