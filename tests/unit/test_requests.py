@@ -133,8 +133,8 @@ def test_users_with_dashes(run, call):
 
 def test_several_ids_are_allowed_by_repeating_the_option_or_by_commas(run, call):
     for given, expected in (
-        (["--allow", "a", "--allow", "b"], {"a", "b"}), (["--allow", "a,10"], {"a", "10"}), (["--allow", "a,b"], {"a,b"}),
-        (["--allow=a,b", "--allow", "b"], {"a,b", "b"}),
+        (["--allow", "a", "--allow", "b"], {"a", "b"}), (["--allow", "a,10"], {"a", "10"}),
+        (["--allow", "a,b"], {"a,b"}), (["--allow=a,b", "--allow", "b"], {"a,b", "b"}),
     ):  # fmt: skip
         found = json.loads(call("recommend", "[new]", "--run", run, "--json", *given).out)
         assert {row["item_id"] for row in found["items"]} == expected
@@ -183,7 +183,8 @@ def test_new_items_get_the_ids_that_a_log_would_give_them(run, tmp_path):
     add_items(run, tmp_path / "grown", rows, encode)
     assert Recommender.load(tmp_path / "grown").vocabulary.ids[-4:].tolist() == ["N1", "1001", "5f", "007"]
     for row, message in (
-        ({"item_id": "10.0"}, "1 that the model already has, first '10'"), ({"item_id": "NULL"}, "found 'NULL' in item 1"),
+        ({"item_id": "10.0"}, "1 that the model already has, first '10'"),
+        ({"item_id": "NULL"}, "found 'NULL' in item 1"),
         ({"item_id": float("nan")}, "found nan in item 1"), ({"title": "x"}, "found None in item 1"),
         ({"item_id": [1]}, "found the list"), ({"item_id": "  "}, "found '  ' in item 1"),
     ):  # fmt: skip
