@@ -62,7 +62,7 @@ def slash_order(texts: pa.Array) -> str | None:
     parts = pc.extract_regex(texts, _SLASHED).drop_null()
     if not len(parts):
         return None
-    first, second = (_whole(pc.struct_field(parts, index)) for index in (0, 1))
+    first, second = map(_whole, parts.flatten()[:2])
     day, month = bool((first > 12).any()), bool((second > 12).any())
     return "unclear" if day == month else "day" if day else "month"
 

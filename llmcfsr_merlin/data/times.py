@@ -160,7 +160,7 @@ class TimeReader:
             return self._floats(floats)
         if len(floats) and (pc.max(floats).as_py() or 0) >= _FROM["ms"]:
             return self._floats(floats)
-        whole, part = (pc.struct_field(parts, index) for index in (0, 1))
+        whole, part = parts.flatten()
         part = pc.if_else(pc.equal(part, ""), ".0", part)
         rest = pc.fill_null(pc.binary_join_element_wise("0", part, "").cast(pa.float64()), 0.0)
         seconds = pc.if_else(pc.is_valid(text), whole, None).cast(pa.int64())

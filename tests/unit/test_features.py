@@ -97,6 +97,15 @@ def test_equals_nvtabular_groupby_and_list_slice(tmp_path, max_length):
     assert ours[ITEM].map(list).tolist() == theirs[ITEM].map(list).tolist()
 
 
+def test_one_item_cannot_be_ranked(tmp_path):
+    """Said before anything is trained."""
+    log = log_of(20).assign(**{ITEM: "i1", USER: "u1"})
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pandas(log, preserve_index=False), tmp_path / "in" / "part-00000.parquet")
+    with pytest.raises(InputError, match="expected at least 2 items to rank, found 1 left of 1"):
+        prepare(tmp_path / "in", tmp_path / "out", PrepareConfig(), SINGLE)
+
+
 def kinds(schema) -> dict:
     """Column -> (dtype, is a list), of a Merlin or an Arrow schema."""
     if isinstance(schema, pa.Schema):

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmcfsr_merlin.contract import ITEM, TITLE, USER
@@ -62,6 +62,7 @@ TEXTS = st.one_of(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(st.none(), TEXTS.filter(lambda text: text.isascii() or text.encode("utf-8", "replace"))), max_size=8
