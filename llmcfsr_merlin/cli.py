@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from llmcfsr_merlin import __version__
+from llmcfsr_merlin.arguments import separate
 from llmcfsr_merlin.contract import STAGES
 from llmcfsr_merlin.errors import InputError, MissingDependency
 
@@ -25,7 +26,11 @@ _STAGE_HELP = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 bad input, 2 wrong usage, 3 a bug, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parser, of_items = _parser()
+    if argv and argv[0] in of_items:
+        argv = [argv[0], *separate(of_items[argv[0]], argv[1:])]
+    arguments = parser.parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # OpenMP's threads spin while they wait: where something else needs the core, training was measured 8 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -55,7 +60,8 @@ def _explained(error: BaseException) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--traceback shows where)", 3
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and those of the verbs that take item ids."""
     parser = argparse.ArgumentParser(prog="llmcfsr", description="Long-tail recommendation: raw logs to Triton.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -96,14 +102,18 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--log-requests", action="store_true", help="one line a request")
 
     recommend = verb("recommend", "recommend", "the best items for a history, from a run or from a server")
-    recommend.add_argument("items", nargs="*", metavar="ITEM", help="raw item ids, oldest first")
+    recommend.add_argument(
+        "items", nargs="*", metavar="ITEM", help="raw item ids, oldest first; a leading dash is no matter"
+    )
     recommend.add_argument("--run", type=Path, help="run directory; with --url it only adds titles and users")
     recommend.add_argument("--url", help="server, e.g. grpc://localhost:8001 or http://localhost:8000")
-    recommend.add_argument("--user", help="take the history of this user of --run")
+    recommend.add_argument("--user", metavar="ID", help="take the history of this user of --run")
     recommend.add_argument("-k", type=int, default=10, help="how many (default 10)")
     recommend.add_argument("--exclude-seen", action="store_true", help="leave out the items of the history")
     for name, text in (("allow", "only these items"), ("deny", "never these items")):
-        recommend.add_argument(f"--{name}", metavar="IDS", help=f"{text}: raw ids, separated by commas")
+        recommend.add_argument(
+            f"--{name}", action="append", default=[], metavar="ID", help=f"{text}; give it again for another id, or a,b"
+        )
     recommend.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
 
     check = verb("check-served", "check_served", "compare a server with the library on users of the run (release gate)")
@@ -134,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     prompt.add_argument("items", nargs="+", metavar="ITEM", help="raw item ids")
 
     verb("doctor", "doctor", "what is installed, what does not fit, and the fix")
-    return parser
+    return parser, {"recommend": recommend, "prompt": prompt}
 
 
 def _recipe(parser: argparse.ArgumentParser) -> None:

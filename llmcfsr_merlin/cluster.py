@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from llmcfsr_merlin.console import show
 from llmcfsr_merlin.errors import InputError, MissingDependency
 from llmcfsr_merlin.failures import clear_failures
 from llmcfsr_merlin.settings import ClusterConfig
@@ -244,7 +245,7 @@ def print_counts(title: str, lines: Sequence[tuple[str, object]]) -> None:
     table.add_column(justify="right")
     for name, value in lines:
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    Console(stderr=True).print(table)
+    show(table, stderr=True)
 
 
 def _missing() -> str:

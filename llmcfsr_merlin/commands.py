@@ -2,11 +2,23 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import BASELINES, ITEM, ITEMS, METRICS, MODEL_REPOSITORY, RANKS, STAGES, TRAIN_HISTORY
+from llmcfsr_merlin.console import show
+from llmcfsr_merlin.contract import (
+    BASELINES,
+    CASES,
+    ITEM,
+    ITEMS,
+    METRICS,
+    MODEL_REPOSITORY,
+    RANKS,
+    STAGES,
+    TRAIN_HISTORY,
+)
+from llmcfsr_merlin.data.ids import clean_id
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.stage import Manifest
 
@@ -55,7 +67,6 @@ def demo(arguments) -> int:
 def search(arguments) -> None:
     """The stages before training, then trials; a table of them, best first, and a file for --model."""
     import yaml
-    from rich.console import Console
     from rich.table import Table
 
     from llmcfsr_merlin.contract import resource
@@ -78,7 +89,7 @@ def search(arguments) -> None:
         table.add_column(key, justify="right")
     for row in found:
         table.add_row(*(str(row["settings"][key]) for key in space), *(str(row[key]) for key in numbers))
-    Console().print(table)
+    show(table)
     print(f"use the best: llmcfsr run {arguments.recipe} --model {directory / 'search' / BEST}")
     print(json.dumps({"run": str(directory), "trials": len(found), "best": found[0]}))
 
@@ -107,25 +118,31 @@ def recommend(arguments) -> None:
     """From a server where --url is given, else from the run."""
     from llmcfsr_merlin import examples
 
-    if arguments.user and not arguments.run:
+    if arguments.user is not None and not arguments.run:
         raise InputError("--user needs --run, the run directory that knows the user")
-    if bool(arguments.user) == bool(arguments.items):
-        raise InputError("expected either item ids or --user, found " + ("both" if arguments.user else "neither"))
-    history = examples.sequences(arguments.run, [arguments.user])[arguments.user] if arguments.user else arguments.items
-    lists = {name: getattr(arguments, name) for name in ("allow", "deny")}
-    filters = {name: text.split(",") for name, text in lists.items() if text}
+    if (arguments.user is None) == (not arguments.items):
+        raise InputError("expected either item ids or --user, found " + ("both" if arguments.items else "neither"))
+    history = [clean_id(raw) or raw for raw in arguments.items]
+    if arguments.user is not None:
+        user = clean_id(arguments.user) or ""
+        history = examples.sequences(arguments.run, [user])[user]
+    options = {"exclude_seen": arguments.exclude_seen}
     if arguments.url:
         from llmcfsr_merlin.serving import Client
 
         with Client(arguments.url) as client:
-            answers = client.answer([history], arguments.k, exclude_seen=arguments.exclude_seen, **filters)
+            filters = _filters(arguments, lambda ids: client.answer([[raw] for raw in ids], 1).unknown == 0)
+            answers = client.answer([history], arguments.k, **options, **filters)
     elif arguments.run:
         from llmcfsr_merlin.recommender import Recommender
 
         recommender = Recommender.load(arguments.run)
-        answers = recommender.answer([history], arguments.k, exclude_seen=arguments.exclude_seen, **filters)
+        filters = _filters(arguments, lambda ids: recommender.encode([[raw] for raw in ids]).unknown == 0)
+        answers = recommender.answer([history], arguments.k, **options, **filters)
     else:
         raise InputError("expected --run DIRECTORY or --url SERVER, found neither")
+    if answers.unknown[0] and (dashed := [raw for raw in arguments.items if raw.startswith("-")]):
+        print(f"taken as item ids, not as options: {' '.join(dashed)}", file=sys.stderr)
     from llmcfsr_merlin.recommender import table
 
     found = table(answers)
@@ -138,6 +155,24 @@ def recommend(arguments) -> None:
         print("nothing of the history is known: these are the most popular items")
     elif answers.unknown[0]:
         print(f"{answers.unknown[0]} id(s) of the history are unknown and were left out")
+
+
+def _filters(arguments, known: Callable[[list[str]], Sequence[bool]]) -> dict[str, list[str]]:
+    """--allow and --deny as lists. `a,b` is one id where the model has it, else two. known: of ids, which it has."""
+    filters = {}
+    for name in ("allow", "deny"):
+        if not (given := getattr(arguments, name)):
+            continue
+        ids = []
+        for text, whole in zip(given, known(given)):
+            ids += [text] if whole else text.split(",")
+        unknown = [raw for raw, there in zip(ids, known(ids)) if not there]
+        if name == "allow" and len(unknown) == len(ids):
+            raise InputError(f"--allow: expected items of the model, found none that it knows, first {unknown[0]!r}")
+        if unknown:
+            print(f"--{name}: {len(unknown)} id(s) are unknown, first {unknown[0]!r}", file=sys.stderr)
+        filters[name] = ids
+    return filters
 
 
 def check_served(arguments) -> int:
@@ -157,6 +192,7 @@ def check_served(arguments) -> int:
 def report(arguments) -> None:
     """RUN/report/report.html from the run's metrics, training curves, paired tests and a few users."""
     from llmcfsr_merlin import examples
+    from llmcfsr_merlin.evaluation.candidates import said_negatives
     from llmcfsr_merlin.evaluation.report import write_report
     from llmcfsr_merlin.recommender import Recommender
 
@@ -187,7 +223,7 @@ def report(arguments) -> None:
         title=f"{settings.name}: {settings.model.name}",
         focus=settings.model.name,
         base="sasrec" if "sasrec" in names else names[-1],
-        negatives=settings.evaluate.sampled_negatives,
+        negatives=said_negatives(directory / "evaluate" / CASES),
         exclude_history=settings.evaluate.exclude_history,
         histories={name: json.loads((path / TRAIN_HISTORY).read_text()) for name, path in curves.items()},
         comparisons={
@@ -213,7 +249,7 @@ def add_items(arguments) -> None:
     _check_trained_on(arguments.run / "train", embedded)
     counts = grow(
         arguments.run, arguments.out / "train", rows, lambda _: encode_items(embedded, rows)[0],
-        lambda _: encode_words(embedded, rows),
+        lambda _: encode_words(embedded, rows), settings.data.null_values,
     )  # fmt: skip
     from llmcfsr_merlin.pipelines import export
 
@@ -248,13 +284,15 @@ def vectors_report(arguments) -> None:
 
 
 def prompt(arguments) -> None:
-    from llmcfsr_merlin.semantics.prompts import Prompter, show
+    from llmcfsr_merlin.semantics.prompts import Prompter
+    from llmcfsr_merlin.semantics.prompts import show as show_prompts
     from llmcfsr_merlin.semantics.shards import find_items
 
     config = _config(arguments)
-    rows = find_items(_directory(arguments, config) / "ingest" / ITEMS, arguments.items)
+    ids = [clean_id(raw) or raw for raw in arguments.items]
+    rows = find_items(_directory(arguments, config) / "ingest" / ITEMS, ids)
     embed = config.embed
-    print(show(rows, Prompter.of(embed.template, embed.instruction, embed.popularity), embed.tune.drop))
+    print(show_prompts(rows, Prompter.of(embed.template, embed.instruction, embed.popularity), embed.tune.drop))
 
 
 def doctor(_) -> int:
@@ -283,17 +321,19 @@ def _show_stages(manifests: dict[str, Manifest]) -> None:
         table.add_column(column, justify="left" if column == "stage" else "right")
     for name, manifest in manifests.items():
         table.add_row(name, f"{manifest.seconds:,.1f}", f"{manifest.peak_memory_mb:,}")
-    _print(table)
+    show(table)
 
 
 def _show_results(config: Config, directory: Path) -> str:
     """Print the result tables; returns the JSON line."""
+    from llmcfsr_merlin.evaluation.candidates import said_negatives
     from llmcfsr_merlin.evaluation.table import json_line, result_tables
 
     metrics = json.loads((directory / "evaluate" / METRICS).read_text())
     settings = config.evaluate
-    for table in result_tables(metrics, negatives=settings.sampled_negatives, exclude_history=settings.exclude_history):
-        _print(table)
+    negatives = said_negatives(directory / "evaluate" / CASES)
+    for table in result_tables(metrics, negatives=negatives, exclude_history=settings.exclude_history):
+        show(table)
     return json_line(metrics)
 
 
@@ -306,14 +346,14 @@ def _show_user(run_dir: Path | None, user: str | None, history: Sequence[str], f
     items = found[ITEM].tolist()
     known = examples.titles(run_dir, [*history, *items]) if run_dir else {}
     past = "; ".join(known.get(item, item) for item in history[-5:])
-    name = f"user {user}" if user else "history"
+    name = "history" if user is None else f"user {user}"
     table = Table(title=f"{name}: {'... ' if len(history) > 5 else ''}{past}", title_justify="left")
     for column in ("", "item", *(["title"] if known else []), "score"):
         table.add_column(column, justify="right" if column in ("", "score") else "left")
     for rank, (item, score) in enumerate(zip(items, found["score"]), 1):
         title = [known.get(item, "")] if known else []
         table.add_row(str(rank), item, *title, f"{score:.3f}")
-    _print(table)
+    show(table)
 
 
 def _compare(config: Config, directory: Path, other: Path) -> None:
@@ -329,18 +369,10 @@ def _compare(config: Config, directory: Path, other: Path) -> None:
         directory,
         config,
     )
-    _print(comparison_table(rows, config.model.name, against.model.name))
+    show(comparison_table(rows, config.model.name, against.model.name))
 
 
 def _paired(ranks: Path, name: str, base_ranks: Path, base: str, directory: Path, config: Config) -> list[dict]:
     from llmcfsr_merlin.evaluation.measure import compare_runs
 
     return compare_runs(ranks, name, base_ranks, base, directory / "prepare", config.evaluate)
-
-
-def _print(table) -> None:
-    from rich.console import Console
-
-    console = Console()
-    # A pipe or a log has no width of its own: 80 columns would break every row.
-    Console(width=None if console.is_terminal else 160).print(table)

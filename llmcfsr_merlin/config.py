@@ -6,9 +6,12 @@ types and values out of range are errors that name the key. Paths in a recipe ma
 """
 
 import copy
+import dataclasses
 import difflib
 import json
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -32,6 +35,45 @@ from llmcfsr_merlin.settings import (
 from llmcfsr_merlin.stage import write_json
 
 RECORD = "config.json"  # in the run directory: the settings of its last command
+_PRESET = "model_laid_over"  # in RECORD
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a model's file put into a configuration, as JSON values. laid: section -> key -> its value; under: the same
+    keys -> what the caller had given there, if anything."""
+
+    laid: dict[str, dict]
+    under: dict[str, dict]
+
+    @classmethod
+    def of(cls, config: "Config", preset: dict, below: dict) -> "Preset":
+        """Of a configuration that `preset` was laid over; `below`: the tree without it."""
+        tree = config.model_dump(mode="json")
+        laid = {section: {key: tree[section][key] for key in keys} for section, keys in preset.items()}
+        given = {section: below.get(section) or {} for section in preset}
+        under = {s: {key: given[s][key] for key in keys if key in given[s]} for s, keys in preset.items()}
+        return cls(laid, under)
+
+    def without(self, settings: Iterable[str]) -> "Preset":
+        """The preset but for settings ("train.loss", or a whole section) that the caller gave since."""
+        given = set(settings)
+        laid = {
+            section: {key: value for key, value in keys.items() if not {section, f"{section}.{key}"} & given}
+            for section, keys in self.laid.items()
+        }
+        return Preset(laid, self.under)
+
+    def taken_off(self, tree: dict) -> dict:
+        """A configuration's tree (JSON values) without what the preset laid over it and nobody changed since."""
+        tree = {section: dict(keys) if isinstance(keys, dict) else keys for section, keys in tree.items()}
+        for section, keys in self.laid.items():
+            for key, value in keys.items():
+                if tree[section].get(key) == value:
+                    del tree[section][key]
+                    if key in self.under.get(section, {}):
+                        tree[section][key] = self.under[section][key]
+        return tree
 
 
 class Config(Section):
@@ -46,8 +88,8 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
-    _recipe: dict = PrivateAttr(default_factory=dict)
-    """The settings without the model that was laid over them."""
+    _preset: "Preset | None" = PrivateAttr(None)
+    """The model laid over these settings; None: they were given whole, by a recipe or in code."""
 
     @classmethod
     def load(
@@ -62,18 +104,30 @@ class Config(Section):
         Raises InputError with one line that names the key, what was expected and what was found.
         """
         tree = _expand(_read_recipe(recipe, "a recipe file", recipes())) if recipe else {}
-        own = _laid_over(tree, _read_model(model)) if model is not None else copy.deepcopy(tree)
+        preset = _expand(_read_model(model)) if model is not None else {}
+        own = _laid_over(tree, preset)
         for override in overrides:
             _apply(tree, override)
             _apply(own, override)
         config = cls._validate(_expand(own), recipe or "settings")
-        config._recipe = _expand(tree)
+        if model is not None:
+            config._preset = Preset.of(config, preset, _expand(tree))
         return config
 
     def with_model(self, model: str | Path) -> "Config":
-        """The recipe (and overrides) that this was loaded from, with another model laid over it: a baseline's."""
-        config = self._validate(_laid_over(self._recipe, _read_model(model)), model)
-        config._recipe = self._recipe
+        """These settings with another model laid over them, as load(..., model) lays it over a recipe: a baseline's.
+
+        model: a path, or the name of one in pipelines/models. Of the sections `model` and `train`, the settings that
+        the model's file names are taken from it. Those that the present model's file names go back to what the caller
+        had given before that model was laid over (else to the defaults), unless the caller changed them since. All
+        others, and all other sections, stay: epochs, hidden size, seed. It does not matter whether the settings come
+        from a recipe, from code, from with_settings, from another with_model or from a run (recorded). Settings that no
+        model was laid over are taken to hold the shipped model of their model.name.
+        """
+        tree = self._without_model()
+        preset = _expand(_read_model(model))
+        config = self._validate(_laid_over(tree, preset), model)
+        config._preset = Preset.of(config, preset, tree)
         return config
 
     def with_settings(self, settings: dict[str, object]) -> "Config":
@@ -81,10 +135,22 @@ class Config(Section):
         tree = self.model_dump()
         for path, value in settings.items():
             section, _, key = path.partition(".")
-            tree.setdefault(section, {})[key] = value
+            if key:
+                tree.setdefault(section, {})[key] = value
+            else:
+                tree[section] = value
         config = self._validate(tree, "settings")
-        config._recipe = self._recipe
+        config._preset = self._laid().without(settings)
         return config
+
+    def _laid(self) -> "Preset":
+        if self._preset is not None:
+            return self._preset
+        return Preset.of(self, _read_model(self.model.name) if self.model.name in models() else {}, {})
+
+    def _without_model(self) -> dict:
+        """The tree as the caller gave it, before the present model was laid over it."""
+        return self._laid().taken_off(self.model_dump(mode="json"))
 
     @property
     def neural_baselines(self) -> list[str]:
@@ -100,7 +166,8 @@ class Config(Section):
     def record(self, run_dir: Path) -> None:
         """Write the settings into the run directory, where recorded() finds them."""
         Path(run_dir).mkdir(parents=True, exist_ok=True)
-        write_json(Path(run_dir) / RECORD, self.model_dump(mode="json"))
+        tree = self.model_dump(mode="json")
+        write_json(Path(run_dir) / RECORD, tree | {_PRESET: dataclasses.asdict(self._laid())})
 
     @classmethod
     def recorded(cls, run_dir: str | Path) -> "Config":
@@ -110,10 +177,11 @@ class Config(Section):
             raise InputError(f"expected a run directory, found no {path}: `llmcfsr run RECIPE --run {run_dir}` first")
         try:
             tree = json.loads(path.read_text())
+            preset = tree.pop(_PRESET, None)
             config = cls._validate(tree, path)
-        except ValueError as error:
+            config._preset = preset and Preset(**preset)
+        except (ValueError, AttributeError, TypeError) as error:
             raise InputError(f"{path} is not readable ({error}): run a stage of its recipe again") from error
-        config._recipe = tree
         return config
 
     @classmethod
@@ -137,6 +205,8 @@ def _read_model(model: str | Path) -> dict:
 
 
 def _laid_over(tree: dict, upper: dict) -> dict:
+    """A new tree in which the settings of `upper` stand in the place of those of `tree`."""
+    tree = copy.deepcopy(tree)
     return tree | {section: {**(tree.get(section) or {}), **settings} for section, settings in upper.items()}
 
 
@@ -168,7 +238,9 @@ def _apply(tree: dict, override: str) -> None:
     try:
         node[keys[-1]] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise InputError(f"override {override!r}: the value is not YAML") from error
+        if value[:1] not in "%@`":  # no YAML can begin so, but a format of times does: %d/%m/%Y
+            raise InputError(f"override {override!r}: the value is not YAML") from error
+        node[keys[-1]] = value
 
 
 def _expand(node):

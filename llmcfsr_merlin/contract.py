@@ -9,7 +9,8 @@ from pathlib import Path
 USER = "user_id"  # string, raw id as in the log
 ITEM = "item_id"  # string (raw) in logs and items; int64 (code) in sequences
 TIME = "timestamp"  # int64, unix seconds, or the position in the user's order where the log has no time
-ROW = "row"  # int64, position in the source: the stable tie-break of equal timestamps
+SUBSECOND = "subsecond"  # float64 in [0, 1), the part of a second after TIME; logs without the column have 0
+ROW = "row"  # int64, position in the source: the stable tie-break of equal times
 RATING = "rating"  # float32, null where the log has none
 CODE = "code"  # int64, the Categorify code of an item
 COUNT = "count"  # int64, interactions of an item in the whole filtered log
@@ -28,7 +29,7 @@ FIRST_ITEM = 3  # row r of every item-side array belongs to code r; rows below t
 STAGES = ("ingest", "prepare", "embed", "train", "evaluate", "export")
 
 # Artefacts, relative to their stage's directory.
-INTERACTIONS = "interactions"  # ingest: part-*.parquet of USER, ITEM, TIME, ROW, RATING
+INTERACTIONS = "interactions"  # ingest: part-*.parquet of USER, ITEM, TIME, SUBSECOND, ROW, RATING
 ITEMS = "items"  # ingest: part-*.parquet of ITEM and one column an attribute (string or list of string)
 SEQUENCES = "sequences"  # prepare: part-*.parquet of USER, ITEM (list of codes, whole history in time order)
 SPLITS = ("train", "valid", "test")  # prepare: part-*.parquet, the same rows cut for the model (see features.py)

@@ -1,7 +1,8 @@
 """Raw item ids in, raw item ids and scores out: the library's face, and what the Triton steps call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -144,9 +145,12 @@ class Recommender:
         allow: Sequence | None = None,
         deny: Sequence | None = None,
     ) -> Answers:
-        """The best k items of each history as arrays; `allow` and `deny` are raw ids and hold for every row."""
-        check_question(k, allow)
-        if not len(histories):
+        """The best k items of each history as arrays; `allow` and `deny` are raw ids and hold for every row.
+
+        Raises InputError where a text stands in the place of a list of ids: one history is [["a", "b"]].
+        """
+        histories, allow, deny = check_question(histories, k, allow, deny)
+        if not histories:
             return no_answers(k)
         parts = [
             self._answer(histories[start : start + _ROWS], k, exclude_seen, allow, deny)
@@ -175,12 +179,32 @@ class Recommender:
         return table(self.answer(histories, k, **filters))
 
 
-def check_question(k: int, allow: Sequence | None) -> None:
-    """InputError where k or the list of allowed ids cannot be meant."""
-    if not 1 <= k < 2**31:
-        raise InputError(f"expected k of at least 1, found {k}")
-    if allow is not None and not len(allow):
+def check_question(
+    histories: Iterable, k: int, allow: Iterable | None = None, deny: Iterable | None = None
+) -> tuple[list[list], list | None, list | None]:
+    """The histories, allowed and denied ids as lists; InputError where they or k cannot be meant."""
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < 2**31:
+        raise InputError(f"expected k of at least 1, found {k!r}")
+    if _single(histories):
+        raise InputError(f"expected a list of histories, found {histories!r}: one history is [['a', 'b']]")
+    histories = list(histories)
+    for history in histories:
+        if _single(history) or isinstance(history, (set, frozenset)):  # a set has no order
+            raise InputError(
+                f"expected each history to be a list of ids, found {history!r}: one history is [['a', 'b']]"
+            )
+    for name, ids in (("allow", allow), ("deny", deny)):
+        if ids is not None and _single(ids):
+            raise InputError(f"expected {name} to be a list of ids, found {ids!r}: write [{ids!r}]")
+    allow, deny = (None if ids is None else list(ids) for ids in (allow, deny))
+    if allow is not None and not allow:
         raise InputError("expected at least one id in allow, found none: leave it out to allow every item")
+    return [list(history) for history in histories], allow, deny
+
+
+def _single(value: object) -> bool:
+    """Whether something is no list: the letters of a text and the keys of a mapping are not meant."""
+    return isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0
 
 
 def no_answers(k: int) -> Answers:

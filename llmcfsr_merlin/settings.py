@@ -18,6 +18,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+NULL_VALUES = ("NULL", "Null", "null", "(null)", "<null>", "None", "NaN", "nan", "NAN", "NaT", "<NA>", "N/A", "n/a",
+               "#N/A", "\\N", "undefined")  # fmt: skip
+
+
 def _delimiter(value: object) -> object:
     """A delimiter by its name: some cannot be typed in a shell or in YAML."""
     value = _MARKS.get(value, value) if isinstance(value, str) else value
@@ -46,7 +50,7 @@ class TableColumns(Section):
     user: str | int = "user_id"
     item: str | int = "item_id"
     time: str | int | None = "timestamp"
-    """Unix seconds or an ISO date; None: rows are taken in file order."""
+    """Numbers or dates (data.time_unit, data.time_format); None: rows are taken in file order."""
     order: str | int | None = "order"
     """Position in the user's order, used where the log has no time column."""
     rating: str | int | None = "rating"
@@ -91,6 +95,15 @@ class DataConfig(Section):
     item_header: bool | None = None
     max_dropped: float = Field(0.5, ge=0, le=1)
     """Share of the rows that may be dropped because they cannot be read (filters do not count): more is refused."""
+    time_unit: Literal["s", "ms", "us", "ns", "days", "excel_days"] | None = None
+    """Of times that are numbers: seconds (also milli-, micro- and nanoseconds) or days since 1970, or Excel's serial
+    days; None: seconds and their parts by each number's size, and dates such as 20180920 and 20180920123456."""
+    time_format: str | None = Field(None, pattern="%")
+    """How times are written, in strptime's letters, e.g. "%d/%m/%Y %H:%M"; None: numbers, ISO dates and other common
+    notations. Dates of which day and month cannot be told apart are refused."""
+    null_values: tuple[str, ...] = NULL_VALUES
+    """Texts that mean that there is no value, as databases and pandas write it, for users, items, times and ratings.
+    "NA" and "none" are none of them: they are names too."""
     start: date | None = None
     """First day kept (YYYY-MM-DD, UTC), None: all."""
     end: date | None = None
@@ -105,13 +118,15 @@ class DataConfig(Section):
     synthetic_items: int = Field(1000, ge=20)
     synthetic_seed: int = 0
 
-    @field_validator("interactions", "items", mode="before")
+    @field_validator("interactions", "items", "null_values", mode="before")
     @classmethod
     def _one_path(cls, value):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _consistent(self):
+        if self.time_unit and self.time_format:
+            raise ValueError(f"expected time_unit or time_format, found both ({self.time_unit}, {self.time_format})")
         if self.start and self.end and self.start > self.end:
             raise ValueError(f"start ({self.start}) must not be after end ({self.end})")
         return self

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.contract import CODE, COUNT, FIRST_ITEM, ITEM, OOV, PAD, TRAIN_COUNT
+from llmcfsr_merlin.data.ids import NotAnId, clean_id
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.stage import hash_json
 
@@ -49,13 +50,26 @@ class Vocabulary:
         return len(self.ids) + FIRST_ITEM
 
     def encode(self, history: Iterable) -> list[int]:
-        """Codes of one history; unknown ids become OOV, None the padding code, integers their decimal string.
+        """Codes of one history, whose ids are cleaned as those of a log (clean_id); unknown ones become OOV, None, NaN
+        and empty texts the padding code. Raises InputError for a text or a number instead of a list.
 
-        >>> Vocabulary(["a", "b"]).encode(["b", "zzz", "a"])
-        [4, 2, 3]
+        >>> Vocabulary(["a", "b", "10"]).encode(["b", "zzz", " a ", 10.0])
+        [4, 2, 3, 5]
         """
-        codes = self._codes
-        return [PAD if raw is None else codes.get(raw if isinstance(raw, str) else str(raw), OOV) for raw in history]
+        if isinstance(history, (str, bytes)) or not isinstance(history, Iterable):
+            raise InputError(f"expected a list of item ids, found {history!r}: write [{history!r}]")
+        return [self._code(raw) for raw in history]
+
+    def _code(self, raw: object) -> int:
+        if isinstance(raw, str):  # as it is, in nearly all cases
+            found = self._codes.get(raw)
+            if found is not None:
+                return found
+        try:
+            text = clean_id(raw)
+        except NotAnId as error:
+            raise InputError(f"{error}: a history is a list of item ids") from error
+        return PAD if text is None else self._codes.get(text, OOV)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Raw ids (object array of the same shape) of codes; reserved codes become None."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, RATING, ROW, TIME, USER
+from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, RATING, ROW, SUBSECOND, TIME, USER
 
 with warnings.catch_warnings():  # that TensorFlow is not here
     warnings.simplefilter("ignore")
@@ -40,13 +40,13 @@ def categorify(ids: pd.Series, save: Path | None = None) -> np.ndarray:
 
 
 def sequence_workflow(max_length: int) -> nvt.Workflow:
-    """Encoded interactions (user_id, item_id code, timestamp, row) of ONE partition -> rows of the split `test`.
+    """Encoded interactions (user, item code, timestamp, subsecond, row) of ONE partition -> rows of the split `test`.
 
     The definition of the splits: prepare() writes the same rows (sequences.py) and takes its schema from here. Groupby
     works per partition and must not follow a filter: give it whole users, with a fresh index.
     """
-    grouped = [USER, ITEM, TIME, ROW] >> nvt.ops.Groupby(
-        groupby_cols=[USER], sort_cols=[TIME, ROW], aggs={ITEM: ["list"]}, name_sep="."
+    grouped = [USER, ITEM, TIME, SUBSECOND, ROW] >> nvt.ops.Groupby(
+        groupby_cols=[USER], sort_cols=[TIME, SUBSECOND, ROW], aggs={ITEM: ["list"]}, name_sep="."
     )
     items = grouped[f"{ITEM}.list"] >> nvt.ops.Rename(name=ITEM) >> nvt.ops.ListSlice(-(max_length + 1))
     return nvt.Workflow(
@@ -61,6 +61,7 @@ def interaction_schema() -> Schema:
         ColumnSchema(USER, dtype="string", tags=[Tags.USER_ID, Tags.USER]),
         ColumnSchema(ITEM, dtype="string", tags=[Tags.ITEM_ID, Tags.ITEM]),
         ColumnSchema(TIME, dtype="int64", tags=[Tags.TIME]),
+        ColumnSchema(SUBSECOND, dtype="float64"),
         ColumnSchema(ROW, dtype="int64"),
         ColumnSchema(RATING, dtype="float32", tags=[Tags.CONTINUOUS]),
     ])  # fmt: skip
@@ -68,7 +69,9 @@ def interaction_schema() -> Schema:
 
 def split_schema(items: int, max_length: int) -> Schema:
     """Merlin schema of train/, valid/ and test/: `items` real items, at most max_length + 1 of them in a row."""
-    encoded = interaction_schema().select_by_name([USER, TIME, ROW]) + Schema([ColumnSchema(ITEM, dtype="int64")])
+    encoded = interaction_schema().select_by_name([USER, TIME, SUBSECOND, ROW]) + Schema(
+        [ColumnSchema(ITEM, dtype="int64")]
+    )
     schema = sequence_workflow(max_length).fit_schema(encoded).output_schema
     column = schema[ITEM]
     cardinality = items + FIRST_ITEM

@@ -6,8 +6,8 @@ Sources: J. McAuley's product data (2014), Ni et al. 2019 (2018), Hou et al. 202
 from collections.abc import Mapping
 
 from llmcfsr_merlin.contract import ITEM, TITLE
-from llmcfsr_merlin.data.records import Layout, as_text
-from llmcfsr_merlin.data.values import Attribute, as_list
+from llmcfsr_merlin.data.records import Layout
+from llmcfsr_merlin.data.values import Attribute, as_list, as_text
 
 
 def _hint(found: set[str]) -> str:

@@ -57,6 +57,12 @@ def apply_filters(
             f"prepare.min_sequence={settings.min_sequence} left none of {before:,} interactions: no user has so many; "
             "lower prepare.min_item or set prepare.filter=none so that more stay"
         )
+    kept = int((counts > 0).sum())
+    if kept < 2:
+        raise InputError(
+            f"expected at least 2 items to rank, found {kept} left of {len(counts):,}: there is nothing to recommend "
+            "(check data.columns.item, and if the filters took the others, prepare.min_item and prepare.filter)"
+        )
     return counts, report
 
 

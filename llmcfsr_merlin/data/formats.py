@@ -81,7 +81,7 @@ class Format:
                 names[item] = f"column {item}"
                 dialect = replace(dialect, names=tuple(names))
             attributes = TableAttributes(names[item])
-        return ItemReader(attributes, self.columns, dialect)
+        return ItemReader(attributes, self.columns, dialect, self.rules.nulls)
 
     def _columns(self, source: Source, text: Text) -> tuple[list[str], Dialect | None]:
         if source.kind == "parquet" and self.tables:
@@ -109,7 +109,7 @@ class Format:
 
 def of(settings: DataConfig) -> Format:
     """The format that the settings name."""
-    rules = Rules(_day(settings.start), _day(settings.end, 1), settings.min_rating)
+    rules = Rules(_day(settings.start), _day(settings.end, 1), settings.min_rating, settings.null_values)
     if not settings.interactions:
         raise InputError("data.interactions: expected files of reviews or interactions, found none: name them")
     if settings.format == "table":

@@ -13,10 +13,12 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -26,17 +28,20 @@ from llmcfsr_merlin.data import formats
 from llmcfsr_merlin.data.columnar import ParquetParser
 from llmcfsr_merlin.data.delimited import DelimitedParser
 from llmcfsr_merlin.data.duplicates import RowKeys, drop_rows
-from llmcfsr_merlin.data.interactions import DROPPED, FILTERED, Cleaned, Distinct, PartWriter, Rules, clean
+from llmcfsr_merlin.data.interactions import DROPPED, FILTERED, NOTED, Cleaned, Distinct, PartWriter, Rules, clean
 from llmcfsr_merlin.data.items import ItemReader, ItemTable
 from llmcfsr_merlin.data.lines import BLOCK, Block, LineReader
+from llmcfsr_merlin.data.notices import warn
 from llmcfsr_merlin.data.records import JsonParser
 from llmcfsr_merlin.data.source import Source, find_files, sniff
 from llmcfsr_merlin.data.tally import Place, Tally, check_dropped
+from llmcfsr_merlin.data.times import TimeReader
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.settings import DataConfig
 
 _SMALL = 4 * BLOCK  # bytes of a file below which starting processes costs more than it saves
 _BATCH = 65_536  # rows of Parquet that one task takes
+_SAMPLE = 1 << 16  # bytes of a text file by which the notation of its times is told
 
 
 def ingest(settings: DataConfig, out: Path, *, workers: int | None = None, block: int = BLOCK) -> dict:
@@ -52,6 +57,7 @@ def ingest(settings: DataConfig, out: Path, *, workers: int | None = None, block
     run.interactions()
     run.items()
     _print(run.counts, settings)
+    warn(run.counts, run.unmatched)
     return {name: value for name, value in run.counts.items() if value is not None}
 
 
@@ -66,6 +72,8 @@ class _Run:
     catalogue: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     known: set = field(default_factory=set)
     """Reasons for which rows were dropped that have an example."""
+    unmatched: tuple = ()
+    """A few ids of metadata that are not in the log, and of the log without metadata."""
 
     def interactions(self) -> None:
         """Write the interactions, count what was dropped and remember the log's items."""
@@ -95,7 +103,9 @@ class _Run:
             total -= len(repeated)
         self.catalogue = items.values
         self.counts |= {"rows_read": dropped["rows_read"]}
-        self.counts |= {name: dropped[name] for name in (*DROPPED, "stray_quotes", "cut_by_damage", "damaged_files")}
+        self.counts |= {
+            name: dropped[name] for name in (*DROPPED, *NOTED, "stray_quotes", "cut_by_damage", "damaged_files")
+        }
         self.counts |= {
             "duplicates_dropped" if self.settings.duplicates == "drop" else "duplicates_kept": len(repeated),
             "interactions": total,
@@ -115,11 +125,15 @@ class _Run:
                 for rows, found in _ordered(pool, self._item_tasks(source, read, counts), self.workers):
                     table.add(rows)
                     self._take(counts, found, self.settings.item_encoding, "data.item_encoding")
-        lost = ("metadata_bad_lines", "metadata_not_utf8", "metadata_repeated_header", "metadata_no_item")
+        lost = (
+            "metadata_bad_lines", "metadata_not_utf8", "metadata_repeated_header", "metadata_no_item",
+            "metadata_nested_item",
+        )  # fmt: skip
         read_rows = counts["metadata_read"] + sum(counts[name] for name in lost[:3])
         self._report(counts, lost, ("metadata_stray_quotes", "metadata_binary"), read_rows, "items")
         table.add_missing(self.out / INTERACTIONS)
         table.close()
+        self.unmatched = table.unmatched
         self.counts |= {name: int(value) for name, value in sorted({**counts, **table.counts}.items())}
 
     def _interaction_tasks(self, rules: Rules, dropped: Tally) -> Iterator[Callable[[], Cleaned]]:
@@ -128,18 +142,40 @@ class _Run:
             source = sniff(path, self.settings.encoding)
             parser = self.format.parser(source)
             place = Place(str(path), known=self.known)
+            times = self._times(source, parser)
             if source.kind == "parquet":
                 rows = 0
                 for batch in parser.batches(_BATCH):
-                    yield partial(_clean_batch, parser, batch, first_row + rows, rules, replace(place, before=rows))
+                    at = replace(place, before=rows)
+                    yield partial(_clean_batch, parser, batch, first_row + rows, rules, at, times)
                     rows += batch.num_rows
                 first_row += rows
                 continue
             reader = self._lines(source, parser)
             for block in _progress(reader):
-                yield partial(_clean_block, parser, block, first_row, rules, replace(place, before=reader.above(block)))
+                at = replace(place, before=reader.above(block))
+                yield partial(_clean_block, parser, block, first_row, rules, at, times)
             first_row += reader.lines
             _damage(reader, dropped, "")
+
+    def _times(self, source: Source, parser) -> TimeReader:
+        """How this file writes its times, by its first rows: the same ones for any size of block."""
+        if source.kind == "parquet":
+            tables = [parser(batch) for batch in islice(parser.batches(_BATCH), 1)]
+        else:
+            blocks = islice(self._lines(source, parser, _SAMPLE), 1)
+            tables = [table for block in blocks for table in parser(block.data, block.lines, Tally())]
+        columns = [table["time"] for table in tables if "time" in table.column_names]
+        if not columns:
+            return TimeReader()
+        kinds = {column.type for column in columns}
+        kind = kinds.pop() if len(kinds) == 1 else pa.string()  # JSON that Arrow refuses is read as text
+        sample = pa.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], kind)
+        rules, settings = self.format.rules, self.settings
+        if pa.types.is_string(kind):
+            sample = pc.if_else(pc.is_in(sample, value_set=pa.array(rules.nulls, pa.string())), None, sample)
+        filtered = rules.start is not None or rules.end is not None
+        return TimeReader.of(sample, str(source.path), settings.time_unit or "", settings.time_format or "", filtered)
 
     def _item_tasks(self, source: Source, read: ItemReader, counts: Tally) -> Iterator[Callable]:
         place = Place(str(source.path))
@@ -169,12 +205,12 @@ class _Run:
         for line in check_dropped(counts, lost, noted, read, self.settings.max_dropped, what):
             print(line, file=sys.stderr)
 
-    def _lines(self, source: Source, parser) -> LineReader:
+    def _lines(self, source: Source, parser, block: int | None = None) -> LineReader:
         return LineReader(
             source,
             parser.dialect if source.kind == "delimited" else None,
             keep_damaged=self.settings.damaged == "keep",
-            block=self.block,
+            block=block or self.block,
         )
 
     def _nothing(self, dropped: Tally, example: str) -> str:
@@ -189,18 +225,25 @@ class _Run:
 
 
 def _clean_block(
-    parser: JsonParser | DelimitedParser, block: Block, first_row: int, rules: Rules, place: Place
+    parser: JsonParser | DelimitedParser,
+    block: Block,
+    first_row: int,
+    rules: Rules,
+    place: Place,
+    times: TimeReader,
 ) -> Cleaned:
     dropped = Tally()
     tables = parser(block.data, block.lines, dropped)
-    cleaned = clean(tables, first_row + block.first, rules, dropped)
+    cleaned = clean(tables, first_row + block.first, rules, dropped, times)
     place.exemplify(dropped, block.data)
     return cleaned
 
 
-def _clean_batch(parser: ParquetParser, batch: pa.RecordBatch, first_row: int, rules: Rules, place: Place) -> Cleaned:
+def _clean_batch(
+    parser: ParquetParser, batch: pa.RecordBatch, first_row: int, rules: Rules, place: Place, times: TimeReader
+) -> Cleaned:
     dropped = Tally()
-    cleaned = clean([parser(batch)], first_row, rules, dropped)
+    cleaned = clean([parser(batch)], first_row, rules, dropped, times)
     place.exemplify(dropped, batch)
     return cleaned
 

@@ -1,6 +1,6 @@
 """Raw rows -> clean interactions: times read, rows dropped and counted, part files in the order of the source."""
 
-from contextlib import suppress
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,30 +10,42 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.contract import ITEM, RATING, ROW, TIME, USER
+from llmcfsr_merlin.contract import ITEM, RATING, ROW, SUBSECOND, TIME, USER
 from llmcfsr_merlin.data.delimited import LINE
+from llmcfsr_merlin.data.ids import clean_ids
 from llmcfsr_merlin.data.tally import Tally
-from llmcfsr_merlin.data.times import to_integers, to_ratings, to_seconds
+from llmcfsr_merlin.data.times import EARLY, TimeReader, Times, to_integers, to_ratings
 
 ARROW_SCHEMA = pa.schema(
-    [(USER, pa.string()), (ITEM, pa.string()), (TIME, pa.int64()), (ROW, pa.int64()), (RATING, pa.float32())]
+    [
+        (USER, pa.string()),
+        (ITEM, pa.string()),
+        (TIME, pa.int64()),
+        (SUBSECOND, pa.float64()),
+        (ROW, pa.int64()),
+        (RATING, pa.float32()),
+    ]
 )
 _ROW_GROUP = 262_144
 _PART = 1_048_576
 DROPPED = (
-    "bad_lines", "not_utf8", "repeated_header", "no_user", "no_item", "no_time", "unreadable_time", "no_rating",
-    "below_min_rating", "outside_dates",
+    "bad_lines", "not_utf8", "repeated_header", "no_user", "nested_user", "no_item", "nested_item", "no_time",
+    "unreadable_time", "no_rating", "unreadable_rating", "below_min_rating", "outside_dates",
 )  # fmt: skip
 FILTERED = ("below_min_rating", "outside_dates")  # as the settings ask
+# Rows that are kept, but read in a way that their owner may not have meant.
+NOTED = ("times_before_1990", "times_in_future", "mixed_time_units", "unread_ratings", "ids_from_floats", "inexact_ids")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Which rows are kept: unix seconds start <= time < end, rating >= min_rating; None does not ask."""
+    """Which rows are kept: unix seconds start <= time < end, rating >= min_rating; None does not ask. nulls: texts that
+    stand for no value."""
 
     start: int | None = None
     end: int | None = None
     min_rating: float | None = None
+    nulls: tuple[str, ...] = ()
 
 
 @dataclass
@@ -49,37 +61,55 @@ class Cleaned:
     """A time that could not be read."""
 
 
-def clean(tables: list[pa.Table], first_row: int, rules: Rules, dropped: Tally) -> Cleaned:
-    """Bring raw tables (records.py) of one block to the contract's columns; ROW counts from first_row."""
+def clean(
+    tables: list[pa.Table], first_row: int, rules: Rules, dropped: Tally, times: TimeReader | None = None
+) -> Cleaned:
+    """Bring raw tables (records.py) of one block to the contract's columns; ROW counts from first_row.
+
+    times: reads their column `time`. `dropped` counts the rows left out by reason (DROPPED), NOTED and rows_read.
+    """
     parts, example = [], ""
     for raw in tables:
-        table, unreadable = _clean(raw, first_row, rules, dropped)
+        table, unreadable = _clean(raw, first_row, rules, dropped, times or TimeReader())
         parts.append(table)
         example = example or unreadable
     table = pa.concat_tables(parts).combine_chunks() if parts else ARROW_SCHEMA.empty_table()
     user_keys, users = _hash(table[USER])
     item_keys, items = _hash(table[ITEM])
-    keys = _mix(user_keys, item_keys, table[TIME].to_numpy())
+    # A fraction of 0 has no bits set, so that it does not matter whether its block has other ones.
+    moments = table[TIME].to_numpy().astype(np.uint64)
+    moments = moments + table[SUBSECOND].to_numpy().view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    keys = _mix(user_keys, item_keys, moments)
     dropped["rows_read"] += table.num_rows + sum(dropped[name] for name in DROPPED)
     return Cleaned(table, keys, users, items, dropped, example)
 
 
-def _clean(raw: pa.Table, first_row: int, rules: Rules, dropped: Tally) -> tuple[pa.Table, str]:
+def _clean(raw: pa.Table, first_row: int, rules: Rules, dropped: Tally, times: TimeReader) -> tuple[pa.Table, str]:
     example = ""
-    columns = {USER: _ids(raw["user"]), ITEM: _ids(raw["item"]), ROW: pc.add(raw[LINE], first_row)}
+    columns: dict = {ROW: pc.add(raw[LINE], first_row)}
+    nested = {}
+    for name, column in ((USER, raw["user"]), (ITEM, raw["item"])):
+        ids = clean_ids(column, rules.nulls)
+        columns[name], nested[name] = ids.texts, ids.nested
+        dropped["ids_from_floats"] += ids.from_floats
+        dropped["inexact_ids"] += ids.inexact
+    read = _times(raw, times, rules)
+    columns[TIME] = read.seconds if read else columns[ROW]
+    columns[SUBSECOND] = pa.array(read.rest) if read else np.zeros(raw.num_rows)
     if "time" in raw.column_names:
-        columns[TIME] = to_seconds(raw["time"])
-        if columns[TIME].null_count:
-            given = pc.and_(pc.is_null(columns[TIME]), pc.not_equal(pc.utf8_trim_whitespace(_text(raw["time"])), ""))
-            columns["unreadable"] = pc.fill_null(given, False)
+        dropped["mixed_time_units"] += read.mixed
+        if read.seconds.null_count:
+            columns["unreadable"] = pc.and_(pc.is_null(read.seconds), _given(raw["time"], rules.nulls))
             texts = raw["time"].filter(columns["unreadable"])
             example = repr(texts[0].as_py()) if len(texts) else ""
-    elif "order" in raw.column_names:
-        columns[TIME] = to_integers(raw["order"])
-    else:
-        columns[TIME] = columns[ROW]
-    rated = "rating" in raw.column_names
-    columns[RATING] = to_ratings(raw["rating"]) if rated else pa.nulls(raw.num_rows, pa.float32())
+    columns[RATING] = (
+        to_ratings(raw["rating"]) if "rating" in raw.column_names else pa.nulls(raw.num_rows, pa.float32())
+    )
+    if columns[RATING].null_count and "rating" in raw.column_names:
+        columns["unrated"] = pc.and_(pc.is_null(columns[RATING]), _given(raw["rating"], rules.nulls))
+    for name, mask in nested.items():
+        if mask is not None:
+            columns[f"nested {name}"] = mask
     table = pa.table(columns)
 
     def drop(reason: str, keep) -> None:
@@ -92,35 +122,54 @@ def _clean(raw: pa.Table, first_row: int, rules: Rules, dropped: Tally) -> tuple
             dropped.note(reason, int(first) - first_row, len(before) - len(after))
         table = kept
 
-    for reason, column in (("no_user", USER), ("no_item", ITEM)):
+    for role, column in (("user", USER), ("item", ITEM)):
+        if nested[column] is not None:
+            drop(f"nested_{role}", pc.invert(table[f"nested {column}"]))
         if table[column].null_count:
-            drop(reason, pc.is_valid(table[column]))
+            drop(f"no_{role}", pc.is_valid(table[column]))
     if "unreadable" in columns:
         drop("unreadable_time", pc.invert(table["unreadable"]))
     if table[TIME].null_count:
         drop("no_time", pc.is_valid(table[TIME]))
     if rules.min_rating is not None:
+        if "unrated" in columns:
+            drop("unreadable_rating", pc.invert(table["unrated"]))
         drop("no_rating", pc.is_valid(table[RATING]))
         drop("below_min_rating", pc.greater_equal(table[RATING], pa.scalar(rules.min_rating, pa.float32())))
+    elif "unrated" in columns:
+        dropped["unread_ratings"] += _count(table["unrated"])
     if rules.start is not None:
         drop("outside_dates", pc.greater_equal(table[TIME], rules.start))
     if rules.end is not None:
         drop("outside_dates", pc.less(table[TIME], rules.end))
+    if "time" in raw.column_names:
+        dropped["times_before_1990"] += _count(pc.less(table[TIME], EARLY))
+        dropped["times_in_future"] += _count(pc.greater(table[TIME], int(time.time()) + 86_400))
     return table.select(ARROW_SCHEMA.names).cast(ARROW_SCHEMA), example
 
 
-def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.string())
+def _times(raw: pa.Table, times: TimeReader, rules: Rules) -> Times | None:
+    """None where the log has neither times nor an order."""
+    if "time" in raw.column_names:
+        column = raw["time"]
+        if pa.types.is_string(column.type) and rules.nulls:
+            column = pc.if_else(_given(column, rules.nulls), column, None)
+        return times(column)
+    return to_integers(raw["order"]) if "order" in raw.column_names else None
 
 
-def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ids as text without surrounding spaces; empty ones become null."""
-    if pa.types.is_floating(column.type):  # a Parquet column of integers with gaps, as pandas writes it
-        with suppress(pa.ArrowInvalid):
-            column = column.cast(pa.int64())
-    column = pc.utf8_trim_whitespace(column.cast(pa.string()))
-    empty = pc.equal(column, "")
-    return pc.if_else(empty, None, column) if pc.any(empty).as_py() else column
+def _given(column: pa.ChunkedArray, nulls: tuple[str, ...]) -> pa.ChunkedArray:
+    """Whether there is a value: no null, NaN, empty text or one of `nulls`."""
+    if pa.types.is_floating(column.type):
+        return pc.fill_null(pc.invert(pc.is_nan(column)), False)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return pc.is_valid(column)
+    missing = pc.is_in(pc.utf8_trim_whitespace(column), value_set=pa.array(["", *nulls], column.type))
+    return pc.and_(pc.is_valid(column), pc.invert(missing))
+
+
+def _count(mask) -> int:
+    return pc.sum(mask).as_py() or 0
 
 
 def hash_ids(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:

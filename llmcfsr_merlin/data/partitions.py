@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.contract import ITEM, ROW, TIME, USER
+from llmcfsr_merlin.contract import ITEM, ROW, SUBSECOND, TIME, USER
 from llmcfsr_merlin.errors import InputError
 
 # A partition of fewer interactions is not worth a task of its own.
 _SMALL = 200_000
 _NEEDED = {USER: "string", ITEM: "string", TIME: "int64", ROW: "int64"}
+_OPTIONAL = {SUBSECOND: "double"}  # ingest writes it; a log made otherwise may do without
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,16 @@ def plan_chunks(folder: Path, rows: int, workers: int) -> tuple[list[Chunk], int
 
 
 def _check(path: Path, schema: pa.Schema) -> None:
-    for name, kind in _NEEDED.items():
+    for name, kind in (_NEEDED | _OPTIONAL).items():
         if name not in schema.names:
+            if name in _OPTIONAL:
+                continue
             raise InputError(f"{path}: expected column {name} ({kind}), found {', '.join(schema.names)}")
         found = schema.field(name).type
         if pa.types.is_dictionary(found):
             found = found.value_type
         strings = pa.types.is_string(found) or pa.types.is_large_string(found)
-        if not (strings if kind == "string" else found == pa.int64()):
+        if not (strings if kind == "string" else str(found) == kind):
             raise InputError(f"{path}: expected column {name} of type {kind}, found {found}: rerun `llmcfsr ingest`")
 
 
@@ -79,6 +82,8 @@ class Columns:
     item: object
     """int32 positions in item_ids, -1 for null."""
     time: object
+    subsecond: object
+    """float64 in [0, 1), the part of a second after `time`; None where all are 0."""
     row: object
     user_ids: pa.Array
     item_ids: pa.Array
@@ -92,8 +97,9 @@ def read_partition(chunk: Chunk, gpu: bool) -> Columns:
         return read_frame(chunk, cudf, cp)
     # Not pandas, which would make a Python object of every id: Arrow reads the dictionary pages as they are, 4 times
     # as fast. tests/property/test_prepare.py runs read_frame on pandas and compares.
+    there = [*_NEEDED, *_optional(chunk)]
     tables = [
-        pq.ParquetFile(path, read_dictionary=[USER, ITEM]).read_row_group(group, columns=list(_NEEDED))
+        pq.ParquetFile(path, read_dictionary=[USER, ITEM]).read_row_group(group, columns=there)
         for path, group in chunk.pieces
     ]
     table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
@@ -105,7 +111,8 @@ def read_partition(chunk: Chunk, gpu: bool) -> Columns:
         arrays.append(column.indices.fill_null(-1).to_numpy().astype(np.int32, copy=False))
         names.append(column.dictionary.cast(pa.string()))
     _no_nulls(chunk, {name: table[name].null_count for name in (TIME, ROW)})
-    return Columns(np, *arrays, table[TIME].to_numpy(), table[ROW].to_numpy(), *names)
+    subsecond = table[SUBSECOND].fill_null(0.0).to_numpy() if SUBSECOND in there else None
+    return Columns(np, *arrays, table[TIME].to_numpy(), _some(subsecond), table[ROW].to_numpy(), *names)
 
 
 def read_frame(chunk: Chunk, frames, xp) -> Columns:
@@ -116,14 +123,28 @@ def read_frame(chunk: Chunk, frames, xp) -> Columns:
     groups: dict[str, list[int]] = {}
     for path, group in chunk.pieces:
         groups.setdefault(path, []).append(group)
-    frame = frames.read_parquet(list(groups), columns=list(_NEEDED), row_groups=list(groups.values()))
+    there = _optional(chunk)
+    frame = frames.read_parquet(list(groups), columns=[*_NEEDED, *there], row_groups=list(groups.values()))
     _no_nulls(chunk, {name: int(frame[name].isna().sum()) for name in (TIME, ROW)})
     arrays, names = [], []
     for name in (USER, ITEM):
         codes, distinct = frame[name].factorize()  # -1 for null, in both libraries
         arrays.append(xp.asarray(codes, dtype="int32"))
         names.append(_arrow(distinct))
-    return Columns(xp, *arrays, xp.asarray(frame[TIME].values), xp.asarray(frame[ROW].values), *names)
+    subsecond = xp.asarray(frame[SUBSECOND].fillna(0.0).values) if there else None
+    time, row = (xp.asarray(frame[name].values) for name in (TIME, ROW))
+    return Columns(xp, *arrays, time, _some(subsecond), row, *names)
+
+
+def _optional(chunk: Chunk) -> list[str]:
+    """Those of _OPTIONAL that all files of a partition have."""
+    schemas = [pq.read_schema(path).names for path in dict(chunk.pieces)]
+    return [name for name in _OPTIONAL if all(name in names for names in schemas)]
+
+
+def _some(subsecond):
+    """None where no time has a part of a second: what is not there needs no memory and no sorting."""
+    return None if subsecond is None or not bool(subsecond.any()) else subsecond
 
 
 def _arrow(index) -> pa.Array:

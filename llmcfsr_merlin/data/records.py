@@ -14,6 +14,7 @@ import pyarrow.json as arrow_json
 from llmcfsr_merlin.data.delimited import LINE
 from llmcfsr_merlin.data.source import Source, read_record
 from llmcfsr_merlin.data.tally import Tally
+from llmcfsr_merlin.data.values import as_text
 from llmcfsr_merlin.errors import InputError
 
 ROLES = ("user", "item", "time", "order", "rating")
@@ -177,12 +178,3 @@ def grouped(source: Source, name: str, role: str) -> str:
 def is_damaged(value: object, line: str) -> bool:
     """Whether a value holds bytes that were not UTF-8 in `line`, decoded with surrogateescape."""
     return not line.isascii() and isinstance(value, str) and any("\udc80" <= c <= "\udcff" and c in line for c in value)
-
-
-def as_text(value: object) -> str | None:
-    """A value of a JSON object as text; None stays None. Lone surrogates, which no UTF-8 can hold, become '?'."""
-    if value is None:
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).encode("utf-8", "replace").decode()

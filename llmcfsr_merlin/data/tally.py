@@ -9,6 +9,7 @@ import pyarrow as pa
 from llmcfsr_merlin.errors import InputError
 
 _WARN = 0.01
+_ABSENT = ("no_user", "no_item", "no_time", "metadata_no_item")  # a value that is not there was read: it does not count
 _SHOWN = 60  # characters of an example
 
 
@@ -75,13 +76,15 @@ def check_dropped(
     """A line for each reason that cost rows, and a warning where they are many; InputError where more than `limit`.
 
     reasons: for which rows were dropped; noted: what is told, but kept. read: rows read. limit: share of them that may
-    be dropped (data.max_dropped). what: interactions or items.
+    be unreadable (data.max_dropped). what: interactions or items.
     """
     lost = {name: tally[name] for name in reasons if tally[name]}
     told = lost | {name: tally[name] for name in noted if tally[name]}
     lines = [f"{what}: {name.replace('_', ' ')}: {count:,}{_first(tally, name)}" for name, count in told.items()]
     total = sum(lost.values())
-    if read and total > limit * read:
+    unreadable = {name: count for name, count in lost.items() if name not in _ABSENT}
+    if read and sum(unreadable.values()) > limit * read:
+        total, lost = sum(unreadable.values()), unreadable
         worst = max(lost, key=lambda name: lost[name])
         prefix = "data.item_" if what == "items" else "data."
         raise InputError(

@@ -1,12 +1,34 @@
 """Attribute values of any shape as strings and lists of strings, which is what the items table holds."""
 
 import ast
+import json
+import math
 import re
 from collections.abc import Mapping
 
-from llmcfsr_merlin.data.records import as_text
+from llmcfsr_merlin.data.ids import clean_id, unwrapped
 
 Attribute = str | list[str] | None
+
+
+def as_text(value: object) -> str | None:
+    """A value of a JSON object as text; None where there is none (None, NaN, infinity).
+
+    Integers written as floats lose their ".0", MongoDB's {"$oid": ...} and {"$date": ...} are unwrapped, other objects
+    and lists are JSON. Lone surrogates, which no UTF-8 can hold, become '?'.
+    """
+    value = unwrapped(value)
+    if value is None:
+        return None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    if isinstance(value, (bytes, bytearray)):
+        value = clean_id(value)
+    if isinstance(value, (Mapping, list, tuple)):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def as_list(value: object) -> list[str] | None:

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 
 from llmcfsr_merlin.contract import ITEM, TITLE
-from llmcfsr_merlin.data.records import Layout, as_text
-from llmcfsr_merlin.data.values import Attribute, as_list, as_pairs
+from llmcfsr_merlin.data.records import Layout
+from llmcfsr_merlin.data.values import Attribute, as_list, as_pairs, as_text
 
 REVIEWS = Layout(
     "Yelp reviews",

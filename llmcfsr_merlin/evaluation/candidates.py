@@ -16,10 +16,11 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, SEQUENCES, USER
+from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, PAD, SEQUENCES, USER
 from llmcfsr_merlin.errors import InputError
 
 CANDIDATES = "candidates"  # column: list of int64, the negatives' codes
@@ -34,7 +35,7 @@ class Cases:
 
     users: object [B]. histories: int64 [B, L] right-padded, at most `max_length` last items. targets: int64 [B].
     seen: for each user int64 codes of the whole history, target left out. lengths: int64 [B], untruncated history
-    lengths. candidates: int64 [B, n]. tie: float64 [B].
+    lengths. candidates: int64 [B, n], PAD where a user has fewer than n. tie: float64 [B].
     """
 
     users: np.ndarray
@@ -50,19 +51,15 @@ def draw_negatives(user: str, interactions: np.ndarray, rows: int, count: int, s
     """Negatives of one user and the user's tie number.
 
     interactions: int64 codes of everything the user touched. rows: V, catalogue rows with the reserved ones.
-    Returns `count` distinct codes in [FIRST_ITEM, rows) outside `interactions`, and a float in [0, 1).
-    Raises InputError where fewer than `count` such items exist.
+    Returns `count` distinct codes in [FIRST_ITEM, rows) outside `interactions` (all of them where there are fewer), and
+    a float in [0, 1).
     """
     digest = hashlib.blake2b(str(user).encode(), digest_size=8, key=str(seed).encode()).digest()
     generator = np.random.default_rng(int.from_bytes(digest, "little"))
     tie = generator.random()
     known = np.unique(interactions)
     free = rows - FIRST_ITEM - int((known >= FIRST_ITEM).sum())
-    if free < count:
-        raise InputError(
-            f"expected at least {count} items outside the interactions of user {user}, found {free} in a catalogue of "
-            f"{rows - FIRST_ITEM}: lower evaluate.sampled_negatives or drop `sampled` from evaluate.protocols"
-        )
+    count = min(count, free)
     if free < 4 * count:  # rejection would repeat itself too often
         pool = np.setdiff1d(np.arange(FIRST_ITEM, rows), known, assume_unique=True)
         return generator.choice(pool, count, replace=False), tie
@@ -120,19 +117,28 @@ def read_cases(path: Path, max_length: int, batch_size: int) -> Iterator[Cases]:
         for batch in file.iter_batches(batch_size):
             sequences = _lists(batch.column(ITEM))
             histories = [sequence[:-1][-max_length:] for sequence in sequences]
-            padded = np.zeros((len(histories), max(map(len, histories))), np.int64)
-            for row, history in enumerate(histories):
-                padded[row, : len(history)] = history
             targets = np.array([sequence[-1] for sequence in sequences])
             yield Cases(
                 users=batch.column(USER).to_numpy(zero_copy_only=False),
-                histories=padded,
+                histories=_padded(histories),
                 targets=targets,
                 seen=[sequence[:-1][sequence[:-1] != target] for sequence, target in zip(sequences, targets)],
                 lengths=np.array([len(sequence) - 1 for sequence in sequences]),
-                candidates=np.stack(_lists(batch.column(CANDIDATES))),
+                candidates=_padded(_lists(batch.column(CANDIDATES))),
                 tie=np.array(batch.column(TIE)),
             )
+
+
+def said_negatives(path: Path) -> str:
+    """How many negatives the users of the stored cases have: "100", or "0 to 9" where the catalogue is small."""
+    least, most = [], []
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[CANDIDATES]):
+            bounds = pc.min_max(pc.list_value_length(batch.column(0))).as_py()
+            least.append(bounds["min"])
+            most.append(bounds["max"])
+    low, high = min(least, default=0), max(most, default=0)
+    return str(high) if low == high else f"{low} to {high}"
 
 
 def read_sequences(prepare: Path, block: int = _BLOCK) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
@@ -152,6 +158,13 @@ def _lists(column: pa.Array) -> list[np.ndarray]:
     """Rows of a list column as int64 arrays, without a Python object an element."""
     offsets = column.offsets.to_numpy()
     return np.split(column.flatten().to_numpy().astype(np.int64, copy=False), (offsets - offsets[0])[1:-1])
+
+
+def _padded(rows: list[np.ndarray]) -> np.ndarray:
+    padded = np.full((len(rows), max(map(len, rows), default=0)), PAD, np.int64)
+    for row, codes in enumerate(rows):
+        padded[row, : len(codes)] = codes
+    return padded
 
 
 def _check_sequence(user: str, sequence: np.ndarray, rows: int) -> None:

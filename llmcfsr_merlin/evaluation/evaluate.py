@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llmcfsr_merlin.contract import FIRST_ITEM, USER
+from llmcfsr_merlin.contract import FIRST_ITEM, PAD, USER
 from llmcfsr_merlin.evaluation.candidates import Cases, read_cases
 from llmcfsr_merlin.evaluation.metrics import CatalogueSums, rank_of_target
 from llmcfsr_merlin.ranking import select_top_k
@@ -121,5 +121,6 @@ def _full_ranks(scores: Tensor, batch: Cases, k: int, exclude_history: bool) -> 
 def _sampled_ranks(scores: Tensor, batch: Cases) -> np.ndarray:
     candidates = torch.from_numpy(np.column_stack([batch.targets, batch.candidates])).to(scores.device)
     first = torch.zeros(len(candidates), dtype=torch.long, device=scores.device)
-    ranks = rank_of_target(scores.gather(1, candidates), first, torch.from_numpy(batch.tie).to(scores.device))
+    found = scores.gather(1, candidates).masked_fill(candidates == PAD, -torch.inf)
+    ranks = rank_of_target(found, first, torch.from_numpy(batch.tie).to(scores.device))
     return ranks.cpu().numpy()

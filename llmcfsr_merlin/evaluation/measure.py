@@ -4,6 +4,7 @@
 >>> metrics = measure(out, run / "prepare", recipes, dataset="beauty", ...)                   # doctest: +SKIP
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pandas as pd
 
 from llmcfsr_merlin.contract import CASES, METRICS, RANKS, USER, VOCABULARY
 from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.evaluation.candidates import write_cases
+from llmcfsr_merlin.evaluation.candidates import said_negatives, write_cases
 from llmcfsr_merlin.evaluation.evaluate import RECIPE, Scorer, rank_users, read_ranks, write_ranks
 from llmcfsr_merlin.evaluation.groups import DECILES, catalogue_metrics, group_masks, group_metrics, user_counts
 from llmcfsr_merlin.evaluation.significance import compare
@@ -40,6 +41,15 @@ def measure(
     train_counts = Vocabulary.load(prepare / VOCABULARY).train_counts
     negatives = settings.sampled_negatives if "sampled" in settings.protocols else 0
     write_cases(prepare, directory / CASES, len(train_counts), negatives=negatives, seed=settings.seed)
+    protocols = settings.protocols
+    if (found := said_negatives(directory / CASES)) != str(negatives):
+        what = f"users are ranked against {found}, all that they had nothing to do with"
+        if found == "0" and "full" in protocols:
+            protocols, what = ("full",), "everybody had all of them, so only the full protocol is measured"
+        print(
+            f"warning: the catalogue has too few items for evaluate.sampled_negatives={negatives}: {what}",
+            file=sys.stderr,
+        )
     counts = tail_counts(prepare, settings)
     metrics: list[dict] = []
 
@@ -49,7 +59,7 @@ def measure(
             directory / CASES,
             train_counts=train_counts,
             max_length=max_length,
-            protocols=settings.protocols,
+            protocols=protocols,
             ks=settings.ks,
             exclude_history=settings.exclude_history,
             batch_size=settings.batch_size,

@@ -39,7 +39,7 @@ def write_report(
     focus: str,
     base: str,
     metric_names: Sequence[str] = ("hr@10", "ndcg@10"),
-    negatives: int = 100,
+    negatives: int | str = 100,
     exclude_history: bool = False,
     ablation: Sequence[str] = (),
     histories: Mapping[str, Sequence[dict]] | None = None,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from llmcfsr_merlin.evaluation.groups import DECILES
 
@@ -14,7 +15,7 @@ PROTOCOLS = {
 }
 
 
-def protocol_title(protocol: str, *, negatives: int, exclude_history: bool) -> str:
+def protocol_title(protocol: str, *, negatives: int | str, exclude_history: bool) -> str:
     """What a protocol ranks, in words.
 
     >>> protocol_title("full", negatives=100, exclude_history=False)
@@ -44,7 +45,7 @@ def result_tables(
     *,
     names: Sequence[str] = ("hr@10", "ndcg@10"),
     groups: Sequence[str] = GROUPS,
-    negatives: int = 100,
+    negatives: int | str = 100,
     exclude_history: bool = False,
 ) -> list[Table]:
     """One table a protocol and metric: a row a recipe, a column a group, the best value of a column in bold.
@@ -100,11 +101,11 @@ def json_line(metrics: Sequence[dict], **more) -> str:
     return json.dumps({**more, "metrics": tree}, sort_keys=True)
 
 
-def _cell(values: dict, protocol: str, group: str, metric: str, recipe: str, recipes: Sequence[str]) -> str:
+def _cell(values: dict, protocol: str, group: str, metric: str, recipe: str, recipes: Sequence[str]) -> str | Text:
     found = values.get((protocol, group, metric, recipe))
     if found is None:
         return "-"
     mean, spread, _, seeds = found
     text = f"{mean:.4f}" + (f" ± {spread:.4f}" if seeds > 1 else "")
     best = max(values[key][0] for other in recipes if (key := (protocol, group, metric, other)) in values)
-    return f"[bold]{text}[/bold]" if mean == best and len(recipes) > 1 else text
+    return Text(text, "bold") if mean == best and len(recipes) > 1 else text

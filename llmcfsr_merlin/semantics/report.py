@@ -183,7 +183,9 @@ def draw_map(vectors: np.ndarray, has_text: np.ndarray, items: Catalogue, path: 
             *flat[label == number].T,
             s=9,
             color=pyplot.cm.tab10(number),
-            label=f"{name} ({(label == number).sum()})",
+            label="{} ({})".format(
+                name.replace("$", r"\$"), (label == number).sum()
+            ),  # "$" is mathematics to matplotlib
             linewidths=0,
         )
     axes.set(xticks=[], yticks=[], title=f"{len(rows)} of {len(items.ids)} items, {vectors.shape[1]} dimensions, t-SNE")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from llmcfsr_merlin.data.ids import NotAnId, clean_id
 from llmcfsr_merlin.errors import InputError, MissingDependency
 from llmcfsr_merlin.recommender import Answers, check_question, no_answers, table
 from llmcfsr_merlin.serving.repository import FRONT
@@ -64,9 +65,12 @@ class Client:
         allow: Sequence | None = None,
         deny: Sequence | None = None,
     ) -> Answers:
-        """As Recommender.answer, from the server; arrays are always k wide. Many histories go in several requests."""
-        check_question(k, allow)
-        if not len(histories):
+        """As Recommender.answer, from the server; arrays are always k wide. Many histories go in several requests.
+
+        Raises InputError where a text stands in the place of a list of ids: one history is [["a", "b"]].
+        """
+        histories, allow, deny = check_question(histories, k, allow, deny)
+        if not histories:
             return no_answers(k)
         rows = self._call(self._rows_per_request)
         parts = []
@@ -77,11 +81,7 @@ class Client:
                 "TOP_K": np.full((len(part), 1), k, np.int32),
                 "EXCLUDE_SEEN": np.full((len(part), 1), exclude_seen),
             }
-            tensors |= {
-                name: _texts([ids] * len(part))
-                for name, ids in (("ALLOW", allow), ("DENY", deny))
-                if ids is not None and len(ids)
-            }
+            tensors |= {name: _texts([ids] * len(part)) for name, ids in (("ALLOW", allow), ("DENY", deny)) if ids}
             parts.append(self._call(lambda tensors=tensors: self._ask(tensors)))
         items, scores, unknown, fallback = (np.concatenate(arrays) for arrays in zip(*parts))
         empty = items == b""
@@ -134,9 +134,16 @@ class Client:
 
 
 def _texts(rows: Sequence[Sequence]) -> np.ndarray:
-    """Ragged ids to BYTES [B, longest], padded with empty strings; integers become decimal strings, None padding."""
+    """Ragged ids, cleaned as those of a log (clean_id), to BYTES [B, longest]; padding and None are empty."""
     width = max(1, max(len(row) for row in rows))
     texts = np.full((len(rows), width), b"", dtype=object)
     for i, row in enumerate(rows):
-        texts[i, : len(row)] = [b"" if raw is None else str(raw).encode() for raw in row]
+        texts[i, : len(row)] = [_text(raw) for raw in row]
     return texts
+
+
+def _text(raw: object) -> bytes:
+    try:
+        return (clean_id(raw) or "").encode()
+    except NotAnId as error:
+        raise InputError(f"{error}: a history is a list of item ids") from error

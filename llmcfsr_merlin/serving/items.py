@@ -1,6 +1,7 @@
 """New items without retraining: appended to a model's catalogue and scored by their semantic vector."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pyarrow.parquet as pq
 import torch
 
 from llmcfsr_merlin.contract import CODE, COUNT, FIRST_ITEM, ITEM, TRAIN_COUNT, VOCABULARY
+from llmcfsr_merlin.data.ids import NotAnId, clean_id
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.artefact import load_model, save_model
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.serving.bundle import Bundle
+from llmcfsr_merlin.settings import NULL_VALUES
 from llmcfsr_merlin.stage import Manifest, hash_json, seal
 from llmcfsr_merlin.vocabulary import Vocabulary
 
@@ -21,20 +24,25 @@ Encode = Callable[[list[dict]], np.ndarray]
 
 
 def add_items(
-    trained: str | Path, output: str | Path, rows: Sequence[dict], encode: Encode, encode_words: Encode | None = None
+    trained: str | Path,
+    output: str | Path,
+    rows: Sequence[dict],
+    encode: Encode,
+    encode_words: Encode | None = None,
+    null_values: Sequence[str] = NULL_VALUES,
 ) -> dict:
     """Write to `output` the model of `trained` with new items at the end of its catalogue; publish() then serves it.
 
-    rows: one dictionary an item, ITEM its raw id, the rest its attributes. encode: the attributes of n items -> float32
-    [n, D], the same encoder and reduction as in training; encode_words: their lexical vectors float32 [n, E], for a
-    model that has any. Codes and scores of the old items do not change; a new item has no trained collaborative row, so
-    it is scored by the semantic view and the content match alone. Returns counts. Raises InputError where ids or
-    vectors do not fit.
+    rows: one dictionary an item, ITEM its raw id (cleaned as those of a log), the rest its attributes. encode: the
+    attributes of n items -> float32 [n, D], the same encoder and reduction as in training; encode_words: their lexical
+    vectors float32 [n, E], for a model that has any. null_values: texts that are no id, as in data.null_values. Codes
+    and scores of the old items do not change; a new item has no trained collaborative row, so it is scored by the
+    semantic view and the content match alone. Returns counts. Raises InputError where ids or vectors do not fit.
     """
     bundle, output = Bundle.open(trained), Path(output)
     old = Vocabulary.load(bundle.directory / VOCABULARY)
     network = load_model(bundle.directory, old.hash)
-    ids = _new_ids(rows, old)
+    ids = _new_ids(rows, old, null_values)
     attributes = [{k: v for k, v in row.items() if k != ITEM} for row in rows]
     vectors = {"items.vectors": _vectors(network, attributes, encode)}
     if hasattr(network, "lexical"):
@@ -60,18 +68,24 @@ def add_items(
     return counts
 
 
-def _new_ids(rows: Sequence[dict], old: Vocabulary) -> list[str]:
+def _new_ids(rows: Sequence[dict], old: Vocabulary, null_values: Sequence[str]) -> list[str]:
     if not rows:
         raise InputError("expected at least one new item, found none")
-    missing = [i for i, row in enumerate(rows) if row.get(ITEM) in (None, "")]
-    if missing:
-        raise InputError(f"expected {ITEM} in every new item, found none in row {missing[0]}")
-    ids = [str(row[ITEM]) for row in rows]
+    ids = []
+    for number, row in enumerate(rows, 1):
+        try:
+            raw = clean_id(row.get(ITEM))
+        except NotAnId as error:
+            raise InputError(f"new item {number}: {error} in {ITEM}") from error
+        if raw is None or raw in null_values:
+            raise InputError(f"expected {ITEM} in every new item, found {row.get(ITEM)!r} in item {number}")
+        ids.append(raw)
     known = [raw for raw in ids if old.encode([raw])[0] >= FIRST_ITEM]
     if known:
         raise InputError(f"expected new items, found {len(known)} that the model already has, first {known[0]!r}")
     if len(set(ids)) < len(ids):
-        raise InputError(f"expected each new {ITEM} once, found repeated ones")
+        twice = next(raw for raw, count in Counter(ids).items() if count > 1)
+        raise InputError(f"expected each new {ITEM} once, found {twice!r} repeated")
     return ids
 
 

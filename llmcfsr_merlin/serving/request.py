@@ -59,8 +59,14 @@ def parse(tensors: dict[str, np.ndarray], limits: Limits) -> list[Row]:
 
 
 def _ids(tensor: np.ndarray) -> list[list[str]]:
-    # Bytes that are not UTF-8 cannot be an id of the log: they become an unknown id instead of failing the request.
-    return [[raw.decode(errors="replace") for raw in row if raw] for row in tensor.tolist()]
+    return [[_text(raw) for raw in row if raw] for row in tensor.tolist()]
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:  # as ingest reads bytes that are no text
+        return raw.hex()
 
 
 def _column(tensors: dict[str, np.ndarray], name: str, default, count: int) -> list:

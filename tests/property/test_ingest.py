@@ -10,13 +10,16 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmcfsr_merlin.data.ids import clean_id
 from llmcfsr_merlin.data.ingest import ingest
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.settings import DataConfig
 from tests.unit.data.world import read
 
-# Everything that may stand in an id but for what ends a line or is no character.
+# Everything that may stand in an id but for what ends a line or is no character, and what is cleaned.
 IDS = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1, max_size=4)
+IDS = IDS.filter(lambda text: text[0] not in "[{" and clean_id(text) == text)
+AS_THEY_ARE = {"null_values": (), "time_unit": "s"}
 ROWS = st.lists(
     st.tuples(IDS, IDS, st.integers(0, 2**31), st.one_of(st.none(), st.integers(1, 5))), min_size=1, max_size=40
 )
@@ -27,7 +30,8 @@ def ingested(data: bytes, workers: int, block: int, **config) -> tuple:
         path, out = Path(folder) / "log", Path(folder) / "out"
         path.write_bytes(data)
         out.mkdir()
-        counts = ingest(DataConfig(interactions=str(path), **config), out, workers=workers, block=block)
+        settings = DataConfig(interactions=str(path), **AS_THEY_ARE, **config)
+        counts = ingest(settings, out, workers=workers, block=block)
         return counts, *read(out)
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmcfsr_merlin.cluster import Engine, engine, has_gpu
-from llmcfsr_merlin.contract import CODE, COUNT, ITEM, ROW, SPLITS, TIME, TRAIN_COUNT, USER
+from llmcfsr_merlin.contract import CODE, COUNT, ITEM, ROW, SPLITS, SUBSECOND, TIME, TRAIN_COUNT, USER
 from llmcfsr_merlin.data.partitions import read_frame
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.features import prepare
@@ -36,7 +36,11 @@ def reference(log: pd.DataFrame, config: PrepareConfig):
             log = kept
             break
         log = kept
-    log = log.groupby(USER).filter(lambda rows: len(rows) >= config.min_sequence).sort_values([USER, TIME, ROW])
+    log = (
+        log.groupby(USER)
+        .filter(lambda rows: len(rows) >= config.min_sequence)
+        .sort_values([name for name in (USER, TIME, SUBSECOND, ROW) if name in log])
+    )
     counts = log[ITEM].value_counts()
     order = sorted(counts.index, key=lambda raw_id: (-counts[raw_id], raw_id))
     return log.groupby(USER)[ITEM].agg(list).to_dict(), order, counts
@@ -45,7 +49,8 @@ def reference(log: pd.DataFrame, config: PrepareConfig):
 def write_log(folder: Path, log: pd.DataFrame, parts: int) -> Path:
     """The log as `parts` Parquet files (some of them empty where there are fewer rows)."""
     folder.mkdir(parents=True)
-    schema = pa.schema([(USER, pa.string()), (ITEM, pa.string()), (TIME, pa.int64()), (ROW, pa.int64())])
+    kinds = {USER: pa.string(), ITEM: pa.string(), TIME: pa.int64(), SUBSECOND: pa.float64(), ROW: pa.int64()}
+    schema = pa.schema([(name, kind) for name, kind in kinds.items() if name in log])
     for number, at in enumerate(np.array_split(np.arange(len(log)), parts)):
         table = pa.Table.from_pandas(log.iloc[at], schema, preserve_index=False)
         pq.write_table(table, folder / f"part-{number:05d}.parquet")
@@ -61,7 +66,7 @@ def check(log: pd.DataFrame, config: PrepareConfig, tmp: Path, parts: int, rows:
     expected, order, counts = reference(log, config)
     source = write_log(tmp / "in", log, parts)
     on.partition = rows * 160
-    if not any(len(items) > 3 for items in expected.values()):
+    if len(order) < 2 or not any(len(items) > 3 for items in expected.values()):
         with pytest.raises(InputError):
             prepare(source, tmp / "out", config, on)
         return {}
@@ -103,6 +108,8 @@ def logs(draw):
         TIME: random.integers(-5, draw(st.sampled_from([1, 6, 2**40])), count),
         ROW: np.arange(count),
     })  # fmt: skip
+    if draw(st.booleans()):  # in some partitions only, perhaps
+        log[SUBSECOND] = random.choice([0.0, 0.25, 1e-9, 0.999], count) * (np.arange(count) > draw(st.integers(0, 60)))
     if draw(st.booleans()):
         log.loc[random.random(count) < 0.1, USER] = None
         log.loc[random.random(count) < 0.1, ITEM] = None

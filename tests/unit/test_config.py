@@ -1,10 +1,13 @@
 """Settings: one tree, errors that name the key, models laid over recipes."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.settings import models
+from llmcfsr_merlin.settings import ModelConfig, TrainConfig, models
 
 
 def test_a_baseline_is_laid_over_the_recipe_not_over_the_model():
@@ -14,6 +17,79 @@ def test_a_baseline_is_laid_over_the_recipe_not_over_the_model():
     assert (baseline.train.loss, baseline.train.distil) == ("uniform_softmax", 0)
     assert (baseline.train.epochs, baseline.model.hidden) == (3, 32)
     assert baseline.with_model("llm_esr").train == config.train
+
+
+def recorded(config, folder) -> Config:
+    config.record(folder)
+    return Config.recorded(folder)
+
+
+def _written(folder, tree) -> Path:
+    (folder / "written.yaml").write_text(json.dumps(tree))
+    return folder / "written.yaml"
+
+
+OWN = {"train.epochs": 3, "model.hidden": 32}
+OVERRIDES = ["train.epochs=3", "model.hidden=32"]
+# Ways to the same settings, with another model laid over them in between or not.
+WAYS = {
+    "a file": lambda folder: Config.load(folder / "own.yaml"),
+    "a file that writes a model out": lambda folder: Config.load(
+        _written(folder, {"train": {"epochs": 3, "loss": "bce", "distil": 0.1},
+                          "model": {**Config.load(None, model="llm_esr").model.model_dump(mode="json"), "hidden": 32}})
+    ),
+    "a file with a model": lambda folder: Config.load(folder / "own.yaml", model="llm_esr"),
+    "overrides": lambda _: Config.load(None, OVERRIDES, "llm_esr"),
+    "code": lambda _: Config(train=TrainConfig(epochs=3), model=ModelConfig(hidden=32)),
+    "code, then a model": lambda _: Config(train={"epochs": 3}, model={"hidden": 32}).with_model("llm_esr"),
+    "code with a model's name": lambda _: Config(
+        train=TrainConfig(epochs=3, loss="bce", distil=0.1),
+        model=ModelConfig(**{**Config.load(None, model="llm_esr").model.model_dump(), "hidden": 32}),
+    ),
+    "with_settings": lambda _: Config().with_settings(OWN),
+    "with_settings of a model": lambda _: Config.load(None, model="llmemb").with_settings(OWN),
+    "with_settings, then a model": lambda _: Config().with_settings(OWN).with_model("alphafuse").with_settings(OWN),
+    "model_copy": lambda _: (config := Config.load(None, model="llm_esr")).model_copy(
+        update={"train": config.train.model_copy(update={"epochs": 3}),
+                "model": config.model.model_copy(update={"hidden": 32})}
+    ),
+    "a run": lambda folder: recorded(Config(train={"epochs": 3}, model={"hidden": 32}), folder),
+    "a run of a model": lambda folder: recorded(Config.load(None, OVERRIDES, "llm_esr"), folder),
+    "a run of a model, of a run": lambda folder: recorded(
+        recorded(Config.load(None, OVERRIDES, "llm_esr"), folder).with_model("llmemb"), folder
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_is_laid_over_settings_of_any_origin_as_over_a_file(way, name, tmp_path):
+    (tmp_path / "own.yaml").write_text("train: {epochs: 3}\nmodel: {hidden: 32}\n")
+    expected = Config.load(tmp_path / "own.yaml", model=name)
+    found = WAYS[way](tmp_path).with_model(name)
+    assert found.model_dump() == expected.model_dump()
+    assert found.with_model("sasrec").model_dump() == Config.load(tmp_path / "own.yaml", model="sasrec").model_dump()
+
+
+def test_what_the_caller_gave_under_a_model_comes_back_when_the_model_goes(tmp_path):
+    """The recipe's own loss is not the model's, although they are equal."""
+    (tmp_path / "own.yaml").write_text("train: {loss: bce, distil: 0.5}")
+    config = Config.load(tmp_path / "own.yaml", model="llm_esr")
+    for same in (config, recorded(config, tmp_path), config.with_settings({"train.epochs": 2})):
+        assert (same.train.distil, same.with_model("sasrec").train.distil) == (0.1, 0.5)
+        assert same.with_model("sasrec").train.loss == "bce"
+    changed = Config.load(None, model="llm_esr").with_settings({"train.loss": "bce"})
+    assert changed.with_model("sasrec").train.loss == "bce", "given by the caller, after the model"
+    assert changed.with_model("sasrec").train.distil == 0
+    whole = Config.load(None, model="llm_esr").with_settings({"train": {"loss": "bce"}})
+    assert whole.with_model("sasrec").train.loss == "bce"
+
+
+def test_a_model_file_of_ones_own_leaves_nothing_behind(tmp_path):
+    (tmp_path / "best.yaml").write_text("model: {dropout: 0.7}\ntrain: {learning_rate: 0.1}\n")
+    config = recorded(Config.load(None, OVERRIDES, tmp_path / "best.yaml"), tmp_path)
+    assert (config.model.dropout, config.model.name) == (0.7, "llm_cfsr")
+    assert config.with_model("sasrec").model_dump() == Config.load(None, OVERRIDES, "sasrec").model_dump()
 
 
 def test_an_override_wins_over_the_model():

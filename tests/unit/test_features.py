@@ -11,7 +11,7 @@ from merlin.schema import Tags
 
 from llmcfsr_merlin.cluster import Engine
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import ITEM, ROW, SCHEMA, SEQUENCES, SPLITS, TIME, USER, VOCABULARY, resource
+from llmcfsr_merlin.contract import ITEM, ROW, SCHEMA, SEQUENCES, SPLITS, SUBSECOND, TIME, USER, VOCABULARY, resource
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.features import prepare
 from llmcfsr_merlin.settings import PrepareConfig
@@ -26,7 +26,8 @@ def log_of(rows: int = 400) -> pd.DataFrame:
     random = np.random.default_rng(0)
     return pd.DataFrame({
         USER: [f"u{x}" for x in random.integers(0, 20, rows)], ITEM: [f"i{x}" for x in random.integers(0, 30, rows)],
-        TIME: random.integers(0, 50, rows), ROW: np.arange(rows), "rating": np.float32(5),
+        TIME: random.integers(0, 50, rows), SUBSECOND: random.choice([0, 0.5, 0.75], rows), ROW: np.arange(rows),
+        "rating": np.float32(5),
     })  # fmt: skip
 
 
@@ -96,11 +97,20 @@ def test_equals_nvtabular_groupby_and_list_slice(tmp_path, max_length):
     assert ours[ITEM].map(list).tolist() == theirs[ITEM].map(list).tolist()
 
 
+def test_one_item_cannot_be_ranked(tmp_path):
+    """Said before anything is trained."""
+    log = log_of(20).assign(**{ITEM: "i1", USER: "u1"})
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pandas(log, preserve_index=False), tmp_path / "in" / "part-00000.parquet")
+    with pytest.raises(InputError, match="expected at least 2 items to rank, found 1 left of 1"):
+        prepare(tmp_path / "in", tmp_path / "out", PrepareConfig(), SINGLE)
+
+
 def kinds(schema) -> dict:
     """Column -> (dtype, is a list), of a Merlin or an Arrow schema."""
     if isinstance(schema, pa.Schema):
         inner = {field.name: getattr(field.type, "value_type", field.type) for field in schema}
-        names = {pa.string(): "str", pa.int64(): "int64", pa.float32(): "float32"}
+        names = {pa.string(): "str", pa.int64(): "int64", pa.float32(): "float32", pa.float64(): "float64"}
         return {name: (names[inner[name]], pa.types.is_list(schema.field(name).type)) for name in schema.names}
     return {column.name: (column.dtype.name, bool(column.is_list)) for column in schema}
 

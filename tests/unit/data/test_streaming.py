@@ -67,7 +67,7 @@ def test_equal_to_a_plain_loop(raw, tmp_path):
     for number, line in enumerate((raw / "reviews.json").read_text().split("\n")):
         try:
             row = json.loads(line)
-            expected.append((row["reviewerID"], row["asin"], row["unixReviewTime"], number, row["overall"]))
+            expected.append((row["reviewerID"], row["asin"], row["unixReviewTime"], 0, number, row["overall"]))
         except (ValueError, KeyError):
             continue
     _, log, _ = run(tmp_path / "out", 2, 5000, format="amazon", interactions=str(raw / "reviews.json"))

@@ -5,12 +5,21 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from prepared import random_sequences, write_prepare
 
 from llmcfsr_merlin.contract import FIRST_ITEM, ITEM, USER
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.evaluation.baselines import training_matrix
-from llmcfsr_merlin.evaluation.candidates import CANDIDATES, TIE, draw_negatives, read_cases, write_cases
+from llmcfsr_merlin.evaluation.candidates import (
+    CANDIDATES,
+    TIE,
+    draw_negatives,
+    read_cases,
+    said_negatives,
+    write_cases,
+)
+from llmcfsr_merlin.evaluation.evaluate import rank_users
 
 
 def cases_of(directory, sequences, rows, parts=2, **settings):
@@ -68,9 +77,31 @@ def test_draw_is_uniform(rows):
     assert abs(error).max() < 5 and 0.85 < error.std() < 1.15
 
 
-def test_a_small_catalogue_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"expected at least 100 items .* user u0, found \d+ .*sampled_negatives"):
-        cases_of(tmp_path, random_sequences(3, 40), 40, negatives=100)
+def test_a_small_catalogue_gives_the_candidates_that_there_are(tmp_path):
+    sequences = {"most": [3, 4, 5, 6, 7], "all": [3, 4, 5, 6, 7, 8, 9], "few": [3, 3, 4]}
+    frame = cases_of(tmp_path, sequences, 10, negatives=100)
+    assert {user: sorted(frame.loc[user, CANDIDATES]) for user in sequences} == {
+        "most": [8, 9], "all": [], "few": [5, 6, 7, 8, 9],
+    }  # fmt: skip
+    assert said_negatives(tmp_path / "cases.parquet") == "0 to 5"
+    (batch,) = read_cases(tmp_path / "cases.parquet", max_length=9, batch_size=10)
+    assert batch.candidates.shape == (3, 5) and sorted((batch.candidates == 0).sum(1)) == [0, 3, 5]
+
+    def scorer(histories):
+        scores = torch.zeros(len(histories), 10)
+        scores[:, 0] = 9  # the padding, whatever a scorer says of it
+        scores[:, 8] = 1
+        return scores
+
+    ranks = rank_users(
+        scorer, tmp_path / "cases.parquet", train_counts=np.ones(10, np.int64), max_length=9, protocols=("sampled",)
+    ).ranks.set_index(USER)["rank_sampled"]
+    assert ranks["all"] == 1 and 2 <= ranks["most"] <= 3 and 2 <= ranks["few"] <= 6
+
+
+def test_a_large_enough_catalogue_is_said_by_one_number(tmp_path):
+    cases_of(tmp_path, random_sequences(30, 500), 500, negatives=100)
+    assert said_negatives(tmp_path / "cases.parquet") == "100"
 
 
 @pytest.mark.parametrize("sequence", [[3, 4, 900], [3, 2, 4], [0, 3, 4]], ids=["beyond", "oov", "padding"])

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from llmcfsr_merlin.evaluation.table import comparison_table, json_line, result_tables
 
@@ -37,8 +38,8 @@ def test_every_table_names_its_protocol():
 
 def test_best_is_bold_and_missing_is_a_dash():
     (table,) = result_tables([row("a", 0.5), row("b", 0.4), row("a", 0.1, group="tail_item")])
-    assert list(table.columns[1].cells) == ["[bold]0.5000[/bold]", "0.4000"]
-    assert list(table.columns[2].cells) == ["[bold]0.1000[/bold]", "-"]
+    assert list(table.columns[1].cells) == [Text("0.5000", "bold"), "0.4000"]
+    assert list(table.columns[2].cells) == [Text("0.1000", "bold"), "-"]
 
 
 def test_seeds_become_mean_and_deviation():

@@ -1,0 +1,36 @@
+"""What ingest read, but its reader may not have meant: lines on stderr, beside the counts in the manifest."""
+
+import sys
+
+_JOINED = 0.2  # share of the log's items that some metadata should know
+_NOTES = {
+    "times_before_1990": "are before 1990: if they are no seconds, set data.time_unit or data.time_format; if they are "
+    "mere positions, set data.columns.time=null and data.columns.order",
+    "times_in_future": "are in the future: check data.time_unit and data.time_format",
+    "mixed_time_units": "are in another unit than the first rows of their file and were read by their size: set "
+    "data.time_unit if that is wrong",
+    "unread_ratings": "are no numbers and were left empty",
+    "inexact_ids": "of users or items are floats above 2**53, where neighbours merge: write ids as integers or text",
+}
+_WHAT = {"times": "times", "mixed": "times", "unread": "ratings", "inexact": "ids"}
+
+
+def warn(counts: dict, unmatched: tuple[list[str], list[str]]) -> None:
+    """Print a line for each count that asks for a look.
+
+    unmatched: a few ids of metadata that are not in the log, and of the log's items without metadata.
+    """
+    for name, text in _NOTES.items():
+        if counts.get(name):
+            _line(f"{counts[name]:,} {_WHAT[name.partition('_')[0]]} {text}")
+    found = counts.get("items_with_metadata", 0)
+    if counts.get("metadata_read") and found < _JOINED * counts["items"]:
+        of_metadata, of_log = ("; ".join(map(repr, ids)) or "none" for ids in unmatched)
+        _line(
+            f"metadata was found for {found:,} of {counts['items']:,} items: check that data.items and the log name "
+            f"items alike (only in metadata: {of_metadata}; only in the log: {of_log})"
+        )
+
+
+def _line(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
