@@ -1,5 +1,7 @@
 """Ask a running server as Recommender is asked: same arguments, same table."""
 
+import contextlib
+import ipaddress
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +39,7 @@ class Client:
             ) from error
         self._triton, self._grpc = triton, scheme == "grpc"
         if self._grpc:
-            self._connection = triton.InferenceServerClient(address)
+            self._connection = triton.InferenceServerClient(address, **_without_proxy(address))
             self._options = {"client_timeout": timeout}
         else:
             self._connection = triton.InferenceServerClient(
@@ -131,6 +133,17 @@ class Client:
             raise InputError(f"the server at {self.url} refused the request: {message}") from error
         except (OSError, TimeoutError) as error:
             raise InputError(f"no server answers at {self.url} ({error}): start one with `llmcfsr serve`") from error
+
+
+def _without_proxy(address: str) -> dict:
+    """Options of a channel to this machine, which gRPC would ask through http_proxy; none for another machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    with contextlib.suppress(ValueError):
+        found = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        if found.is_loopback or found.is_unspecified:
+            sizes = [(f"grpc.max_{way}_message_length", 2**31 - 1) for way in ("send", "receive")]  # tritonclient's own
+            return {"channel_args": [*sizes, ("grpc.enable_http_proxy", 0)]}
+    return {}
 
 
 def _texts(rows: Sequence[Sequence]) -> np.ndarray:

@@ -75,7 +75,7 @@ class Rank:
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["rank"])
-        self.tag = bundle.tag
+        self.tag, self.limits = bundle.tag, limits
         self.recommender = Recommender.load(bundle.directory, device, shortlist=limits.shortlist)
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
@@ -87,7 +87,22 @@ class Rank:
         return results
 
     def _checked(self, tensors: Tensors) -> Tensors:
+        """Whoever reaches the server can ask this step too: nothing of a request is taken on trust."""
+        _check_rows(tensors, ("CODES", "K", "BLOCK", "ALLOW_CODES", "BUNDLE"))
         _same_bundle(tensors["BUNDLE"], self.tag, "rank")
+        _check_k(tensors["K"], self.limits)
+        rows = self.recommender.ranker.rows
+        codes = tensors["CODES"]
+        _check_codes("CODES", codes, rows)
+        if codes.shape[1] > self.recommender.ranker.max_length:
+            raise InputError(
+                f"CODES: expected at most {self.recommender.ranker.max_length} codes a row, found {codes.shape[1]}"
+            )
+        if ((codes[:, 1:] != PAD) & (codes[:, :-1] == PAD)).any():
+            raise InputError("CODES: expected the padding (0) behind a row's last code, found it before one")
+        _check_codes("BLOCK", tensors["BLOCK"], rows)
+        allowed = tensors["ALLOW_CODES"]
+        _check_codes("ALLOW_CODES", np.where(allowed[:, :1] == NO_LIST, PAD, allowed), rows)
         return tensors
 
     def _forward(self, requests: list[Tensors]) -> list[Tensors]:
@@ -129,7 +144,7 @@ class Decode:
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["decode"])
-        self.tag = bundle.tag
+        self.tag, self.limits = bundle.tag, limits
         ids = Vocabulary.load(bundle.directory / VOCABULARY).ids
         self.names = np.array([b""] * FIRST_ITEM + [str(raw).encode() for raw in ids], dtype=object)
 
@@ -137,8 +152,16 @@ class Decode:
         return each(requests, self._one)
 
     def _one(self, tensors: Tensors) -> Tensors:
+        _check_rows(tensors, ("ITEM_CODES", "SCORES", "K", "RANKED"))
         _same_bundle(tensors["RANKED"], self.tag, "decode")
         k = tensors["K"]
+        _check_k(k, self.limits)
+        _check_codes("ITEM_CODES", tensors["ITEM_CODES"], len(self.names))
+        if tensors["SCORES"].shape != tensors["ITEM_CODES"].shape:
+            raise InputError(
+                f"SCORES: expected the shape of ITEM_CODES, {list(tensors['ITEM_CODES'].shape)}, found "
+                f"{list(tensors['SCORES'].shape)}"
+            )
         codes, scores = (_widen(tensors[name][:, : k.max()], k.max()) for name in ("ITEM_CODES", "SCORES"))
         keep = np.arange(k.max()) < k
         return {"ITEMS": self.names[np.where(keep, codes, PAD)], "SCORES": np.where(keep, scores, np.float32(0))}
@@ -160,6 +183,31 @@ class Recommend:
         for i, answer in zip(good, decoded):
             results[i] = {**answer, **{name: results[i][name] for name in ("UNKNOWN", "FALLBACK")}}
         return results
+
+
+def _check_rows(tensors: Tensors, names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in tensors:
+            raise InputError(f"{name} is missing: expected the tensors of the step before")
+        if tensors[name].ndim != 2 or not tensors[name].size or len(tensors[name]) != len(tensors[names[0]]):
+            raise InputError(
+                f"{name}: expected {len(tensors[names[0]])} rows as in {names[0]}, found shape "
+                f"{list(tensors[name].shape)}"
+            )
+
+
+def _check_k(k: np.ndarray, limits: Limits) -> None:
+    if k.shape[1] != 1:
+        raise InputError(f"K: expected one value a row, found shape {list(k.shape)}")
+    wrong = k[(k < 1) | (k > limits.max_top_k)]
+    if len(wrong):
+        raise InputError(f"K: expected 1 to {limits.max_top_k} (serve.max_top_k), found {wrong[0]}")
+
+
+def _check_codes(name: str, codes: np.ndarray, rows: int) -> None:
+    wrong = codes[(codes != PAD) & ((codes < FIRST_ITEM) | (codes >= rows))]
+    if len(wrong):
+        raise InputError(f"{name}: expected codes {FIRST_ITEM} to {rows - 1}, or {PAD} as padding, found {wrong[0]}")
 
 
 def _padded(lists: list[list[int]]) -> np.ndarray:

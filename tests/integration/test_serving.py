@@ -252,8 +252,8 @@ def test_a_stopped_server_leaves_nothing(trained, tmp_path):
     export(trained, tmp_path / "repo", ServeConfig(layout="merged"))
     with Server(tmp_path / "repo", threads=1) as server:
         family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-        prefix, url = server._shm_prefix, server.http_url
-        assert len(family) > 1 and f"127.0.0.1:{server._ports[0]}" in server.log
+        prefix, url = f"{server._folder.name}_", server.http_url
+        assert len(family) > 1 and f"127.0.0.1:{server.ports['http']}" in server.log
     assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     assert not list(Path("/dev/shm").glob(f"{prefix}*"))
     with pytest.raises(InputError, match="no server answers"):
