@@ -38,6 +38,11 @@ class Client:
                 "asking a server needs tritonclient: pip install 'tritonclient[grpc,http]'"
             ) from error
         self._triton, self._grpc = triton, scheme == "grpc"
+        self._broken: tuple = (OSError, TimeoutError)
+        if not self._grpc:
+            from geventhttpclient.response import HTTPParseError  # also a connection that closed in the middle
+
+            self._broken += (HTTPParseError,)
         if self._grpc:
             self._connection = triton.InferenceServerClient(address, **_without_proxy(address))
             self._options = {"client_timeout": timeout}
@@ -126,12 +131,12 @@ class Client:
             return work()
         except InferenceServerException as error:
             message = " ".join(error.message().split())
-            if "UNAVAILABLE" in str(error.status()):
+            if str(error.status()) in ("StatusCode.UNAVAILABLE", "503"):
                 raise InputError(
                     f"no server answers at {self.url} ({message}): start one with `llmcfsr serve`"
                 ) from error
             raise InputError(f"the server at {self.url} refused the request: {message}") from error
-        except (OSError, TimeoutError) as error:
+        except self._broken as error:
             raise InputError(f"no server answers at {self.url} ({error}): start one with `llmcfsr serve`") from error
 
 
