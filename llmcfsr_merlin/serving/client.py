@@ -44,7 +44,7 @@ class Client:
 
             self._broken += (HTTPParseError,)
         if self._grpc:
-            self._connection = triton.InferenceServerClient(address, **_without_proxy(address))
+            self._connection = triton.InferenceServerClient(address, channel_args=_channel_options(address))
             self._options = {"client_timeout": timeout}
         else:
             self._connection = triton.InferenceServerClient(
@@ -140,15 +140,16 @@ class Client:
             raise InputError(f"no server answers at {self.url} ({error}): start one with `llmcfsr serve`") from error
 
 
-def _without_proxy(address: str) -> dict:
-    """Options of a channel to this machine, which gRPC would ask through http_proxy; none for another machine."""
+def _channel_options(address: str) -> list[tuple[str, int]]:
+    """tritonclient's own, a server that was started again found within a second, and no proxy before this machine."""
+    options = [(f"grpc.max_{way}_message_length", 2**31 - 1) for way in ("send", "receive")]
+    options += [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000)]
     host = address.rpartition(":")[0].strip("[]")
     with contextlib.suppress(ValueError):
         found = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
         if found.is_loopback or found.is_unspecified:
-            sizes = [(f"grpc.max_{way}_message_length", 2**31 - 1) for way in ("send", "receive")]  # tritonclient's own
-            return {"channel_args": [*sizes, ("grpc.enable_http_proxy", 0)]}
-    return {}
+            options.append(("grpc.enable_http_proxy", 0))  # else asked through http_proxy
+    return options
 
 
 def _texts(rows: Sequence[Sequence]) -> np.ndarray:

@@ -1,17 +1,16 @@
 """The steps of the ensemble as plain classes over dictionaries of numpy arrays; triton.py puts them into Triton.
 
-A step answers a list of requests at once: requests of different lengths and options join one forward pass.
+A step answers a list of requests at once: requests of different lengths and options join one forward pass. Rank alone
+imports torch: a server that starts again waits for that.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from llmcfsr_merlin.contract import FIRST_ITEM, PAD, VOCABULARY
+from llmcfsr_merlin.contract import FIRST_ITEM, OOV, PAD, VOCABULARY
 from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.recommender import Encoded, Encoder, Recommender
 from llmcfsr_merlin.serving.bundle import FILES, Bundle
 from llmcfsr_merlin.serving.request import Limits, parse
 from llmcfsr_merlin.vocabulary import Vocabulary
@@ -41,30 +40,35 @@ class Encode:
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["encode"])
         self.tag, self.max_length, self.limits = bundle.tag, bundle.max_length, limits
-        self.encoder = Encoder(Vocabulary.load(bundle.directory / VOCABULARY), bundle.max_length)
+        self.vocabulary = Vocabulary.load(bundle.directory / VOCABULARY)
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
         return each(requests, self._one)
 
     def _one(self, tensors: Tensors) -> Tensors:
         rows = parse(tensors, self.limits)
-        encoded = self.encoder.encode([row.history for row in rows])
-        codes = np.zeros((len(rows), self.max_length), np.int64)
-        codes[:, : encoded.codes.shape[1]] = encoded.codes
-        block = [
-            self.encoder.known(row.deny) + (encoded.seen[i] if row.exclude_seen else []) for i, row in enumerate(rows)
-        ]
-        allow = [[NO_LIST] if row.allow is None else self.encoder.known(row.allow) for row in rows]
+        codes, unknown = np.zeros((len(rows), self.max_length), np.int64), np.zeros(len(rows), np.int32)
+        block, allow = [], []
+        for i, row in enumerate(rows):  # as recommender.Encoder
+            history = self.vocabulary.encode(row.history)
+            seen = [code for code in history if code >= FIRST_ITEM]
+            kept = seen[-self.max_length :]
+            codes[i, : len(kept)], unknown[i] = kept, history.count(OOV)
+            block.append(self._known(row.deny) + (seen if row.exclude_seen else []))
+            allow.append([NO_LIST] if row.allow is None else self._known(row.allow))
         column = (len(rows), 1)
         return {
             "CODES": codes,
             "K": np.array([row.k for row in rows], np.int32).reshape(column),
             "BLOCK": _padded(block),
             "ALLOW_CODES": _padded(allow),
-            "UNKNOWN": encoded.unknown.astype(np.int32).reshape(column),
-            "FALLBACK": encoded.fallback.reshape(column),
+            "UNKNOWN": unknown.reshape(column),
+            "FALLBACK": (codes[:, :1] == PAD),
             "BUNDLE": np.full(column, self.tag, np.int64),
         }
+
+    def _known(self, ids: list[str]) -> list[int]:
+        return [code for code in self.vocabulary.encode(ids) if code >= FIRST_ITEM]
 
 
 class Rank:
@@ -75,6 +79,8 @@ class Rank:
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["rank"])
+        from llmcfsr_merlin.recommender import Recommender
+
         self.tag, self.limits = bundle.tag, limits
         self.recommender = Recommender.load(bundle.directory, device, shortlist=limits.shortlist)
 
@@ -106,6 +112,10 @@ class Rank:
         return tensors
 
     def _forward(self, requests: list[Tensors]) -> list[Tensors]:
+        import torch
+
+        from llmcfsr_merlin.recommender import Encoded
+
         codes = np.concatenate([request["CODES"] for request in requests])
         k = np.concatenate([request["K"] for request in requests])[:, 0]
         longest = max(int((codes != PAD).sum(1).max()), 1)  # right-padded: the rest is padding in every row
@@ -126,7 +136,10 @@ class Rank:
             start = stop
         return answers
 
-    def _blocked(self, requests: list[Tensors]) -> torch.Tensor | None:
+    def _blocked(self, requests: list[Tensors]):
+        """Bool tensor [B, V] of what each row must not get; None where nothing is blocked."""
+        import torch
+
         if not any((r["ALLOW_CODES"][:, 0] != NO_LIST).any() or r["BLOCK"].any() for r in requests):
             return None
         rows = [(a, b) for r in requests for a, b in zip(r["ALLOW_CODES"], r["BLOCK"])]
