@@ -38,19 +38,14 @@ class Client:
                 "asking a server needs tritonclient: pip install 'tritonclient[grpc,http]'"
             ) from error
         self._triton, self._grpc = triton, scheme == "grpc"
+        self._address = address
+        self._options = {"client_timeout": timeout} if self._grpc else {}
         self._broken: tuple = (OSError, TimeoutError)
         if not self._grpc:
             from geventhttpclient.response import HTTPParseError  # also a connection that closed in the middle
 
             self._broken += (HTTPParseError,)
-        if self._grpc:
-            self._connection = triton.InferenceServerClient(address, channel_args=_channel_options(address))
-            self._options = {"client_timeout": timeout}
-        else:
-            self._connection = triton.InferenceServerClient(
-                address, connection_timeout=timeout, network_timeout=timeout
-            )
-            self._options = {}
+        self._connect()
         self._max_rows: int | None = None
 
     def __enter__(self) -> "Client":
@@ -58,6 +53,13 @@ class Client:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def _connect(self) -> None:
+        if self._grpc:
+            options = {"channel_args": _channel_options(self._address)}
+        else:
+            options = {"connection_timeout": self.timeout, "network_timeout": self.timeout}
+        self._connection = self._triton.InferenceServerClient(self._address, **options)
 
     def close(self) -> None:
         self._connection.close()
@@ -132,6 +134,8 @@ class Client:
         except InferenceServerException as error:
             message = " ".join(error.message().split())
             if str(error.status()) in ("StatusCode.UNAVAILABLE", "503"):
+                self.close()  # a gRPC channel waits longer and longer before it tries again
+                self._connect()
                 raise InputError(
                     f"no server answers at {self.url} ({message}): start one with `llmcfsr serve`"
                 ) from error
@@ -141,9 +145,9 @@ class Client:
 
 
 def _channel_options(address: str) -> list[tuple[str, int]]:
-    """tritonclient's own, a server that was started again found within a second, and no proxy before this machine."""
+    """tritonclient's own, no memory of failed connections in new channels, and no proxy before this machine."""
     options = [(f"grpc.max_{way}_message_length", 2**31 - 1) for way in ("send", "receive")]
-    options += [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000)]
+    options.append(("grpc.use_local_subchannel_pool", 1))
     host = address.rpartition(":")[0].strip("[]")
     with contextlib.suppress(ValueError):
         found = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)

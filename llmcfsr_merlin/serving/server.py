@@ -201,11 +201,17 @@ class Server:
             return False
 
     def _drain(self) -> None:
-        """The first step refuses what comes from now on. Queues keep their order: our own request is the last one."""
+        """Finish what was asked until now, then refuse at the first step, then finish what was asked in between.
+
+        Queues keep their order, so a request of our own is answered after all that came before it.
+        """
+        until = time.monotonic() + DRAIN_SECONDS
+        probe(self.http_url, DRAIN_SECONDS, self._request_id)
         with contextlib.suppress(OSError):
             (self._folder / STOPPING).touch()
-            start = time.monotonic()
-            probe(self.http_url, DRAIN_SECONDS, self._request_id)
+        start = time.monotonic()
+        if start < until:
+            probe(self.http_url, until - start, self._request_id)
             # What another instance of a step still computes, and answers on their way out.
             time.sleep(min(0.1 + 2 * (time.monotonic() - start), 5.0))
 

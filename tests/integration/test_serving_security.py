@@ -354,7 +354,8 @@ def test_what_kills_the_server_is_over_in_seconds(served, name):
             assert time.monotonic() - start < 90, served.log.read_text()
             time.sleep(0.1)
         seconds = round(time.monotonic() - start, 1)
-        served.answers_again(2)
+        served.answers_again(5)
+        time.sleep(1)  # clients find it again
         broken = failures(found)
         time.sleep(0.5)
     note(
@@ -364,7 +365,7 @@ def test_what_kills_the_server_is_over_in_seconds(served, name):
         failed_while_down=broken - before,
         failed_after=failures(found) - broken,
     )
-    assert before == 0 and failures(found) - broken <= 2, found  # a client may be asking at that moment
+    assert before == 0 and failures(found) == broken, found
     assert "starting it again" in served.log.read_text()
     assert len(served.stubs()) == 3
 
@@ -407,8 +408,19 @@ def test_a_signal_finishes_what_is_in_flight_and_takes_no_more(repository, tmp_p
     flying = [outcome for start, end, outcome in asked if start < signalled < end]
     # "At once": the signal needs a moment to arrive, and what started in it is finished too.
     late = [outcome for start, _, outcome in asked if start > signalled + 0.5]
-    lost, answered = len(flying) - flying.count("ok"), late.count("ok")
-    note("signal", in_flight=len(flying), lost=lost, new=len(late), answered=answered, seconds=round(took, 1))
-    assert code == 0 and took < 20 and flying and set(flying) == {"ok"} and "ok" not in late
+    # What was sent in the last moment may not have reached the server yet: it is refused, not lost.
+    just = [outcome for start, end, outcome in asked if signalled - 0.3 < start < signalled < end]
+    refused = sum("the server is stopping" in outcome for outcome in just)
+    lost, answered = len(flying) - flying.count("ok") - refused, late.count("ok")
+    note(
+        "signal",
+        in_flight=len(flying),
+        refused=refused,
+        lost=lost,
+        new=len(late),
+        answered=answered,
+        seconds=round(took, 1),
+    )
+    assert code == 0 and took < 20 and flying and not lost and not answered, flying
     assert not folder.exists() and not shared_regions(folder.name)
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
