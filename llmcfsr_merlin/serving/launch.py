@@ -51,13 +51,19 @@ def binary_for(repository: Path) -> Path:
 
 def private_folder(repository: Path, binary: Path) -> Path:
     """A new folder (0700) with `repository` as a link and what else the server reads, all of plain names."""
-    folder = Path(tempfile.mkdtemp(prefix="llmcfsr-triton-"))
-    if not _PLAIN.fullmatch(str(folder)):  # TMPDIR
-        folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="llmcfsr-triton-", dir="/tmp"))
-    (folder / "repository").symlink_to(repository)
-    if _is_packaged(binary):
-        _private_backends(binary, folder)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="llmcfsr-triton-"))
+        if not _PLAIN.fullmatch(str(folder)):  # TMPDIR
+            folder.rmdir()
+            folder = Path(tempfile.mkdtemp(prefix="llmcfsr-triton-", dir="/tmp"))
+        (folder / "repository").symlink_to(repository)
+        if _is_packaged(binary):
+            _private_backends(binary, folder)
+    except OSError as error:
+        raise InputError(
+            f"the server's own folder cannot be written ({error.strerror}: {error.filename or tempfile.tempdir}): free "
+            "space there, or set TMPDIR to a folder that you may write to"
+        ) from error
     return folder
 
 

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -178,7 +179,7 @@ class Server:
             if not hidden and self.log:
                 hidden = True
                 if not hide(self._process.pid, self._key):
-                    print("note: `ps` shows the server's key to the users of this machine", flush=True)
+                    print("note: `ps` shows the server's key to every user of this machine", file=sys.stderr)
             if self._is_ours():
                 reason = self.trouble(max(deadline - time.monotonic(), 0.1))
                 if reason is None:

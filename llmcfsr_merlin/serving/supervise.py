@@ -16,7 +16,7 @@ _PAUSES = (0, 1, 2, 4, 8)  # seconds before each try to start again
 
 
 def serve(repository: str | Path, **options) -> int:
-    """Serve in the foreground until SIGINT or SIGTERM, which finish the requests in flight. Options as in Server.
+    """Serve in the foreground until SIGINT, SIGTERM or SIGHUP, which finish the requests in flight. Options as in Server.
 
     A server that dies or stops answering is started again, with a line on stderr. Raises InputError where the first
     start fails, or where it cannot be started again.
@@ -27,7 +27,10 @@ def serve(repository: str | Path, **options) -> int:
             signal.signal(ending, signal.SIG_IGN)  # once is enough: the end is under way
         raise KeyboardInterrupt
 
-    previous = {ending: signal.signal(ending, interrupt) for ending in (signal.SIGTERM, signal.SIGINT)}
+    endings = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        endings.append(signal.SIGHUP)
+    previous = {ending: signal.signal(ending, interrupt) for ending in endings}
     try:
         with Server(repository, **options) as server:
             addresses = f"{server.http_url} {server.grpc_url} metrics {server.metrics_url}"

@@ -69,7 +69,7 @@ class StepModel:
         responses = [self._respond(result) for result in results]
         if self._counters:
             self._count([result for result, request in zip(results, requests) if not self._is_own(request)])
-        if self._log:
+        if self._log and not all(map(self._is_own, requests)):
             rows = [len(r[self._outputs[0]]) if isinstance(r, dict) else str(r) for r in results]
             seconds = time.perf_counter() - start
             pb_utils.Logger.log_info(f"{self._name} requests={len(requests)} rows={rows} ms={1000 * seconds:.2f}")

@@ -374,7 +374,9 @@ def shared_regions(name: str) -> list[Path]:
     return list(Path("/dev/shm").glob(f"{name}_*"))
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "ending", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_a_signal_finishes_what_is_in_flight_and_takes_no_more(repository, tmp_path, ending):
     """Connections stay open, as clients keep them: Triton itself goes on answering those for its whole exit time."""
     served = Served(repository, tmp_path / "stderr")

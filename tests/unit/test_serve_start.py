@@ -133,6 +133,13 @@ def test_triton_is_given_plain_paths_alone(tmp_path, monkeypatch, name):
             folder.rmdir()
 
 
+def test_a_temporary_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(launch.tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="own folder cannot be written .*TMPDIR"):
+        launch.private_folder(tmp_path, Path("/opt/tritonserver/bin/tritonserver"))
+
+
 def test_the_command_restricts_both_protocols_and_binds_every_port():
     line = launch.command(Path("/bin/t"), Path("/tmp/f"), "127.0.0.1", {"http": 1, "grpc": 2, "metrics": 3}, "secret")
     assert f"--http-restricted-api={RESTRICTED}:llmcfsr-key=secret" in line
