@@ -136,7 +136,7 @@ def test_triton_is_given_plain_paths_alone(tmp_path, monkeypatch, name):
 def test_a_temporary_folder_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(launch.tempfile, "tempdir", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="own folder cannot be written .*TMPDIR"):
+    with pytest.raises(InputError, match=r"own folder cannot be written .*TMPDIR"):
         launch.private_folder(tmp_path, Path("/opt/tritonserver/bin/tritonserver"))
 
 
