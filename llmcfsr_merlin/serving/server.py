@@ -187,7 +187,7 @@ class Server:
                     return
             time.sleep(0.1)
         raise InputError(
-            f"tritonserver {reason or 'was not ready'} after {self.timeout:.0f} s: give it more by --start-timeout. "
+            f"tritonserver {reason or 'was not ready'} after {self.timeout:g} s: give it more by --start-timeout. "
             f"{self.reason()}"
         )
 
