@@ -12,20 +12,28 @@ RUN pip install --no-cache-dir --no-deps safetensors==0.8.0 accelerate==0.20.3 g
 WORKDIR /workspace
 CMD ["llmcfsr", "doctor"]
 
-# Serving: Triton 2.51, the version that nvidia-pytriton 0.5.14 carries and that the tests run against.
-# docker run --shm-size=1g -p 8000-8002:8000-8002 -v $PWD/runs/beauty/export/model_repo:/models:ro IMAGE
-FROM nvcr.io/nvidia/tritonserver:24.10-py3 AS serve
+# Serving: a Triton of after NVIDIA's fixes of 2025 and 2026. The tests run against 24.10, the newest one outside a container.
+# docker run --init --shm-size=1g -p 127.0.0.1:8000-8002:8000-8002 -v $PWD/runs/beauty/export/model_repo:/models:ro \
+#     IMAGE --host 0.0.0.0
+FROM nvcr.io/nvidia/tritonserver:26.07-py3 AS serve
 # PyTorch's CPU wheel index, to leave several GB of CUDA libraries out where serve.device is cpu.
 ARG PIP_EXTRA_INDEX_URL=""
+# Ubuntu 24.04 keeps pip from its own Python, whose packages are left as they are (--ignore-installed).
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
 WORKDIR /opt/llmcfsr
 COPY . .
-RUN pip install --no-cache-dir -c constraints.txt torch numpy pandas pyarrow safetensors pydantic pyyaml psutil rich tqdm \
-    && pip install --no-cache-dir --no-deps .
+# Python 3.12: preprocessing and training do not run there (Merlin needs pandas 1.5), serving does.
+RUN pip install --no-cache-dir --ignore-installed -c constraints-serve.txt \
+        torch numpy pandas pyarrow safetensors pydantic pyyaml psutil rich tqdm \
+    && pip install --no-cache-dir --no-deps --ignore-requires-python . \
+    && llmcfsr serve --help
 USER 1000:1000
 EXPOSE 8000 8001 8002
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python3", "-c", \
-    "import urllib.request as r; r.urlopen('http://localhost:8000/v2/health/ready', timeout=4)"]
-CMD ["tritonserver", "--model-repository=/models", "--exit-on-error=true"]
+# A real request: Triton's own readiness stays true when a step is dead.
+HEALTHCHECK --interval=10s --timeout=15s --start-period=120s CMD ["python3", "-m", "llmcfsr_merlin.serving.probe"]
+# Loading, shared memory, trace and log settings need the key that it writes; on loopback unless `--host` follows.
+ENTRYPOINT ["llmcfsr", "serve", "/models"]
+CMD ["--host", "127.0.0.1"]
 
 # Semantic vectors with language models newer than Merlin's transformers allows: reads and writes Parquet, needs no Merlin.
 FROM python:3.11-slim-bookworm AS encode

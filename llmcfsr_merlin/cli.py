@@ -94,11 +94,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     config = verb("config", "config", "show the settings of a recipe, defaults filled in")
     _recipe(config)
 
-    serve = verb("serve", "serve", "start a tritonserver on an exported run and wait")
-    _run(serve)
+    serve = verb("serve", "serve", "serve an exported run by a tritonserver, started again when it fails")
+    serve.add_argument("run", type=Path, help="run directory, e.g. runs/demo, or a model repository")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         serve.add_argument(f"--{name}-port", type=int, default=port, help=f"default {port}; 0 takes a free one")
+    serve.add_argument("--start-timeout", type=float, default=120, metavar="SECONDS", help="default 120")
+    serve.add_argument("--key-file", type=Path, help="where the key to load models is written (default: its folder)")
     serve.add_argument("--log-requests", action="store_true", help="one line a request")
 
     recommend = verb("recommend", "recommend", "the best items for a history, from a run or from a server")

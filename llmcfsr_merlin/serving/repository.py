@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from string import Template
 
-from llmcfsr_merlin.contract import resource
+from llmcfsr_merlin.contract import MODEL_REPOSITORY, resource
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
 from llmcfsr_merlin.settings import ServeConfig
@@ -52,6 +52,12 @@ def publish(trained: str | Path, repository: str | Path, serve: ServeConfig) -> 
         for old in found[:-1]:
             shutil.rmtree(repository / model / str(old), ignore_errors=True)
     return found[-1] + 1
+
+
+def repository_of(path: str | Path) -> Path:
+    """The repository of a run directory, or `path` itself where it is one."""
+    path = Path(path)
+    return path if (path / FRONT / CONFIG).is_file() else path / "export" / MODEL_REPOSITORY
 
 
 def layout(repository: Path) -> str:

@@ -2,35 +2,30 @@
 
 import contextlib
 import ctypes
-import importlib.util
+import json
 import os
+import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import sysconfig
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-from llmcfsr_merlin.errors import InputError, MissingDependency
-from llmcfsr_merlin.serving.repository import FRONT, format_of, layout
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.serving import launch
+from llmcfsr_merlin.serving.access import HEADER, hide, write_key
+from llmcfsr_merlin.serving.launch import find_tritonserver
+from llmcfsr_merlin.serving.ports import reserve, resolve
+from llmcfsr_merlin.serving.probe import DIRECT, probe
+from llmcfsr_merlin.serving.repository import FRONT, layout
+from llmcfsr_merlin.serving.wire import STOPPING
 
-
-def find_tritonserver() -> Path | None:
-    """The binary in PATH (Triton and Merlin containers), else the one in nvidia-pytriton; None where there is none."""
-    found = shutil.which("tritonserver")
-    if found:
-        return Path(found)
-    package = importlib.util.find_spec("pytriton")
-    if package is None or not package.submodule_search_locations:
-        return None
-    binary = Path(package.submodule_search_locations[0]) / "tritonserver" / "bin" / "tritonserver"
-    return binary if binary.is_file() else None
+__all__ = ["Server", "find_tritonserver"]
+DRAIN_SECONDS = 15.0  # what requests in flight get when the server stops
 
 
 class Server:
@@ -39,8 +34,10 @@ class Server:
     >>> with Server("runs/demo/export/model_repo") as server:      # doctest: +SKIP
     ...     Client(server.grpc_url).recommend([["B00A"]], k=5)
 
-    host: loopback by default, so that nothing is reachable from outside. Ports 0: free ones are taken. Raises
-    InputError with the end of the server's log when it does not get ready within `timeout` seconds.
+    host: loopback by default, so that nothing is reachable from outside. Ports 0: free ones are taken. Everybody who
+    reaches the ports may ask; loading models, shared memory, tracing, logging and statistics need the key in `key_file`
+    (made per start, mode 0600; by default in a private folder). Raises InputError where a port is taken, and with the
+    end of the server's log when it does not answer within `timeout` seconds.
     """
 
     def __init__(
@@ -52,34 +49,44 @@ class Server:
         grpc_port: int = 0,
         metrics_port: int = 0,
         timeout: float = 120.0,
+        key_file: str | Path | None = None,
         log_requests: bool = False,
         threads: int | None = None,
     ):
         self.repository = Path(repository).absolute()
         self.host, self.timeout, self.log_requests, self.threads = host, timeout, log_requests, threads
-        self._ports = [http_port, grpc_port, metrics_port]
+        self.key_file = Path(key_file).absolute() if key_file else None
+        self.ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
+        self._folder: Path | None = None
+        self._key: str | None = None
         self._process: subprocess.Popen | None = None
+        self._answers = False
 
     @property
     def http_url(self) -> str:
-        return f"http://{self._reach}:{self._ports[0]}"
+        return f"http://{self._reach}:{self.ports['http']}"
 
     @property
     def grpc_url(self) -> str:
-        return f"grpc://{self._reach}:{self._ports[1]}"
+        return f"grpc://{self._reach}:{self.ports['grpc']}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{self._reach}:{self._ports[2]}/metrics"
+        return f"http://{self._reach}:{self.ports['metrics']}/metrics"
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def log(self) -> str:
-        """What the server has written so far."""
-        return self._log.read_text(errors="replace") if self._log.is_file() else ""
+        """What the server has written since it was started last."""
+        path = self._folder and self._folder / "server.log"
+        return path.read_text(errors="replace") if path and path.is_file() else ""
 
     def __enter__(self) -> "Server":
         return self.start()
@@ -89,66 +96,56 @@ class Server:
 
     def start(self) -> "Server":
         layout(self.repository)
-        binary = find_tritonserver()
-        if binary is None:
-            raise MissingDependency(
-                "tritonserver was found neither in PATH nor in nvidia-pytriton: pip install 'llmcfsr-merlin[serve]', "
-                "or run inside a Triton or Merlin container"
-            )
-        form = format_of(self.repository)
-        backend = {"python": "python", "torchscript": "pytorch", "onnx": "onnxruntime"}[form]
-        if _is_packaged(binary) and not (binary.parent.parent / "backends" / backend).is_dir():
-            raise InputError(
-                f"this repository has serve.format={form}, but the tritonserver of nvidia-pytriton has no {backend} "
-                "backend: serve it in a Triton or Merlin container, or export with serve.format=python"
-            )
-        self._ports = [port or _free_port(self.host) for port in self._ports]
-        self._folder = Path(tempfile.mkdtemp(prefix="llmcfsr-triton-"))
-        self._log = self._folder / "server.log"
+        self._binary = launch.binary_for(self.repository)
+        if self.timeout <= 0:
+            raise InputError(f"--start-timeout: expected more than 0 seconds, found {self.timeout:g}")
+        self._address = resolve(self.host)
+        self.ports = reserve(self.host, self.ports)
         try:
-            environment = self._environment(binary)
-            with open(self._log, "wb") as log:
-                # A session of its own: the stubs are stopped as one group, and Ctrl-C reaches us first.
-                self._process = subprocess.Popen(
-                    self._command(binary),
-                    stdout=log,
-                    stderr=log,
-                    env=environment,
-                    start_new_session=True,
-                    preexec_fn=_end_with_parent if threading.current_thread() is threading.main_thread() else None,
-                )
-            self._wait()
+            self._folder = launch.private_folder(self.repository, self._binary)
+            self.key_file = self.key_file or self._folder / "key"
+            self._key = write_key(self.key_file)
+            self._request_id = secrets.token_hex(16)
+            self._launch()
         except BaseException:
             self.stop()
             raise
         return self
 
-    def stop(self) -> None:
-        """SIGTERM, after 15 seconds SIGKILL; then what the python backend leaves behind is removed."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(15)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # the group: also stubs whose server died
-            process.wait()
-        for leftover in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
-            leftover.unlink(missing_ok=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def restart(self) -> None:
+        """End the server at once, answering or not, and start it on the same ports with the same key."""
+        self._kill()
+        self._launch()
 
-    def wait(self) -> int:
-        """Block until the server ends; its exit code."""
-        return self._process.wait()
+    def stop(self) -> None:
+        """Refuse new requests, finish those in flight (DRAIN_SECONDS at most), end the server, remove what it left."""
+        if self.running and self._answers:
+            self._drain()
+        self._kill()
+        with contextlib.suppress(OSError):
+            if self._key and self._key in self.key_file.read_text():  # and not that of another server
+                self.key_file.unlink()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def trouble(self, timeout: float) -> str | None:
+        """None if the server answers a real request, else what is wrong with it."""
+        code = self._process.poll()
+        if code is not None:
+            return f"ended {_ending(code)}"
+        reason = probe(self.http_url, timeout, self._request_id)
+        code = self._process.poll()
+        return reason if code is None or reason is None else f"ended {_ending(code)}"
 
     def reload(self) -> None:
         """Load what publish() added. Requests in flight are answered by the version before."""
         # Steps first: asked for the ensemble alone, Triton was seen to refuse it while its steps changed version.
         models = ["encode", "rank", "decode", FRONT] if layout(self.repository) == "ensemble" else [FRONT]
         for model in models:
-            request = urllib.request.Request(f"{self.http_url}/v2/repository/models/{model}/load", data=b"{}")
+            url = f"{self.http_url}/v2/repository/models/{model}/load"
+            request = urllib.request.Request(url, data=b"{}", headers={HEADER: self._key})
             try:
-                urllib.request.urlopen(request, timeout=self.timeout).close()
+                DIRECT.open(request, timeout=self.timeout).close()
             except urllib.error.HTTPError as error:
                 raise InputError(f"{model} did not load: {error.read().decode(errors='replace')[:500]}") from error
             except OSError as error:  # no answer in time, or no server
@@ -158,105 +155,102 @@ class Server:
     def _reach(self) -> str:
         return "127.0.0.1" if self.host in ("0.0.0.0", "") else self.host
 
-    @property
-    def _shm_prefix(self) -> str:
-        return f"{self._folder.name}_"
-
-    def _command(self, binary: Path) -> list[str]:
-        http, grpc, metrics = map(str, self._ports)
-        repository = self.repository
-        if any(letter.isspace() for letter in str(repository)):
-            # Triton passes the path to its python stubs unquoted: with a space in it they never start.
-            repository = self._folder / "repository"
-            repository.symlink_to(self.repository)
-        command = [str(binary), "--model-repository", str(repository), "--model-control-mode", "explicit"]
-        command += ["--load-model", FRONT]  # an ensemble loads its steps
-        command += ["--http-address", self.host, "--http-port", http, "--grpc-address", self.host, "--grpc-port", grpc]
-        command += ["--metrics-address", self.host, "--metrics-port", metrics, "--metrics-interval-ms", "1000"]
-        command += ["--backend-config", f"python,shm-region-prefix-name={self._shm_prefix}"]
-        if _is_packaged(binary):
-            command += ["--backend-directory", str(_private_backends(binary, self._folder))]
-        return command
-
-    def _environment(self, binary: Path) -> dict[str, str]:
-        environment = dict(os.environ)
-        # The stub ignores PYTHONPATH and finds the virtual environment through PATH.
-        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
-        if _is_packaged(binary):
-            libraries = [sysconfig.get_config_var("LIBDIR"), environment.get("LD_LIBRARY_PATH")]
-            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
-        environment["LLMCFSR_LOG_REQUESTS"] = "1" if self.log_requests else "0"
-        if self.threads is not None:
-            environment["OMP_NUM_THREADS"] = str(self.threads)
-        return environment
+    def _launch(self) -> None:
+        with open(self._folder / "server.log", "wb") as log:
+            # A session of its own: the stubs are stopped as one group, and Ctrl-C reaches us first.
+            self._process = subprocess.Popen(
+                launch.command(self._binary, self._folder, self._address, self.ports, self._key),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=launch.environment(self._binary, self._folder, self._request_id, self.log_requests, self.threads),
+                start_new_session=True,
+                preexec_fn=_end_with_parent if threading.current_thread() is threading.main_thread() else None,
+            )
+        self._wait()
 
     def _wait(self) -> None:
         deadline = time.monotonic() + self.timeout
+        hidden, reason = False, None
         while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                raise InputError(f"tritonserver ended with code {self._process.returncode}. {self._reason()}")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.http_url}/v2/health/ready", timeout=2):
-                return
+            code = self._process.poll()
+            if code is not None:
+                raise InputError(f"tritonserver ended {_ending(code)}. {self.reason()}")
+            if not hidden and self.log:
+                hidden = True
+                if not hide(self._process.pid, self._key):
+                    print("note: `ps` shows the server's key to every user of this machine", file=sys.stderr)
+            if self._is_ours():
+                reason = self.trouble(max(deadline - time.monotonic(), 0.1))
+                if reason is None:
+                    self._answers = True
+                    return
             time.sleep(0.1)
-        raise InputError(f"tritonserver was not ready after {self.timeout:.0f} s. {self._reason()}")
+        raise InputError(
+            f"tritonserver {reason or 'was not ready'} after {self.timeout:g} s: give it more by --start-timeout. "
+            f"{self.reason()}"
+        )
 
-    def _reason(self) -> str:
-        lines = self.log.splitlines()
-        named = [
-            line for line in lines if "InputError" in line or "failed to load" in line or "error while loading" in line
-        ]
-        return "Its log says: " + " | ".join((named or lines)[-4:])[-1500:]
+    def _is_ours(self) -> bool:
+        """Whether the process that listens on the ports is this one: another server could have taken them since."""
+        try:
+            with DIRECT.open(f"{self.http_url}/v2", timeout=2) as reply:
+                named = json.load(reply).get("name")
+            with DIRECT.open(self.metrics_url, timeout=2):  # the port that Triton opens last
+                return named == self._folder.name and self._process.poll() is None
+        except (OSError, ValueError):
+            return False
+
+    def _drain(self) -> None:
+        """Finish what was asked until now, then refuse at the first step, then finish what was asked in between.
+
+        Queues keep their order, so a request of our own is answered after all that came before it.
+        """
+        until = time.monotonic() + DRAIN_SECONDS
+        probe(self.http_url, DRAIN_SECONDS, self._request_id)
+        with contextlib.suppress(OSError):
+            (self._folder / STOPPING).touch()
+        start = time.monotonic()
+        if start < until:
+            probe(self.http_url, until - start, self._request_id)
+            # What another instance of a step still computes, and answers on their way out.
+            time.sleep(min(0.1 + 2 * (time.monotonic() - start), 5.0))
+
+    def _kill(self) -> None:
+        process, self._process, self._answers = self._process, None, False
+        if process is None:
+            return
+        # The group: also stubs whose server died. Triton keeps nothing that an orderly end would save.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        _await_group(process.pid)
+        for leftover in Path("/dev/shm").glob(f"{launch.shm_prefix(self._folder)}*"):
+            leftover.unlink(missing_ok=True)
+
+    def reason(self) -> str:
+        """The lines of the log that say why the server failed."""
+        text = self.log.replace(str(self._folder / "repository"), str(self.repository))
+        lines = text.splitlines()
+        if "unrecognized option" in text or "unknown option" in text.lower():
+            return "It does not know an option: expected tritonserver 2.51 (container 24.10) or newer"
+        words = ("InputError", "failed to load", "error while loading", "in use")
+        return "Its log says: " + " | ".join(([x for x in lines if any(w in x for w in words)] or lines)[-4:])[-1500:]
 
 
-def serve(repository: str | Path, **options) -> int:
-    """Serve in the foreground until SIGINT or SIGTERM; for `llmcfsr serve`. Options as in Server."""
+def _ending(code: int) -> str:
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
 
-    def interrupt(*_) -> None:
-        raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        with Server(repository, **options) as server:
-            print(f"ready: {server.http_url} {server.grpc_url} metrics {server.metrics_url}", flush=True)
-            code = server.wait()
-            raise InputError(f"tritonserver ended with code {code}. {server._reason()}")
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def _await_group(group: int, seconds: float = 3.0) -> None:
+    """Wait until no process of a killed group is left (what nobody reaps is left as a zombie)."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.02)
 
 
 def _end_with_parent() -> None:
     """In the child: get SIGTERM when the parent dies, even by SIGKILL (Linux: when the starting thread ends)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def _is_packaged(binary: Path) -> bool:
-    return (binary.parent.parent / "python_backend_stubs").is_dir()
-
-
-def _private_backends(binary: Path, folder: Path) -> Path:
-    """nvidia-pytriton's python backend with this Python's stub, in a folder of ours: site-packages stays as it is."""
-    root = binary.parent.parent
-    stub = (
-        root
-        / "python_backend_stubs"
-        / f"{sys.version_info.major}.{sys.version_info.minor}"
-        / "triton_python_backend_stub"
-    )
-    if not stub.is_file():
-        raise InputError(f"nvidia-pytriton has no python backend for Python {sys.version.split()[0]}: expected {stub}")
-    target = folder / "backends" / "python"
-    target.mkdir(parents=True)
-    for source in (root / "backends" / "python").iterdir():
-        if source.is_file():
-            shutil.copy2(source, target / source.name)
-    # A link, not a copy: the stub finds the wheel's own libraries relative to its real place.
-    (target / stub.name).symlink_to(stub)
-    return target.parent
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]

@@ -1,17 +1,16 @@
 """The steps of the ensemble as plain classes over dictionaries of numpy arrays; triton.py puts them into Triton.
 
-A step answers a list of requests at once: requests of different lengths and options join one forward pass.
+A step answers a list of requests at once: requests of different lengths and options join one forward pass. Rank alone
+imports torch: a server that starts again waits for that.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from llmcfsr_merlin.contract import FIRST_ITEM, PAD, VOCABULARY
+from llmcfsr_merlin.contract import FIRST_ITEM, OOV, PAD, VOCABULARY
 from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.recommender import Encoded, Encoder, Recommender
 from llmcfsr_merlin.serving.bundle import FILES, Bundle
 from llmcfsr_merlin.serving.request import Limits, parse
 from llmcfsr_merlin.vocabulary import Vocabulary
@@ -41,30 +40,35 @@ class Encode:
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["encode"])
         self.tag, self.max_length, self.limits = bundle.tag, bundle.max_length, limits
-        self.encoder = Encoder(Vocabulary.load(bundle.directory / VOCABULARY), bundle.max_length)
+        self.vocabulary = Vocabulary.load(bundle.directory / VOCABULARY)
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
         return each(requests, self._one)
 
     def _one(self, tensors: Tensors) -> Tensors:
         rows = parse(tensors, self.limits)
-        encoded = self.encoder.encode([row.history for row in rows])
-        codes = np.zeros((len(rows), self.max_length), np.int64)
-        codes[:, : encoded.codes.shape[1]] = encoded.codes
-        block = [
-            self.encoder.known(row.deny) + (encoded.seen[i] if row.exclude_seen else []) for i, row in enumerate(rows)
-        ]
-        allow = [[NO_LIST] if row.allow is None else self.encoder.known(row.allow) for row in rows]
+        codes, unknown = np.zeros((len(rows), self.max_length), np.int64), np.zeros(len(rows), np.int32)
+        block, allow = [], []
+        for i, row in enumerate(rows):  # as recommender.Encoder
+            history = self.vocabulary.encode(row.history)
+            seen = [code for code in history if code >= FIRST_ITEM]
+            kept = seen[-self.max_length :]
+            codes[i, : len(kept)], unknown[i] = kept, history.count(OOV)
+            block.append(self._known(row.deny) + (seen if row.exclude_seen else []))
+            allow.append([NO_LIST] if row.allow is None else self._known(row.allow))
         column = (len(rows), 1)
         return {
             "CODES": codes,
             "K": np.array([row.k for row in rows], np.int32).reshape(column),
             "BLOCK": _padded(block),
             "ALLOW_CODES": _padded(allow),
-            "UNKNOWN": encoded.unknown.astype(np.int32).reshape(column),
-            "FALLBACK": encoded.fallback.reshape(column),
+            "UNKNOWN": unknown.reshape(column),
+            "FALLBACK": (codes[:, :1] == PAD),
             "BUNDLE": np.full(column, self.tag, np.int64),
         }
+
+    def _known(self, ids: list[str]) -> list[int]:
+        return [code for code in self.vocabulary.encode(ids) if code >= FIRST_ITEM]
 
 
 class Rank:
@@ -75,7 +79,9 @@ class Rank:
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["rank"])
-        self.tag = bundle.tag
+        from llmcfsr_merlin.recommender import Recommender
+
+        self.tag, self.limits = bundle.tag, limits
         self.recommender = Recommender.load(bundle.directory, device, shortlist=limits.shortlist)
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
@@ -87,10 +93,29 @@ class Rank:
         return results
 
     def _checked(self, tensors: Tensors) -> Tensors:
+        """Whoever reaches the server can ask this step too: nothing of a request is taken on trust."""
+        _check_rows(tensors, ("CODES", "K", "BLOCK", "ALLOW_CODES", "BUNDLE"))
         _same_bundle(tensors["BUNDLE"], self.tag, "rank")
+        _check_k(tensors["K"], self.limits)
+        rows = self.recommender.ranker.rows
+        codes = tensors["CODES"]
+        _check_codes("CODES", codes, rows)
+        if codes.shape[1] > self.recommender.ranker.max_length:
+            raise InputError(
+                f"CODES: expected at most {self.recommender.ranker.max_length} codes a row, found {codes.shape[1]}"
+            )
+        if ((codes[:, 1:] != PAD) & (codes[:, :-1] == PAD)).any():
+            raise InputError("CODES: expected the padding (0) behind a row's last code, found it before one")
+        _check_codes("BLOCK", tensors["BLOCK"], rows)
+        allowed = tensors["ALLOW_CODES"]
+        _check_codes("ALLOW_CODES", np.where(allowed[:, :1] == NO_LIST, PAD, allowed), rows)
         return tensors
 
     def _forward(self, requests: list[Tensors]) -> list[Tensors]:
+        import torch
+
+        from llmcfsr_merlin.recommender import Encoded
+
         codes = np.concatenate([request["CODES"] for request in requests])
         k = np.concatenate([request["K"] for request in requests])[:, 0]
         longest = max(int((codes != PAD).sum(1).max()), 1)  # right-padded: the rest is padding in every row
@@ -111,7 +136,10 @@ class Rank:
             start = stop
         return answers
 
-    def _blocked(self, requests: list[Tensors]) -> torch.Tensor | None:
+    def _blocked(self, requests: list[Tensors]):
+        """Bool tensor [B, V] of what each row must not get; None where nothing is blocked."""
+        import torch
+
         if not any((r["ALLOW_CODES"][:, 0] != NO_LIST).any() or r["BLOCK"].any() for r in requests):
             return None
         rows = [(a, b) for r in requests for a, b in zip(r["ALLOW_CODES"], r["BLOCK"])]
@@ -129,7 +157,7 @@ class Decode:
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["decode"])
-        self.tag = bundle.tag
+        self.tag, self.limits = bundle.tag, limits
         ids = Vocabulary.load(bundle.directory / VOCABULARY).ids
         self.names = np.array([b""] * FIRST_ITEM + [str(raw).encode() for raw in ids], dtype=object)
 
@@ -137,8 +165,16 @@ class Decode:
         return each(requests, self._one)
 
     def _one(self, tensors: Tensors) -> Tensors:
+        _check_rows(tensors, ("ITEM_CODES", "SCORES", "K", "RANKED"))
         _same_bundle(tensors["RANKED"], self.tag, "decode")
         k = tensors["K"]
+        _check_k(k, self.limits)
+        _check_codes("ITEM_CODES", tensors["ITEM_CODES"], len(self.names))
+        if tensors["SCORES"].shape != tensors["ITEM_CODES"].shape:
+            raise InputError(
+                f"SCORES: expected the shape of ITEM_CODES, {list(tensors['ITEM_CODES'].shape)}, found "
+                f"{list(tensors['SCORES'].shape)}"
+            )
         codes, scores = (_widen(tensors[name][:, : k.max()], k.max()) for name in ("ITEM_CODES", "SCORES"))
         keep = np.arange(k.max()) < k
         return {"ITEMS": self.names[np.where(keep, codes, PAD)], "SCORES": np.where(keep, scores, np.float32(0))}
@@ -160,6 +196,31 @@ class Recommend:
         for i, answer in zip(good, decoded):
             results[i] = {**answer, **{name: results[i][name] for name in ("UNKNOWN", "FALLBACK")}}
         return results
+
+
+def _check_rows(tensors: Tensors, names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in tensors:
+            raise InputError(f"{name} is missing: expected the tensors of the step before")
+        if tensors[name].ndim != 2 or not tensors[name].size or len(tensors[name]) != len(tensors[names[0]]):
+            raise InputError(
+                f"{name}: expected {len(tensors[names[0]])} rows as in {names[0]}, found shape "
+                f"{list(tensors[name].shape)}"
+            )
+
+
+def _check_k(k: np.ndarray, limits: Limits) -> None:
+    if k.shape[1] != 1:
+        raise InputError(f"K: expected one value a row, found shape {list(k.shape)}")
+    wrong = k[(k < 1) | (k > limits.max_top_k)]
+    if len(wrong):
+        raise InputError(f"K: expected 1 to {limits.max_top_k} (serve.max_top_k), found {wrong[0]}")
+
+
+def _check_codes(name: str, codes: np.ndarray, rows: int) -> None:
+    wrong = codes[(codes != PAD) & ((codes < FIRST_ITEM) | (codes >= rows))]
+    if len(wrong):
+        raise InputError(f"{name}: expected codes {FIRST_ITEM} to {rows - 1}, or {PAD} as padding, found {wrong[0]}")
 
 
 def _padded(lists: list[list[int]]) -> np.ndarray:

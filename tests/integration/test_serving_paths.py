@@ -190,7 +190,7 @@ def test_request_log_is_off_by_default(tmp_path, logged):
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
 def test_serve_in_the_foreground_until_a_signal(tmp_path, ending):
     export(write_model(tmp_path / "train"), tmp_path / "repo", ServeConfig(layout="merged"))
-    code = "import sys; from llmcfsr_merlin.serving.server import serve; sys.exit(serve(sys.argv[1], threads=1))"
+    code = "import sys; from llmcfsr_merlin.serving.supervise import serve; sys.exit(serve(sys.argv[1], threads=1))"
     # A shell starts its background jobs deaf to SIGINT, and tests may be one.
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "repo")], stdout=subprocess.PIPE, text=True, env=dict(os.environ),

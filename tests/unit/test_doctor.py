@@ -107,6 +107,21 @@ def test_cves_are_named_for_the_versions_that_have_them():
     assert "CVE-2025-33214" in found
 
 
+@pytest.mark.parametrize(
+    ("version", "holes"), [("2.51.0", 3), ("2.59.1", 2), ("2.62.0", 1), ("2.71.0", 0), ("2.73.0", 0), (None, 3)]
+)
+def test_holes_of_the_server_are_named(version, holes):
+    checks = module._triton_cves(version)
+    assert len(checks) == holes and all("CVE-20" in check.found and "container 2" in check.action for check in checks)
+
+
+def test_the_servers_version_is_read_in_a_container(tmp_path):
+    (tmp_path / "bin").mkdir()
+    assert module._triton_version(tmp_path / "bin" / "tritonserver") is None
+    (tmp_path / "TRITON_VERSION").write_text("2.59.1\n")
+    assert module._triton_version(tmp_path / "bin" / "tritonserver") == "2.59.1"
+
+
 def test_missing_libpython_names_the_package(monkeypatch, tmp_path):
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     stub = tmp_path / "python_backend_stubs" / version / "triton_python_backend_stub"

@@ -47,6 +47,29 @@ def test_serving_is_not_root_and_has_a_health_check():
     assert "HEALTHCHECK" in STAGES["serve"]
 
 
+def test_serving_is_closed_unless_told():
+    """A Triton with the fixes of 2025, started by `llmcfsr serve` (key, watch) on loopback, asked by a real request."""
+    year, month = map(
+        int, re.search(r"^FROM nvcr\.io/nvidia/tritonserver:(\d+)\.(\d+)-py3 AS serve", DOCKERFILE, re.M).groups()
+    )
+    assert (year, month) >= (25, 10)
+    assert 'ENTRYPOINT ["llmcfsr", "serve", "/models"]' in STAGES["serve"]
+    assert 'CMD ["--host", "127.0.0.1"]' in STAGES["serve"] and "serving.probe" in STAGES["serve"]
+    for name in ("README.md", "docs/serving.md", "docs/environments.md", "Dockerfile"):
+        for line in (ROOT / name).read_text().splitlines():
+            assert not re.search(r"-p (?!127\.0\.0\.1:)\d", line), f"{name} opens ports on every interface: {line}"
+            if re.search(r"tritonserver --model", line):
+                raise AssertionError(f"{name} starts Triton without restrictions: {line}")
+
+
+def test_serving_pins_follow_the_others_where_python_lets_them():
+    default, serve = pins("constraints.txt"), pins("constraints-serve.txt")
+    for name in ("numpy", "pyarrow", "safetensors", "pydantic", "torch"):
+        assert default[name] == serve[name]
+    installed = re.search(r"-c constraints-serve.txt \\\n(.*?)\\", STAGES["serve"], re.S).group(1).split()
+    assert {name.lower() for name in installed} <= set(serve)
+
+
 def test_the_container_keeps_what_merlin_brings():
     """The train target may only add, at the versions tested: another pandas or torch would break cudf."""
     command = re.search(r"pip install (.*?)&&", STAGES["train"], re.S).group(1).replace("\\\n", " ").split()

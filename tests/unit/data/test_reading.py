@@ -271,9 +271,12 @@ def test_what_is_dropped_is_shown_with_its_place(tmp_path, capsys):
     items = "item_id,title\n,x\ni0,A\n"
     ingested(tmp_path, text(), items=items)
     assert "items: metadata no item: 1; first " in (shown := capsys.readouterr().err) and "items:2: ',x'" in shown
+    ingested(tmp_path, text(), items=items + ",y\n")  # what is not there was read: many are told, not refused
+    assert "warning: items: 2 of 3 rows" in capsys.readouterr().err
+    wide = "item_id,title\ni0,A\na,b,c\nb,c,d\n"
     with pytest.raises(InputError, match=r"items: expected at most 50% .*found 2 of 3 .*data.max_dropped=0.67"):
-        ingested(tmp_path, text(), items=items + ",y\n")
-    ingested(tmp_path, text(), items=items + ",y\n", max_dropped=0.7)
+        ingested(tmp_path, text(), items=wide)
+    ingested(tmp_path, text(), items=wide, max_dropped=0.7)
 
 
 @pytest.mark.parametrize("settings, titles", [

@@ -1,0 +1,121 @@
+"""How a tritonserver is started: the binary, its arguments, its environment, its private folder."""
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from llmcfsr_merlin.errors import InputError, MissingDependency
+from llmcfsr_merlin.serving.access import restrictions
+from llmcfsr_merlin.serving.repository import FRONT, format_of
+from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE
+
+# Triton writes the paths into a line for bash, unquoted.
+_PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
+_EXIT_SECONDS = 10
+
+
+def find_tritonserver() -> Path | None:
+    """The binary in PATH (Triton and Merlin containers), else the one in nvidia-pytriton; None where there is none."""
+    found = shutil.which("tritonserver")
+    if found:
+        return Path(found)
+    package = importlib.util.find_spec("pytriton")
+    if package is None or not package.submodule_search_locations:
+        return None
+    binary = Path(package.submodule_search_locations[0]) / "tritonserver" / "bin" / "tritonserver"
+    return binary if binary.is_file() else None
+
+
+def binary_for(repository: Path) -> Path:
+    """The tritonserver that can serve `repository`; MissingDependency without one, InputError without its backend."""
+    binary = find_tritonserver()
+    if binary is None:
+        raise MissingDependency(
+            "tritonserver was found neither in PATH nor in nvidia-pytriton: pip install 'llmcfsr-merlin[serve]', "
+            "or run inside a Triton or Merlin container"
+        )
+    form = format_of(repository)
+    backend = {"python": "python", "torchscript": "pytorch", "onnx": "onnxruntime"}[form]
+    if _is_packaged(binary) and not (binary.parent.parent / "backends" / backend).is_dir():
+        raise InputError(
+            f"this repository has serve.format={form}, but the tritonserver of nvidia-pytriton has no {backend} "
+            "backend: serve it in a Triton or Merlin container, or export with serve.format=python"
+        )
+    return binary
+
+
+def private_folder(repository: Path, binary: Path) -> Path:
+    """A new folder (0700) with `repository` as a link and what else the server reads, all of plain names."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="llmcfsr-triton-"))
+        if not _PLAIN.fullmatch(str(folder)):  # TMPDIR
+            folder.rmdir()
+            folder = Path(tempfile.mkdtemp(prefix="llmcfsr-triton-", dir="/tmp"))
+        (folder / "repository").symlink_to(repository)
+        if _is_packaged(binary):
+            _private_backends(binary, folder)
+    except OSError as error:
+        raise InputError(
+            f"the server's own folder cannot be written ({error.strerror}: {error.filename or tempfile.tempdir}): free "
+            "space there, or set TMPDIR to a folder that you may write to"
+        ) from error
+    return folder
+
+
+def command(binary: Path, folder: Path, address: str, ports: dict[str, int], key: str) -> list[str]:
+    """The server's command line. `folder`: of private_folder()."""
+    line = [str(binary), *restrictions(key), "--id", folder.name]
+    line += ["--model-repository", str(folder / "repository"), "--model-control-mode", "explicit"]
+    line += ["--load-model", FRONT]  # an ensemble loads its steps
+    for name, port in ports.items():
+        line += [f"--{name}-address", address, f"--{name}-port", str(port)]
+    line += ["--metrics-interval-ms", "1000", "--exit-timeout-secs", str(_EXIT_SECONDS)]
+    line += ["--backend-config", f"python,shm-region-prefix-name={shm_prefix(folder)}"]
+    if _is_packaged(binary):
+        line += ["--backend-directory", str(folder / "backends")]
+    return line
+
+
+def environment(binary: Path, folder: Path, request_id: str, log_requests: bool, threads: int | None) -> dict[str, str]:
+    """The environment of the server and of its python steps."""
+    found = dict(os.environ)
+    # The stub ignores PYTHONPATH and finds the virtual environment through PATH.
+    found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), found.get("PATH", "")])
+    if _is_packaged(binary):
+        libraries = [sysconfig.get_config_var("LIBDIR"), found.get("LD_LIBRARY_PATH")]
+        found["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
+    found |= {FOLDER_VARIABLE: str(folder), REQUEST_VARIABLE: request_id}
+    found["LLMCFSR_LOG_REQUESTS"] = "1" if log_requests else "0"
+    if threads is not None:
+        found["OMP_NUM_THREADS"] = str(threads)
+    return found
+
+
+def shm_prefix(folder: Path) -> str:
+    """What the names of the server's shared-memory regions begin with."""
+    return f"{folder.name}_"
+
+
+def _is_packaged(binary: Path) -> bool:
+    return (binary.parent.parent / "python_backend_stubs").is_dir()
+
+
+def _private_backends(binary: Path, folder: Path) -> None:
+    """nvidia-pytriton's python backend with this Python's stub, in a folder of ours: site-packages stays as it is."""
+    root = binary.parent.parent
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise InputError(f"nvidia-pytriton has no python backend for Python {sys.version.split()[0]}: expected {stub}")
+    target = folder / "backends" / "python"
+    target.mkdir(parents=True)
+    for source in (root / "backends" / "python").iterdir():
+        if source.is_file():
+            shutil.copy2(source, target / source.name)
+    # A link, not a copy: the stub finds the wheel's own libraries relative to its real place.
+    (target / stub.name).symlink_to(stub)

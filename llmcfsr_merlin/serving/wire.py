@@ -1,0 +1,53 @@
+"""Between a server and its python steps: what the environment tells them, and BYTES tensors that cannot be read.
+
+Triton calls `deserialize_bytes_tensor(bytes).reshape(shape)` for every BYTES tensor of a batch before the step sees one
+of them, and the process ends if that raises. Nothing raises here: what cannot be read becomes Unreadable, which the
+step turns into an error of its request.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+FOLDER_VARIABLE = "LLMCFSR_SERVER_FOLDER"  # where STOPPING appears
+STOPPING = "stopping"  # a file: the first step refuses new requests
+REQUEST_VARIABLE = "LLMCFSR_OWN_REQUEST"  # the id of the server's own requests: not counted, answered while it stops
+
+
+class Unreadable(np.ndarray):
+    """An empty array in the place of one that cannot be read; `reason` says why."""
+
+    reason = ""
+
+    @classmethod
+    def because(cls, reason: str) -> "Unreadable":
+        array = np.empty(0, dtype=object).view(cls)
+        array.reason = reason
+        return array
+
+    def reshape(self, *shape) -> "Unreadable":
+        return self
+
+
+class _Flat(np.ndarray):
+    """Elements in order, not yet in their shape."""
+
+    def reshape(self, *shape) -> np.ndarray:
+        elements = self.view(np.ndarray)
+        try:
+            return elements.reshape(*shape)
+        except (ValueError, OverflowError, TypeError, MemoryError):
+            found = list(shape[0] if len(shape) == 1 else shape)
+            return Unreadable.because(f"expected as many values as shape {found} has, found {len(elements)}")
+
+
+def reader(deserialize: Callable) -> Callable:
+    """`deserialize`, Triton's function from bytes to a flat array, without its exceptions."""
+
+    def read(encoded) -> np.ndarray:
+        try:
+            return deserialize(encoded).view(_Flat)
+        except Exception:
+            return Unreadable.because("expected values of the lengths that stand before them, found others")
+
+    return read
