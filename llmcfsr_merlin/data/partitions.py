@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.contract import ITEM, ROW, TIME, USER
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.failures import machine_failure
 
 # A partition of fewer interactions is not worth a task of its own.
 _SMALL = 200_000
@@ -39,6 +40,8 @@ def plan_chunks(folder: Path, rows: int, workers: int) -> tuple[list[Chunk], int
         try:
             file = pq.ParquetFile(path)
         except (pa.ArrowInvalid, OSError) as error:
+            if machine_failure(error):
+                raise
             raise InputError(f"{path} cannot be read as Parquet ({error}): rerun `llmcfsr ingest`") from error
         _check(path, file.schema_arrow)
         groups += [(str(path), group, file.metadata.row_group(group).num_rows) for group in range(file.num_row_groups)]

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.contract import HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.lock import run_lock
 from llmcfsr_merlin.semantics.items import encode_items, encode_words
 from llmcfsr_merlin.semantics.table import match_ids, read_vectors, vectors_column
 from llmcfsr_merlin.stage import Manifest, seal
@@ -23,6 +24,11 @@ def append_items(directory: Path, rows: Sequence[Mapping[str, object]], *, devic
     repeated or has a vector already (a changed item is encoded again by rerunning the stage).
     """
     directory = Path(directory)
+    with run_lock(directory.parent):
+        return _append(directory, rows, device)
+
+
+def _append(directory: Path, rows: Sequence[Mapping[str, object]], device: str) -> Manifest:
     manifest = Manifest.load(directory)
     ids = [str(row[ITEM]) for row in rows if row.get(ITEM) not in (None, "")]
     if len(ids) < len(rows) or len(set(ids)) < len(ids) or not ids:

@@ -62,7 +62,7 @@ class EncoderRecipe:
         path = Path(directory) / RECIPE
         try:
             recipe = cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+        except (FileNotFoundError, ValueError, TypeError) as error:
             raise InputError(f"expected a recipe at {path}, found {error}: run `llmcfsr embed`") from error
         if recipe.template_id != recipe.prompter().template.id:
             raise InputError(
