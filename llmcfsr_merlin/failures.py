@@ -83,7 +83,7 @@ def _named(error: BaseException, smaller: str | None) -> str | None:
     kind = _KIND.get(error.errno) if isinstance(error, OSError) else None
     if kind is None and isinstance(error, FileNotFoundError):
         return None
-    foreign = type(error).__module__.split(".")[0] in _LIBRARIES
+    foreign = type(error).__module__.startswith(_LIBRARIES)
     if kind is None and (foreign or isinstance(error, RuntimeError | OSError | ImportError)):
         text = str(error).lower()
         kind = next((kind for kind, parts in _TEXTS if any(part in text for part in parts)), None)

@@ -81,20 +81,24 @@ class Manifest:
         if not self.files:
             return f"{directory} was sealed without files"
         checksums = Checksums(directory) if remembered else None
-        for name in self.files if only is None else only:
+        checked = list(self.files) if only is None else list(only)
+        for name in checked:
             path = directory / name
             if name not in self.files or not path.is_file():
                 return f"{path} is missing or not listed in its {MANIFEST}"
             if (checksums.sha256(name) if checksums else sha256_file(path)) != self.files[name]:
                 return f"{path} was changed after it was written (sha256 differs)"
-        if only is None:
-            for folder in {(directory / name).parent for name in self.files if name.endswith(".parquet")}:
-                for path in folder.glob("[!.]*.parquet"):
-                    if str(path.relative_to(directory)) not in self.files:
-                        return f"{path} is not of the stage that wrote its folder"
+        for folder in {(directory / name).parent for name in checked if name.endswith(".parquet")}:
+            for path in folder.glob("[!.]*.parquet"):
+                if str(path.relative_to(directory)) not in self.files:
+                    return f"{path} is not of the stage that wrote its folder"
         if checksums:
             checksums.save()
         return None
+
+    def below(self, *prefixes: str) -> list[str]:
+        """The files whose relative path starts with one of these; all without any."""
+        return [name for name in self.files if not prefixes or name.startswith(prefixes)]
 
     def verify(self, directory: Path, only: Iterable[str] | None = None, *, remembered: bool = False) -> None:
         """Check every file (or `only`) before it is loaded, as in `fault`; InputError names the first bad one."""

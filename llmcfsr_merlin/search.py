@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import COUNT, SCHEMA, TRAIN_COUNT, VOCABULARY
+from llmcfsr_merlin.contract import COUNT, LEXICAL, SCHEMA, TRAIN_COUNT, VECTORS, VOCABULARY
 from llmcfsr_merlin.errors import InputError, MissingDependency
 from llmcfsr_merlin.files import remove, remove_temporary
 from llmcfsr_merlin.lock import run_lock
@@ -90,7 +90,8 @@ def _try(config: Config, run_dir: Path, data: Path, work: Path) -> dict:
     start = time.perf_counter()
     vocabulary = Vocabulary.load(data / VOCABULARY)
     if config.model.needs_vectors:
-        Manifest.load(run_dir / "embed").verify(run_dir / "embed", remembered=True)
+        embedded = Manifest.load(run_dir / "embed")
+        embedded.verify(run_dir / "embed", embedded.below(VECTORS, LEXICAL), remembered=True)
     vectors, lexical = load_vectors(config.model, vocabulary.ids.tolist(), run_dir / "embed")
     exclude = config.evaluate.exclude_history
     network, history = train_network(
@@ -136,7 +137,7 @@ def _visible(prepared: Path, data: Path) -> Path:
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()
     manifest = Manifest.load(prepared)
-    manifest.verify(prepared, remembered=True)
+    manifest.verify(prepared, manifest.below(SCHEMA, VOCABULARY, *_SPLITS), remembered=True)
     for split in _SPLITS:
         (data / split).symlink_to((prepared / split).resolve())
     shutil.copy2(prepared / SCHEMA, data / SCHEMA)

@@ -8,7 +8,7 @@ configuration and of the manifests it read); a stage whose key stands, and whose
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -29,7 +29,7 @@ def run_stage(
     run: Path,
     stage: str,
     settings: dict,
-    inputs: Iterable[str],
+    inputs: Mapping[str, Sequence[str]] | Iterable[str],
     work: Callable[[Path], dict],
     *,
     force: bool = False,
@@ -37,8 +37,9 @@ def run_stage(
 ) -> tuple[Manifest, bool]:
     """Run one stage into `run/stage`, or skip it where it is already true and its files are those that it wrote.
 
-    settings: the part of the configuration that the result depends on. inputs: names of the stages it reads, whose
-    files are checked before. work: called with the partial directory, writes the artefacts there and returns the counts
+    settings: the part of the configuration that the result depends on. inputs: names of the stages it reads (as a
+    mapping: each with what the names of the files start with that it reads), checked before. work: called with the
+    partial directory, writes the artefacts there and returns the counts
     for the manifest. resumable: keep a partial directory of the same key (checkpoints) instead of starting from an
     empty one. Returns the manifest and whether the stage ran (False: skipped).
 
@@ -48,11 +49,18 @@ def run_stage(
     run = Path(run)
     nested = run.name == BASELINES
     with clear_failures("train" if nested else stage), run_lock(run.parent if nested else run):
-        return _run_stage(run, stage, settings, list(inputs), work, force, resumable)
+        parts = inputs if isinstance(inputs, Mapping) else dict.fromkeys(inputs, ())
+        return _run_stage(run, stage, settings, parts, work, force, resumable)
 
 
 def _run_stage(
-    run: Path, stage: str, settings: dict, inputs: list[str], work: Callable, force: bool, resumable: bool
+    run: Path,
+    stage: str,
+    settings: dict,
+    inputs: Mapping[str, Sequence[str]],
+    work: Callable[[Path], dict],
+    force: bool,
+    resumable: bool,
 ) -> tuple[Manifest, bool]:
     run.mkdir(parents=True, exist_ok=True)
     final, partial, old = run / stage, run / f".{stage}.partial", run / f".{stage}.old"
@@ -60,7 +68,9 @@ def _run_stage(
     keys = {name: manifest.key for name, manifest in read.items()}
     key = hash_json({"stage": stage, "settings": settings, "inputs": keys, "version": __version__})
     claim(partial)
-    if not os.path.lexists(final) and old.is_dir() and not (partial / MANIFEST).is_file():
+    if os.path.lexists(final):
+        discard(old, _kept(final))
+    elif old.is_dir() and not (partial / MANIFEST).is_file():
         old.rename(final)  # stopped between the two renames of _replace, and the new result was given up since
     found = standing(final)
     if found is None and (final / MANIFEST).is_file():
@@ -76,7 +86,7 @@ def _run_stage(
             _replace(final, partial, old)
             return manifest, True
     for name, manifest in read.items():
-        manifest.verify(run / name, remembered=True)
+        manifest.verify(run / name, manifest.below(*inputs[name]), remembered=True)
     marker = partial / KEY
     resumed = resumable and not force and marker.is_file() and marker.read_text() == key
     if resumed:
@@ -112,14 +122,17 @@ def _begin(partial: Path, key: str) -> None:
 
 def _replace(final: Path, partial: Path, old: Path) -> None:
     """Put a sealed directory in the place of the old result, which goes except for what is not of the stage."""
-    kept = final.with_name(f"{final.name}.kept")
     (partial / KEY).unlink(missing_ok=True)
     if os.path.lexists(final):
-        discard(old, kept)
+        discard(old, _kept(final))
         final.rename(old)
     partial.rename(final)
     sync(final.parent)
-    discard(old, kept)
+    discard(old, _kept(final))
+
+
+def _kept(final: Path) -> Path:
+    return final.with_name(f"{final.name}.kept")
 
 
 class _PeakMemory:

@@ -32,7 +32,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
             sequences_dir=run_dir / "prepare" / SEQUENCES,
         )
 
-    manifest, _ = run_stage(run_dir, "embed", settings, ("ingest", "prepare"), work, force=force, resumable=True)
+    inputs = {"ingest": [ITEMS], "prepare": [VOCABULARY, SEQUENCES]}
+    manifest, _ = run_stage(run_dir, "embed", settings, inputs, work, force=force, resumable=True)
     return manifest
 
 
@@ -42,8 +43,7 @@ def _whole(embedded: Path) -> Path | None:
         return None
     try:
         manifest = Manifest.load(embedded)
-        reused = [name for name in manifest.files if name.startswith((ENCODED, TUNED, ENRICHED))]
-        manifest.verify(embedded, reused, remembered=True)
+        manifest.verify(embedded, manifest.below(ENCODED, TUNED, ENRICHED), remembered=True)
     except InputError:
         return None
     return embedded

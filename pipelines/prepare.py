@@ -30,5 +30,5 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     settings = config.prepare.model_dump()
     if previous is not None:
         settings["extend"] = Manifest.load(previous).key
-    manifest, _ = run_stage(run_dir, "prepare", settings, ["ingest"], work, force=force, resumable=True)
+    manifest, _ = run_stage(run_dir, "prepare", settings, {"ingest": [INTERACTIONS]}, work, force=force, resumable=True)
     return manifest

@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import BASELINES, TRAIN_HISTORY, VOCABULARY
+from llmcfsr_merlin.contract import (
+    BASELINES,
+    LEXICAL,
+    MODEL_CONFIG,
+    MODEL_WEIGHTS,
+    SCHEMA,
+    TRAIN_HISTORY,
+    VECTORS,
+    VOCABULARY,
+)
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.artefact import load_model, save_model
 from llmcfsr_merlin.semantics.table import load_vectors
@@ -78,8 +87,11 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
     }
     if config.model.content_match or config.model.transition_neighbours:
         settings["tail_item"] = config.evaluate.tail_item
-    inputs = [f"{up}prepare", *([f"{up}embed"] if config.model.needs_vectors else [])]
-    inputs += [f"{up}{BASELINES}/{teacher.name}"] if teacher else []
+    inputs = {f"{up}prepare": [VOCABULARY, SCHEMA, "train/", "valid/"]}
+    if config.model.needs_vectors:
+        inputs[f"{up}embed"] = [VECTORS, LEXICAL]
+    if teacher:
+        inputs[f"{up}{BASELINES}/{teacher.name}"] = [MODEL_CONFIG, MODEL_WEIGHTS]
     manifest, _ = run_stage(parent, stage, settings, inputs, work, force=force, resumable=True)
     return manifest
 
