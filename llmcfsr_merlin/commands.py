@@ -232,6 +232,7 @@ def add_items(arguments) -> None:
 def _check_trained_on(trained: Path, embedded: Path) -> None:
     """Word vectors fitted again have other axes: new items would be compared with old ones by meaningless numbers."""
     from llmcfsr_merlin.contract import VOCABULARY
+    from llmcfsr_merlin.manifest import remake
     from llmcfsr_merlin.model.artefact import load_model
     from llmcfsr_merlin.semantics.table import load_vectors
     from llmcfsr_merlin.vocabulary import Vocabulary
@@ -242,7 +243,8 @@ def _check_trained_on(trained: Path, embedded: Path) -> None:
     for kept, found in zip((getattr(network.items, "vectors", None), getattr(network, "lexical", None)), read):
         if kept is not None and (found is None or found.shape != kept.shape or (found != kept.numpy()).any()):
             raise InputError(
-                f"expected in {embedded} the vectors that the model was trained on, found others: run `llmcfsr train`"
+                f"expected in {embedded} the vectors that the model was trained on, found others: "
+                f"{remake(trained, 'train')}"
             )
 
 

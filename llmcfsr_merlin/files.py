@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-CHECKSUMS = ".checksums.json"  # in a stage's directory: what was hashed, and what the file was like then
+CHECKSUMS = "checksums.json"  # in a stage's directory: what was hashed, and what the file was like then
 _TEMPORARY = re.compile(r"\..+\.\d+")  # .<name>.<process>: what all writers of this project rename from
 
 

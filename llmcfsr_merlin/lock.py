@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import psutil
 
 from llmcfsr_merlin.errors import InputError
 
-LOCK = ".llmcfsr.lock"  # in the run directory; it stays there, empty while nobody writes
+LOCK = ".llmcfsr.lock"  # in the run directory while somebody writes it, or was killed
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems
 
 
@@ -46,6 +46,7 @@ def run_lock(run: str | Path) -> Iterator[None]:
     run = Path(run)
     if run.exists() and not run.is_dir():
         raise InputError(f"expected a run directory at {run}, found a file: choose another --run")
+    made = not run.exists()
     run.mkdir(parents=True, exist_ok=True)
     path = (run / LOCK).resolve()
     with _guard:
@@ -63,11 +64,34 @@ def run_lock(run: str | Path) -> Iterator[None]:
             held.depth -= 1
             if not held.depth:
                 del _held[path]
-                os.ftruncate(held.descriptor, 0)
+                with suppress(OSError):
+                    path.unlink()  # before it is let go, see _acquire
                 os.close(held.descriptor)
+                if made:
+                    with suppress(OSError):
+                        run.rmdir()  # nothing was written
 
 
 def _acquire(run: Path, path: Path) -> int:
+    """Open and lock the file, and write who holds it; the open descriptor, or InputError."""
+    for attempt in range(100):  # some network file systems give a file two numbers: then this must end
+        descriptor = _lock(run, path)
+        try:  # no second open: closing any descriptor of a file gives up its lock
+            if attempt == 99 or os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # its last owner removed it between our opening and locking it
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(_me()).encode(), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _lock(run: Path, path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         # Not flock(): processes forked by this one would hold it on after this one was killed.
@@ -86,12 +110,6 @@ def _acquire(run: Path, path: Path) -> int:
             os.close(descriptor)
             hint = f" (if that process is gone, remove {path})" if owner.get("host") != socket.gethostname() else ""
             raise InputError(_refusal(run, owner) + hint) from None
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(_me()).encode(), 0)
-    except BaseException:
-        os.close(descriptor)
-        raise
     return descriptor
 
 

@@ -11,7 +11,7 @@ BLOCK = 8 << 20  # bytes of text that one task parses
 _READ = 1 << 20
 _UNPACKED = 8 << 20  # bytes of text that are unpacked at once
 # Logs pack 3 to 50 times; deflate itself ends at 1032.
-_MOST_PACKED, _BOMB = 250, 1 << 30
+_MOST_PACKED, _BOMB = 250, 256 << 20
 _LONGEST = 256 << 20  # a longer line is no line
 
 

@@ -37,7 +37,9 @@ def _append(directory: Path, rows: Sequence[Mapping[str, object]], device: str) 
     for known, *_ in read_vectors(directory / VECTORS):
         found = match_ids(known, new)
         if (found >= 0).any():
-            raise InputError(f"item {ids[found.max()]} has a vector already: rerun `llmcfsr embed` to encode it again")
+            raise InputError(
+                f"item {ids[found.max()]} has a vector already: run `llmcfsr embed --force` to encode it again"
+            )
     vectors, has_text = encode_items(directory, rows, device=device)
     name = f"part-added-{hashlib.blake2b(chr(0).join(ids).encode(), digest_size=8).hexdigest()}.parquet"
     if (words := encode_words(directory, rows, device=device)) is not None:

@@ -67,7 +67,7 @@ class EncoderRecipe:
         if recipe.template_id != recipe.prompter().template.id:
             raise InputError(
                 f"{path}: expected template {recipe.prompter().template.id}, found {recipe.template_id}: "
-                "rerun `llmcfsr embed`"
+                "run `llmcfsr embed --force`"
             )
         return recipe
 

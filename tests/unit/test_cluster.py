@@ -100,6 +100,22 @@ def test_out_of_memory_names_the_setting_and_other_errors_pass():
         SINGLE.map(refused, [1], "sort")
 
 
+def test_dashboards_and_workers_listen_on_loopback_only():
+    import psutil
+
+    with engine(ClusterConfig(kind="local", workers=2, memory_limit="1GB")) as on:
+        assert on.map(abs, [-1, 2], "abs") == [1, 2]
+        me = psutil.Process()
+        open_ports = [c for process in (me, *me.children(recursive=True)) for c in _listening(process)]
+    assert len(open_ports) >= 4
+    assert {connection.laddr.ip for connection in open_ports} <= {"127.0.0.1", "::1"}
+
+
+def _listening(process) -> list:
+    ask = getattr(process, "net_connections", None) or process.connections  # renamed in psutil 6
+    return [connection for connection in ask("tcp") if connection.status == "LISTEN"]
+
+
 def test_results_come_in_order_of_the_tasks(capfd):
     for workers in (1, 4):
         on = Engine("single", False, workers, 1 << 30, 1 << 30)

@@ -61,7 +61,7 @@ def test_a_killed_owner_leaves_the_run_free(holder, tmp_path):
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == process.pid  # its name is still there
     with run_lock(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-    assert (tmp_path / LOCK).read_text() == ""
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_a_killed_owner_whose_forked_worker_lives_leaves_the_run_free(holder, tmp_path):
@@ -132,6 +132,32 @@ def test_without_locks_of_the_file_system_the_name_decides(written, free, tmp_pa
         return
     with pytest.raises(InputError, match="is being written by"), run_lock(tmp_path):
         pass
+
+
+def test_a_run_that_was_not_written_to_leaves_nothing(tmp_path):
+    with run_lock(tmp_path / "new" / "run"):
+        pass
+    assert not (tmp_path / "new" / "run").exists()
+
+
+def test_many_take_turns(tmp_path):
+    """Each adds to a number that two at a time would spoil; the file of the lock comes and goes."""
+    code = (
+        "import sys, time; from pathlib import Path; from llmcfsr_merlin.lock import run_lock\n"
+        "from llmcfsr_merlin.errors import InputError\n"
+        "run, done = Path(sys.argv[1]), 0\n"
+        "while done < 20:\n"
+        "    try:\n"
+        "        with run_lock(run):\n"
+        "            count = int((run / 'count').read_text()); time.sleep(0.001)\n"
+        "            (run / 'count').write_text(str(count + 1)); done += 1\n"
+        "    except InputError:\n"
+        "        time.sleep(0.001)\n"
+    )
+    (tmp_path / "count").write_text("0")
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(4)]
+    assert [process.wait() for process in started] == [0] * 4
+    assert (tmp_path / "count").read_text() == "80"
 
 
 def test_a_file_in_the_place_of_the_run(tmp_path):

@@ -1,4 +1,4 @@
-"""Stages: skipped only while their files are theirs, resumed whatever stopped them, and others' files are left alone."""
+"""Stages: skipped only while their files are theirs, resumed whatever stopped them; others' files are left alone."""
 
 import json
 import os

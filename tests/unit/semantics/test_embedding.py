@@ -208,7 +208,7 @@ def test_item_table_refuses_what_does_not_fit(tmp_path):
     with pytest.raises(InputError, match=r"NaN.*c"):
         load_item_table(["a", "b", "c"], folder)
     pq.write_table(pa.table({"item_id": ["a"]}), folder / "part-00001.parquet")
-    with pytest.raises(InputError, match="rerun `llmcfsr embed`"):
+    with pytest.raises(InputError, match="run `llmcfsr embed --force`"):
         load_item_table(["a", "b"], folder)
 
 
