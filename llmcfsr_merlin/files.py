@@ -62,9 +62,9 @@ def save_tensors(tensors: Mapping, path: Path, metadata: dict[str, str] | None =
         temporary.unlink(missing_ok=True)
 
 
-def remove_temporary(directory: Path) -> None:
-    """Remove the temporary files that a killed process left below a directory."""
-    for path in directory.rglob(".*"):
+def remove_temporary(directory: Path, *, below: bool = True) -> None:
+    """Remove the temporary files that a killed process left in a directory, and in those below it."""
+    for path in directory.rglob(".*") if below else directory.glob(".*"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import STAGES
 from llmcfsr_merlin.failures import clear_failures
+from llmcfsr_merlin.files import remove_temporary
 from llmcfsr_merlin.lock import run_lock
 from llmcfsr_merlin.stage import MANIFEST, Manifest
 
@@ -30,6 +31,7 @@ def run_stages(
     """
     run_dir = Path(run_dir or Path("runs") / config.name)
     with clear_failures(str(run_dir)), run_lock(run_dir):
+        remove_temporary(run_dir, below=False)
         config.record(run_dir)
         return _run_stages(config, run_dir, stages, force, report)
 
