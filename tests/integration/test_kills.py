@@ -137,6 +137,7 @@ def test_killed_stages_go_on_to_the_same_content(tmp_path):
             landed[stage] += 1
         process = command(verb, run)
         shown, _ = process.communicate(timeout=600)
+        print(f"{sum(landed.values())} kills, last in {stage}: rerun ended with {process.returncode}", flush=True)
         if process.returncode:
             failed.append((stage, shown[-500:]))
             continue
