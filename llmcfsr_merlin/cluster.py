@@ -164,7 +164,8 @@ def _client(kind: str, config: ClusterConfig, workers: int, memory: int):
     else:
         make = partial(LocalCluster, n_workers=workers, threads_per_worker=1, memory_limit=memory)
     # Not the default client: NVTabular would send its vocabulary to it, and every worker would import torch.
-    cluster = make(dashboard_address=":0")
+    # The defaults of both, the scheduler's and the workers', listen on every interface.
+    cluster = make(dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0")
     try:
         with Client(cluster, set_as_default=False) as client:
             yield client

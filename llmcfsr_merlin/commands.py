@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from llmcfsr_merlin.config import Config
@@ -66,10 +67,11 @@ def demo(arguments) -> int:
 
 def search(arguments) -> None:
     """The stages before training, then trials; a table of them, best first, and a file for --model."""
-    import yaml
     from rich.table import Table
 
+    from llmcfsr_merlin.config import read_yaml
     from llmcfsr_merlin.contract import resource
+    from llmcfsr_merlin.lock import run_lock
     from llmcfsr_merlin.pipelines import run_stages
     from llmcfsr_merlin.search import BEST
     from llmcfsr_merlin.search import search as find
@@ -77,12 +79,13 @@ def search(arguments) -> None:
     config = _config(arguments)
     directory = _directory(arguments, config)
     path = arguments.space or resource("pipelines") / "search" / "space.yaml"
-    if not path.is_file() or not isinstance(space := yaml.safe_load(path.read_text()), dict):
+    if not path.is_file() or not isinstance(space := read_yaml(path), dict):
         raise InputError(f"--space: expected a YAML file of settings and lists of values, found {path}")
     if arguments.trials < 1:
         raise InputError(f"--trials: expected at least 1, found {arguments.trials}")
-    run_stages(config, directory, STAGES[: 3 if config.model.needs_vectors else 2])
-    found = find(config, directory, space, arguments.trials)
+    with run_lock(directory):
+        run_stages(config, directory, STAGES[: 3 if config.model.needs_vectors else 2])
+        found = find(config, directory, space, arguments.trials)
     table = Table(title="settings by validation NDCG@10 (full ranking)", title_justify="left")
     numbers = [key for key in found[0] if key not in ("trial", "settings")]
     for key in (*space, *numbers):
@@ -196,7 +199,8 @@ def report(arguments) -> None:
     """RUN/report/report.html from the run's metrics, training curves, paired tests and a few users."""
     from llmcfsr_merlin import examples
     from llmcfsr_merlin.evaluation.candidates import said_negatives
-    from llmcfsr_merlin.evaluation.report import write_report
+    from llmcfsr_merlin.evaluation.report import PAGE, write_report
+    from llmcfsr_merlin.ownership import claim_results
     from llmcfsr_merlin.recommender import Recommender
 
     directory = arguments.run
@@ -218,24 +222,27 @@ def report(arguments) -> None:
         for (user, sequence), row in zip(chosen.items(), answers.items)
     ]
     curves = {settings.model.name: directory / "train"}
-    curves |= {path.name: path for path in sorted((directory / BASELINES).glob("*"))}
+    curves |= {path.name: path for path in sorted((directory / BASELINES).glob("[!.]*")) if path.name in names}
     ranks = directory / "evaluate" / RANKS
-    page = write_report(
-        arguments.out or directory / "report",
-        metrics,
-        title=f"{settings.name}: {settings.model.name}",
-        focus=settings.model.name,
-        base="sasrec" if "sasrec" in names else names[-1],
-        negatives=said_negatives(directory / "evaluate" / CASES),
-        exclude_history=settings.evaluate.exclude_history,
-        histories={name: json.loads((path / TRAIN_HISTORY).read_text()) for name, path in curves.items()},
-        comparisons={
-            base: _paired(ranks, settings.model.name, ranks, base, directory, settings)
-            for base in names
-            if base != settings.model.name
-        },
-        examples=shown,
-    )
+    out = arguments.out or directory / "report"
+    with _held(directory, out):
+        claim_results(out, (PAGE, "training.png", "deciles-*.png"))
+        page = write_report(
+            out,
+            metrics,
+            title=f"{settings.name}: {settings.model.name}",
+            focus=settings.model.name,
+            base="sasrec" if "sasrec" in names else names[-1],
+            negatives=said_negatives(directory / "evaluate" / CASES),
+            exclude_history=settings.evaluate.exclude_history,
+            histories={name: json.loads((path / TRAIN_HISTORY).read_text()) for name, path in curves.items()},
+            comparisons={
+                base: _paired(ranks, settings.model.name, ranks, base, directory, settings)
+                for base in names
+                if base != settings.model.name
+            },
+            examples=shown,
+        )
     print(page)
 
 
@@ -250,19 +257,22 @@ def add_items(arguments) -> None:
     embedded = arguments.run / "embed"
     Manifest.load(embedded).verify(embedded)
     _check_trained_on(arguments.run / "train", embedded)
-    counts = grow(
-        arguments.run, arguments.out / "train", rows, lambda _: encode_items(embedded, rows)[0],
-        lambda _: encode_words(embedded, rows), settings.data.null_values,
-    )  # fmt: skip
+    from llmcfsr_merlin.lock import run_lock
     from llmcfsr_merlin.pipelines import export
 
-    export.run(settings, arguments.out)
+    with run_lock(arguments.out):
+        counts = grow(
+            arguments.run, arguments.out / "train", rows, lambda _: encode_items(embedded, rows)[0],
+            lambda _: encode_words(embedded, rows), settings.data.null_values,
+        )  # fmt: skip
+        export.run(settings, arguments.out)
     print(f"{counts['items_added']} items added to {counts['items_before']}: llmcfsr serve {arguments.out}")
 
 
 def _check_trained_on(trained: Path, embedded: Path) -> None:
     """Word vectors fitted again have other axes: new items would be compared with old ones by meaningless numbers."""
     from llmcfsr_merlin.contract import VOCABULARY
+    from llmcfsr_merlin.manifest import remake
     from llmcfsr_merlin.model.artefact import load_model
     from llmcfsr_merlin.semantics.table import load_vectors
     from llmcfsr_merlin.vocabulary import Vocabulary
@@ -273,16 +283,22 @@ def _check_trained_on(trained: Path, embedded: Path) -> None:
     for kept, found in zip((getattr(network.items, "vectors", None), getattr(network, "lexical", None)), read):
         if kept is not None and (found is None or found.shape != kept.shape or (found != kept.numpy()).any()):
             raise InputError(
-                f"expected in {embedded} the vectors that the model was trained on, found others: run `llmcfsr train`"
+                f"expected in {embedded} the vectors that the model was trained on, found others: "
+                f"{remake(trained, 'train')}"
             )
 
 
 def vectors_report(arguments) -> None:
+    from llmcfsr_merlin.ownership import claim_results
     from llmcfsr_merlin.semantics.report import summary
     from llmcfsr_merlin.semantics.report import vectors_report as judge
 
     out = arguments.out or arguments.run / "vectors-report"
-    print(summary(judge(arguments.run, out, arguments.tail_below)))
+    for stage in ("ingest", "prepare", "embed"):
+        Manifest.load(arguments.run / stage).verify(arguments.run / stage)
+    with _held(arguments.run, out):
+        claim_results(out, ("report.json", "neighbours.txt", "map.png"))
+        print(summary(judge(arguments.run, out, arguments.tail_below)))
     print(f"figures, neighbours by title and a map: {out}")
 
 
@@ -302,6 +318,13 @@ def doctor(_) -> int:
     from llmcfsr_merlin.doctor import main
 
     return main()
+
+
+def _held(run: Path, out: Path):
+    """The run's lock where `out` is inside the run; a run that is only read may be read-only, or be written."""
+    from llmcfsr_merlin.lock import run_lock
+
+    return run_lock(run) if out.resolve().is_relative_to(run.resolve()) else nullcontext()
 
 
 def _config(arguments) -> Config:

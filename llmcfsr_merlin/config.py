@@ -17,10 +17,11 @@ from pathlib import Path
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError
 
-from llmcfsr_merlin.contract import resource
+from llmcfsr_merlin.contract import RECORD, resource
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.settings import (
     CLOSED_FORM,
+    NAME,
     ClusterConfig,
     DataConfig,
     EmbedConfig,
@@ -34,7 +35,9 @@ from llmcfsr_merlin.settings import (
 )
 from llmcfsr_merlin.stage import write_json
 
-RECORD = "config.json"  # in the run directory: the settings of its last command
+_SECTIONS = ("data", "prepare", "train")  # what a record has, whichever version wrote it
+_LONGEST_RECIPE = 1 << 20  # bytes
+_MOST_NODES = 100_000  # of a recipe with its aliases written out
 _PRESET = "model_laid_over"  # in RECORD
 
 
@@ -79,7 +82,7 @@ class Preset:
 class Config(Section):
     """The whole configuration; `name` is also the default run directory, runs/<name>."""
 
-    name: str = Field("run", pattern=r"^[\w.-]+$")
+    name: str = Field("run", pattern=NAME, max_length=100)
     data: DataConfig = DataConfig()
     cluster: ClusterConfig = ClusterConfig()
     prepare: PrepareConfig = PrepareConfig()
@@ -164,7 +167,13 @@ class Config(Section):
         return self.model.needs_vectors or any(self.with_model(name).model.needs_vectors for name in names)
 
     def record(self, run_dir: Path) -> None:
-        """Write the settings into the run directory, where recorded() finds them."""
+        """Write the settings into the run directory, where recorded() finds them.
+
+        InputError where a file of that name there is of something else.
+        """
+        path = Path(run_dir) / RECORD
+        if path.is_file() and not all(f'"{section}"'.encode() in path.read_bytes() for section in _SECTIONS):
+            raise InputError(f"{path} is no record of this project: move it away or choose another --run")
         Path(run_dir).mkdir(parents=True, exist_ok=True)
         tree = self.model_dump(mode="json")
         write_json(Path(run_dir) / RECORD, tree | {_PRESET: dataclasses.asdict(self._laid())})
@@ -216,12 +225,36 @@ def _read_recipe(recipe: str | Path, wanted: str, known: list[str], folder: str 
         path = resource("pipelines") / f"{folder}{recipe}.yaml"
     if not path.is_file():
         raise InputError(f"expected {wanted} or one of {', '.join(known)}, found {str(recipe)!r}")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def read_yaml(path: Path):
+    """What a YAML file says; InputError where it is none, larger than 1 MiB, or a few lines that stand for millions."""
+    size = path.stat().st_size
+    if size > _LONGEST_RECIPE:
+        raise InputError(f"{path}: expected a YAML file of settings, found {size >> 20:,} MiB: is it a recipe?")
+    try:
+        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not YAML: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _parse_yaml(text: str, source: str):
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be
+        raise InputError(f"{source} is not YAML: {' '.join(str(error).split())[:300]}") from error
+    # An alias stands for a whole tree: ten lines of ten aliases each are 10^10 values as soon as they are copied.
+    nodes, waiting = 0, [tree]
+    while waiting:
+        node = waiting.pop()
+        nodes += 1
+        if nodes > _MOST_NODES:
+            raise InputError(f"{source}: expected settings, found aliases (*name) that stand for over {_MOST_NODES:,}")
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     return tree
 
 
@@ -235,12 +268,10 @@ def _apply(tree: dict, override: str) -> None:
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
             raise InputError(f"override {override!r}: {key} is a value, not a section")
-    try:
-        node[keys[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        if value[:1] not in "%@`":  # no YAML can begin so, but a format of times does: %d/%m/%Y
-            raise InputError(f"override {override!r}: the value is not YAML") from error
+    if value[:1] in tuple("%@`"):  # no YAML can begin so, but a format of times does: %d/%m/%Y
         node[keys[-1]] = value
+    else:
+        node[keys[-1]] = _parse_yaml(value, f"override {override[:80]!r}: the value")
 
 
 def _expand(node):

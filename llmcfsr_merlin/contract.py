@@ -28,6 +28,8 @@ FIRST_ITEM = 3  # row r of every item-side array belongs to code r; rows below t
 # Stages in order; each one owns the directory of its name in the run directory.
 STAGES = ("ingest", "prepare", "embed", "train", "evaluate", "export")
 
+RECORD = "config.json"  # in the run directory: the settings of its last command
+
 # Artefacts, relative to their stage's directory.
 INTERACTIONS = "interactions"  # ingest: part-*.parquet of USER, ITEM, TIME, SUBSECOND, ROW, RATING
 ITEMS = "items"  # ingest: part-*.parquet of ITEM and one column an attribute (string or list of string)

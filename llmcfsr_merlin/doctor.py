@@ -64,7 +64,7 @@ def doctor(
         checks = [_python(sys.version_info[:3]), *_versions(version), _pip(version)]
         for future in pending:
             checks += future.result()
-    return [*checks, _encoder(), *_triton(version), *_resources(), *_cves(version)]
+    return [*checks, _encoder(), *_triton(version), *_resources(), *_arrow(version), *_cves(version)]
 
 
 def shared_python() -> str | None:
@@ -272,6 +272,17 @@ def _resources() -> list[Check]:
         action = "" if shared >= 0.5 else "containers: docker run --shm-size=1g (Triton's python steps share memory)"
         checks.append(Check("shared memory", "warn" if action else "ok", f"{shared:.1f} GiB", action))
     return checks
+
+
+def _arrow(version: Callable[[str], str | None]) -> list[Check]:
+    """A hole that our code does reach: it reads the Parquet of others."""
+    found, repair = version("pyarrow"), version("pyarrow-hotfix")
+    if not found or parts(found) >= (14, 0, 1):
+        return []
+    if repair:
+        return [Check("security", "note", f"pyarrow {found}: CVE-2023-47248, closed by pyarrow-hotfix {repair}")]
+    what = f"pyarrow {found}: CVE-2023-47248 (a Parquet file can bring code that runs)"
+    return [Check("security", "error", what, f"{PIP} pyarrow-hotfix")]
 
 
 def _cves(version: Callable[[str], str | None]) -> list[Check]:

@@ -19,10 +19,12 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from llmcfsr_merlin.checkpoints import whole_checkpoints
 from llmcfsr_merlin.contract import ITEM
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.files import remove, save_tensors, write_json
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.model.t4rec import Auxiliary
 from llmcfsr_merlin.settings import ModelConfig, TrainConfig
@@ -71,9 +73,11 @@ def fit_in_processes(
     if auxiliary.distillation is not None:
         raise InputError("train.distil remembers the states of all users in one process: set train.processes=1")
     _write_shares(files["train"], work, count)
-    save_file(_weights(network), str(work / _START))
-    folders = [work / f"process-{rank}" for rank in range(count)]
-    common = set.intersection(*({path.name for path in folder.glob("checkpoint-*")} for folder in folders))
+    save_tensors(_weights(network), work / _START)
+    found = [whole_checkpoints(work / f"process-{rank}") for rank in range(count)]
+    common = set.intersection(*({path.name for path in paths} for paths in found))
+    for path in (path for paths in found for path in paths if path.name not in common):
+        remove(path)
     items = network.items
     job = _Job(
         network.config,
@@ -140,8 +144,8 @@ def _work(rank: int, job: _Job) -> None:
             None if job.checkpoint is None else str(folder / job.checkpoint),
         )
         if rank == 0:
-            save_file(_weights(network), str(job.work / _BEST))
-            (job.work / _HISTORY).write_text(json.dumps(history))
+            save_tensors(_weights(network), job.work / _BEST)
+            write_json(job.work / _HISTORY, history)
     except InputError as error:
         (job.work / _REFUSED).write_text(str(error))
         raise

@@ -76,7 +76,7 @@ class Recommender:
         if ranker.rows != len(vocabulary):
             raise InputError(
                 f"expected a model of {len(vocabulary)} rows for this vocabulary, found {ranker.rows}: "
-                "rerun `llmcfsr train`"
+                "run `llmcfsr train --force`"
             )
         self.ranker, self.vocabulary = ranker, vocabulary
         self.encoder = Encoder(vocabulary, ranker.max_length)

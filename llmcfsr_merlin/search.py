@@ -4,6 +4,7 @@ The search works in a folder that holds the splits `train` and `valid` only: the
 """
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -13,8 +14,11 @@ import torch
 import yaml
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import COUNT, SCHEMA, TRAIN_COUNT, VOCABULARY
+from llmcfsr_merlin.contract import COUNT, LEXICAL, SCHEMA, TRAIN_COUNT, VECTORS, VOCABULARY
 from llmcfsr_merlin.errors import InputError, MissingDependency
+from llmcfsr_merlin.files import remove, remove_temporary
+from llmcfsr_merlin.lock import run_lock
+from llmcfsr_merlin.ownership import claim_results
 from llmcfsr_merlin.semantics.table import load_vectors
 from llmcfsr_merlin.stage import Manifest, hash_json, write_json
 from llmcfsr_merlin.trainer import choose_device, data_loader, load_schema, split_files
@@ -22,7 +26,7 @@ from llmcfsr_merlin.training import train_network
 from llmcfsr_merlin.validation import Weights, ndcg, validation_ranks
 from llmcfsr_merlin.vocabulary import Vocabulary
 
-TRIALS, BEST = "trials.json", "best.yaml"
+TRIALS, BEST, JOURNAL = "trials.json", "best.yaml", "journal.log"
 _SPLITS = ("train", "valid")
 
 
@@ -34,18 +38,25 @@ def search(config: Config, run_dir: Path, space: dict[str, list], trials: int) -
     A dict a trial: number, settings, ndcg@10 (full ranking, what is maximised), hr@10, tail ndcg@10, epochs, gamma,
     cold_gamma, seconds. Writes TRIALS and BEST, a file for --model, into run_dir/search; the same call goes on where it
     stopped.
-    Raises InputError for a space that does not fit, and MissingDependency without Optuna.
+    Raises InputError for a space that does not fit, where another process writes the run or run_dir/search is not of
+    this project, and MissingDependency without Optuna.
     """
+    with run_lock(run_dir):
+        return _search(config, Path(run_dir), space, trials)
+
+
+def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int) -> list[dict]:
     optuna = _optuna()
     space = {key: _choices(config, key, values) for key, values in space.items()}
     if config.train.align_to:
         raise InputError("train.align_to needs a trained model beside it, which a search does not make: unset it")
-    out = Path(run_dir) / "search"
-    out.mkdir(parents=True, exist_ok=True)
-    data = _visible(Path(run_dir) / "prepare", out / "data")
+    out = run_dir / "search"
+    claim_results(out, ("data", "trial-*", JOURNAL, TRIALS, BEST))
+    _tidy(out)
+    data = _visible(run_dir / "prepare", out / "data")
     fixed = {"space": space, "config": config.model_dump(include={"model", "train", "evaluate", "prepare"})}
-    name = hash_json(fixed | {"prepare": Manifest.load(Path(run_dir) / "prepare").key})[:16]
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(out / "journal.log")))
+    name = hash_json(fixed | {"prepare": Manifest.load(run_dir / "prepare").key})[:16]
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(out / JOURNAL)))
     study = optuna.create_study(
         storage=storage, study_name=name, direction="maximize", load_if_exists=True,
         sampler=optuna.samplers.TPESampler(seed=config.train.seed, n_startup_trials=max(4, trials // 3)),
@@ -78,7 +89,10 @@ def _try(config: Config, run_dir: Path, data: Path, work: Path) -> dict:
     """Train one setting on the visible splits and rank the validation items."""
     start = time.perf_counter()
     vocabulary = Vocabulary.load(data / VOCABULARY)
-    vectors, lexical = load_vectors(config.model, vocabulary.ids.tolist(), Path(run_dir) / "embed")
+    if config.model.needs_vectors:
+        embedded = Manifest.load(run_dir / "embed")
+        embedded.verify(run_dir / "embed", embedded.below(VECTORS, LEXICAL), remembered=True)
+    vectors, lexical = load_vectors(config.model, vocabulary.ids.tolist(), run_dir / "embed")
     exclude = config.evaluate.exclude_history
     network, history = train_network(
         config.model, config.train, data, work, rows=len(vocabulary), max_length=config.prepare.max_length,
@@ -104,12 +118,26 @@ def _try(config: Config, run_dir: Path, data: Path, work: Path) -> dict:
     }  # fmt: skip
 
 
+def _tidy(out: Path) -> None:
+    """Remove what a stopped search left: its trial, Optuna's lock, and half a line of the journal, which the next would
+    be appended to."""
+    for trial in out.glob("trial-*"):
+        remove(trial)
+    for lock in out.glob(f"{JOURNAL}.lock*"):  # ours alone is the run
+        lock.unlink()
+    remove_temporary(out)
+    journal = out / JOURNAL
+    if journal.is_file():
+        whole = journal.read_bytes().rfind(b"\n") + 1
+        os.truncate(journal, whole)
+
+
 def _visible(prepared: Path, data: Path) -> Path:
     """A prepared folder of what a search may see: two splits, and a vocabulary that counts training items only."""
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()
     manifest = Manifest.load(prepared)
-    manifest.verify(prepared, [n for n in manifest.files if n.startswith((SCHEMA, VOCABULARY, *_SPLITS))])
+    manifest.verify(prepared, manifest.below(SCHEMA, VOCABULARY, *_SPLITS), remembered=True)
     for split in _SPLITS:
         (data / split).symlink_to((prepared / split).resolve())
     shutil.copy2(prepared / SCHEMA, data / SCHEMA)
@@ -146,7 +174,9 @@ def _write(config: Config, finished: list, out: Path) -> None:
     for key in ("seed", "device"):
         del best["train"][key]
     text = f"# The best of {len(rows)} trials on validation.\n" + yaml.safe_dump(best, sort_keys=False)
-    (out / BEST).write_text(text)
+    temporary = out / f".{BEST}.{os.getpid()}"
+    temporary.write_text(text)
+    temporary.replace(out / BEST)
 
 
 def _said(settings: dict) -> str:

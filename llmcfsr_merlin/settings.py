@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from llmcfsr_merlin.contract import resource
 
 _MARKS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " ", "\\x01": "\x01"}
+# One component of a path: no separator, and something beside dots.
+NAME = r"^[\w.-]*[\w-][\w.-]*$"
 
 
 class Section(BaseModel):
@@ -267,7 +269,7 @@ class EmbedConfig(Section):
 class ModelConfig(Section):
     """The dual-view network. Every level is a switch, so that the baselines are recipes of the same code."""
 
-    name: str = Field("llm_cfsr", pattern=r"^[\w.-]+$")
+    name: str = Field("llm_cfsr", pattern=NAME, max_length=100)
     """What the result tables call it; the models that ship are in pipelines/models."""
     backbone: Literal["sasrec", "bert4rec", "gru4rec"] = "sasrec"
     """sasrec: causal attention, next-item training; bert4rec: attention both ways, masked training; gru4rec: GRU."""
@@ -355,6 +357,13 @@ class TrainConfig(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 42
     device: str = "auto"
+
+    @field_validator("align_to")
+    @classmethod
+    def _known_model(cls, name: str | None) -> str | None:
+        if name is not None and name not in models():
+            raise ValueError(f"expected a model out of {', '.join(models())}")
+        return name
 
 
 def models() -> list[str]:

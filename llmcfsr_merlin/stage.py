@@ -2,176 +2,137 @@
 
 A stage owns one directory of the run. It writes into `.<stage>.partial` and renames when it is complete, so that a
 killed stage leaves either the old result or the new one. Its manifest records the key (a hash of the stage's
-configuration and of the manifests it read); a stage whose key stands is skipped.
+configuration and of the manifests it read); a stage whose key stands, and whose files are as it wrote them, is skipped.
 """
 
-import hashlib
-import json
 import os
-import platform
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from llmcfsr_merlin import __version__
-from llmcfsr_merlin.contract import STAGES
-from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.contract import BASELINES
+from llmcfsr_merlin.errors import InputError, MissingDependency
+from llmcfsr_merlin.failures import clear_failures, machine_failure
+from llmcfsr_merlin.files import remove, remove_temporary, sha256_file, sync, write_json
+from llmcfsr_merlin.lock import run_lock
+from llmcfsr_merlin.manifest import KEY, MANIFEST, Manifest, hash_json, seal
+from llmcfsr_merlin.ownership import claim, discard, standing
 
-MANIFEST = "manifest.json"
-# Packages whose version can change what a stage writes.
-_RECORDED = (
-    "nvtabular",
-    "merlin-core",
-    "transformers4rec",
-    "transformers",
-    "torch",
-    "pandas",
-    "numpy",
-    "pyarrow",
-    "dask",
-)
-
-
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file, read in blocks of 1 MiB."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def hash_json(value) -> str:
-    """Hex sha256 of a value's canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a finished stage says of itself.
-
-    `key` hashes its configuration and inputs, `counts` is what the stage reports (rows in, dropped, out, ...),
-    `files` maps each file (relative path) to its sha256, `seconds` is wall time and `peak_memory_mb` the peak
-    resident memory of the process and its children while it ran.
-    """
-
-    stage: str
-    key: str
-    counts: dict = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    peak_memory_mb: int = 0
-
-    @classmethod
-    def load(cls, directory: Path) -> "Manifest":
-        """Read a stage's manifest; InputError where there is none or it cannot be read."""
-        path = Path(directory) / MANIFEST
-        if not path.is_file():
-            raise InputError(
-                f"expected a finished stage in {directory}, found no {MANIFEST}: "
-                f"run `llmcfsr {_verb(Path(directory))}` first"
-            )
-        try:
-            return cls(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path} is not a manifest of this project ({error}): rerun the stage") from error
-
-    def verify(self, directory: Path, only: Iterable[str] | None = None) -> None:
-        """Check the sha256 of every file (or of `only`) before it is loaded; InputError names the first bad one."""
-        for name in self.files if only is None else only:
-            path = Path(directory) / name
-            if name not in self.files or not path.is_file():
-                raise InputError(f"{path} is missing or not listed in its {MANIFEST}: rerun `llmcfsr {self.stage}`")
-            if sha256_file(path) != self.files[name]:
-                raise InputError(
-                    f"{path} was changed after it was written (sha256 differs): rerun `llmcfsr {self.stage}`"
-                )
-
-
-def write_json(path: Path, value) -> None:
-    """Write JSON to a temporary name and rename."""
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    temporary.replace(path)
-
-
-def seal(
-    directory: Path, stage: str, key: str, counts: dict, seconds: float = 0.0, peak_memory_mb: int = 0
-) -> Manifest:
-    """Write the manifest of a complete directory: sha256 of each file in it, versions, counts."""
-    files = {
-        str(path.relative_to(directory)): sha256_file(path)
-        for path in sorted(Path(directory).rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-    manifest = Manifest(stage, key, counts, files, _versions(), round(seconds, 2), peak_memory_mb)
-    write_json(Path(directory) / MANIFEST, asdict(manifest))
-    return manifest
+__all__ = ["MANIFEST", "Manifest", "hash_json", "run_stage", "seal", "sha256_file", "write_json"]
 
 
 def run_stage(
     run: Path,
     stage: str,
     settings: dict,
-    inputs: Iterable[str],
+    inputs: Mapping[str, Sequence[str]] | Iterable[str],
     work: Callable[[Path], dict],
     *,
     force: bool = False,
     resumable: bool = False,
 ) -> tuple[Manifest, bool]:
-    """Run one stage into `run/stage`, or skip it where it is already true.
+    """Run one stage into `run/stage`, or skip it where it is already true and its files are those that it wrote.
 
-    settings: the part of the configuration that the result depends on. inputs: names of the stages it reads.
-    work: called with the partial directory, writes the artefacts there and returns the counts for the manifest.
-    resumable: keep a partial directory of the same key (checkpoints) instead of starting from an empty one.
-    Returns the manifest and whether the stage ran (False: skipped).
+    settings: the part of the configuration that the result depends on. inputs: names of the stages it reads (as a
+    mapping: each with what the names of the files start with that it reads), checked before. work: called with the
+    partial directory, writes the artefacts there and returns the counts
+    for the manifest. resumable: keep a partial directory of the same key (checkpoints) instead of starting from an
+    empty one. Returns the manifest and whether the stage ran (False: skipped).
+
+    Raises InputError where another process writes the run, where a folder in the way is not of this project, where an
+    input is missing or changed, and where the machine lacks disk, memory, permission or descriptors.
     """
     run = Path(run)
+    nested = run.name == BASELINES
+    with clear_failures("train" if nested else stage), run_lock(run.parent if nested else run):
+        parts = inputs if isinstance(inputs, Mapping) else dict.fromkeys(inputs, ())
+        return _run_stage(run, stage, settings, parts, work, force, resumable)
+
+
+def _run_stage(
+    run: Path,
+    stage: str,
+    settings: dict,
+    inputs: Mapping[str, Sequence[str]],
+    work: Callable[[Path], dict],
+    force: bool,
+    resumable: bool,
+) -> tuple[Manifest, bool]:
     run.mkdir(parents=True, exist_ok=True)
-    read = {name: Manifest.load(run / name).key for name in inputs}
-    key = hash_json({"stage": stage, "settings": settings, "inputs": read, "version": __version__})
-    final, partial = run / stage, run / f".{stage}.partial"
-    if not force and (final / MANIFEST).is_file() and Manifest.load(final).key == key:
-        return Manifest.load(final), False
-    marker = partial / ".key"
-    if partial.exists() and (force or not resumable or not marker.is_file() or marker.read_text() != key):
-        shutil.rmtree(partial)
-    partial.mkdir(exist_ok=True)
-    marker.write_text(key)
+    final, partial, old = run / stage, run / f".{stage}.partial", run / f".{stage}.old"
+    read = {name: Manifest.load(run / name) for name in inputs}
+    keys = {name: manifest.key for name, manifest in read.items()}
+    key = hash_json({"stage": stage, "settings": settings, "inputs": keys, "version": __version__})
+    claim(partial)
+    if os.path.lexists(final):
+        discard(old, _kept(final))
+    elif old.is_dir() and not (partial / MANIFEST).is_file():
+        old.rename(final)  # stopped between the two renames of _replace, and the new result was given up since
+    found = standing(final)
+    if found is None and (final / MANIFEST).is_file():
+        print(f"{stage}: {final / MANIFEST} cannot be read, so the stage runs again", flush=True)
+    if not force and found is not None and found.key == key:
+        fault = found.fault(final, remembered=True)
+        if fault is None:
+            return found, False
+        print(f"{stage}: {fault}, so the stage runs again", flush=True)
+    if not force and (partial / MANIFEST).is_file():  # stopped between sealing and renaming
+        manifest = Manifest.load(partial)
+        if manifest.key == key and manifest.fault(partial) is None:
+            _replace(final, partial, old)
+            return manifest, True
+    for name, manifest in read.items():
+        manifest.verify(run / name, manifest.below(*inputs[name]), remembered=True)
+    marker = partial / KEY
+    resumed = resumable and not force and marker.is_file() and marker.read_text() == key
+    if resumed:
+        remove_temporary(partial)
+    elif partial.exists():
+        remove(partial, KEY)
+    _begin(partial, key)
     start = time.perf_counter()
     with _PeakMemory() as memory:
-        counts = work(partial)
-    marker.unlink()
+        try:
+            counts = work(partial)
+        except Exception as error:
+            expected = isinstance(error, InputError | MissingDependency) or machine_failure(error) is not None
+            if not resumed or expected:
+                raise
+            reason = " ".join(str(error).split())[:120]
+            print(
+                f"{stage}: what a stopped run left cannot be used ({type(error).__name__}: {reason}): starting again",
+                flush=True,
+            )
+            remove(partial, KEY)
+            _begin(partial, key)
+            counts = work(partial)
     manifest = seal(partial, stage, key, counts, time.perf_counter() - start, memory.peak_mb)
-    old = run / f".{stage}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    _replace(final, partial, old)
     return manifest, True
 
 
-def _verb(directory: Path) -> str:
-    """The command that writes a stage's directory; baselines/<name> is written by train."""
-    return directory.name if directory.name in STAGES else "train"
+def _begin(partial: Path, key: str) -> None:
+    partial.mkdir(exist_ok=True)
+    (partial / KEY).write_text(key)
 
 
-def _versions() -> dict[str, str]:
-    found = {"llmcfsr-merlin": __version__, "python": platform.python_version()}
-    for name in _RECORDED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def _replace(final: Path, partial: Path, old: Path) -> None:
+    """Put a sealed directory in the place of the old result, which goes except for what is not of the stage."""
+    (partial / KEY).unlink(missing_ok=True)
+    if os.path.lexists(final):
+        discard(old, _kept(final))
+        final.rename(old)
+    partial.rename(final)
+    sync(final.parent)
+    discard(old, _kept(final))
+
+
+def _kept(final: Path) -> Path:
+    return final.with_name(f"{final.name}.kept")
 
 
 class _PeakMemory:

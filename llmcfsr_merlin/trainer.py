@@ -14,12 +14,16 @@ from merlin.dataloader.torch import Loader
 from merlin.io import Dataset
 from merlin.schema import Schema
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, PrinterCallback
 from transformers4rec.config.trainer import T4RecTrainingArguments
 from transformers4rec.torch.utils.data_utils import MerlinDataLoader
 
+from llmcfsr_merlin.checkpoints import seal_checkpoint, stale_epochs
 from llmcfsr_merlin.contract import ITEM, SCHEMA
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.files import save_tensors
+from llmcfsr_merlin.model.distillation import Distillation
 from llmcfsr_merlin.model.memory import ranked_users
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.model.t4rec import Auxiliary, to_t4rec
@@ -32,10 +36,14 @@ _ADAMW = "adamw_torch_fused" if tuple(map(int, torch.__version__.split(".")[:2])
 # while a training runs, are in torch's format. What this project writes and reads is safetensors everywhere.
 _SAFETENSORS = {"save_safetensors": True} if "save_safetensors" in T4RecTrainingArguments.__dataclass_fields__ else {}
 _NOTHING = Auxiliary()
+_DISTILLATION = "distillation.safetensors"  # in a checkpoint
 
 
 class _Trainer(tr.Trainer):
     """Transformers4Rec's Trainer, able to resume under torch 2.6 and newer, and beside others (parallel.py)."""
+
+    distillation: Distillation | None = None
+    """Whose states belong to a checkpoint."""
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -46,6 +54,17 @@ class _Trainer(tr.Trainer):
                     torch.distributed.all_reduce(weight.grad)
                     weight.grad /= torch.distributed.get_world_size()
         return loss
+
+    def _save_checkpoint(self, model, trial, metrics=None):
+        super()._save_checkpoint(model, trial, metrics=metrics)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.distillation is not None:
+            save_tensors(self.distillation.state(), folder / _DISTILLATION)
+        seal_checkpoint(folder)
+        super()._rotate_checkpoints(use_mtime=True, output_dir=self.args.output_dir)
+
+    def _rotate_checkpoints(self, use_mtime=False, output_dir=None):
+        """Not from inside _save_checkpoint: the old ones go when the new one is known to be whole."""
 
     def _load_rng_state(self, checkpoint):
         # torch >= 2.6 reads checkpoints without pickle and must be told the plain numpy types in the random state.
@@ -121,15 +140,25 @@ def fit(
 ) -> list[dict]:
     """Train a network in place to its best epoch; return its history, see training.train_network.
 
-    files: Parquet of `train` and `valid`, their columns `train_schema` and `schema`. checkpoint: a folder of `work` to
-    go on from. InputError where the loss does not stay finite.
+    files: Parquet of `train` and `valid`, their columns `train_schema` and `schema`. checkpoint: a whole one of `work`
+    to go on from (checkpoints.py). InputError where the loss does not stay finite.
     """
     device = choose_device(train.device)
     loaders = {
         "train": data_loader(files["train"], train_schema, train.batch_size, True, device),
         "valid": data_loader(files["valid"], schema, ranked_users(network.rows), False, device),
     }
+    if checkpoint is not None:
+        epochs, stale = stale_epochs(Path(checkpoint), _BEST)
+        if stale >= train.patience:  # it was stopped between the end of training and what comes after it
+            train = train.model_copy(update={"epochs": epochs})
     trainer = make_trainer(network, train, schema, loaders, work, auxiliary, report, exclude_history=exclude_history)
+    if checkpoint is not None:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):  # it starts to count anew, a whole training does not
+                callback.early_stopping_patience_counter = stale
+        if auxiliary.distillation is not None:
+            auxiliary.distillation.restore(load_file(Path(checkpoint) / _DISTILLATION))
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
@@ -203,6 +232,7 @@ def make_trainer(
         if evaluate
         else [],
     )
+    trainer.distillation = auxiliary.distillation
     trainer.remove_callback(PrinterCallback)  # it prints dictionaries; _EpochReport says the same in a line
     return trainer
 

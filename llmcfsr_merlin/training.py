@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from merlin.schema import ColumnSchema, Schema, Tags
-from transformers.trainer_utils import get_last_checkpoint
 
+from llmcfsr_merlin.checkpoints import whole_checkpoints
 from llmcfsr_merlin.cluster import available_memory
 from llmcfsr_merlin.contract import ITEM, ROW
 from llmcfsr_merlin.errors import InputError
@@ -72,9 +72,10 @@ def train_network(
     if train.processes > 1:
         history = fit_in_processes(network, train, prepared, splits, work, auxiliary, report, exclude_history)
     else:
+        checkpoints = whole_checkpoints(work)
         history = fit(
             network, train, schema, splits, train_schema, work, auxiliary, report, exclude_history,
-            get_last_checkpoint(str(work)),
+            str(checkpoints[-1]) if checkpoints else None,
         )  # fmt: skip
     if train.loss == "bce" and len(history) < train.epochs:
         report(

@@ -22,10 +22,12 @@ class Vocabulary:
     def __init__(self, ids: Sequence[str], counts: np.ndarray | None = None, train_counts: np.ndarray | None = None):
         self.ids = np.asarray(ids, dtype=object)
         if len(self.ids) == 0:
-            raise InputError("expected a vocabulary with at least one item, found none: rerun `llmcfsr prepare`")
+            raise InputError("expected a vocabulary with at least one item, found none: run `llmcfsr prepare --force`")
         self._codes = {raw: code for code, raw in enumerate(self.ids, FIRST_ITEM)}
         if len(self._codes) != len(self.ids):
-            raise InputError("expected one vocabulary row an item, found repeated item ids: rerun `llmcfsr prepare`")
+            raise InputError(
+                "expected one vocabulary row an item, found repeated item ids: run `llmcfsr prepare --force`"
+            )
         reserved = np.zeros(FIRST_ITEM, np.int64)
         none = np.zeros(len(self.ids), np.int64)
         self.counts = np.concatenate([reserved, none if counts is None else np.asarray(counts, np.int64)])
@@ -41,7 +43,7 @@ class Vocabulary:
         codes = frame[CODE]
         if codes != list(range(FIRST_ITEM, FIRST_ITEM + len(codes))):
             raise InputError(
-                f"{path}: expected codes {FIRST_ITEM}, {FIRST_ITEM + 1}, ... in order: rerun `llmcfsr prepare`"
+                f"{path}: expected codes {FIRST_ITEM}, {FIRST_ITEM + 1}, ... in order: run `llmcfsr prepare --force`"
             )
         return cls(frame[ITEM], frame[COUNT], frame[TRAIN_COUNT])
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import STAGES
+from llmcfsr_merlin.failures import clear_failures
+from llmcfsr_merlin.files import remove_temporary
+from llmcfsr_merlin.lock import run_lock
 from llmcfsr_merlin.stage import MANIFEST, Manifest
 
 
@@ -23,10 +26,19 @@ def run_stages(
 ) -> dict[str, Manifest]:
     """Run stages one after the other into `run_dir` (default runs/<config.name>); what is already true is skipped.
 
-    A model without semantic vectors skips `embed`. Returns the manifests by stage.
+    A model without semantic vectors skips `embed`. Returns the manifests by stage. Raises InputError where another
+    process writes into run_dir.
     """
     run_dir = Path(run_dir or Path("runs") / config.name)
-    config.record(run_dir)
+    with clear_failures(str(run_dir)), run_lock(run_dir):
+        remove_temporary(run_dir, below=False)
+        config.record(run_dir)
+        return _run_stages(config, run_dir, stages, force, report)
+
+
+def _run_stages(
+    config: Config, run_dir: Path, stages: Sequence[str], force: bool, report: Callable[[str], None]
+) -> dict[str, Manifest]:
     manifests = {}
     for stage in stages:
         if stage == "embed" and not config.needs_vectors:

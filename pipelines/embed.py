@@ -6,9 +6,12 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import ITEM, ITEMS, SEQUENCES, VOCABULARY
-from llmcfsr_merlin.semantics.embedding import embed_table
+from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.semantics.embedding import ENRICHED, embed_table
+from llmcfsr_merlin.semantics.items import TUNED
 from llmcfsr_merlin.semantics.models import resolve
-from llmcfsr_merlin.stage import Manifest, run_stage
+from llmcfsr_merlin.semantics.shards import ENCODED
+from llmcfsr_merlin.stage import MANIFEST, Manifest, run_stage
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
@@ -19,16 +22,28 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
 
     def work(out: Path) -> dict:
         ids = pq.read_table(run_dir / "prepare" / VOCABULARY, columns=[ITEM])[ITEM].to_pylist()
-        previous = run_dir / "embed"
         return embed_table(
             config.embed,
             source,
             items_dir=run_dir / "ingest" / ITEMS,
             vocabulary_ids=ids,
             out=out,
-            previous=previous if previous.is_dir() and not force else None,
+            previous=None if force else _whole(run_dir / "embed"),
             sequences_dir=run_dir / "prepare" / SEQUENCES,
         )
 
-    manifest, _ = run_stage(run_dir, "embed", settings, ("ingest", "prepare"), work, force=force, resumable=True)
+    inputs = {"ingest": [ITEMS], "prepare": [VOCABULARY, SEQUENCES]}
+    manifest, _ = run_stage(run_dir, "embed", settings, inputs, work, force=force, resumable=True)
     return manifest
+
+
+def _whole(embedded: Path) -> Path | None:
+    """An earlier result, where what is taken over from it (vectors, tuned weights, texts) is as it was written."""
+    if not (embedded / MANIFEST).is_file():
+        return None
+    try:
+        manifest = Manifest.load(embedded)
+        manifest.verify(embedded, manifest.below(ENCODED, TUNED, ENRICHED), remembered=True)
+    except InputError:
+        return None
+    return embedded

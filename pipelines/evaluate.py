@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import BASELINES, VOCABULARY
+from llmcfsr_merlin.contract import BASELINES, SEQUENCES, VOCABULARY
 from llmcfsr_merlin.evaluation.baselines import fit_baseline
 from llmcfsr_merlin.evaluation.measure import measure
 from llmcfsr_merlin.recommender import Recommender
@@ -40,7 +40,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
         return {"users": users, "recipes": list(recipes)}
 
     settings = {"name": config.name, "seed": config.train.seed} | config.evaluate.model_dump()
-    manifest, _ = run_stage(run_dir, "evaluate", settings, ["prepare", *folders.values()], work, force=force)
+    inputs = {"prepare": [VOCABULARY, SEQUENCES]} | dict.fromkeys(folders.values(), ())
+    manifest, _ = run_stage(run_dir, "evaluate", settings, inputs, work, force=force)
     return manifest
 
 

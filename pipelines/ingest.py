@@ -6,7 +6,6 @@ from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.data.ingest import ingest
 from llmcfsr_merlin.data.source import find_files, fingerprint
 from llmcfsr_merlin.data.synthetic import write_amazon
-from llmcfsr_merlin.failures import clear_failures
 from llmcfsr_merlin.stage import Manifest, run_stage
 
 
@@ -32,6 +31,5 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
             )
         return ingest(source, out, workers=config.cluster.workers)
 
-    with clear_failures("ingest"):
-        manifest, _ = run_stage(run_dir, "ingest", settings, [], work, force=force)
+    manifest, _ = run_stage(run_dir, "ingest", settings, [], work, force=force)
     return manifest

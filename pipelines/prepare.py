@@ -5,7 +5,6 @@ from pathlib import Path
 from llmcfsr_merlin.cluster import engine
 from llmcfsr_merlin.config import Config
 from llmcfsr_merlin.contract import INTERACTIONS
-from llmcfsr_merlin.failures import clear_failures
 from llmcfsr_merlin.stage import Manifest, run_stage
 
 
@@ -15,6 +14,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
 
     def work(out: Path) -> dict:
         log = run_dir / "ingest" / INTERACTIONS
+        if previous is not None:
+            Manifest.load(previous).verify(previous, remembered=True)
         with engine(config.cluster) as chosen:
             # Not before the cluster: Merlin imports what touches the GPU, whose workers must be the first to.
             if previous is not None:
@@ -29,6 +30,5 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     settings = config.prepare.model_dump()
     if previous is not None:
         settings["extend"] = Manifest.load(previous).key
-    with clear_failures("prepare"):
-        manifest, _ = run_stage(run_dir, "prepare", settings, ["ingest"], work, force=force, resumable=True)
+    manifest, _ = run_stage(run_dir, "prepare", settings, {"ingest": [INTERACTIONS]}, work, force=force, resumable=True)
     return manifest

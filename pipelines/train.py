@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import BASELINES, LEXICAL, TRAIN_HISTORY, VECTORS, VOCABULARY
+from llmcfsr_merlin.contract import (
+    BASELINES,
+    LEXICAL,
+    MODEL_CONFIG,
+    MODEL_WEIGHTS,
+    SCHEMA,
+    TRAIN_HISTORY,
+    VECTORS,
+    VOCABULARY,
+)
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.model.artefact import load_model, save_model
 from llmcfsr_merlin.semantics.table import load_vectors
@@ -35,10 +44,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
         _train(config.with_model(config.train.align_to), run_dir, run_dir / BASELINES, teacher.name, "../", force)
 
     def work(out: Path) -> dict:
-        _verify(prepared, (VOCABULARY, "schema", "train/", "valid/"))
         vocabulary = Vocabulary.load(prepared / VOCABULARY)
-        if config.model.needs_vectors:
-            _verify(embedded, (VECTORS, LEXICAL))
         vectors, lexical = load_vectors(config.model, vocabulary.ids.tolist(), embedded)
         checkpoints = out / ".checkpoints"
         print(f"training {config.model.name}", flush=True)
@@ -81,23 +87,20 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
     }
     if config.model.content_match or config.model.transition_neighbours:
         settings["tail_item"] = config.evaluate.tail_item
-    inputs = [f"{up}prepare", *([f"{up}embed"] if config.model.needs_vectors else [])]
-    inputs += [f"{up}{BASELINES}/{teacher.name}"] if teacher else []
+    inputs = {f"{up}prepare": [VOCABULARY, SCHEMA, "train/", "valid/"]}
+    if config.model.needs_vectors:
+        inputs[f"{up}embed"] = [VECTORS, LEXICAL]
+    if teacher:
+        inputs[f"{up}{BASELINES}/{teacher.name}"] = [MODEL_CONFIG, MODEL_WEIGHTS]
     manifest, _ = run_stage(parent, stage, settings, inputs, work, force=force, resumable=True)
     return manifest
 
 
 def _item_table(teacher: Path, vocabulary: Vocabulary, config: Config) -> np.ndarray:
     """The trained item table [V, d] of a baseline."""
-    _verify(teacher, ("model",))
     table = load_model(teacher, vocabulary.hash).items.collaborative
     if table is None or table.embedding_dim != config.model.hidden:
         raise InputError(
             f"train.align_to: expected a model with an item table of width {config.model.hidden}, found {teacher.name}"
         )
     return table.weight.detach().numpy()
-
-
-def _verify(directory: Path, prefixes: tuple[str, ...]) -> None:
-    manifest = Manifest.load(directory)
-    manifest.verify(directory, [name for name in manifest.files if name.startswith(prefixes)])

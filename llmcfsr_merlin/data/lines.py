@@ -12,6 +12,9 @@ from llmcfsr_merlin.errors import InputError
 
 BLOCK = 8 << 20  # bytes of text that one task parses
 _READ = 1 << 20
+_UNPACKED = 8 << 20  # bytes of text that are unpacked at once
+# Logs pack 3 to 50 times; deflate itself ends at 1032.
+_MOST_PACKED, _BOMB = 250, 256 << 20
 _LONGEST = 256 << 20  # a longer line is no line
 _MARK = codecs.BOM_UTF8
 _OPEN = 8  # blocks that a quoted field may take
@@ -127,7 +130,7 @@ class LineReader:
                 return
             # gzip.GzipFile loses what it had read when the damage comes; members may follow one another.
             decoder = zlib.decompressobj(31)
-            rest = b""
+            rest, unpacked = b"", 0
             while piece := stream.read(_READ):
                 self.position += len(piece)
                 rest += piece
@@ -144,17 +147,24 @@ class LineReader:
                         decoder = zlib.decompressobj(31)
                     before = decoder.copy()
                     try:
-                        text = decoder.decompress(rest)
+                        text = decoder.decompress(rest, _UNPACKED)
                     except zlib.error as error:
                         yield from _salvage(rest, before)
                         self.damage = str(error)
                         return
-                    rest = decoder.unused_data
+                    rest = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
                     if text:
+                        unpacked += len(text)
+                        if unpacked > _BOMB and unpacked > _MOST_PACKED * self.position:
+                            raise InputError(
+                                f"{self.source.path}: expected a packed log, found {unpacked >> 20:,} MiB of text in "
+                                f"{self.position / _READ:.1f} MiB and no end: unpack it (gunzip) if you know it is one"
+                            )
                         yield text
             if not decoder.eof:
                 yield decoder.flush()
-                self.damage = "the file is cut short"
+                if not decoder.eof:
+                    self.damage = "the file is cut short"
 
 
 def _salvage(rest: bytes, decoder) -> Iterator[bytes]:

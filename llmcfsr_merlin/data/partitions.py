@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.contract import ITEM, ROW, SUBSECOND, TIME, USER
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.failures import machine_failure
 
 # A partition of fewer interactions is not worth a task of its own.
 _SMALL = 200_000
@@ -40,7 +41,9 @@ def plan_chunks(folder: Path, rows: int, workers: int) -> tuple[list[Chunk], int
         try:
             file = pq.ParquetFile(path)
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path} cannot be read as Parquet ({error}): rerun `llmcfsr ingest`") from error
+            if machine_failure(error):
+                raise
+            raise InputError(f"{path} cannot be read as Parquet ({error}): run `llmcfsr ingest --force`") from error
         _check(path, file.schema_arrow)
         groups += [(str(path), group, file.metadata.row_group(group).num_rows) for group in range(file.num_row_groups)]
     groups = [entry for entry in groups if entry[2]]
@@ -69,7 +72,9 @@ def _check(path: Path, schema: pa.Schema) -> None:
             found = found.value_type
         strings = pa.types.is_string(found) or pa.types.is_large_string(found)
         if not (strings if kind == "string" else str(found) == kind):
-            raise InputError(f"{path}: expected column {name} of type {kind}, found {found}: rerun `llmcfsr ingest`")
+            raise InputError(
+                f"{path}: expected column {name} of type {kind}, found {found}: run `llmcfsr ingest --force`"
+            )
 
 
 @dataclass
@@ -156,5 +161,6 @@ def _no_nulls(chunk: Chunk, nulls: dict[str, int]) -> None:
     for name, count in nulls.items():
         if count:
             raise InputError(
-                f"{chunk.pieces[0][0]}: expected a {name} in every row, found {count:,} without: rerun `llmcfsr ingest`"
+                f"{chunk.pieces[0][0]}: expected a {name} in every row, found {count:,} without: "
+                "run `llmcfsr ingest --force`"
             )

@@ -107,7 +107,9 @@ def write_cases(
             written += len(users)
             progress.update(len(users))
     if not written:
-        raise InputError(f"expected sequences in {Path(prepare) / SEQUENCES}, found none: rerun `llmcfsr prepare`")
+        raise InputError(
+            f"expected sequences in {Path(prepare) / SEQUENCES}, found none: run `llmcfsr prepare --force`"
+        )
     return written
 
 
@@ -173,5 +175,5 @@ def _check_sequence(user: str, sequence: np.ndarray, rows: int) -> None:
     if not FIRST_ITEM <= sequence.min() <= sequence.max() < rows:
         raise InputError(
             f"expected item codes {FIRST_ITEM}..{rows - 1} in the sequence of user {user}, found {sequence.min()}.."
-            f"{sequence.max()}: sequences and vocabulary differ, rerun `llmcfsr prepare`"
+            f"{sequence.max()}: sequences and vocabulary differ, run `llmcfsr prepare --force`"
         )

@@ -4,19 +4,21 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from llmcfsr_merlin.contract import MODEL_CONFIG, MODEL_WEIGHTS
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.failures import machine_failure
+from llmcfsr_merlin.files import save_tensors, write_json
+from llmcfsr_merlin.manifest import remake
 from llmcfsr_merlin.model.network import DualViewNetwork
 from llmcfsr_merlin.settings import ModelConfig
-from llmcfsr_merlin.stage import write_json
 
 
 def save_model(network: DualViewNetwork, directory: Path, vocabulary_hash: str) -> None:
     """Write model.safetensors (weights and frozen buffers) and model.json."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(weights, str(Path(directory) / MODEL_WEIGHTS))
+    save_tensors(weights, Path(directory) / MODEL_WEIGHTS)
     vectors, lexical = weights.get("items.vectors"), weights.get("lexical")
     description = {
         "model": network.config.model_dump(),
@@ -41,16 +43,18 @@ def load_model(directory: Path, vocabulary_hash: str | None = None, device: str 
     except FileNotFoundError as error:
         raise InputError(
             f"expected a trained model in {directory}, found no {Path(error.filename or MODEL_WEIGHTS).name}: "
-            "run `llmcfsr train`"
+            f"{remake(directory, 'train')}"
         ) from error
     except Exception as error:
+        if machine_failure(error):
+            raise
         raise InputError(
             f"{directory} holds no model that this version can read ({' '.join(str(error).split())[:200]}): "
-            "rerun `llmcfsr train`"
+            f"{remake(directory, 'train', force=True)}"
         ) from error
     if vocabulary_hash is not None and found != vocabulary_hash:
         raise InputError(
             f"the model in {directory} was trained with another vocabulary ({found[:12]}, this one is "
-            f"{vocabulary_hash[:12]}): rerun `llmcfsr train`"
+            f"{vocabulary_hash[:12]}): {remake(directory, 'train', force=True)}"
         )
     return network.to(torch.device(device)).eval()

@@ -25,7 +25,7 @@ class Distillation:
 
     LLM-ESR encodes the similar users anew at every step. Here their states are those of the last time they were in a
     batch, at most an epoch old, so that the loss costs no forward pass. A user none of whose neighbours was seen yet is
-    left out. The states are not in a checkpoint: a resumed training collects them anew, unlike a whole one.
+    left out.
     """
 
     def __init__(self, neighbours: Tensor, width: int):
@@ -33,6 +33,14 @@ class Distillation:
         self.neighbours = neighbours
         self.states = torch.zeros(len(neighbours), width)
         self.known = torch.zeros(len(neighbours), dtype=torch.bool)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: states float32 [U, width], known bool [U]."""
+        return {"states": self.states, "known": self.known}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.states, self.known = state["states"], state["known"]
 
     def __call__(self, users: Tensor, states: Tensor) -> Tensor:
         """users: int64 [B], their rows; states: float [B, width]. Returns the loss and remembers the states."""

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.contract import HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.lock import run_lock
 from llmcfsr_merlin.semantics.items import encode_items, encode_words
 from llmcfsr_merlin.semantics.table import match_ids, read_vectors, vectors_column
 from llmcfsr_merlin.stage import Manifest, seal
@@ -23,6 +24,11 @@ def append_items(directory: Path, rows: Sequence[Mapping[str, object]], *, devic
     repeated or has a vector already (a changed item is encoded again by rerunning the stage).
     """
     directory = Path(directory)
+    with run_lock(directory.parent):
+        return _append(directory, rows, device)
+
+
+def _append(directory: Path, rows: Sequence[Mapping[str, object]], device: str) -> Manifest:
     manifest = Manifest.load(directory)
     ids = [str(row[ITEM]) for row in rows if row.get(ITEM) not in (None, "")]
     if len(ids) < len(rows) or len(set(ids)) < len(ids) or not ids:
@@ -31,7 +37,9 @@ def append_items(directory: Path, rows: Sequence[Mapping[str, object]], *, devic
     for known, *_ in read_vectors(directory / VECTORS):
         found = match_ids(known, new)
         if (found >= 0).any():
-            raise InputError(f"item {ids[found.max()]} has a vector already: rerun `llmcfsr embed` to encode it again")
+            raise InputError(
+                f"item {ids[found.max()]} has a vector already: run `llmcfsr embed --force` to encode it again"
+            )
     vectors, has_text = encode_items(directory, rows, device=device)
     name = f"part-added-{hashlib.blake2b(chr(0).join(ids).encode(), digest_size=8).hexdigest()}.parquet"
     if (words := encode_words(directory, rows, device=device)) is not None:

@@ -11,6 +11,7 @@ import torch
 
 from llmcfsr_merlin.data.text import clean
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.failures import machine_failure
 from llmcfsr_merlin.semantics.models import ModelSource, dtype_argument, load_tokenizer, pick_device, resolve_recorded
 from llmcfsr_merlin.semantics.prompts import Attributes
 from llmcfsr_merlin.settings import EnrichConfig
@@ -108,6 +109,8 @@ class Enricher:
                 self.source.folder, local_files_only=True, **{dtype_argument(): dtype}
             )
         except (ValueError, KeyError, OSError) as error:
+            if machine_failure(error):
+                raise
             raise InputError(f"enrich.model: {self.source.name} is no causal language model ({error})") from error
         self._model = model.to(self.device).eval()
         self._tokenizer = load_tokenizer(self.source, _MAX_PROMPT)

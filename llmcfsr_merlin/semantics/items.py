@@ -62,12 +62,12 @@ class EncoderRecipe:
         path = Path(directory) / RECIPE
         try:
             recipe = cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+        except (FileNotFoundError, ValueError, TypeError) as error:
             raise InputError(f"expected a recipe at {path}, found {error}: run `llmcfsr embed`") from error
         if recipe.template_id != recipe.prompter().template.id:
             raise InputError(
                 f"{path}: expected template {recipe.prompter().template.id}, found {recipe.template_id}: "
-                "rerun `llmcfsr embed`"
+                "run `llmcfsr embed --force`"
             )
         return recipe
 

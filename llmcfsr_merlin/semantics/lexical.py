@@ -15,6 +15,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import svds
 
+from llmcfsr_merlin.files import save_tensors
+
 MIN_COUNT = 2  # words of a single item connect nothing
 MAX_WORDS = 50_000  # the most frequent ones
 _WINDOW = 5
@@ -86,10 +88,8 @@ class Lexical:
 
     def save(self, path: Path) -> None:
         """Write as safetensors, the words as UTF-8 lines."""
-        from safetensors.numpy import save_file
-
         lines = np.frombuffer("\n".join(self.words).encode(), np.uint8)
-        save_file({"words": lines, "vectors": self.vectors, "common": self.common}, str(path))
+        save_tensors({"words": lines, "vectors": self.vectors, "common": self.common}, path)
 
     @classmethod
     def load(cls, path: Path) -> "Lexical":

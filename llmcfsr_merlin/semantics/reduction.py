@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.files import save_tensors
 
 METHODS = ("none", "pca", "whiten", "standardise")
 _NULL = 1e-7  # directions below this share of the largest variance hold rounding noise only
@@ -79,11 +80,9 @@ class Reduction:
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""
-        from safetensors.numpy import save_file
-
         tensors = {"mean": self.mean} | ({} if self.matrix is None else {"matrix": self.matrix})
         header = json.dumps({"method": self.method, "explained": self.explained})
-        save_file(tensors, str(path), metadata={"reduction": header})
+        save_tensors(tensors, path, {"reduction": header})
 
     @classmethod
     def load(cls, path: Path) -> "Reduction":

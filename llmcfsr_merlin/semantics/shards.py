@@ -167,7 +167,12 @@ def _encode_shard(shard: Shard, encoder: ItemEncoder, path: Path, cache: VectorC
 
 
 def _is_done(path: Path, key: str) -> bool:
-    return path.is_file() and pq.read_schema(path).metadata[b"recipe"] == key.encode()
+    if not path.is_file():
+        return False
+    try:
+        return (pq.read_schema(path).metadata or {}).get(b"recipe") == key.encode()
+    except pa.ArrowInvalid:  # not whole: the machine went down before it was on the disk
+        return False
 
 
 def read_counts(out: Path) -> dict[str, int]:

@@ -57,11 +57,11 @@ def read_vectors(directory: Path) -> Iterator[tuple[pa.Array, np.ndarray, np.nda
             kind = file.schema_arrow.field(VECTOR).type
         except (pa.ArrowInvalid, KeyError) as error:
             raise InputError(
-                f"{part} is no table of {ITEM}, {VECTOR}, {HAS_TEXT} ({error}): rerun `llmcfsr embed`"
+                f"{part} is no table of {ITEM}, {VECTOR}, {HAS_TEXT} ({error}): run `llmcfsr embed --force`"
             ) from error
         if not pa.types.is_fixed_size_list(kind):
             raise InputError(
-                f"{part}: expected {VECTOR} as fixed-size lists of float32, found {kind}: rerun `llmcfsr embed`"
+                f"{part}: expected {VECTOR} as fixed-size lists of float32, found {kind}: run `llmcfsr embed --force`"
             )
         for batch in file.iter_batches(columns=[ITEM, VECTOR, HAS_TEXT]):
             has_text = batch.column(2).to_numpy(zero_copy_only=False)
@@ -99,7 +99,7 @@ def load_item_table(vocabulary_ids: Sequence[str], vectors_dir: Path) -> ItemTab
     if (filled > 1).any():
         twice = ", ".join(vocabulary_ids[row] for row in np.flatnonzero(filled > 1)[:5])
         raise InputError(
-            f"{vectors_dir}: expected one vector an item, found several for {twice}: rerun `llmcfsr embed`"
+            f"{vectors_dir}: expected one vector an item, found several for {twice}: run `llmcfsr embed --force`"
         )
     for ids, batch, text in read_vectors(vectors_dir):
         if vectors is None:
@@ -107,7 +107,7 @@ def load_item_table(vocabulary_ids: Sequence[str], vectors_dir: Path) -> ItemTab
         if batch.shape[1] != vectors.shape[1]:
             raise InputError(
                 f"{vectors_dir}: expected one dimension, found {vectors.shape[1]} and {batch.shape[1]}: "
-                "rerun `llmcfsr embed`"
+                "run `llmcfsr embed --force`"
             )
         part = codes[start : start + len(batch)]
         start += len(batch)
@@ -119,6 +119,7 @@ def load_item_table(vocabulary_ids: Sequence[str], vectors_dir: Path) -> ItemTab
         missing = np.flatnonzero(filled == 0)
         raise InputError(
             f"{vectors_dir}: expected a vector for each of {len(wanted)} items, found none for {len(missing)} "
-            f"({', '.join(vocabulary_ids[row] for row in missing[:5])}): the vocabulary changed, rerun `llmcfsr embed`"
+            f"({', '.join(vocabulary_ids[row] for row in missing[:5])}): the vocabulary changed, "
+            "run `llmcfsr embed --force`"
         )
     return ItemTable(vectors, has_text)

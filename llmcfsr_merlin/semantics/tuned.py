@@ -49,10 +49,14 @@ def tune_stage(
     key = _key(config, encoder.recipe, items, neighbours)
     folder = out / TUNED
     for known in (folder, previous / TUNED if previous else folder):
-        if (known / RECORD).is_file() and (record := json.loads((known / RECORD).read_text()))["key"] == key:
+        record = _record(known)
+        if record.get("key") == key:
             if known != folder:
+                copy = folder.with_name(f".{TUNED}")  # a folder with a record is taken for whole
+                shutil.rmtree(copy, ignore_errors=True)
+                shutil.copytree(known, copy)
                 shutil.rmtree(folder, ignore_errors=True)
-                shutil.copytree(known, folder)
+                copy.rename(folder)
                 record["reused"] = True
             return record
     if not (folder / KEY).is_file() or (folder / KEY).read_text() != key:
@@ -68,6 +72,15 @@ def tune_stage(
     write_json(folder / RECORD, record)
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
     return record
+
+
+def _record(folder: Path) -> dict:
+    """What a finished tuning wrote; empty where there is none, or none that can be read."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def gather_items(

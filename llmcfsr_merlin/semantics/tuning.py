@@ -7,6 +7,7 @@ of every contrastive batch and all see the whole batch as negatives, so that the
 import inspect
 import math
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,7 +19,13 @@ import torch
 from tqdm import tqdm
 
 from llmcfsr_merlin.errors import InputError, MissingDependency
-from llmcfsr_merlin.semantics.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from llmcfsr_merlin.semantics.checkpoint import (
+    is_readable,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
 from llmcfsr_merlin.semantics.contrastive import Embedder, cached_backward, info_nce, length_chunks
 from llmcfsr_merlin.semantics.encoder import TextEncoder
 from llmcfsr_merlin.semantics.lora import attach_lora, save_tuned
@@ -114,6 +121,9 @@ def tune(
     embed = accelerator.prepare(Embedder(model, encoder.pooling, settings.precision))
     optimizer = accelerator.prepare(optimizer)
     out.mkdir(parents=True, exist_ok=True)
+    if main and not is_readable(out / BEST):  # without it the best step of the checkpoint is lost
+        shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
+    accelerator.wait_for_everyone()
     state = _State(**load_checkpoint(out / CHECKPOINT, trained, optimizer, schedule, _State().__dict__))
 
     def evaluate() -> bool:

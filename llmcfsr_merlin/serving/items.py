@@ -13,8 +13,12 @@ import torch
 from llmcfsr_merlin.contract import CODE, COUNT, FIRST_ITEM, ITEM, TRAIN_COUNT, VOCABULARY
 from llmcfsr_merlin.data.ids import NotAnId, clean_id
 from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.files import remove
+from llmcfsr_merlin.lock import run_lock
+from llmcfsr_merlin.manifest import KEY, MANIFEST
 from llmcfsr_merlin.model.artefact import load_model, save_model
 from llmcfsr_merlin.model.network import DualViewNetwork
+from llmcfsr_merlin.ownership import claim
 from llmcfsr_merlin.serving.bundle import Bundle
 from llmcfsr_merlin.settings import NULL_VALUES
 from llmcfsr_merlin.stage import Manifest, hash_json, seal
@@ -40,6 +44,37 @@ def add_items(
     semantic view and the content match alone. Returns counts. Raises InputError where ids or vectors do not fit.
     """
     bundle, output = Bundle.open(trained), Path(output)
+    key = hash_json({"base": Manifest.load(bundle.directory).key, "bundle": bundle.hash, "added": list(rows)})
+    with run_lock(output.parent):
+        if output.exists():
+            found = Manifest.load(output) if (output / MANIFEST).is_file() else None
+            if found is not None and found.key == key and found.fault(output) is None:
+                return found.counts  # of the same call, stopped after this
+            raise InputError(f"expected no folder at {output}, found one: name a new one")
+        partial = output.with_name(f".{output.name}.partial")
+        claim(partial)
+        remove(partial, KEY)
+        partial.mkdir()
+        (partial / KEY).touch()
+        try:
+            counts = _write(bundle, partial, rows, (encode, encode_words), null_values)
+            seal(partial, "train", key, counts)
+        except BaseException:
+            remove(partial, KEY)
+            raise
+        (partial / KEY).unlink()
+        partial.rename(output)
+    return counts
+
+
+def _write(
+    bundle: Bundle,
+    output: Path,
+    rows: Sequence[dict],
+    encoders: tuple[Encode, Encode | None],
+    null_values: Sequence[str],
+) -> dict:
+    encode, encode_words = encoders
     old = Vocabulary.load(bundle.directory / VOCABULARY)
     network = load_model(bundle.directory, old.hash)
     ids = _new_ids(rows, old, null_values)
@@ -49,9 +84,6 @@ def add_items(
         if encode_words is None:
             raise InputError("expected lexical vectors of the new items, as the model has, found no encoder of them")
         vectors["lexical"] = _checked(encode_words(attributes), (len(rows), network.lexical.shape[1]))
-    if output.exists():
-        raise InputError(f"expected no folder at {output}, found one: name a new one")
-    output.mkdir(parents=True)
     none = np.zeros(len(ids), np.int64)
     columns = {
         ITEM: [*old.ids.tolist(), *ids],
@@ -62,10 +94,7 @@ def add_items(
     pq.write_table(pa.table(columns), output / VOCABULARY)
     vocabulary = Vocabulary.load(output / VOCABULARY)
     save_model(_grown(network, vectors), output, vocabulary.hash)
-    counts = {"items_before": len(old.ids), "items_added": len(ids), "items": len(vocabulary.ids)}
-    key = hash_json({"base": Manifest.load(bundle.directory).key, "bundle": bundle.hash, "added": ids})
-    seal(output, "train", key, counts)
-    return counts
+    return {"items_before": len(old.ids), "items_added": len(ids), "items": len(vocabulary.ids)}
 
 
 def _new_ids(rows: Sequence[dict], old: Vocabulary, null_values: Sequence[str]) -> list[str]:

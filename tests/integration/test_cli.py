@@ -127,7 +127,7 @@ def test_new_items_are_refused_where_embed_was_run_again_after_training(run, tmp
     llmcfsr("embed", "demo", "--run", tmp_path / "run", *SET, "--set", "embed.lexical=16")
     (tmp_path / "new.jsonl").write_text('{"item_id": "NEW1", "title": "Aurora Gel"}\n')
     done = llmcfsr("items", "add", tmp_path / "run", tmp_path / "new.jsonl", "--out", tmp_path / "grown", code=1)
-    assert "vectors that the model was trained on, found others: run `llmcfsr train`" in done.stderr
+    assert "vectors that the model was trained on, found others: run `llmcfsr train " in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "grown").exists()
 
 

@@ -224,7 +224,7 @@ def test_a_quota_is_a_full_disk(tmp_path):
 import resource
 from tests.integration.test_prepare_failures import *
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-with pytest.raises(InputError, match="disk is full"):
+with pytest.raises(InputError, match="ulimit -f"):
     prepare(Path({str(source)!r}), Path({str(out)!r}), SETTINGS, Engine("single", False, 1, 1 << 30, 600 * 160))
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, stdin=subprocess.DEVNULL)

@@ -1,6 +1,7 @@
 """Settings: one tree, errors that name the key, models laid over recipes."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,71 @@ def test_settings_are_recorded_in_the_run_and_read_again(tmp_path):
         Config.recorded(tmp_path)
     with pytest.raises(InputError, match="expected a run directory"):
         Config.recorded(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "...", "", "a/b", "../a", "/a", "a\\b", "a\n", "a" * 300])
+def test_a_name_is_one_component_of_a_path(name, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: {json.dumps(name)}\n")
+    with pytest.raises(InputError, match="name: "):
+        Config.load(recipe)
+    with pytest.raises(InputError, match="name: "):
+        Config.load(recipe, [f"name={json.dumps('ok')}", f"model.name={json.dumps(name)}"])
+
+
+@pytest.mark.parametrize("name", ["a", "a.b", "v1.0", "-a", "2018-08", "..a"])
+def test_names_that_are_one_component(name):
+    assert Config(name=name).name == name
+
+
+def test_the_model_to_align_to_is_one_that_ships():
+    for name in ("../../etc/x", "nothing"):
+        with pytest.raises(InputError, match=r"train.align_to: .*expected a model out of .*sasrec"):
+            Config.load(None, [f"train.align_to={name}"])
+
+
+NINE = "\n".join(
+    f"{name}: &{name} [{', '.join(['*' + previous] * 9)}]" for previous, name in zip("abcdefghi", "bcdefghij")
+)
+BOMBS = {
+    "aliases of aliases": f"a: &a [x, x]\n{NINE}\n",
+    "aliases of mappings": "a: &a {x: 1}\n"
+    + "\n".join(
+        f"{n}: &{n} {{{', '.join(f'k{k}: *{p}' for k in range(9))}}}" for p, n in zip("abcdefghi", "bcdefghij")
+    ),
+    "an alias of itself": "a: &a [*a]\n",
+    "deep lists": "[" * 100_000,
+    "a large file": "x" * (2 << 20),
+    "no text": b"\x80\x81\xff",
+    "a date that cannot be": "name: 2018-02-31\n",
+    "an integer without end": "name: " + "9" * 10_000,
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_yaml_bomb_ends_early(text, tmp_path):
+    path = tmp_path / "bomb.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    start = time.perf_counter()
+    with pytest.raises(InputError) as raised:
+        Config.load(path)
+    assert time.perf_counter() - start < 5 and "\n" not in str(raised.value) and len(str(raised.value)) < 1000
+    if isinstance(text, str) and "&" in text:
+        with pytest.raises(InputError):
+            Config.load(None, [f"data={{{text.strip()}}}" if ":" in text else f"data={text}"])
+
+
+def test_aliases_that_save_typing_are_read(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: &name shop\ndata: {columns: &c {user: u}}\nmodel: {name: *name}\n")
+    assert Config.load(path).model.name == "shop"
+
+
+def test_a_record_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(InputError, match="no record of this project"):
+        Config().record(tmp_path)
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "bert"}'
+    (tmp_path / "config.json").unlink()
+    for _ in range(2):
+        Config().record(tmp_path)

@@ -1,3 +1,4 @@
+import json
 import random
 import shutil
 
@@ -7,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.semantics import embedding, shards
+from llmcfsr_merlin.semantics import embedding, models, shards
 from llmcfsr_merlin.semantics.appending import append_items
 from llmcfsr_merlin.semantics.checks import check_encoded
 from llmcfsr_merlin.semantics.embedding import embed_table, make_recipe
@@ -208,7 +209,7 @@ def test_item_table_refuses_what_does_not_fit(tmp_path):
     with pytest.raises(InputError, match=r"NaN.*c"):
         load_item_table(["a", "b", "c"], folder)
     pq.write_table(pa.table({"item_id": ["a"]}), folder / "part-00001.parquet")
-    with pytest.raises(InputError, match="rerun `llmcfsr embed`"):
+    with pytest.raises(InputError, match="run `llmcfsr embed --force`"):
         load_item_table(["a", "b"], folder)
 
 
@@ -233,6 +234,55 @@ def test_models_without_safetensors_are_refused(tiny_bert, tmp_path):
         resolve(str(tmp_path / "m"))
     with pytest.raises(InputError, match="found none"):
         resolve("/no/such/folder")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pytorch_model.bin", "training_args.bin", "vocab.pkl", "vocab.bin", "vocab.pickle", "weights.pt", "optimizer.pth",
+     "x.ckpt", "tokenizer.joblib", "x.npy"],
+)  # fmt: skip
+def test_a_pickle_beside_safetensors_is_refused(name, tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "m")
+    (tmp_path / "m" / name).write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
+    with pytest.raises(InputError, match=f"{name} is a pickle.*move it away") as raised:
+        resolve(str(tmp_path / "m"))
+    assert "\n" not in str(raised.value) and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "setting"),
+    [
+        ("config.json", {"model_type": "transfo-xl"}),
+        ("tokenizer_config.json", {"tokenizer_class": "TransfoXLTokenizer"}),
+    ],
+)
+def test_a_model_whose_vocabulary_is_a_pickle_is_refused(file, setting, tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "m")
+    path = tmp_path / "m" / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | setting))
+    with pytest.raises(InputError, match="keeps its vocabulary in a pickle"):
+        resolve(str(tmp_path / "m"))
+
+
+def test_pickled_weights_in_a_cache_of_the_hub_are_passed_over(tiny_bert, tmp_path, monkeypatch):
+    shutil.copytree(tiny_bert, tmp_path / "m")
+    (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"x")
+    monkeypatch.setattr(models, "_download", lambda *_: tmp_path / "m")
+    assert resolve("some/model").folder == str(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "other.safetensors")  # a name that is not looked for
+    with pytest.raises(InputError, match="pickle"):
+        resolve("some/model")
+
+
+def test_a_cut_shard_is_encoded_again(config, items_dir, tmp_path):
+    first = embed(config, items_dir, tmp_path / "a")
+    path = next((tmp_path / "a" / "encoded").glob("*.parquet"))
+    whole = path.read_bytes()
+    for cut in (0, 4, len(whole) // 2):
+        path.write_bytes(whole[:cut])
+        again = embed_table(config, resolve(config.model), items_dir, IDS, tmp_path / "a")
+        assert again["items"] == first["items"]
+        assert path.read_bytes() == whole
 
 
 def test_changed_weights_are_refused_for_new_items(config, items_dir, tiny_bert, tmp_path):

@@ -1,5 +1,7 @@
 """Fine-tuning and enrichment inside the stage `embed`."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,6 +55,26 @@ def test_tuned_vectors_are_made_kept_and_reused(config, items_dir, tmp_path, mon
     reduced = config.model_copy(update={"reduction": "pca", "dimension": 4})
     again = embed(reduced, items_dir, tmp_path / "b", previous=tmp_path / "a")
     assert again["tuned"]["reused"] and again["cached"] == 39
+
+
+def test_a_copy_or_a_record_that_was_cut_is_not_taken_for_whole(config, items_dir, tmp_path, monkeypatch):
+    first = embed(config, items_dir, tmp_path / "a")
+    real = tuned.shutil.copytree
+
+    def stopped(source, target, **options):
+        real(source, target, **options)
+        (target / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tuned.shutil, "copytree", stopped)
+        embed(config, items_dir, tmp_path / "b", previous=tmp_path / "a")
+    assert (
+        embed(config, items_dir, tmp_path / "b", previous=tmp_path / "a")["tuned"]["sha256"] == first["tuned"]["sha256"]
+    )
+    for text in ("", "[1", json.dumps({"steps": 3})):  # the tuning itself was stopped before its record was whole
+        (tmp_path / "a" / "tuned" / tuned.RECORD).write_text(text)
+        assert embed(config, items_dir, tmp_path / "a")["tuned"]["sha256"] == first["tuned"]["sha256"]
 
 
 @pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from llmcfsr_merlin.errors import InputError
 from llmcfsr_merlin.semantics import tuning
+from llmcfsr_merlin.semantics.checkpoint import load_checkpoint
 from llmcfsr_merlin.semantics.contrastive import cached_backward, info_nce, length_chunks
 from llmcfsr_merlin.semantics.encoder import TextEncoder
 from llmcfsr_merlin.semantics.lora import load_adapter
@@ -208,6 +209,47 @@ def test_killed_tuning_resumes_to_the_same_weights(tiny_bert, tmp_path, monkeypa
     record = tune(resumed, items(), PROMPTER, settings, tmp_path / "cut")
     assert record["history"] == expected["history"] and record["steps"] == expected["steps"]
     np.testing.assert_allclose(resumed.encode(["red soap"]), whole.encode(["red soap"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("file", ["checkpoint/checkpoint.safetensors", "best.safetensors"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "header", "gone"])
+def test_a_damaged_checkpoint_is_started_over(file, damage, tiny_bert, tmp_path, monkeypatch):
+    settings = SETTINGS.model_copy(update={"epochs": 3, "evaluate_every": 2})
+    whole = load(tiny_bert)
+    expected = tune(whole, items(), PROMPTER, settings, tmp_path / "whole")
+    real, calls = tuning._backward, []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tuning, "_backward", dies)
+        tune(load(tiny_bert), items(), PROMPTER, settings, tmp_path / "cut")
+    path = tmp_path / "cut" / file
+    raw = path.read_bytes()
+    path.write_bytes(
+        {"empty": b"", "cut": raw[: len(raw) // 2], "header": b"\xff" * 16 + raw[16:], "gone": b""}[damage]
+    )
+    if damage == "gone":
+        path.unlink()
+    resumed = load(tiny_bert)
+    record = tune(resumed, items(), PROMPTER, settings, tmp_path / "cut")
+    assert record["history"] == expected["history"]
+    np.testing.assert_allclose(resumed.encode(["red soap"]), whole.encode(["red soap"]), atol=1e-6)
+
+
+def test_a_checkpoint_of_another_model_is_started_over(tiny_bert, tmp_path):
+    settings = SETTINGS.model_copy(update={"epochs": 1})
+    tune(load(tiny_bert), items(), PROMPTER, settings, tmp_path / "t")
+    other = {"x": torch.nn.Parameter(torch.zeros(3))}
+    optimizer = torch.optim.AdamW(other.values())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    fresh = {"step": 0}
+    assert load_checkpoint(tmp_path / "t" / tuning.CHECKPOINT, other, optimizer, schedule, fresh) is fresh
+    assert not other["x"].any()
 
 
 def test_early_stop_keeps_the_best_weights(tiny_bert, tmp_path):

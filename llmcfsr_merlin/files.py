@@ -1,0 +1,142 @@
+"""Files that are whole or not there, readable as the umask says, and hashed once."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+CHECKSUMS = "checksums.json"  # in a stage's directory: what was hashed, and what the file was like then
+_TEMPORARY = re.compile(r"\..+\.\d+")  # .<name>.<process>: what all writers of this project rename from
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Bring a file or folder to the disk; a file system that cannot do so for folders is left alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not os.path.isdir(path):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value) -> None:
+    """Write JSON to a temporary name, bring it to the disk, and rename."""
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: Mapping, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors (all of torch or all of numpy) as safetensors to a temporary name, sync, and rename."""
+    if all(type(tensor).__module__ == "numpy" for tensor in tensors.values()):
+        from safetensors.numpy import save_file
+    else:
+        from safetensors.torch import save_file
+
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    try:
+        save_file(dict(tensors), str(temporary), metadata=metadata)
+        sync(temporary)
+        temporary.chmod(_new_file_mode(temporary.parent))  # safetensors writes 0600
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(directory: Path, *, below: bool = True) -> None:
+    """Remove the temporary files that a killed process left in a directory, and in those below it."""
+    for path in directory.rglob(".*") if below else directory.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink()
+
+
+def open_to_umask(directory: Path) -> None:
+    """Give the files and folders below a directory the modes that new ones have here.
+
+    Some libraries write through temporary files of mode 0600, which other users then cannot read.
+    """
+    mode = _new_file_mode(directory)
+    for path in directory.rglob("*"):
+        if not path.is_symlink():
+            found = path.stat().st_mode
+            wanted = mode | (mode & 0o444) >> 2 if path.is_dir() else mode
+            if found & 0o777 != wanted:
+                path.chmod(found & 0o7000 | wanted)
+
+
+def _new_file_mode(directory: Path) -> int:
+    """The umask can only be asked by setting it, for all threads; a new file also knows the folder's own rules."""
+    probe = directory / f".umask.{os.getpid()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mode & 0o777
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def remove(path: Path, last: str | None = None) -> None:
+    """Remove a folder with all in it, the file `last` at the end: what a stopped removal leaves is known by it."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+        return
+    for child in path.iterdir() if path.is_dir() else ():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        elif child.name != last:
+            child.unlink()
+    if last:
+        (path / last).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        path.rmdir()
+
+
+class Checksums:
+    """sha256 of the files of a directory; a file that is as it was when it was hashed is not hashed again.
+
+    "As it was": size, times of the last change of content and status (nanoseconds) and inode.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = Path(directory)
+        self._known: dict[str, list] = {}
+        self._changed = False
+        try:
+            known = json.loads((self.directory / CHECKSUMS).read_text())
+            self._known = {name: entry for name, entry in known.items() if isinstance(entry, list) and len(entry) == 5}
+        except (OSError, ValueError, AttributeError):
+            pass
+
+    def sha256(self, name: str) -> str:
+        """Of the file `name` (a relative path)."""
+        status = os.stat(self.directory / name)
+        state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        entry = self._known.get(name)
+        if entry is None or entry[:4] != state:
+            entry = [*state, sha256_file(self.directory / name)]
+            self._known[name], self._changed = entry, True
+        return entry[4]
+
+    def save(self) -> None:
+        """Remember for the next time; a directory that cannot be written is hashed again then."""
+        if self._changed:
+            with suppress(OSError):
+                write_json(self.directory / CHECKSUMS, self._known)
