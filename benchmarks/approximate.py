@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from llmcfsr_merlin.ranking import _reduce
+from llmcfsr_merlin.scoring.ranker import _reduce
 
 USER, RAW, GAMMA, K = 128, 384, 2.0, 10
 

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.contract import ITEM, ITEMS
-from llmcfsr_merlin.stage import write_json
+from llmcfsr_merlin.dataset.names import ITEM, ITEMS
+from llmcfsr_merlin.runtime.stage import write_json
 
 RESULTS = Path(__file__).parent / "results" / "encode.json"
 
@@ -58,9 +58,9 @@ def speed(arguments) -> dict:
     import torch
     import transformers
 
-    from llmcfsr_merlin.semantics.encoder import TextEncoder
-    from llmcfsr_merlin.semantics.models import embedded_folder, resolve
-    from llmcfsr_merlin.semantics.prompts import Prompter
+    from llmcfsr_merlin.text.encoder import TextEncoder
+    from llmcfsr_merlin.text.language_models import embedded_folder, resolve
+    from llmcfsr_merlin.text.prompts import Prompter
 
     prompter = Prompter.of(arguments.template)
     rows = pq.read_table(arguments.run / "ingest" / ITEMS).slice(0, arguments.items).to_pylist()
@@ -117,9 +117,9 @@ def memory(count: int) -> dict:
 def _one(folder: Path, count: int) -> None:
     import resource
 
-    from llmcfsr_merlin.semantics.embedding import embed_table
-    from llmcfsr_merlin.semantics.models import resolve
-    from llmcfsr_merlin.settings import EmbedConfig
+    from llmcfsr_merlin.text.embed import embed_table
+    from llmcfsr_merlin.text.language_models import resolve
+    from llmcfsr_merlin.config.schema import EmbedConfig
 
     config = EmbedConfig(
         model=str(folder / "model"), template="beauty", max_tokens=16, batch_size=256, device="cpu", reduction="whiten"
@@ -145,7 +145,7 @@ def _write_model(folder: Path) -> None:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    from llmcfsr_merlin.semantics.models import embedded_folder
+    from llmcfsr_merlin.text.language_models import embedded_folder
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(embedded_folder(), local_files_only=True)

@@ -28,7 +28,7 @@ EPOCHS = 6  # of ours and of the plain loop: what happens once a training (half 
 
 
 def settings(dual: bool):
-    from llmcfsr_merlin.config import Config
+    from llmcfsr_merlin.config.load import Config
 
     overrides = ["name=benchmark", f"train.batch_size={BATCH}", f"train.epochs={EPOCHS}", f"model.hidden={HIDDEN}"]
     return Config.load(None, overrides, "llm_cfsr" if dual else "sasrec")
@@ -38,8 +38,8 @@ def network_of(config, prepared: Path):
     """The network of a model, with random vectors of 384 dimensions where it reads any."""
     import torch
 
-    from llmcfsr_merlin.model.network import DualViewNetwork
-    from llmcfsr_merlin.vocabulary import Vocabulary
+    from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+    from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.load(prepared / "vocabulary.parquet")
     torch.manual_seed(0)
@@ -52,10 +52,10 @@ def network_of(config, prepared: Path):
 def trainer(prepared: Path, dual: bool) -> dict:
     import torch
 
-    from llmcfsr_merlin.evaluation.candidates import write_cases
-    from llmcfsr_merlin.evaluation.evaluate import rank_users
-    from llmcfsr_merlin.ranking import Ranker
-    from llmcfsr_merlin.trainer import data_loader, load_schema, make_trainer, split_files
+    from llmcfsr_merlin.evaluation.cases import write_cases
+    from llmcfsr_merlin.evaluation.ranks import rank_users
+    from llmcfsr_merlin.scoring.ranker import Ranker
+    from llmcfsr_merlin.training.trainer import data_loader, load_schema, make_trainer, split_files
 
     config, schema = settings(dual), load_schema(prepared)
     network, vocabulary = network_of(config, prepared)
@@ -85,10 +85,10 @@ def loop(prepared: Path, dual: bool) -> dict:
     import pyarrow.parquet as pq
     import torch
 
-    from llmcfsr_merlin.contract import ITEM, PAD
-    from llmcfsr_merlin.model.fusion import Packing
-    from llmcfsr_merlin.model.losses import next_item_loss
-    from llmcfsr_merlin.trainer import split_files
+    from llmcfsr_merlin.dataset.names import ITEM, PAD
+    from llmcfsr_merlin.scoring.network.attention import Packing
+    from llmcfsr_merlin.training.losses import next_item_loss
+    from llmcfsr_merlin.training.trainer import split_files
 
     config = settings(dual)
     network, _ = network_of(config, prepared)
@@ -122,7 +122,7 @@ def stock(prepared: Path, _dual: bool) -> dict:
     from transformers4rec.config.trainer import T4RecTrainingArguments
     from transformers4rec.torch.ranking_metric import NDCGAt
 
-    from llmcfsr_merlin.trainer import data_loader, load_schema, split_files
+    from llmcfsr_merlin.training.trainer import data_loader, load_schema, split_files
 
     schema = load_schema(prepared)
     torch.manual_seed(0)
@@ -204,7 +204,7 @@ def rectools(python: str, prepared: Path, scratch: Path) -> dict:
     import pandas as pd
     import pyarrow.parquet as pq
 
-    from llmcfsr_merlin.trainer import split_files
+    from llmcfsr_merlin.training.trainer import split_files
 
     log = scratch / "log.csv"  # its environment may have no Parquet reader
     if not log.is_file():

@@ -18,16 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import FIRST_ITEM, HAS_TEXT, ITEM, ITEMS, SEQUENCES, VECTOR, VECTORS
-from llmcfsr_merlin.semantics.baselines import tfidf_svd, word_vectors
-from llmcfsr_merlin.semantics.embedding import embed_table
-from llmcfsr_merlin.semantics.models import resolve
-from llmcfsr_merlin.semantics.prompts import Prompter
-from llmcfsr_merlin.semantics.report import Catalogue, draw_map, judge, show_neighbours
-from llmcfsr_merlin.semantics.table import load_item_table, vectors_column
-from llmcfsr_merlin.settings import EmbedConfig
-from llmcfsr_merlin.stage import write_json
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, HAS_TEXT, ITEM, ITEMS, SEQUENCES, VECTOR, VECTORS
+from llmcfsr_merlin.text.diagnostics.reference_vectors import tfidf_svd, word_vectors
+from llmcfsr_merlin.text.embed import embed_table
+from llmcfsr_merlin.text.language_models import resolve
+from llmcfsr_merlin.text.prompts import Prompter
+from llmcfsr_merlin.text.diagnostics.vector_report import Catalogue, draw_map, judge, show_neighbours
+from llmcfsr_merlin.text.vectors import load_item_table, vectors_column
+from llmcfsr_merlin.config.schema import EmbedConfig
+from llmcfsr_merlin.runtime.stage import write_json
 
 RESULTS = Path(__file__).parent / "results" / "vectors.json"
 BASELINES = {"tfidf": tfidf_svd, "words": word_vectors}

@@ -8,8 +8,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Config": "llmcfsr_merlin.config",
-    "InputError": "llmcfsr_merlin.errors",
+    "Config": "llmcfsr_merlin.config.load",
+    "InputError": "llmcfsr_merlin.runtime.errors",
     "Recommender": "llmcfsr_merlin.recommender",
     "Client": "llmcfsr_merlin.serving.client",
     "run_stages": "llmcfsr_merlin.pipelines",

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import STAGES
-from llmcfsr_merlin.failures import clear_failures
-from llmcfsr_merlin.files import remove_temporary
-from llmcfsr_merlin.lock import run_lock
-from llmcfsr_merlin.stage import MANIFEST, Manifest
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.runtime.layout import STAGES
+from llmcfsr_merlin.runtime.failures import clear_failures
+from llmcfsr_merlin.runtime.files import remove_temporary
+from llmcfsr_merlin.runtime.lock import run_lock
+from llmcfsr_merlin.runtime.stage import MANIFEST, Manifest
 
 
 def run_stages(

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import ITEM, ITEMS, SEQUENCES, VOCABULARY
-from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.semantics.embedding import ENRICHED, embed_table
-from llmcfsr_merlin.semantics.items import TUNED
-from llmcfsr_merlin.semantics.models import resolve
-from llmcfsr_merlin.semantics.shards import ENCODED
-from llmcfsr_merlin.stage import MANIFEST, Manifest, run_stage
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.names import ITEM, ITEMS, SEQUENCES, VOCABULARY
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.text.embed import ENRICHED, embed_table
+from llmcfsr_merlin.text.item_encoder import TUNED
+from llmcfsr_merlin.text.language_models import resolve
+from llmcfsr_merlin.text.shards import ENCODED
+from llmcfsr_merlin.runtime.stage import MANIFEST, Manifest, run_stage
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:

@@ -3,14 +3,15 @@
 from functools import partial
 from pathlib import Path
 
-from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import BASELINES, SEQUENCES, VOCABULARY
-from llmcfsr_merlin.evaluation.baselines import fit_baseline
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.names import (SEQUENCES, VOCABULARY)
+from llmcfsr_merlin.runtime.layout import BASELINES
+from llmcfsr_merlin.scoring.scorers.closed_form import fit_baseline
 from llmcfsr_merlin.evaluation.measure import measure
 from llmcfsr_merlin.recommender import Recommender
-from llmcfsr_merlin.stage import Manifest, run_stage
-from llmcfsr_merlin.trainer import choose_device
-from llmcfsr_merlin.vocabulary import Vocabulary
+from llmcfsr_merlin.runtime.stage import Manifest, run_stage
+from llmcfsr_merlin.training.trainer import choose_device
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.data.ingest import ingest
-from llmcfsr_merlin.data.source import find_files, fingerprint
-from llmcfsr_merlin.data.synthetic import write_amazon
-from llmcfsr_merlin.stage import Manifest, run_stage
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.raw.ingest import ingest
+from llmcfsr_merlin.dataset.raw.source import find_files, fingerprint
+from llmcfsr_merlin.dataset.raw.synthetic import write_amazon
+from llmcfsr_merlin.runtime.stage import Manifest, run_stage
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from llmcfsr_merlin.cluster import engine
-from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.contract import INTERACTIONS
-from llmcfsr_merlin.stage import Manifest, run_stage
+from llmcfsr_merlin.runtime.engine import engine
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.names import INTERACTIONS
+from llmcfsr_merlin.runtime.stage import Manifest, run_stage
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
@@ -19,10 +19,10 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
         with engine(config.cluster) as chosen:
             # Not before the cluster: Merlin imports what touches the GPU, whose workers must be the first to.
             if previous is not None:
-                from llmcfsr_merlin.incremental import extend
+                from llmcfsr_merlin.dataset.prepare.extend import extend
 
                 return extend(previous, log, out, config.prepare, chosen)
-            from llmcfsr_merlin.features import prepare
+            from llmcfsr_merlin.dataset.prepare.prepare import prepare
 
             return prepare(log, out, config.prepare, chosen)
 

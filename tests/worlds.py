@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.contract import INTERACTIONS, ITEM, ITEMS, RATING, ROW, TIME, USER
-from llmcfsr_merlin.stage import run_stage
+from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEM, ITEMS, RATING, ROW, TIME, USER
+from llmcfsr_merlin.runtime.stage import run_stage
 
 BRANDS, KINDS = ("Aurora", "Borealis", "Cirrus", "Dune"), ("shampoo", "lipstick", "perfume", "razor", "soap")
 

@@ -4,6 +4,6 @@ Nothing here knows the neural model. A scorer is any callable `score(histories) 
 (codes, oldest first, padded with 0 on the right) and scores float32 [B, V], V = items + FIRST_ITEM.
 """
 
-from llmcfsr_merlin.arrow import check_arrow
+from llmcfsr_merlin.runtime.arrow import check_arrow
 
 check_arrow()

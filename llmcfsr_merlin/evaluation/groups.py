@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from llmcfsr_merlin.contract import FIRST_ITEM
-from llmcfsr_merlin.evaluation.candidates import read_sequences
-from llmcfsr_merlin.evaluation.evaluate import HISTORY_LENGTH, RANK, TARGET
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.evaluation.cases import read_sequences
+from llmcfsr_merlin.evaluation.ranks import HISTORY_LENGTH, RANK, TARGET
 from llmcfsr_merlin.evaluation.metrics import MetricSums
 
 DECILES = tuple(f"decile_{number}" for number in range(1, 11))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.contract import FIRST_ITEM
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
 
 
 def rank_of_target(scores: Tensor, targets: Tensor, tie: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from llmcfsr_merlin.contract import USER
-from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.evaluation.evaluate import RANK, SEED, TARGET
+from llmcfsr_merlin.dataset.names import USER
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.evaluation.ranks import RANK, SEED, TARGET
 from llmcfsr_merlin.evaluation.metrics import gains
 
 _NORMAL_FROM = 1000  # distinct values

@@ -8,7 +8,7 @@ import os
 import secrets
 from pathlib import Path
 
-from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.runtime.errors import InputError
 
 HEADER = "llmcfsr-key"
 GRPC_HEADER = f"triton-grpc-protocol-{HEADER}"  # Triton puts the prefix before the header's name

@@ -5,9 +5,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmcfsr_merlin.contract import MODEL_CONFIG, MODEL_WEIGHTS, VOCABULARY
-from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.stage import MANIFEST, Manifest, hash_json
+from llmcfsr_merlin.dataset.names import MODEL_CONFIG, MODEL_WEIGHTS, VOCABULARY
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.stage import MANIFEST, Manifest, hash_json
 
 FOLDER = "bundle"  # inside <model>/<version>/
 _ALL = (VOCABULARY, MODEL_CONFIG, MODEL_WEIGHTS)

@@ -9,7 +9,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from llmcfsr_merlin.errors import InputError, MissingDependency
+from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.serving.access import restrictions
 from llmcfsr_merlin.serving.repository import FRONT, format_of
 from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE

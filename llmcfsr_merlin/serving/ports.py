@@ -4,7 +4,7 @@ import contextlib
 import errno
 import socket
 
-from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.runtime.errors import InputError
 
 
 def reserve(host: str, wanted: dict[str, int]) -> dict[str, int]:

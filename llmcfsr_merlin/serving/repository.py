@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 from string import Template
 
-from llmcfsr_merlin.contract import MODEL_REPOSITORY, resource
-from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.dataset.names import (MODEL_REPOSITORY)
+from llmcfsr_merlin.runtime.layout import resource
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
-from llmcfsr_merlin.settings import ServeConfig
+from llmcfsr_merlin.config.schema import ServeConfig
 
 CONFIG = "config.pbtxt"
 GRAPHS = {"torchscript": "model.pt", "onnx": "model.onnx"}  # file names that Triton's backends look for
@@ -117,7 +118,7 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
             shutil.rmtree(partial, ignore_errors=True)
             bundle.copy(partial / FOLDER, name)
             if graph:
-                from llmcfsr_merlin.serving.formats import write_graph
+                from llmcfsr_merlin.serving.graph import write_graph
 
                 write_graph(bundle, partial, serve.format, serve.max_top_k, serve.max_batch_size)
             else:

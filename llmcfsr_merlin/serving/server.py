@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import launch
 from llmcfsr_merlin.serving.access import HEADER, hide, write_key
 from llmcfsr_merlin.serving.launch import find_tritonserver

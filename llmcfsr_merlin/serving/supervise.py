@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.server import Server
 
 _PERIOD = 1.0  # seconds between two requests of the watch, at least

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from llmcfsr_merlin import Client, Config, Recommender, examples
-from llmcfsr_merlin.cli import main
-from llmcfsr_merlin.contract import STAGES
-from llmcfsr_merlin.model.artefact import load_model
+from llmcfsr_merlin import (Client, Config, Recommender)
+from llmcfsr_merlin.dataset import examples
+from llmcfsr_merlin.cli.main import main
+from llmcfsr_merlin.runtime.layout import STAGES
+from llmcfsr_merlin.scoring.checkpoint import load_model
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
 
 SMALL = [
@@ -23,7 +24,7 @@ SET = [argument for setting in SMALL for argument in ("--set", setting)]
 
 def llmcfsr(*arguments, code=0) -> subprocess.CompletedProcess:
     """The real command in a process of its own."""
-    command = [sys.executable, "-m", "llmcfsr_merlin.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "llmcfsr_merlin.cli.main", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done
@@ -202,7 +203,7 @@ def test_bad_input_ends_with_one_line_and_a_code(name, tmp_path, monkeypatch, ca
 
 
 def test_a_bug_is_named_and_traced_only_on_demand(monkeypatch, capsys):
-    from llmcfsr_merlin import commands
+    from llmcfsr_merlin.cli import commands
 
     monkeypatch.setattr(commands, "config", lambda _: 1 / 0)
     assert main(["config", "demo"]) == 3

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from llmcfsr_merlin.pipelines.embed import run
 
-from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.semantics.table import load_item_table
-from llmcfsr_merlin.stage import seal
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.text.vectors import load_item_table
+from llmcfsr_merlin.runtime.stage import seal
 
 DATA = Path(os.environ.get("LLMCFSR_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
 

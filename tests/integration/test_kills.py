@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from llmcfsr_merlin.contract import STAGES
-from llmcfsr_merlin.stage import Manifest
+from llmcfsr_merlin.runtime.layout import STAGES
+from llmcfsr_merlin.runtime.stage import Manifest
 
 KILLS = int(os.environ.get("LLMCFSR_KILLS", "12"))
 SEED = int(os.environ.get("LLMCFSR_KILLS_SEED", "0"))
@@ -36,7 +36,7 @@ TIMED = ("history.json", "workflow/metadata.json", "workflow/workflow.pkl")
 
 
 def command(stage: str, run: Path) -> subprocess.Popen:
-    words = [sys.executable, "-m", "llmcfsr_merlin.cli", stage, "demo", "--run", str(run), *SET]
+    words = [sys.executable, "-m", "llmcfsr_merlin.cli.main", stage, "demo", "--run", str(run), *SET]
     return subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from llmcfsr_merlin.contract import resource
+from llmcfsr_merlin.runtime.layout import resource
 
 SCRIPT = resource("pipelines").parent / "benchmarks" / "preprocess.py"
 
@@ -22,7 +22,7 @@ def benchmark():
 
 
 def test_systems_agree(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr("llmcfsr_merlin.data.partitions._SMALL", 1)
+    monkeypatch.setattr("llmcfsr_merlin.dataset.prepare.partitions._SMALL", 1)
     monkeypatch.setattr(benchmark, "PART", 7000)
     benchmark.generate(tmp_path / "in", 20_000)
     benchmark.ours(tmp_path / "in", tmp_path / "ours", 2, "1GB", "single")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from llmcfsr_merlin.cli import main
-from llmcfsr_merlin.contract import STAGES
-from llmcfsr_merlin.lock import LOCK
-from llmcfsr_merlin.stage import Manifest
+from llmcfsr_merlin.cli.main import main
+from llmcfsr_merlin.runtime.layout import STAGES
+from llmcfsr_merlin.runtime.lock import LOCK
+from llmcfsr_merlin.runtime.stage import Manifest
 
 RECIPE = """
 name: shop
@@ -38,7 +38,7 @@ def llmcfsr(*words, limits=(), umask=None) -> subprocess.CompletedProcess:
         for kind, value in limits:
             resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
 
-    command = [sys.executable, "-m", "llmcfsr_merlin.cli", *map(str, words)]
+    command = [sys.executable, "-m", "llmcfsr_merlin.cli.main", *map(str, words)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=600, check=False, preexec_fn=prepare,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -80,7 +80,7 @@ def test_every_file_of_a_run_has_the_mode_of_the_umask(made):
 
 def test_a_second_writer_is_refused_by_name_and_readers_are_not(recipe, run, capsys, tmp_path):
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time; from llmcfsr_merlin.lock import run_lock\n"
+        [sys.executable, "-c", "import sys, time; from llmcfsr_merlin.runtime.lock import run_lock\n"
          "with run_lock(sys.argv[1]): print('held', flush=True); time.sleep(600)", run],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -185,7 +185,7 @@ def test_adding_items_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch, c
 
     (tmp_path / "new.jsonl").write_text('{"item_id": "NEW1", "title": "Aurora Gel"}\n')
     words = ["items", "add", str(run), str(tmp_path / "new.jsonl"), "--out", str(tmp_path / "grown")]
-    from llmcfsr_merlin.serving import items
+    from llmcfsr_merlin.serving import new_items as items
 
     for module, name in ((items, "save_model"), (items, "seal"), (export, "export")):
         with monkeypatch.context() as patch:

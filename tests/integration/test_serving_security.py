@@ -24,12 +24,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving.launch import find_tritonserver
 from llmcfsr_merlin.serving.probe import DIRECT, probe
 from llmcfsr_merlin.serving.repository import export
-from llmcfsr_merlin.settings import ServeConfig
+from llmcfsr_merlin.config.schema import ServeConfig
 from tests.served import IDS, write_model
 
 pytestmark = [
@@ -52,7 +52,7 @@ class Served:
 
     def __init__(self, repository: Path, log: Path):
         self.log = log
-        command = [sys.executable, "-m", "llmcfsr_merlin.cli", "serve", str(repository)]
+        command = [sys.executable, "-m", "llmcfsr_merlin.cli.main", "serve", str(repository)]
         command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "http_proxy": "http://127.0.0.1:9"}
         with open(log, "w") as file:
@@ -153,7 +153,7 @@ def test_the_key_is_for_its_owner_alone(served):
     assert served.post("/v2/repository/index", headers={name: value})[0] == 200
 
 
-CODE = "open({marker!r}, 'w').write('ran')\nfrom llmcfsr_merlin.serving.triton import StepModel as TritonPythonModel\n"
+CODE = "open({marker!r}, 'w').write('ran')\nfrom llmcfsr_merlin.serving.backend import StepModel as TritonPythonModel\n"
 
 
 def attack_paths() -> list[tuple[str, dict]]:

@@ -10,11 +10,11 @@ import torch
 import transformers.trainer
 from llmcfsr_merlin.pipelines import prepare, train
 
-from llmcfsr_merlin import checkpoints
-from llmcfsr_merlin.checkpoints import COMPLETE, is_whole, whole_checkpoints
-from llmcfsr_merlin.config import Config
-from llmcfsr_merlin.errors import InputError
-from llmcfsr_merlin.model.distillation import Distillation
+from llmcfsr_merlin.training import checkpoints
+from llmcfsr_merlin.training.checkpoints import COMPLETE, is_whole, whole_checkpoints
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.training.distillation import Distillation
 from tests.worlds import attribute_world, write_ingest
 
 SETTINGS = [

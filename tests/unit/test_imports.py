@@ -45,14 +45,14 @@ def test_light_modules_import_without_heavy_packages(module):
 
 
 def test_help_needs_no_heavy_package():
-    pytest.importorskip("llmcfsr_merlin.cli", reason="the command line is not there yet")
-    done = run_blocked("sys.argv = ['llmcfsr', '--help']\nfrom llmcfsr_merlin.cli import main\nsys.exit(main())")
+    pytest.importorskip("llmcfsr_merlin.cli.main", reason="the command line is not there yet")
+    done = run_blocked("sys.argv = ['llmcfsr', '--help']\nfrom llmcfsr_merlin.cli.main import main\nsys.exit(main())")
     assert done.returncode == 0, done.stderr
     assert "doctor" in done.stdout
 
 
 def test_doctor_reports_what_is_missing_instead_of_failing():
     """Even looking a package up may raise, as the block does."""
-    done = run_blocked("from llmcfsr_merlin.doctor import main\nsys.exit(main())")
+    done = run_blocked("from llmcfsr_merlin.runtime.doctor import main\nsys.exit(main())")
     assert "text encoder" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr

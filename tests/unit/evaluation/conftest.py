@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcfsr_merlin.contract import FIRST_ITEM
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from llmcfsr_merlin.contract import CODE, COUNT, FIRST_ITEM, ITEM, SEQUENCES, TRAIN_COUNT, USER, VOCABULARY
+from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, SEQUENCES, TRAIN_COUNT, USER, VOCABULARY
 
 
 def write_prepare(directory: Path, sequences: dict[str, list[int]], rows: int, parts: int = 2) -> np.ndarray:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from prepared import random_sequences, write_prepare
 
-from llmcfsr_merlin.contract import FIRST_ITEM
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.evaluation.groups import (
     DECILES,
     catalogue_metrics,

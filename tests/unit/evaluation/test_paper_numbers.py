@@ -6,9 +6,9 @@ One draw of negatives has a standard error of 0.004 to 0.005 in HR@10; the bound
 import pytest
 from prepared import write_prepare
 
-from llmcfsr_merlin.evaluation.baselines import EASE, Popularity, training_matrix
-from llmcfsr_merlin.evaluation.candidates import write_cases
-from llmcfsr_merlin.evaluation.evaluate import rank_users
+from llmcfsr_merlin.scoring.scorers.closed_form import EASE, Popularity, training_matrix
+from llmcfsr_merlin.evaluation.cases import write_cases
+from llmcfsr_merlin.evaluation.ranks import rank_users
 from llmcfsr_merlin.evaluation.groups import group_masks, group_metrics, user_counts
 
 THRESHOLDS = {"paper_fashion": (4, 3), "paper_yelp": (13, 12)}  # tail item, tail user

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from llmcfsr_merlin.contract import FIRST_ITEM
-from llmcfsr_merlin.evaluation import groups, metrics, significance, table
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.evaluation import (groups, metrics, significance)
+from llmcfsr_merlin.evaluation.report import tables as table
 from llmcfsr_merlin.evaluation.metrics import CatalogueSums, MetricSums, rank_of_target
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from prepared import random_sequences, write_prepare
 
-from llmcfsr_merlin.contract import FIRST_ITEM, USER
-from llmcfsr_merlin.evaluation.candidates import write_cases
-from llmcfsr_merlin.evaluation.evaluate import RECIPE, SEED, TARGET, rank_users, read_ranks, write_ranks
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, USER
+from llmcfsr_merlin.evaluation.cases import write_cases
+from llmcfsr_merlin.evaluation.ranks import RECIPE, SEED, TARGET, rank_users, read_ranks, write_ranks
 
 
 def linear_scorer(rows, seed=0):

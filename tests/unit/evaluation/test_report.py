@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmcfsr_merlin.contract import FIRST_ITEM
-from llmcfsr_merlin.errors import InputError, MissingDependency
-from llmcfsr_merlin.evaluation import figures
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
+from llmcfsr_merlin.evaluation.report import figures
 from llmcfsr_merlin.evaluation.groups import group_masks, group_metrics
-from llmcfsr_merlin.evaluation.report import write_report
+from llmcfsr_merlin.evaluation.report.page import write_report
 from llmcfsr_merlin.evaluation.significance import compare
 
 pytest.importorskip("matplotlib", reason="extra `report`")

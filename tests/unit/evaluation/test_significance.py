@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmcfsr_merlin.errors import InputError
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.evaluation import significance
 from llmcfsr_merlin.evaluation.significance import compare, holm, paired_test
 

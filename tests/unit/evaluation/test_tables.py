@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from llmcfsr_merlin.evaluation.table import comparison_table, json_line, result_tables
+from llmcfsr_merlin.evaluation.report.tables import comparison_table, json_line, result_tables
 
 
 def row(recipe, value, seed=1, protocol="full", group="overall", metric="ndcg@10"):

@@ -1,0 +1,437 @@
+"""Every setting with its default, a section a stage; config.py reads them from recipes.
+
+Frozen; unknown keys, wrong types and values out of range are refused.
+"""
+
+import codecs
+from datetime import date
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from llmcfsr_merlin.runtime.layout import resource
+
+_MARKS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " ", "\\x01": "\x01"}
+# One component of a path: no separator, and something beside dots.
+NAME = r"^[\w.-]*[\w-][\w.-]*$"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+NULL_VALUES = ("NULL", "Null", "null", "(null)", "<null>", "None", "NaN", "nan", "NAN", "NaT", "<NA>", "N/A", "n/a",
+               "#N/A", "\\N", "undefined")  # fmt: skip
+
+
+def _delimiter(value: object) -> object:
+    """A delimiter by its name: some cannot be typed in a shell or in YAML."""
+    value = _MARKS.get(value, value) if isinstance(value, str) else value
+    if isinstance(value, str) and set(value) & {'"', "\n", "\r", "\\"}:
+        raise ValueError(f"expected a delimiter without quotes, backslashes and line ends, found {value!r}")
+    return value
+
+
+def _encoding(value: str) -> str:
+    try:
+        known = codecs.lookup(value)
+        "".encode(value)  # LookupError for a codec that is no text encoding, such as base64
+    except LookupError:
+        raise ValueError(f"expected an encoding such as utf-8, latin-1, cp1252 or utf-16, found {value!r}") from None
+    return known.name
+
+
+Delimiter = Annotated[str, BeforeValidator(_delimiter), Field(min_length=1, max_length=8)]
+Encoding = Annotated[str, AfterValidator(_encoding)]
+Quoting = Literal["auto", "double", "backslash", "none"]
+
+
+class TableColumns(Section):
+    """Columns of a generic CSV, Parquet or JSON-lines log: names, or positions from 0."""
+
+    user: str | int = "user_id"
+    item: str | int = "item_id"
+    time: str | int | None = "timestamp"
+    """Numbers or dates (data.time_unit, data.time_format); None: rows are taken in file order."""
+    order: str | int | None = "order"
+    """Position in the user's order, used where the log has no time column."""
+    rating: str | int | None = "rating"
+    names: tuple[str, ...] = ()
+    """All columns in order, for CSV, TSV or space-separated files without a header line."""
+
+
+class ItemColumns(Section):
+    """Columns of a generic table of item metadata; those that are not the id are attributes of their own name."""
+
+    item: str | int | None = None
+    """The item id, a name or a position from 0; None: as in data.columns."""
+    names: tuple[str, ...] = ()
+    """All columns in order, for files without a header line."""
+
+
+class DataConfig(Section):
+    """Where the logs are and how they are read (stage `ingest`)."""
+
+    format: Literal["amazon", "yelp", "table", "synthetic"] = "table"
+    interactions: tuple[str, ...] = ()
+    """Files or glob patterns of reviews or interactions, .gz or plain."""
+    items: tuple[str, ...] = ()
+    """Files or glob patterns of item metadata; empty: items have ids only."""
+    columns: TableColumns = TableColumns()
+    item_columns: ItemColumns = ItemColumns()
+    delimiter: Delimiter | None = None
+    """Between the columns of delimited interactions: a text such as "::", or comma, semicolon, tab, pipe, space; None:
+    found from the first lines."""
+    quoting: Quoting = "auto"
+    """Fields in double quotes. double: "" inside is a quote; backslash: \\" inside is one; none: quotes are characters
+    like others; auto: double, but in tab-separated files only where a field needs its quotes."""
+    encoding: Encoding | None = None
+    """Of text files, e.g. latin-1. None: UTF-8, or UTF-16 that says so; other bytes in an id are refused. utf-8: rows
+    with other bytes are dropped and counted."""
+    header: bool | None = None
+    """Whether the first line of delimited files names the columns; None: found from it."""
+    item_delimiter: Delimiter | None = None
+    """As delimiter, of the item metadata; so the next three."""
+    item_quoting: Quoting = "auto"
+    item_encoding: Encoding | None = None
+    item_header: bool | None = None
+    max_dropped: float = Field(0.5, ge=0, le=1)
+    """Share of the rows that may be dropped because they cannot be read (filters do not count): more is refused."""
+    time_unit: Literal["s", "ms", "us", "ns", "days", "excel_days"] | None = None
+    """Of times that are numbers: seconds (also milli-, micro- and nanoseconds) or days since 1970, or Excel's serial
+    days; None: seconds and their parts by each number's size, and dates such as 20180920 and 20180920123456."""
+    time_format: str | None = Field(None, pattern="%")
+    """How times are written, in strptime's letters, e.g. "%d/%m/%Y %H:%M"; None: numbers, ISO dates and other common
+    notations. Dates of which day and month cannot be told apart are refused."""
+    null_values: tuple[str, ...] = NULL_VALUES
+    """Texts that mean that there is no value, as databases and pandas write it, for users, items, times and ratings.
+    "NA" and "none" are none of them: they are names too."""
+    start: date | None = None
+    """First day kept (YYYY-MM-DD, UTC), None: all."""
+    end: date | None = None
+    """Last day kept (YYYY-MM-DD, UTC), None: all."""
+    min_rating: float | None = None
+    """Interactions rated below are dropped; None keeps all, as the papers do (implicit feedback)."""
+    damaged: Literal["error", "keep"] = "error"
+    """A truncated gzip: stop, or keep the rows before the damage."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Repeated rows of one (user, item, time): repeat purchases are kept by the papers."""
+    synthetic_users: int = Field(2000, ge=1)
+    synthetic_items: int = Field(1000, ge=20)
+    synthetic_seed: int = 0
+
+    @field_validator("interactions", "items", "null_values", mode="before")
+    @classmethod
+    def _one_path(cls, value):
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.time_unit and self.time_format:
+            raise ValueError(f"expected time_unit or time_format, found both ({self.time_unit}, {self.time_format})")
+        if self.start and self.end and self.start > self.end:
+            raise ValueError(f"start ({self.start}) must not be after end ({self.end})")
+        return self
+
+
+class ClusterConfig(Section):
+    """The dask engine of prepare. Unset values are chosen from the machine and printed. ingest takes `workers` only."""
+
+    kind: Literal["auto", "single", "local", "cuda"] = "auto"
+    """auto: cuda where cudf and a GPU are there, else single (in-process); local: a dask LocalCluster."""
+    scheduler: str | None = None
+    """Address of an existing dask scheduler to join, e.g. tcp://10.0.0.1:8786."""
+    workers: int | None = Field(None, ge=1)
+    memory_limit: str | None = None
+    """Per worker, e.g. "4GB"."""
+    partition_size: str | None = None
+    """Target size of a partition, e.g. "128MB"."""
+    rmm_pool_size: str | None = None
+    """cuda: device memory taken at the start, e.g. "20GB"; unset: half of what is free."""
+    device_memory_limit: str | None = None
+    """cuda: device memory of a worker from which it spills to the host; unset: 80% of what is free."""
+    spill: bool = True
+    """cuda: whether workers spill to the host at all."""
+
+
+class PrepareConfig(Section):
+    """Filters, ids, sequences and splits (stage `prepare`)."""
+
+    filter: Literal["k_core", "one_pass", "none"] = "k_core"
+    """k_core: to a fixed point; one_pass: the papers' single pass on raw counts; none: keep all."""
+    min_user: int = Field(3, ge=1)
+    """Fewest interactions of a user that is kept."""
+    min_item: int = Field(3, ge=1)
+    """Fewest interactions of an item that is kept."""
+    min_sequence: int = Field(3, ge=3)
+    """Shorter sequences are dropped after filtering: leave-one-out needs train, valid and test."""
+    max_length: int = Field(50, ge=1)
+    """Longest history that the model reads; older items are cut."""
+    extend: str | None = None
+    """Directory `prepare` of an earlier run to continue: its item codes stay, this run's log is a later day's."""
+
+
+class TuneConfig(Section):
+    """Contrastive fine-tuning of the language model on two augmented copies of each item (inside stage `embed`)."""
+
+    enabled: bool = False
+    method: Literal["full", "lora"] = "full"
+    """full: all weights, for small encoders; lora: low-rank adapters (peft), for causal LMs and large encoders."""
+    drop: float = Field(0.4, ge=0, lt=1)
+    """Share r of the attributes that each copy loses; at least one is kept."""
+    temperature: float = Field(0.05, gt=0)
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(128, ge=2)
+    """Items a contrastive batch, over all processes: every other item of the batch is a negative."""
+    micro_batch: int = Field(64, ge=1)
+    """Texts that one process holds activations of; a larger contrastive batch goes through by gradient caching."""
+    accumulation: int = Field(1, ge=1)
+    """Batches a step of the optimizer."""
+    learning_rate: float = Field(2e-5, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises; it falls linearly to zero afterwards."""
+    weight_decay: float = Field(0.01, ge=0)
+    lora_rank: int = Field(8, ge=1)
+    lora_alpha: int = Field(16, ge=1)
+    lora_dropout: float = Field(0.1, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third slower, far less memory."""
+    cooccurrence: float = Field(0.0, ge=0, le=1)
+    """Share of the pairs whose second copy is of an item next to the first one in a training sequence."""
+    max_items: int = Field(200_000, ge=10)
+    """Items used for tuning, evenly spread over a larger table."""
+    holdout: float = Field(0.05, gt=0, lt=0.5)
+    """Share of these items (at most 1000) that is never trained on: attribute retrieval on it decides when to stop."""
+    evaluate_every: int = Field(100, ge=1)
+    """Steps between two evaluations, each followed by a checkpoint."""
+    patience: int = Field(5, ge=1)
+    """Evaluations without a better attribute retrieval before tuning stops."""
+    seed: int = 42
+
+
+class EnrichConfig(Section):
+    """Attributes that a language model writes for sparse items before they are embedded (off by default)."""
+
+    enabled: bool = False
+    model: str = ""
+    """Hugging Face name or folder of a causal language model (safetensors only)."""
+    revision: str | None = None
+    fewer_than: int = Field(3, ge=1)
+    """Items with fewer attributes are enriched."""
+    max_new_tokens: int = Field(48, ge=1)
+    batch_size: int = Field(16, ge=1)
+
+
+class EmbedConfig(Section):
+    """Semantic vectors of the items (stage `embed`)."""
+
+    model: str = "minilm"
+    """minilm: the embedded all-MiniLM-L6-v2; else a Hugging Face name or a local folder (safetensors only)."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face model."""
+    template: Literal["generic", "yelp", "fashion", "beauty"] = "generic"
+    """Which attributes the prompt shows, and in which order."""
+    popularity: bool = False
+    """Show review count, average stars and sales rank in the prompt: they leak what is to be predicted."""
+    instruction: str = ""
+    """Text before the attributes, for instruction-tuned models."""
+    max_tokens: int = Field(128, ge=8)
+    """Longer prompts are cut at the end."""
+    pooling: Literal["mean", "last"] = "mean"
+    """last: the last real token, for causal models such as LLaMA."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    quantisation: Literal["none", "8bit", "4bit"] = "none"
+    """8bit and 4bit need bitsandbytes and a CUDA GPU."""
+    batch_size: int = Field(64, ge=1)
+    device: str = "auto"
+    workers: int = Field(1, ge=1)
+    """Processes that encode shards side by side; on CUDA worker w uses GPU w."""
+    reduction: Literal["none", "pca", "whiten", "standardise"] = "none"
+    dimension: int | None = Field(None, ge=2)
+    """Dimension after pca or whiten; None keeps the model's."""
+    lexical: int = Field(128, ge=0)
+    """Dimensions of the lexical vectors (word vectors trained on the prompts) beside the model's; 0: none."""
+    tune: TuneConfig = TuneConfig()
+    enrich: EnrichConfig = EnrichConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.dimension and self.reduction not in ("pca", "whiten"):
+            raise ValueError(f"dimension ({self.dimension}) needs reduction pca or whiten, found {self.reduction}")
+        if self.enrich.enabled and not self.enrich.model:
+            raise ValueError("enrich.enabled needs enrich.model, a causal language model's name or folder")
+        if self.tune.enabled and self.tune.method == "full" and self.quantisation != "none":
+            raise ValueError(f"quantisation {self.quantisation} can only be tuned with tune.method=lora")
+        return self
+
+
+class ModelConfig(Section):
+    """The dual-view network. Every level is a switch, so that the baselines are recipes of the same code."""
+
+    name: str = Field("llm_cfsr", pattern=NAME, max_length=100)
+    """What the result tables call it; the models that ship are in pipelines/models."""
+    backbone: Literal["sasrec", "bert4rec", "gru4rec"] = "sasrec"
+    """sasrec: causal attention, next-item training; bert4rec: attention both ways, masked training; gru4rec: GRU."""
+    views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative", "semantic")
+    """null_space (alone): whitened leading directions of the vectors, frozen, beside trainable ones (AlphaFuse)."""
+    hidden: int = Field(64, ge=4)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    cross_attention: Literal["residual", "replace"] = "residual"
+    """residual: a view adds what it reads of the other one; replace: it becomes that (LLM-ESR)."""
+    fuse_embedding: bool = True
+    """Cross-attention between the views before the encoder."""
+    fuse_sequence: bool = True
+    """Cross-attention between the views between the encoder's blocks."""
+    fuse_prediction: bool = True
+    """Cross-attention between the views of the user state and of each candidate."""
+    content_match: bool = True
+    """Add gamma * max over the history of the raw vectors' cosine, more of it for rare items; chosen on validation."""
+    lexical_share: float = Field(0.3, ge=0, le=1)
+    """Share of the lexical vectors in the content match, where stage embed made any."""
+    transition_neighbours: int = Field(100, ge=0)
+    """Add the training sequences' item-to-item transitions, of this many neighbours an item; their weight is chosen on
+    validation. 0: none."""
+    pca_init: bool = True
+    """Start the collaborative table from the PCA of the semantic vectors."""
+    whiten: bool = True
+    """Whiten the vectors before the adapter."""
+    cold_shrinkage: float | None = Field(0.0, ge=0)
+    """k in the weight n / (n + k) of a candidate's collaborative part; 0: only unseen items lose it; None: off."""
+    item_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of items whose collaborative row is dropped at a training step."""
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.views not in (("collaborative",), ("semantic",), ("null_space",), ("collaborative", "semantic")):
+            raise ValueError(
+                "views must be [collaborative, semantic], or one of collaborative, semantic, null_space, "
+                f"found {list(self.views)}"
+            )
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether any part reads the semantic vectors of stage embed."""
+        return self.views != ("collaborative",) or self.pca_init or self.content_match
+
+
+class TrainConfig(Section):
+    """Training by Transformers4Rec's Trainer (stage `train`)."""
+
+    loss: Literal["uniform_softmax", "full_softmax", "in_batch", "bce"] = "uniform_softmax"
+    """in_batch: the other targets of the batch as negatives, corrected by the log of how often each is drawn."""
+    negatives: int = Field(1024, ge=1)
+    """Uniform negatives shared by a batch (uniform_softmax)."""
+    mask: float = Field(0.3, gt=0, lt=1)
+    """Share of the items that bert4rec masks in training."""
+    align: float = Field(0.0, ge=0)
+    """Weight of the contrastive loss between the two views of the batch's items (or align_to's table)."""
+    align_to: str | None = None
+    """A model of pipelines/models whose trained item table the semantic view is aligned to (LLMEmb); None: the other
+    view."""
+    align_temperature: float = Field(0.1, gt=0)
+    distil: float = Field(0.0, ge=0)
+    """Weight of the self-distillation from users with similar text (LLM-ESR)."""
+    distil_users: int = Field(10, ge=1)
+    """Similar users whose mean state is the teacher."""
+    epochs: int = Field(16, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    """Sequences a step; None: 256, fewer (at least 16) where that would leave an epoch less than 64 steps."""
+    processes: int = Field(1, ge=1)
+    """Processes that train together, one a GPU (on the CPU they share the cores) and each on its share of a step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    schedule: Literal["constant", "linear"] = "linear"
+    """linear: the learning rate rises over the first twentieth of the steps and falls to zero at the last epoch."""
+    weight_decay: float = Field(0.0, ge=0)
+    patience: int = Field(5, ge=1)
+    """Epochs without a better validation NDCG@10 before training stops."""
+    validation_users: int = Field(10_000, ge=1)
+    """Most users, evenly spread, that epochs and the weights of the matches are chosen by."""
+    tail_tolerance: float = Field(0.01, ge=0, lt=1)
+    """Share of the best validation NDCG@10 that the weights of the matches may give up for a better tail."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 42
+    device: str = "auto"
+
+    @field_validator("align_to")
+    @classmethod
+    def _known_model(cls, name: str | None) -> str | None:
+        if name is not None and name not in models():
+            raise ValueError(f"expected a model out of {', '.join(models())}")
+        return name
+
+
+def models() -> list[str]:
+    """Names of the models that ship with the project: LLM-CFSR and its rivals."""
+    return sorted(path.stem for path in (resource("pipelines") / "models").glob("*.yaml"))
+
+
+CLOSED_FORM = ("popularity", "item_knn", "ease")  # baselines without a network
+
+
+class EvaluateConfig(Section):
+    """Ranking quality on the test items (stage `evaluate`)."""
+
+    ks: tuple[int, ...] = (5, 10, 20)
+    protocols: tuple[Literal["full", "sampled"], ...] = ("full", "sampled")
+    sampled_negatives: int = Field(100, ge=1)
+    exclude_history: bool = False
+    """Full protocol: leave the user's history (but never the target) out of the ranking."""
+    tail_item: int = Field(4, ge=1)
+    """An item with fewer interactions is a tail item (papers: Yelp 13, Fashion 4, Beauty 4)."""
+    tail_user: int = Field(9, ge=1)
+    """A user with a shorter history is a tail user (papers: Yelp 12, Fashion 3, Beauty 9)."""
+    popularity_from: Literal["train", "all"] = "train"
+    """Counts that decide on tail items; the papers' code counts the users of all interactions, test included."""
+    baselines: tuple[str, ...] = ("popularity", "sasrec")
+    """Measured beside the model: popularity, item_knn, ease, and any model of pipelines/models."""
+    knn_neighbours: int = Field(300, ge=1)
+    knn_shrinkage: float = Field(10.0, ge=0)
+    ease_lambda: float = Field(500.0, gt=0)
+    """Ridge weight of EASE; this and item_knn's were chosen on the validation items of amazon_beauty."""
+    ease_memory_gb: float = Field(6.0, gt=0)
+    """EASE needs 8 * (items + 3)^2 bytes; a larger catalogue is refused."""
+    batch_size: int = Field(256, ge=1)
+    seed: int = 42
+
+    @field_validator("baselines")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = (*CLOSED_FORM, *models())
+        for name in names:
+            if name not in known:
+                raise ValueError(f"expected baselines out of {', '.join(known)}, found {name}")
+        return names
+
+
+class ServeConfig(Section):
+    """The Triton model repository (stage `export`)."""
+
+    layout: Literal["ensemble", "merged"] = "ensemble"
+    """ensemble: one Triton model a step; merged: one python model, lowest latency, one atomic version."""
+    format: Literal["python", "torchscript", "onnx"] = "python"
+    """Of the ensemble's model: python (torch, python backend), or a graph for the pytorch or onnxruntime backend."""
+    tensorrt: bool = False
+    """Let the onnxruntime backend run the graph by TensorRT; needs format=onnx and device=gpu."""
+    max_top_k: int = Field(100, ge=1)
+    shortlist: int = Field(0, ge=0)
+    """Items scored exactly, found by the content match of 64 dimensions; 0: all. For hundreds of thousands of items."""
+    max_batch_size: int = Field(64, ge=1)
+    max_queue_delay_us: int = Field(500, ge=0)
+    device: Literal["cpu", "gpu"] = "cpu"
+    instances: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.format != "python" and self.layout != "ensemble":
+            raise ValueError(f"format={self.format} needs layout=ensemble: merged is one python model")
+        if self.shortlist and self.format != "python":
+            raise ValueError(f"shortlist needs format=python, found {self.format}: a graph scores every item")
+        if self.tensorrt and (self.format, self.device) != ("onnx", "gpu"):
+            raise ValueError("tensorrt needs format=onnx and device=gpu")
+        return self

@@ -1,0 +1,53 @@
+"""A few users of a run as a person reads them: history, held-out item and recommendations by title."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as ds
+
+from llmcfsr_merlin.dataset.names import ITEM, ITEMS, SEQUENCES, TITLE, USER, VOCABULARY
+from llmcfsr_merlin.dataset.raw.clean_text import clean
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+
+
+def titles(run_dir: str | Path, ids: Sequence[str]) -> dict[str, str]:
+    """Raw id -> title of the ids that have one; empty where the run's items have no titles."""
+    folder = Path(run_dir) / "ingest" / ITEMS
+    if not any(folder.glob("*.parquet")):
+        return {}
+    items = ds.dataset(folder, format="parquet")
+    if TITLE not in items.schema.names:
+        return {}
+    found = items.to_table(columns=[ITEM, TITLE], filter=ds.field(ITEM).isin(list(ids)))
+    pairs = zip(found[ITEM].to_pylist(), found[TITLE].to_pylist())
+    return {raw: text for raw, title in pairs if (text := clean(title, 120))}
+
+
+def sequences(run_dir: str | Path, users: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """User -> the whole sequence of raw item ids in time order, of the given users or of all.
+
+    Raises InputError naming a user that the prepared run does not have.
+    """
+    prepared = Path(run_dir) / "prepare"
+    if not (prepared / SEQUENCES).is_dir():
+        raise InputError(f"expected sequences in {prepared / SEQUENCES}, found none: run `llmcfsr prepare` first")
+    vocabulary = Vocabulary.load(prepared / VOCABULARY)
+    wanted = None if users is None else ds.field(USER).isin(list(users))
+    table = ds.dataset(prepared / SEQUENCES, format="parquet").to_table(columns=[USER, ITEM], filter=wanted)
+    found = {
+        user: vocabulary.decode(np.array(codes)).tolist()
+        for user, codes in zip(table[USER].to_pylist(), table[ITEM].to_pylist())
+    }
+    missing = [user for user in users or () if user not in found]
+    if missing:
+        raise InputError(f"expected a user of {prepared}, found {missing[0]!r}, who is not in it")
+    return found
+
+
+def pick(run_dir: str | Path, count: int, seed: int = 0) -> dict[str, list[str]]:
+    """The sequences of `count` users drawn at random."""
+    everyone = sequences(run_dir)
+    chosen = np.random.default_rng(seed).choice(sorted(everyone), min(count, len(everyone)), replace=False)
+    return {user: everyone[user] for user in chosen.tolist()}

@@ -1,0 +1,60 @@
+"""What all stages agree on: column names, reserved ids, padding side, artefact names.
+
+Nobody types a column name twice: every other module takes it from here.
+"""
+
+from pathlib import Path
+
+# Columns of the interactions and of everything made from them.
+USER = "user_id"  # string, raw id as in the log
+ITEM = "item_id"  # string (raw) in logs and items; int64 (code) in sequences
+TIME = "timestamp"  # int64, unix seconds, or the position in the user's order where the log has no time
+SUBSECOND = "subsecond"  # float64 in [0, 1), the part of a second after TIME; logs without the column have 0
+ROW = "row"  # int64, position in the source: the stable tie-break of equal times
+RATING = "rating"  # float32, null where the log has none
+CODE = "code"  # int64, the Categorify code of an item
+COUNT = "count"  # int64, interactions of an item in the whole filtered log
+TRAIN_COUNT = "train_count"  # int64, interactions of an item in the training part only
+TITLE = "title"  # string, the item attribute shown to people
+VECTOR = "vector"  # fixed-size list of float32, the semantic vector of an item
+HAS_TEXT = "has_text"  # bool, false where the item had no attribute and carries the mean vector
+
+# NVTabular 23.8 Categorify codes; tests/unit/dataset/test_names.py ties them to a fitted workflow.
+PAD, NULL, OOV = 0, 1, 2
+FIRST_ITEM = 3  # row r of every item-side array belongs to code r; rows below this are never recommended
+
+# Histories are padded on the RIGHT (as in Transformers4Rec): [a, b, c, 0, 0].
+
+# Stages in order; each one owns the directory of its name in the run directory.
+STAGES = ("ingest", "prepare", "embed", "train", "evaluate", "export")
+
+RECORD = "config.json"  # in the run directory: the settings of its last command
+
+# Artefacts, relative to their stage's directory.
+INTERACTIONS = "interactions"  # ingest: part-*.parquet of USER, ITEM, TIME, SUBSECOND, ROW, RATING
+ITEMS = "items"  # ingest: part-*.parquet of ITEM and one column an attribute (string or list of string)
+SEQUENCES = "sequences"  # prepare: part-*.parquet of USER, ITEM (list of codes, whole history in time order)
+SPLITS = ("train", "valid", "test")  # prepare: part-*.parquet, the same rows cut for the model (see features.py)
+VOCABULARY = "vocabulary.parquet"  # prepare: ITEM (raw), CODE, COUNT, TRAIN_COUNT; sorted by code, codes 3, 4, ...
+SCHEMA = "schema.pbtxt"  # prepare: Merlin schema of the splits
+VECTORS = "vectors"  # embed: part-*.parquet of ITEM, VECTOR, HAS_TEXT
+LEXICAL = "lexical"  # embed: the same, of the words alone
+MODEL_WEIGHTS = "model.safetensors"  # train: all weights and frozen buffers
+MODEL_CONFIG = "model.json"  # train: what is needed to build the network before the weights are read
+TRAIN_HISTORY = "history.json"  # train: one dict an epoch: epoch, loss, ndcg@10, hr@10, seconds
+METRICS = "metrics.json"  # evaluate: list of {recipe, seed, protocol, group, metric, value, count}
+RANKS = "ranks.parquet"  # evaluate: one row a recipe and user; the target's rank in each protocol
+BASELINES = "baselines"  # folder of the run: one stage directory a neural baseline
+CASES = "cases.parquet"  # evaluate: one row a user, its sequence and the stored negatives of the sampled protocol
+MODEL_REPOSITORY = "model_repo"  # export: the Triton model repository
+
+_HERE = Path(__file__).resolve().parent
+
+
+def resource(name: str) -> Path:
+    """Folder of this project's own files: `pipelines`, `schemas` or `triton_repo`.
+
+    In a checkout it stands beside the package; in an installed wheel inside it.
+    """
+    inside = _HERE / name
+    return inside if inside.is_dir() else _HERE.parent / name

@@ -1,0 +1,123 @@
+"""A new day of logs on top of a prepared run: codes stay, new items are appended, only touched parts are rewritten."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+
+from llmcfsr_merlin.runtime.engine import Engine, print_counts
+from llmcfsr_merlin.dataset.names import COUNT, FIRST_ITEM, ITEM, SCHEMA, SEQUENCES, SPLITS, TRAIN_COUNT, USER, VOCABULARY
+from llmcfsr_merlin.dataset.prepare.arrays import save_array
+from llmcfsr_merlin.dataset.prepare.partitions import plan_chunks
+from llmcfsr_merlin.dataset.prepare.sequences import train_counts, write_part
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.dataset.prepare.prepare import finish, shuffle
+from llmcfsr_merlin.config.schema import PrepareConfig
+from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import categorify, read_schema
+
+
+def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfig, engine: Engine) -> dict:
+    """Continue the sequences of `previous` (a finished `prepare` directory) by the log in `interactions`; counts.
+
+    Items of `previous` keep their codes; a new item gets the next one when the new log has it min_item times (the more
+    frequent first, then by raw id), else its rows are dropped. A new user needs min_sequence interactions in the new
+    log. The new log is taken to be later than the old one. Parts without a touched user are copied as they are.
+    Raises InputError where `previous` is not a prepared run or its max_length differs.
+    """
+    previous, out = Path(previous), Path(out)
+    parts = sorted((previous / SEQUENCES).glob("part-*.parquet"))
+    if not parts or not (previous / VOCABULARY).is_file():
+        raise InputError(f"prepare.extend: expected a finished prepare directory, found none in {previous}")
+    schema = read_schema(previous / SCHEMA)
+    if schema[ITEM].value_count.max != settings.max_length + 1:
+        raise InputError(
+            f"prepare.extend: expected max_length {schema[ITEM].value_count.max - 1} as in {previous}, found "
+            f"{settings.max_length}: set prepare.max_length to it, or prepare the whole log again"
+        )
+    known = pq.read_table(previous / VOCABULARY)
+    firsts = [pq.ParquetFile(path).read_row_group(0, columns=[USER])[USER][0].as_py() for path in parts]
+    chunks, _ = plan_chunks(interactions, engine.partition_rows, engine.workers)
+    folder = out / ".shuffle"
+    nulls, raw, seen, buckets = shuffle(chunks, pa.array(firsts[1:], pa.string()), folder, engine)
+
+    old_ids = known[ITEM].combine_chunks().cast(pa.string())
+    at = pc.index_in(raw, value_set=old_ids).fill_null(-1).to_numpy().astype(np.int64)
+    fresh = np.flatnonzero((at < 0) & (seen >= (1 if settings.filter == "none" else settings.min_item)))
+    fresh = fresh[np.argsort(-seen[fresh], kind="stable")]
+    ids = pa.concat_arrays([old_ids, raw.take(pa.array(fresh))])
+    code_of = np.where(at >= 0, at + FIRST_ITEM, 0)
+    code_of[fresh] = np.arange(len(old_ids), len(ids)) + FIRST_ITEM
+    categorify(ids.to_pandas(), out / "workflow")
+    save_array(folder / "codes.npy", code_of)
+
+    for name in (SEQUENCES, *SPLITS):
+        shutil.rmtree(out / name, ignore_errors=True)
+        (out / name).mkdir()
+    touched = {int(bucket.name): bucket for bucket in buckets}
+    tasks = [(path, touched.get(number), out) for number, path in enumerate(parts)]
+    work = partial(_merge, codes=folder / "codes.npy", size=FIRST_ITEM + len(ids), settings=settings)
+    results = engine.map(work, tasks, "extend", int(seen.sum()))
+    counts, train = (np.zeros(len(ids), np.int64) for _ in range(2))
+    for total, name in ((counts, COUNT), (train, TRAIN_COUNT)):
+        total[: len(old_ids)] = known[name].to_numpy()
+    for result in results:
+        counts += result["counts"][FIRST_ITEM:]
+        train += result["train"][FIRST_ITEM:]
+    numbers = ("users", "train_rows", "new_users", "touched_users", "dropped_items", "dropped_users")
+    sums = {name: sum(result[name] for result in results) for name in numbers}
+    rows = sum(chunk.rows for chunk in chunks)
+    report = {"rows_in": rows, **nulls, **sums, "new_items": len(fresh), "rewritten_parts": len(touched)}
+    report |= finish(out, ids, counts, train, sums["users"], sums["train_rows"], settings)
+    shutil.rmtree(folder)
+    print_counts("prepare, extended", list(report.items())[:-1])
+    return report
+
+
+def _merge(task: tuple, *, codes: Path, size: int, settings: PrepareConfig) -> dict:
+    """One part: old histories, each followed by its user's new interactions, and new users in their place."""
+    path, bucket, out = task
+    none = np.zeros(size, np.int64)
+    if bucket is None:
+        for name in (SEQUENCES, *SPLITS):
+            source = path.parent.parent / name / path.name
+            if source.is_file():
+                shutil.copyfile(source, out / name / path.name)
+        train = path.parent.parent / "train" / path.name
+        return {
+            "users": pq.read_metadata(path).num_rows,
+            "train_rows": pq.read_metadata(train).num_rows if train.is_file() else 0,
+            "new_users": 0, "touched_users": 0, "dropped_items": 0, "dropped_users": 0, "counts": none, "train": none,
+        }  # fmt: skip
+    table = pq.read_table(path).combine_chunks()
+    old_users, lists = table[USER].chunk(0).cast(pa.string()), table[ITEM].chunk(0)
+    old_offsets = np.r_[0, np.cumsum(lists.value_lengths().to_numpy())].astype(np.int64)
+    old_values = lists.flatten().to_numpy()
+    user, values = np.load(bucket / "user.npy"), np.load(codes)[np.load(bucket / "item.npy")]
+    names = feather.read_table(str(bucket / "users.arrow"))[USER].combine_chunks().cast(pa.string())
+    known = pc.index_in(names, value_set=old_users).is_valid().to_numpy(zero_copy_only=False)
+    real = values >= FIRST_ITEM
+    long_enough = known | (np.bincount(user[real], minlength=len(names)) >= settings.min_sequence)
+    kept = real & long_enough[user]
+    every = pc.unique(pa.concat_arrays([old_users, names.filter(pa.array(long_enough))]))
+    every = every.take(pc.sort_indices(every))
+    old_place = pc.index_in(old_users, value_set=every).to_numpy()
+    new_place = pc.index_in(names, value_set=every).fill_null(-1).to_numpy()[user[kept]]
+    owner = np.concatenate([np.repeat(old_place, np.diff(old_offsets)), new_place])
+    merged = np.concatenate([old_values, values[kept]])[np.argsort(owner, kind="stable")]
+    offsets = np.r_[0, np.cumsum(np.bincount(owner, minlength=len(every)))]
+    users, train_rows, train = write_part(out, path.name, every, offsets, merged, settings.max_length)
+    result = none.copy()
+    result[: len(train)] += train
+    before = train_counts(old_offsets, old_values)
+    result[: len(before)] -= before
+    return {
+        "users": users, "train_rows": train_rows, "new_users": users - len(old_users),
+        "touched_users": int(known[np.unique(user[kept])].sum()), "dropped_items": int((~real).sum()),
+        "dropped_users": int(real.sum() - kept.sum()), "counts": np.bincount(values[kept], minlength=size),
+        "train": result,
+    }  # fmt: skip

@@ -1,0 +1,113 @@
+"""Filters of interactions: k-core to a fixed point, the papers' single pass, short histories.
+
+They work on the sorted buckets of shuffle.py. A bucket holds whole users, so counts of users are local to it; counts of
+items are summed over the buckets between two rounds.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from llmcfsr_merlin.runtime.engine import Engine
+from llmcfsr_merlin.dataset.prepare.arrays import save_array
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.config.schema import PrepareConfig
+
+
+def apply_filters(
+    buckets: list[Path], counts: np.ndarray, settings: PrepareConfig, engine: Engine, rows: int
+) -> tuple[np.ndarray, dict]:
+    """Filter the buckets: what round n left of one stands in kept-<n>.npy beside the whole arrays.
+
+    counts: int64 [items], interactions of each item before filtering. Returns the counts afterwards and a report
+    {"filter": [{round, items, users}: interactions dropped], "min_sequence": interactions dropped}.
+
+    k_core alternates until every user has min_user and every item min_item interactions (the largest such set, so the
+    order of dropping does not matter). one_pass drops an interaction, once, if its user or its item has too few in the
+    raw log. Then users with fewer than min_sequence are dropped, always. Unlike in the papers' code, which numbers
+    items before that last step, items that nobody is left with do not count as items; and when min_sequence is above
+    min_user an item may end below min_item. Raises InputError where nothing is left.
+    """
+    report: dict = {"filter": []}
+    for bucket in buckets:  # of an earlier run that was stopped
+        for path in bucket.glob("kept-*.npy"):
+            path.unlink()
+    number = 0
+    while settings.filter != "none":
+        number += 1
+        keep = counts >= settings.min_item
+        step = partial(_round, number=number, keep=keep, min_user=settings.min_user, raw=settings.filter == "one_pass")
+        counts, by_item, by_user = _sum(engine.map(step, buckets, f"filter, round {number}", rows), len(counts))
+        report["filter"].append({"round": number, "items": by_item, "users": by_user})
+        left = int(counts.sum())
+        if left == 0:
+            raise InputError(
+                f"prepare.filter={settings.filter} left none of {rows:,} interactions (min_user {settings.min_user}, "
+                f"min_item {settings.min_item}): lower prepare.min_item or prepare.min_user, or set prepare.filter=none"
+            )
+        if settings.filter == "one_pass" or counts[counts > 0].min() >= settings.min_item:
+            break
+        rows = left
+    before = int(counts.sum())
+    step = partial(_round, number=number + 1, keep=None, min_user=settings.min_sequence, raw=False)
+    counts, _, report["min_sequence"] = _sum(engine.map(step, buckets, "short histories", before), len(counts))
+    if counts.sum() == 0:
+        raise InputError(
+            f"prepare.min_sequence={settings.min_sequence} left none of {before:,} interactions: no user has so many; "
+            "lower prepare.min_item or set prepare.filter=none so that more stay"
+        )
+    kept = int((counts > 0).sum())
+    if kept < 2:
+        raise InputError(
+            f"expected at least 2 items to rank, found {kept} left of {len(counts):,}: there is nothing to recommend "
+            "(check data.columns.item, and if the filters took the others, prepare.min_item and prepare.filter)"
+        )
+    return counts, report
+
+
+def _round(
+    bucket: Path, *, number: int, keep: np.ndarray | None, min_user: int, raw: bool
+) -> tuple[np.ndarray, int, int]:
+    """One pass over a bucket: drop items not kept, then users below min_user (counted before the items if raw).
+
+    It reads what earlier rounds left and never changes that: dask runs a task again when the worker that holds its
+    result dies, and the second answer must be the first one.
+    """
+    earlier = _rounds(bucket, number)
+    user, item = _load(bucket, earlier)
+    of_item = np.ones(len(item), bool) if keep is None else keep[item]
+    stay = user if raw else user[of_item]
+    enough = np.bincount(stay, minlength=int(user[-1]) + 1 if len(user) else 1) >= min_user
+    both = of_item & enough[user]
+    if not both.all():
+        save_array(bucket / f"kept-{number:04d}.npy", np.stack([user[both], item[both]]))
+    for path in earlier[:-1]:
+        path.unlink(missing_ok=True)
+    dropped = int((~of_item).sum())
+    left = np.bincount(item[both])
+    return left, dropped, len(item) - dropped - int(both.sum())
+
+
+def load_kept(bucket: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A bucket's users and items (int32 positions, sorted by user and time) after the filters applied so far."""
+    return _load(bucket, _rounds(bucket, 10_000))
+
+
+def _rounds(bucket: Path, number: int) -> list[Path]:
+    """What rounds before `number` left of a bucket, where they dropped anything, oldest first."""
+    return [path for path in sorted(bucket.glob("kept-*.npy")) if path.name < f"kept-{number:04d}"]
+
+
+def _load(bucket: Path, rounds: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    if rounds:
+        user, item = np.load(rounds[-1])
+        return user, item
+    return np.load(bucket / "user.npy"), np.load(bucket / "item.npy")
+
+
+def _sum(results: list[tuple[np.ndarray, int, int]], items: int) -> tuple[np.ndarray, int, int]:
+    counts = np.zeros(items, np.int64)
+    for left, _, _ in results:
+        counts[: len(left)] += left
+    return counts, sum(result[1] for result in results), sum(result[2] for result in results)

@@ -1,0 +1,101 @@
+"""What this project has of NVTabular and merlin-core: the fitted Categorify, the sequence workflow, the Merlin schemas.
+
+One adapter: everything else of the preprocessing works on files and arrays, and data is handed over in open formats.
+"""
+
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, RATING, ROW, SUBSECOND, TIME, USER
+
+with warnings.catch_warnings():  # that TensorFlow is not here
+    warnings.simplefilter("ignore")
+    import nvtabular as nvt
+    from merlin.io import Dataset
+    from merlin.schema import ColumnSchema, Schema, Tags
+    from merlin.schema.io.schema_bp import FeatureType
+    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+
+def categorify(ids: pd.Series, save: Path | None = None) -> np.ndarray:
+    """Codes (int64) that NVTabular's Categorify gives to raw ids listed from the most frequent one on.
+
+    The list is handed over because Categorify's own order of equally frequent items depends on the partitioning. The
+    workflow is saved to `save` for users of merlin-systems; this project never loads it.
+    """
+    frame = pd.DataFrame({ITEM: ids.to_numpy()})
+    with tempfile.TemporaryDirectory() as storage, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "CPU mode is experimental", at every Dataset
+        workflow = nvt.Workflow([ITEM] >> nvt.ops.Categorify(vocabs={ITEM: frame[ITEM]}, out_path=storage))
+        codes = workflow.fit_transform(Dataset(frame, cpu=True)).compute()[ITEM].to_numpy().astype(np.int64)
+        if save is not None:
+            workflow.save(str(save))
+    if not np.array_equal(codes, np.arange(FIRST_ITEM, FIRST_ITEM + len(codes))):
+        raise RuntimeError("this NVTabular numbers items differently from contract.FIRST_ITEM")
+    return codes
+
+
+def sequence_workflow(max_length: int) -> nvt.Workflow:
+    """Encoded interactions (user, item code, timestamp, subsecond, row) of ONE partition -> rows of the split `test`.
+
+    The definition of the splits: prepare() writes the same rows (sequences.py) and takes its schema from here. Groupby
+    works per partition and must not follow a filter: give it whole users, with a fresh index.
+    """
+    grouped = [USER, ITEM, TIME, SUBSECOND, ROW] >> nvt.ops.Groupby(
+        groupby_cols=[USER], sort_cols=[TIME, SUBSECOND, ROW], aggs={ITEM: ["list"]}, name_sep="."
+    )
+    items = grouped[f"{ITEM}.list"] >> nvt.ops.Rename(name=ITEM) >> nvt.ops.ListSlice(-(max_length + 1))
+    return nvt.Workflow(
+        (grouped[USER] >> nvt.ops.AddTags([Tags.USER_ID]))
+        + (items >> nvt.ops.AddTags([Tags.ITEM_ID, Tags.ITEM, Tags.LIST, Tags.CATEGORICAL]))
+    )
+
+
+def interaction_schema() -> Schema:
+    """Merlin schema of ingest/interactions."""
+    return Schema([
+        ColumnSchema(USER, dtype="string", tags=[Tags.USER_ID, Tags.USER]),
+        ColumnSchema(ITEM, dtype="string", tags=[Tags.ITEM_ID, Tags.ITEM]),
+        ColumnSchema(TIME, dtype="int64", tags=[Tags.TIME]),
+        ColumnSchema(SUBSECOND, dtype="float64"),
+        ColumnSchema(ROW, dtype="int64"),
+        ColumnSchema(RATING, dtype="float32", tags=[Tags.CONTINUOUS]),
+    ])  # fmt: skip
+
+
+def split_schema(items: int, max_length: int) -> Schema:
+    """Merlin schema of train/, valid/ and test/: `items` real items, at most max_length + 1 of them in a row."""
+    encoded = interaction_schema().select_by_name([USER, TIME, SUBSECOND, ROW]) + Schema(
+        [ColumnSchema(ITEM, dtype="int64")]
+    )
+    schema = sequence_workflow(max_length).fit_schema(encoded).output_schema
+    column = schema[ITEM]
+    cardinality = items + FIRST_ITEM
+    properties = {
+        "domain": {"min": 0, "max": cardinality - 1, "name": ITEM},
+        "value_count": {"min": 1, "max": max_length + 1},
+    }
+    # A new column rather than the old one changed: Categorify's properties would carry paths of this machine.
+    return Schema([
+        ColumnSchema(USER, dtype="string", tags=schema[USER].tags),
+        ColumnSchema(ITEM, dtype="int64", tags=column.tags, properties=properties, is_list=True, is_ragged=True),
+    ])  # fmt: skip
+
+
+def write_schema(schema: Schema, path: Path) -> None:
+    """Write a Merlin schema as protobuf text."""
+    metadata = TensorflowMetadata.from_merlin_schema(schema)
+    for feature in metadata.proto_schema.feature:
+        if schema[feature.name].dtype.element_type.value == "string":  # merlin-core reads the type, but leaves it out
+            feature.type = FeatureType.BYTES
+        feature.annotation.tag.sort()  # they come in the order of a set
+    metadata.to_proto_text_file(str(Path(path).parent), Path(path).name)
+
+
+def read_schema(path: Path) -> Schema:
+    """Read a Merlin schema from protobuf text."""
+    return TensorflowMetadata.from_proto_text_file(str(Path(path).parent), Path(path).name).to_merlin_schema()

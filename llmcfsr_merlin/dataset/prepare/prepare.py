@@ -1,0 +1,144 @@
+"""Interactions -> ids, sequences and splits (stage `prepare`).
+
+NVTabular decides what the result is (workflow.py): Categorify gives the codes, and the sequence workflow the schema and
+the rows. Its Categorify and Groupby transform row by row in pandas (1.2 and 0.04 million rows/s a core), so each
+distinct id goes through the workflow once and rows follow as integers (data/shuffle.py, data/sequences.py); tests prove
+the result equal to the workflow's.
+"""
+
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmcfsr_merlin.runtime.engine import Engine, print_counts
+from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, SCHEMA, SEQUENCES, SPLITS, TRAIN_COUNT, VOCABULARY
+from llmcfsr_merlin.dataset.prepare.arrays import save_array
+from llmcfsr_merlin.dataset.prepare.filters import apply_filters
+from llmcfsr_merlin.dataset.prepare.partitions import Chunk, plan_chunks
+from llmcfsr_merlin.dataset.prepare.sequences import write_bucket
+from llmcfsr_merlin.dataset.prepare.shuffle import merge_items, scatter, sort_bucket, user_boundaries
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.config.schema import PrepareConfig
+from llmcfsr_merlin.runtime.stage import hash_json
+
+
+def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engine) -> dict:
+    """Write the artefacts of stage `prepare` (contract.py) into `out`; returns the counts for its manifest.
+
+    interactions: folder of part-*.parquet with user_id, item_id (string), timestamp, row (int64). Rows without a user
+    or an item are dropped and counted. The result does not depend on the input's partitioning or on the engine.
+    Raises InputError for unreadable input and where a filter leaves nothing.
+    """
+    out, start = Path(out), time.perf_counter()
+    folder = out / ".shuffle"
+    chunks, size = plan_chunks(interactions, engine.partition_rows, engine.workers)
+    rows = sum(chunk.rows for chunk in chunks)
+    cuts = user_boundaries(chunks, -(-rows // size))
+    with ThreadPoolExecutor(1) as beside:  # Merlin takes seconds to import, for it brings torch
+        workflow = beside.submit(import_module, "llmcfsr_merlin.dataset.prepare.nvtabular_adapter")
+        nulls, raw, counts, buckets = shuffle(chunks, cuts, folder, engine)
+        counts, filtered = apply_filters(buckets, counts, settings, engine, rows - sum(nulls.values()))
+    disk = folder_size(folder)
+
+    left = np.flatnonzero(counts)
+    order = left[np.argsort(-counts[left], kind="stable")]  # ties by raw id, in which `raw` is sorted
+    ids = raw.take(pa.array(order))
+    code_of = np.zeros(len(raw), np.int64)
+    code_of[order] = workflow.result().categorify(ids.to_pandas(), out / "workflow")
+    save_array(folder / "codes.npy", code_of)
+    for name in (SEQUENCES, *SPLITS):  # parts of a stopped run
+        shutil.rmtree(out / name, ignore_errors=True)
+    write = partial(write_bucket, out=out, codes=folder / "codes.npy", max_length=settings.max_length)
+    parts = engine.map(write, buckets, "write", int(counts.sum()))
+    train = np.zeros(FIRST_ITEM + len(ids), np.int64)
+    for _, _, seen in parts:
+        train[: len(seen)] += seen
+    users, train_rows = (sum(part[position] for part in parts) for position in (0, 1))
+    report = {"rows_in": rows, **nulls, **filtered, "partitions": len(chunks), "buckets": len(buckets)}
+    report |= finish(out, ids, counts[order], train[FIRST_ITEM:], users, train_rows, settings)
+    shutil.rmtree(folder)
+    report |= {"shuffle_mb": disk >> 20, "output_mb": folder_size(out) >> 20}
+    _print(report, settings, time.perf_counter() - start)
+    return report
+
+
+def shuffle(
+    chunks: list[Chunk], cuts: pa.Array, folder: Path, engine: Engine
+) -> tuple[dict[str, int], pa.Array, np.ndarray, list[Path]]:
+    """Bring each user's interactions together, in time order, in one bucket of `folder`; users are cut at `cuts`.
+
+    Returns the rows dropped for null ids, all raw item ids in order, their counts, and the buckets. A stopped run is
+    continued where it used the same partitions. Raises InputError where every id is null.
+    """
+    rows = sum(chunk.rows for chunk in chunks)
+    plan = hash_json([[chunk.pieces for chunk in chunks], cuts.to_pylist()])
+    if not (folder / plan).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / plan).touch()
+    dropped = engine.map(partial(scatter, folder=folder, boundaries=cuts, gpu=engine.gpu), chunks, "shuffle", rows)
+    nulls = {name: sum(part[name] for part in dropped) for name in ("null_users", "null_items")}
+    if sum(nulls.values()) == rows:
+        raise InputError(f"expected user and item ids, found none in {rows:,} interactions: check data.columns")
+    raw, counts = merge_items(folder, chunks)
+    buckets = sorted(path for path in folder.iterdir() if path.is_dir())
+    engine.map(partial(sort_bucket, gpu=engine.gpu), buckets, "sort", rows)
+    return nulls, raw, counts, buckets
+
+
+def finish(
+    out: Path,
+    ids: pa.Array,
+    counts: np.ndarray,
+    train: np.ndarray,
+    users: int,
+    train_rows: int,
+    settings: PrepareConfig,
+) -> dict:
+    """Write vocabulary and schema; returns the counts of what came out. InputError where no row can be trained on."""
+    from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import split_schema, write_schema
+
+    if train_rows == 0:
+        raise InputError(
+            f"expected a user with at least 4 interactions to train on (2 are held out), found none of {users:,}: "
+            "lower prepare.min_item or read more data"
+        )
+    code = np.arange(FIRST_ITEM, FIRST_ITEM + len(ids))
+    pq.write_table(pa.table({ITEM: ids, CODE: code, COUNT: counts, TRAIN_COUNT: train}), out / VOCABULARY)
+    write_schema(split_schema(len(ids), settings.max_length), out / SCHEMA)
+    total = int(counts.sum())
+    return {
+        "users": users,
+        "items": len(ids),
+        "interactions": total,
+        "mean_length": round(total / users, 3),
+        "sparsity": round(1 - total / (users * len(ids)), 6),
+        "train_rows": train_rows,
+        "vocabulary": hash_json(ids.to_pylist()),
+    }
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def _print(report: dict, settings: PrepareConfig, seconds: float) -> None:
+    lines: list[tuple[str, object]] = [("interactions in", report["rows_in"])]
+    lines += [(f"without {what} id", -report[f"null_{what}s"]) for what in ("user", "item") if report[f"null_{what}s"]]
+    for entry in report["filter"]:
+        lines.append((f"{settings.filter}, round {entry['round']}: item < {settings.min_item}", -entry["items"]))
+        lines.append((f"{settings.filter}, round {entry['round']}: user < {settings.min_user}", -entry["users"]))
+    lines.append((f"history < {settings.min_sequence}", -report["min_sequence"]))
+    lines.append(("interactions out", report["interactions"]))
+    lines += [(name, report[name]) for name in ("users", "items", "mean_length", "sparsity", "train_rows")]
+    lines.append(("interactions in a second", int(report["rows_in"] / seconds)))
+    lines.append(("disk, for a while / to stay", f"{report['shuffle_mb']:,} / {report['output_mb']:,} MiB"))
+    print_counts("prepare", lines)

@@ -1,0 +1,195 @@
+"""Interactions of any partitioning -> buckets of whole users, sorted by user, time and row.
+
+The shuffle goes through files: memory stays at one partition a worker however long the log is, and a finished piece is
+not made again. Numbers live on the device (numpy or cupy); the distinct ids of a partition live in Arrow.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+
+from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SUBSECOND, TIME, USER
+from llmcfsr_merlin.dataset.prepare.arrays import save_array
+from llmcfsr_merlin.dataset.prepare.partitions import Chunk, read_partition
+
+
+def user_boundaries(chunks: list[Chunk], buckets: int) -> pa.Array:
+    """At most buckets - 1 user ids that cut the users, in id order, into buckets of about equal interactions.
+
+    From a sample of the log: where the cuts fall changes the files' sizes, never the rows or their order.
+    """
+    if buckets == 1:
+        return pa.array([], pa.string())
+    step = max(1, len(chunks) // 16)
+    sample = [
+        pq.ParquetFile(path).read_row_group(group, columns=[USER])[USER]
+        for path, group in (chunk.pieces[0] for chunk in chunks[::step])
+    ]
+    ids = pa.chunked_array([piece for column in sample for piece in column.cast(pa.string()).chunks], pa.string())
+    ids = ids.drop_null().take(pa.array(np.arange(0, len(ids) - ids.null_count, max(1, len(ids) // 100_000))))
+    if len(ids) == 0:
+        return pa.array([], pa.string())
+    ids = ids.take(pc.sort_indices(ids)).combine_chunks()
+    cuts = ids.take(pa.array(np.unique(np.arange(1, buckets) * len(ids) // buckets)))
+    return cuts.unique()
+
+
+def scatter(chunk: Chunk, *, folder: Path, boundaries: pa.Array, gpu: bool) -> dict:
+    """Write a partition's rows into one file a bucket; returns what the global item table needs.
+
+    Files: folder/<bucket>/<chunk>.rows (user, item: positions among this partition's ids; time; row; subsecond where
+    any is not 0) and .users, then
+    folder/<chunk>.items (the partition's distinct items and their counts), which says that the chunk is done.
+    Returns null_users, null_items: rows left out.
+    """
+    done = Path(folder) / f"{chunk.index:05d}.items"
+    if done.is_file():
+        return {name.decode(): int(value) for name, value in feather.read_table(str(done)).schema.metadata.items()}
+    columns = read_partition(chunk, gpu)
+    users, items = columns.user_ids, columns.item_ids
+    null_user, null_item = columns.user < 0, columns.item < 0
+    keep = ~(null_user | null_item)
+    bucket_of = np.zeros(len(users), np.uint16)
+    few = len(boundaries) < 48  # Arrow's loop is the faster one up to there, and leaves other threads the interpreter
+    for boundary in boundaries if few else ():
+        bucket_of += pc.greater_equal(users, boundary).to_numpy(zero_copy_only=False)
+    if not few:
+        cuts, names = (ids.to_numpy(zero_copy_only=False) for ids in (boundaries, users))
+        bucket_of = np.searchsorted(cuts, names, "right").astype(np.uint16)
+    xp = columns.xp
+    user, item, time, row = (
+        values[keep] if not bool(keep.all()) else values
+        for values in (columns.user, columns.item, columns.time, columns.row)
+    )
+    bucket = xp.asarray(bucket_of)[user]
+    # numpy's stable sort of small integers is its fastest; cupy has one sort and in older versions no such argument.
+    kind = {"kind": "stable"} if xp is np else {}
+    order = xp.argsort(bucket, **kind) if len(boundaries) else slice(None)
+    ends = xp.cumsum(xp.bincount(bucket, minlength=len(boundaries) + 1)).tolist()
+    place = np.empty(len(users), np.int32)  # position of a user among its bucket's users
+    user, item, time, row = (_host(values[order]) for values in (user, item, time, row))
+    subsecond = None if columns.subsecond is None else _host(columns.subsecond[keep][order])
+    start = 0
+    for number, end in enumerate(ends):
+        if end > start:
+            here = np.flatnonzero(bucket_of == number)
+            place[here] = np.arange(len(here), dtype=np.int32)
+            target = Path(folder) / f"{number:05d}"
+            target.mkdir(parents=True, exist_ok=True)
+            rows = {USER: place[user[start:end]], ITEM: item[start:end], TIME: time[start:end], ROW: row[start:end]}
+            if subsecond is not None:
+                rows[SUBSECOND] = subsecond[start:end]
+            table = pa.table(rows)
+            feather.write_feather(table, str(target / f"{chunk.index:05d}.rows"), compression="lz4")
+            feather.write_feather(
+                pa.table({USER: users.take(pa.array(here))}),
+                str(target / f"{chunk.index:05d}.users"),
+                compression="lz4",
+            )
+        start = end
+    counts = np.bincount(item, minlength=len(items)).astype(np.int64)
+    dropped = {"null_users": int(null_user.sum()), "null_items": int((null_item & ~null_user).sum())}
+    table = pa.table({ITEM: items, COUNT: counts})
+    table = table.replace_schema_metadata({name: str(value) for name, value in dropped.items()})
+    feather.write_feather(table, str(done.with_suffix(".partial")), compression="lz4")
+    done.with_suffix(".partial").rename(done)
+    return dropped
+
+
+def merge_items(folder: Path, chunks: list[Chunk]) -> tuple[pa.Array, np.ndarray]:
+    """All items of the log, sorted by raw id, and their interactions (int64).
+
+    Writes folder/<chunk>.map.npy: int32, a partition's item positions -> positions in the result.
+    """
+    tables = [feather.read_table(str(Path(folder) / f"{chunk.index:05d}.items")) for chunk in chunks]
+    column = pa.concat_tables(tables)
+    encoded = pa.concat_arrays(column[ITEM].cast(pa.string()).chunks).dictionary_encode()
+    order = pc.sort_indices(encoded.dictionary)
+    places = _rank(order)[encoded.indices.to_numpy()]
+    counts = np.zeros(len(order), np.int64)
+    np.add.at(counts, places, column[COUNT].to_numpy())
+    start = 0
+    for chunk, table in zip(chunks, tables):
+        save_array(Path(folder) / f"{chunk.index:05d}.map.npy", places[start : start + len(table)])
+        start += len(table)
+    return encoded.dictionary.take(order), counts
+
+
+def _rank(order: pa.Array) -> np.ndarray:
+    """Inverse of a permutation, int32."""
+    rank = np.empty(len(order), np.int32)
+    rank[order.to_numpy()] = np.arange(len(order), dtype=np.int32)
+    return rank
+
+
+def sort_bucket(bucket: Path, *, gpu: bool) -> None:
+    """Join a bucket's pieces, sort by (user, time, subsecond, row) and keep what the filters and the writer need.
+
+    Writes user.npy (int32, position among users.arrow, which is sorted by id) and item.npy (int32, position in the
+    result of merge_items).
+    """
+    bucket = Path(bucket)
+    if (bucket / "item.npy").is_file():
+        return
+    pieces = sorted(bucket.glob("*.rows"))
+    tables = [feather.read_table(str(path), memory_map=False) for path in pieces]
+    names = [feather.read_table(str(path.with_suffix(".users")))[USER].cast(pa.string()) for path in pieces]
+    encoded = pa.concat_arrays([piece for column in names for piece in column.chunks]).dictionary_encode()
+    order = pc.sort_indices(encoded.dictionary)
+    places = _rank(order)[encoded.indices.to_numpy()]
+    feather.write_feather(
+        pa.table({USER: encoded.dictionary.take(order)}), str(bucket / "users.arrow"), compression="lz4"
+    )
+    user, item, start = [], [], 0
+    for path, table, column in zip(pieces, tables, names):
+        user.append(places[start : start + len(column)][table[USER].to_numpy()])
+        item.append(np.load(bucket.parent / f"{path.stem}.map.npy")[table[ITEM].to_numpy()])
+        start += len(column)
+    user, item = np.concatenate(user), np.concatenate(item)
+    time, row = (np.concatenate([table[name].to_numpy() for table in tables]) for name in (TIME, ROW))
+    subsecond = None
+    if any(SUBSECOND in table.column_names for table in tables):
+        subsecond = np.concatenate([
+            table[SUBSECOND].to_numpy() if SUBSECOND in table.column_names else np.zeros(len(table)) for table in tables
+        ])  # fmt: skip
+    by_time = _order(user, time, subsecond, row, gpu)
+    save_array(bucket / "user.npy", user[by_time])
+    save_array(bucket / "item.npy", item[by_time])  # last: it says that the bucket is sorted
+    for path in pieces:
+        path.unlink()
+        path.with_suffix(".users").unlink()
+
+
+def _order(user: np.ndarray, time: np.ndarray, subsecond: np.ndarray | None, row: np.ndarray, gpu: bool) -> np.ndarray:
+    """Permutation that sorts by (user, time, subsecond, row)."""
+    ties = (row,) if subsecond is None else (row, subsecond)
+    if gpu:
+        import cupy
+
+        # One array of one type: floats from 0 on sort as their bits do.
+        keys = [x.view(np.int64) if x.dtype == np.float64 else x for x in (*ties, time, user)]
+        return cupy.asnumpy(cupy.lexsort(cupy.stack([cupy.asarray(x, dtype="int64") for x in keys])))
+    first = int(time.min())
+    bits = max(1, (int(time.max()) - first).bit_length())
+    if bits + max(1, int(user.max()).bit_length()) > 63:
+        return np.lexsort((*ties, time, user))
+    # One sort of one packed integer, then the few equal ones by what is left: three times as fast as a lexsort.
+    key = (user.astype(np.int64) << bits) | (time - first)
+    order = np.argsort(key)
+    key = key[order]
+    same = key[1:] == key[:-1]
+    if same.any():
+        tied = np.zeros(len(key), bool)
+        tied[1:] |= same
+        tied[:-1] |= same
+        at = np.flatnonzero(tied)
+        order[at] = order[at][np.lexsort((*(tie[order[at]] for tie in ties), key[at]))]
+    return order
+
+
+def _host(values) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else values.get()

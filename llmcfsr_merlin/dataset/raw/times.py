@@ -1,0 +1,366 @@
+"""Times of any notation as unix seconds and the part of a second after them.
+
+How a file writes its times is decided once, on its first rows (TimeReader.of): the digits of one value may be seconds
+or a date, and 04/03 may be in April or in March.
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llmcfsr_merlin.dataset.raw.dates import parse_dates, seconds_of, slash_order
+from llmcfsr_merlin.dataset.raw.values import as_text
+from llmcfsr_merlin.runtime.errors import InputError
+
+# A number's size tells seconds from milli-, micro- and nanoseconds: log times are after 1973 (Amazon 2023 has ms).
+UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_FROM = {"ns": 10**17, "us": 10**14, "ms": 10**11, "s": 0}
+_DAYS = {"days": 0, "excel_days": 25_569}  # the day on which 1970 begins, counted from the unit's first day
+_EXCEL = (32_874, 55_154)  # 1990 to 2050 in Excel's days
+EARLY = 631_152_000  # 1990-01-01: a log of the web is not older
+SETTING = "data.time_format (e.g. %d/%m/%Y %H:%M)"
+
+
+@dataclass
+class Times:
+    """seconds: int64, null where a value is missing or no time; rest: float64 in [0, 1), the part of a second after it.
+
+    mixed: values in another unit than the file's first rows.
+    """
+
+    seconds: pa.Array
+    rest: np.ndarray
+    mixed: int = 0
+
+
+@dataclass(frozen=True)
+class TimeReader:
+    """Reads the time column of one file.
+
+    unit: of UNITS, days or excel_days; "" where each number's size decides. usual: the unit of the first rows, to
+    notice others by. digits: 8, 12, 14 or 17 where numbers are dates such as 20180920. day_first: of 04/03/2012; None
+    where none was seen. format: of strptime, for all values.
+    """
+
+    unit: str = ""
+    usual: str = ""
+    digits: int = 0
+    day_first: bool | None = None
+    format: str = ""
+
+    @classmethod
+    def of(cls, sample: pa.ChunkedArray, where: str, unit: str = "", format: str = "", filtered: bool = False):
+        """The reader for a file whose first times are `sample`.
+
+        unit, format: data.time_unit and data.time_format, where given. filtered: data.start or data.end is set.
+        Raises InputError that names `where` and the setting which decides, for times that can be read in two ways.
+        """
+        if format:
+            return cls(format=format)
+        text, numbers = _split(_one(sample))
+        order = slash_order(text)
+        if order == "unclear":
+            example = next(value for value in text.to_pylist() if value and slash_order(pa.array([value])) is not None)
+            raise InputError(
+                f"{where}: expected times whose day and month can be told apart, found dates such as {example!r}: set "
+                "data.time_format, e.g. %m/%d/%Y or %d/%m/%Y (with %H:%M where there is a time of day)"
+            )
+        day_first = None if order is None else order == "day"
+        values = numbers[~np.isnan(numbers)]
+        if unit or len(values) == 0 or _typed(sample.type):
+            return cls(unit, unit, day_first=day_first)
+        digits = _date_digits(values, where)
+        if not digits:
+            if (_EXCEL[0] <= values).all() and (values < _EXCEL[1]).all():
+                raise InputError(
+                    f"{where}: expected times, found {_number(values[0])}: a day of Excel or a second of 1970? Set "
+                    "data.time_unit to excel_days or s (for mere positions: data.columns.time=null and "
+                    "data.columns.order)"
+                )
+            if filtered and _scaled(values).max() < EARLY:
+                raise InputError(
+                    f"{where}: expected times for data.start and data.end, found {_number(values[0])}, in seconds a "
+                    f"time of {_year(_scaled(values)[0])}: set data.time_unit (s, days, excel_days, ...) or {SETTING}"
+                )
+        usual = Counter(_unit_of(values).tolist()).most_common(1)[0][0]
+        return cls(usual="" if digits else usual, digits=digits, day_first=day_first)
+
+    def __call__(self, column: pa.ChunkedArray | pa.Array) -> Times:
+        """The times of a column of any type: numbers, texts, timestamps or dates."""
+        column = _one(column)
+        if self.format:
+            return _by_format(column, self.format)
+        if _typed(column.type):
+            return _typed_times(column)
+        if pa.types.is_integer(column.type):
+            return self._integers(column)
+        if pa.types.is_floating(column.type):
+            return self._floats(column)
+        # Arrow's parsers are all or nothing; what they refuse (spaces, zones, an odd value) is read by patterns.
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            for kind, read in ((pa.int64(), self._integers), (pa.timestamp("us"), _typed_times)):
+                try:
+                    return read(column.cast(kind))
+                except pa.ArrowInvalid:
+                    continue
+        text, _ = _split(column, numbers=False)
+        try:
+            floats = text.cast(pa.float64())
+        except pa.ArrowInvalid:
+            return self._texts(text)
+        return self._decimals(text, floats)
+
+    def _integers(self, column: pa.Array) -> Times:
+        if column.type == pa.uint64():
+            column = pc.if_else(pc.less(column, pa.scalar(2**63, pa.uint64())), column, None)
+        column = column.cast(pa.int64())
+        values = _values(column)
+        if self.digits:
+            seconds, rest, good = _dates_of(values, self.digits)
+            return Times(_array(seconds, column, ~good), rest)
+        if self.unit in _DAYS:
+            values = np.clip(values, -(10**9), 10**9)
+            return Times(_array((values - _DAYS[self.unit]) * 86_400, column), np.zeros(len(values)))
+        divisor = self._divisors(values)
+        mixed = self._mixed(values, divisor, column)
+        if isinstance(divisor, int) and divisor == 1:
+            return Times(_array(values, column), np.zeros(len(values)), mixed)
+        seconds = values // divisor
+        return Times(_array(seconds, column), (values - seconds * divisor) / divisor, mixed)
+
+    def _floats(self, column: pa.Array) -> Times:
+        column = column.cast(pa.float64())
+        finite = pc.is_finite(column)
+        column = pc.if_else(pc.and_(finite, pc.less(pc.abs(column), 1e19)), column, None)
+        values = _values(column)
+        if self.digits:
+            return self._integers(pc.round(column).cast(pa.int64(), safe=False))
+        if self.unit in _DAYS:
+            values = (values - _DAYS[self.unit]) * 86_400
+            # Excel's noon is not exactly half of a day: what is a microsecond off a second is that second.
+            values = np.where(np.abs(values - np.round(values)) < 1e-5, np.round(values), values)
+            divisor, mixed = 1, 0
+        else:
+            divisor = self._divisors(values)
+            mixed = self._mixed(values, divisor, column)
+        seconds = np.floor(values / divisor)
+        rest = (values - seconds * divisor) / divisor
+        inside = np.abs(seconds) < 2**62
+        return Times(_array(np.where(inside, seconds, 0).astype(np.int64), column, ~inside), rest, mixed)
+
+    def _decimals(self, text: pa.Array, floats: pa.Array) -> Times:
+        """Numbers with a fraction, as text: a float64 does not hold the nanoseconds of "1600000000.123456789"."""
+        parts = pc.extract_regex(text, r"^(?P<whole>[0-9]+)(?P<part>\.[0-9]+)?$")
+        if parts.null_count > text.null_count or self.digits or self.unit not in ("", "s"):
+            return self._floats(floats)
+        if len(floats) and (pc.max(floats).as_py() or 0) >= _FROM["ms"]:
+            return self._floats(floats)
+        whole, part = parts.flatten()
+        part = pc.if_else(pc.equal(part, ""), ".0", part)
+        rest = pc.fill_null(pc.binary_join_element_wise("0", part, "").cast(pa.float64()), 0.0)
+        seconds = pc.if_else(pc.is_valid(text), whole, None).cast(pa.int64())
+        return Times(seconds, rest.to_numpy(zero_copy_only=False))
+
+    def _texts(self, text: pa.Array) -> Times:
+        encoded = text.dictionary_encode()
+        texts, indices = encoded.dictionary, encoded.indices
+        numeric = pc.fill_null(pc.match_substring_regex(texts, _NUMBER), False)
+        number = numeric.to_numpy(zero_copy_only=False)
+        seconds, rest, good = parse_dates(pc.if_else(numeric, None, texts), self.day_first)
+        mixed = 0
+        if number.any():
+            found = self._decimals_or_integers(texts.filter(pa.array(number)))
+            seconds[number], rest[number] = _values(found.seconds), found.rest
+            good[number] = found.seconds.is_valid().to_numpy(zero_copy_only=False)
+            mixed = found.mixed
+        take = indices.fill_null(0).to_numpy(zero_copy_only=False)
+        missing = indices.is_null().to_numpy(zero_copy_only=False)
+        if not len(texts):
+            return Times(pa.nulls(len(text), pa.int64()), np.zeros(len(text)))
+        return Times(pa.array(seconds[take], pa.int64(), mask=missing | ~good[take]), rest[take], mixed)
+
+    def _decimals_or_integers(self, text: pa.Array) -> Times:
+        try:
+            return self._integers(text.cast(pa.int64()))
+        except pa.ArrowInvalid:
+            return self._floats(text.cast(pa.float64()))
+
+    def _divisors(self, values: np.ndarray):
+        """What each value is divided by to be seconds; an int where it is the same for all."""
+        if self.unit:
+            return UNITS[self.unit]
+        size = np.abs(values)
+        if len(values) == 0 or (largest := size.max()) < _FROM["ms"]:
+            return 1
+        for unit, least in _FROM.items():
+            if size.min() >= least:
+                return UNITS[unit] if unit == "ns" or largest < _FROM[_above(unit)] else _each(size)
+        return _each(size)
+
+    def _mixed(self, values: np.ndarray, divisor, column: pa.Array) -> int:
+        if self.unit or not self.usual:
+            return 0
+        other = np.broadcast_to(np.asarray(divisor), values.shape) != UNITS[self.usual]
+        return int((other & column.is_valid().to_numpy(zero_copy_only=False)).sum())
+
+
+_NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+
+
+def to_integers(column: pa.ChunkedArray | pa.Array) -> Times:
+    """Positions (a log's `order`) as Times: whole numbers and what is after them, null where there is no number."""
+    numbers = _numbers(_one(column), pa.int64())
+    if pa.types.is_integer(numbers.type):
+        return Times(numbers, np.zeros(len(numbers)))
+    return TimeReader("s")._floats(numbers)
+
+
+def to_ratings(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """float32 ratings, null where a value is missing or no number; "4,5" is 4.5."""
+    ratings = _numbers(_one(column), pa.float64()).cast(pa.float64())
+    return pc.if_else(pc.is_finite(ratings), ratings, None).cast(pa.float32())
+
+
+def _numbers(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """int64 or float64."""
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        column, _ = _split(column, numbers=False)
+    for target in dict.fromkeys((kind, pa.float64())):
+        try:
+            return column.cast(target)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+    numeric = pc.fill_null(pc.match_substring_regex(column, _NUMBER), False)
+    return pc.if_else(numeric, column, None).cast(pa.float64())
+
+
+def _split(column: pa.Array, numbers: bool = True) -> tuple[pa.Array, np.ndarray]:
+    """A column as trimmed text (empty ones null, decimal commas as points), and its numbers as float64 (else NaN)."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        text = pa.array([as_text(value) for value in column.to_pylist()], pa.string())
+    elif pa.types.is_floating(column.type):  # Arrow writes 1e+09
+        text = pa.array([None if v is None else repr(v) for v in column.cast(pa.float64()).to_pylist()], pa.string())
+    else:
+        text = column.cast(pa.string())
+    text = pc.utf8_trim_whitespace(text)
+    text = pc.if_else(pc.equal(text, ""), None, text)
+    if pc.any(pc.match_substring_regex(text, r"^-?[0-9]+,[0-9]+$")).as_py():
+        text = pc.replace_substring_regex(text, r"^(-?[0-9]+),([0-9]+)$", r"\1.\2")
+    if not numbers:
+        return text, np.empty(0)
+    numeric = pc.fill_null(pc.match_substring_regex(text, _NUMBER), False)
+    values = pc.if_else(numeric, text, None).cast(pa.float64())
+    return pc.if_else(numeric, None, text), values.to_numpy(zero_copy_only=False)
+
+
+def _one(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    if isinstance(column, pa.ChunkedArray):
+        if column.num_chunks == 0:
+            return pa.array([], column.type)
+        return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+    return column
+
+
+def _typed(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+
+
+def _typed_times(column: pa.Array) -> Times:
+    kind = column.type
+    per_second = UNITS[kind.unit] if pa.types.is_timestamp(kind) else 1_000
+    if pa.types.is_date(kind):
+        column = column.cast(pa.date64()).cast(pa.int64())
+    values = _values(column.cast(pa.int64()))
+    seconds = np.floor_divide(values, per_second)
+    return Times(_array(seconds, column), (values - seconds * per_second) / per_second)
+
+
+def _by_format(column: pa.Array, form: str) -> Times:
+    text, _ = _split(column, numbers=False) if not _typed(column.type) else (column.cast(pa.string()), None)
+    encoded = pc.replace_substring_regex(text, r"^([0-9]+)\.0$", r"\1").dictionary_encode()
+    parsed = pd.to_datetime(
+        pd.Series(encoded.dictionary.to_pylist(), dtype=object), format=form, errors="coerce", utc=True
+    )
+    nanoseconds = (
+        parsed.dt.tz_localize(None).to_numpy("datetime64[ns]") if len(parsed) else np.empty(0, "datetime64[ns]")
+    )
+    return _typed_times(pa.array(nanoseconds).take(encoded.indices))
+
+
+def _date_digits(values: np.ndarray, where: str) -> int:
+    """How many digits the numbers have where all are dates written together (20180920); 0 where they are none."""
+    whole = values.astype(np.int64) if np.abs(values).max() < 2**62 else np.zeros(len(values), np.int64)
+    if (whole != values).any() or (whole <= 0).any():
+        return 0
+    for digits in (8, 10, 12, 14, 17):
+        if (whole < 10 ** (digits - 1)).any() or (whole >= 10**digits).any():
+            continue
+        *_, good = _dates_of(whole, digits)
+        if not good.all():
+            continue
+        if digits == 10:
+            if (whole < time.time()).any():
+                return 0
+            raise InputError(
+                f"{where}: expected times, found {whole[0]}: an hour of {str(whole[0])[:4]} or a second of "
+                f"{_year(whole[0])}? Set data.time_format=%Y%m%d%H or data.time_unit=s"
+            )
+        return digits
+    return 0
+
+
+def _dates_of(values: np.ndarray, digits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Seconds, rest and validity of numbers such as 20180920 (8 digits) or 20180920123456789 (17)."""
+    rest = np.zeros(len(values))
+    if digits == 17:
+        rest, values = (values % 1000) / 1000, values // 1000
+    clock = []
+    for _ in range((min(digits, 14) - 8) // 2):
+        clock.insert(0, values % 100)
+        values = values // 100
+    clock += [np.zeros_like(values)] * (3 - len(clock))
+    seconds, good = seconds_of(values // 10_000, values // 100 % 100, values % 100, *clock)
+    return seconds, rest, good & (values >= 1900_00_00) & (values < 2101_00_00)
+
+
+def _unit_of(values: np.ndarray) -> np.ndarray:
+    size = np.abs(values)
+    return np.select([size >= least for least in _FROM.values()], list(_FROM), "s")
+
+
+def _above(unit: str) -> str:
+    return list(_FROM)[list(_FROM).index(unit) - 1]
+
+
+def _each(size: np.ndarray) -> np.ndarray:
+    return np.select([size >= least for least in _FROM.values()], [UNITS[unit] for unit in _FROM], 1)
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    return values / _each(np.abs(values))
+
+
+def _values(column: pa.Array) -> np.ndarray:
+    return column.fill_null(0).to_numpy(zero_copy_only=False)
+
+
+def _array(values: np.ndarray, like: pa.Array, bad: np.ndarray | None = None) -> pa.Array:
+    mask = like.is_null().to_numpy(zero_copy_only=False) if like.null_count else None
+    if bad is not None and bad.any():
+        mask = bad if mask is None else mask | bad
+    return pa.array(values, pa.int64(), mask=mask)
+
+
+def _number(value: float) -> str:
+    return f"{value:.15g}"
+
+
+def _year(seconds: float) -> str:
+    return str(np.datetime64(int(seconds), "s").astype("datetime64[Y]"))

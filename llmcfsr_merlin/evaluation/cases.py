@@ -1,0 +1,179 @@
+"""Evaluation cases: each user's sequence with the stored candidates of the sampled protocol.
+
+The papers rank one positive against 100 negatives drawn uniformly from the catalogue without replacement, outside all
+of the user's interactions (LLM-ESR, arXiv 2405.20646, whose code draws anew in every loader worker). Here they are
+drawn once and stored, so that all models, seeds and runs are ranked against the same items.
+
+A user's draw depends on (seed, user id) only: neither the order of users, nor the partitions, nor the batch size
+changes it. The catalogue is read from the vocabulary: another vocabulary gives another draw.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD, SEQUENCES, USER
+from llmcfsr_merlin.runtime.errors import InputError
+
+CANDIDATES = "candidates"  # column: list of int64, the negatives' codes
+TIE = "tie"  # column: float64 in [0, 1), the user's place in ties (metrics.rank_of_target)
+
+_BLOCK = 4096  # users read, drawn and written at a time
+
+
+@dataclass(frozen=True)
+class Cases:
+    """A batch of users, ready to be ranked.
+
+    users: object [B]. histories: int64 [B, L] right-padded, at most `max_length` last items. targets: int64 [B].
+    seen: for each user int64 codes of the whole history, target left out. lengths: int64 [B], untruncated history
+    lengths. candidates: int64 [B, n], PAD where a user has fewer than n. tie: float64 [B].
+    """
+
+    users: np.ndarray
+    histories: np.ndarray
+    targets: np.ndarray
+    seen: list[np.ndarray]
+    lengths: np.ndarray
+    candidates: np.ndarray
+    tie: np.ndarray
+
+
+def draw_negatives(user: str, interactions: np.ndarray, rows: int, count: int, seed: int) -> tuple[np.ndarray, float]:
+    """Negatives of one user and the user's tie number.
+
+    interactions: int64 codes of everything the user touched. rows: V, catalogue rows with the reserved ones.
+    Returns `count` distinct codes in [FIRST_ITEM, rows) outside `interactions` (all of them where there are fewer), and
+    a float in [0, 1).
+    """
+    digest = hashlib.blake2b(str(user).encode(), digest_size=8, key=str(seed).encode()).digest()
+    generator = np.random.default_rng(int.from_bytes(digest, "little"))
+    tie = generator.random()
+    known = np.unique(interactions)
+    free = rows - FIRST_ITEM - int((known >= FIRST_ITEM).sum())
+    count = min(count, free)
+    if free < 4 * count:  # rejection would repeat itself too often
+        pool = np.setdiff1d(np.arange(FIRST_ITEM, rows), known, assume_unique=True)
+        return generator.choice(pool, count, replace=False), tie
+    drawn = np.empty(0, np.int64)
+    while len(drawn) < count:
+        more = generator.integers(FIRST_ITEM, rows, 2 * count)
+        drawn = np.concatenate([drawn, more[~np.isin(more, known)]])
+        drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]  # distinct, in the order drawn
+    return drawn[:count], tie
+
+
+def write_cases(
+    prepare: Path,
+    path: Path,
+    rows: int,
+    *,
+    negatives: int = 100,
+    seed: int = 42,
+    split: Literal["test", "valid"] = "test",
+) -> int:
+    """Draw and store the cases of all users in one Parquet file; returns their number.
+
+    prepare: the prepare stage's directory; its sequences are read in blocks. rows: V. negatives: 0 stores none (full
+    protocol only). split: `test` ranks the last item; `valid` drops it unread and ranks the one before.
+    """
+    schema = pa.schema(
+        [
+            (USER, pa.string()),
+            (ITEM, pa.list_(pa.int64())),
+            (CANDIDATES, pa.list_(pa.int64())),
+            (TIE, pa.float64()),
+        ]
+    )
+    written = 0
+    with pq.ParquetWriter(path, schema) as writer, tqdm(desc="candidates", unit=" users", disable=None) as progress:
+        for users, sequences in read_sequences(prepare, _BLOCK):
+            if split == "valid":
+                sequences = [sequence[:-1] for sequence in sequences]
+            drawn = []
+            for user, sequence in zip(users, sequences):
+                _check_sequence(user, sequence, rows)
+                drawn.append(draw_negatives(user, sequence, rows, negatives, seed))
+            table = [users.astype(str), sequences, [one for one, _ in drawn], [tie for _, tie in drawn]]
+            writer.write_table(pa.table([pa.array(column, field.type) for column, field in zip(table, schema)], schema))
+            written += len(users)
+            progress.update(len(users))
+    if not written:
+        raise InputError(
+            f"expected sequences in {Path(prepare) / SEQUENCES}, found none: run `llmcfsr prepare --force`"
+        )
+    return written
+
+
+def read_cases(path: Path, max_length: int, batch_size: int) -> Iterator[Cases]:
+    """Stream the stored cases; only one batch is in memory. max_length: longest history handed to a scorer."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size):
+            sequences = _lists(batch.column(ITEM))
+            histories = [sequence[:-1][-max_length:] for sequence in sequences]
+            targets = np.array([sequence[-1] for sequence in sequences])
+            yield Cases(
+                users=batch.column(USER).to_numpy(zero_copy_only=False),
+                histories=_padded(histories),
+                targets=targets,
+                seen=[sequence[:-1][sequence[:-1] != target] for sequence, target in zip(sequences, targets)],
+                lengths=np.array([len(sequence) - 1 for sequence in sequences]),
+                candidates=_padded(_lists(batch.column(CANDIDATES))),
+                tie=np.array(batch.column(TIE)),
+            )
+
+
+def said_negatives(path: Path) -> str:
+    """How many negatives the users of the stored cases have: "100", or "0 to 9" where the catalogue is small."""
+    least, most = [], []
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[CANDIDATES]):
+            bounds = pc.min_max(pc.list_value_length(batch.column(0))).as_py()
+            least.append(bounds["min"])
+            most.append(bounds["max"])
+    low, high = min(least, default=0), max(most, default=0)
+    return str(high) if low == high else f"{low} to {high}"
+
+
+def read_sequences(prepare: Path, block: int = _BLOCK) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Stream (user ids object [B], their whole sequences of codes) from the part files of `prepare`, in file order."""
+    parts = sorted((Path(prepare) / SEQUENCES).glob("*.parquet"))
+    if not parts:
+        raise InputError(f"expected part files in {Path(prepare) / SEQUENCES}, found none: run `llmcfsr prepare` first")
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            for batch in file.iter_batches(block, columns=[USER, ITEM]):
+                if not batch.num_rows:  # dask writes empty partitions, whose list column can be of type null
+                    continue
+                yield batch.column(USER).to_numpy(zero_copy_only=False), _lists(batch.column(ITEM))
+
+
+def _lists(column: pa.Array) -> list[np.ndarray]:
+    """Rows of a list column as int64 arrays, without a Python object an element."""
+    offsets = column.offsets.to_numpy()
+    return np.split(column.flatten().to_numpy().astype(np.int64, copy=False), (offsets - offsets[0])[1:-1])
+
+
+def _padded(rows: list[np.ndarray]) -> np.ndarray:
+    padded = np.full((len(rows), max(map(len, rows), default=0)), PAD, np.int64)
+    for row, codes in enumerate(rows):
+        padded[row, : len(codes)] = codes
+    return padded
+
+
+def _check_sequence(user: str, sequence: np.ndarray, rows: int) -> None:
+    if len(sequence) < 2:
+        raise InputError(f"expected a history and a target for user {user}, found {len(sequence)} item(s)")
+    if not FIRST_ITEM <= sequence.min() <= sequence.max() < rows:
+        raise InputError(
+            f"expected item codes {FIRST_ITEM}..{rows - 1} in the sequence of user {user}, found {sequence.min()}.."
+            f"{sequence.max()}: sequences and vocabulary differ, run `llmcfsr prepare --force`"
+        )

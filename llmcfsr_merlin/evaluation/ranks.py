@@ -1,0 +1,126 @@
+"""Ranks of all users for any scorer, in batches: memory holds one batch of scores and a few numbers a user.
+
+>>> write_cases(run / "prepare", cases, rows=len(vocabulary))  # doctest: +SKIP
+>>> result = rank_users(ranker.scores, cases, train_counts=vocabulary.train_counts, max_length=50)  # doctest: +SKIP
+>>> write_ranks(out / RANKS, [("llm_cfsr", 42, result.ranks)])  # doctest: +SKIP
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD, USER
+from llmcfsr_merlin.evaluation.cases import Cases, read_cases
+from llmcfsr_merlin.evaluation.metrics import CatalogueSums, rank_of_target
+from llmcfsr_merlin.scoring.ranker import select_top_k
+
+Scorer = Callable[[Tensor], Tensor]
+
+TARGET = "target"  # int64, code of the held-out item
+HISTORY_LENGTH = "history_length"  # int64, untruncated
+RANK = {"full": "rank_full", "sampled": "rank_sampled"}  # protocol -> int64 column, 1-based
+RECIPE, SEED = "recipe", "seed"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """ranks: one row a user (USER, TARGET, HISTORY_LENGTH and a RANK column a protocol).
+
+    catalogue: coverage@K, gini@K, arp@K of the full-catalogue lists; empty without the full protocol.
+    """
+
+    ranks: pd.DataFrame
+    catalogue: dict[str, float]
+
+
+@torch.inference_mode()
+def rank_users(
+    scorer: Scorer,
+    cases: Path,
+    *,
+    train_counts: np.ndarray,
+    max_length: int,
+    protocols: Sequence[str] = ("full", "sampled"),
+    ks: Sequence[int] = (5, 10, 20),
+    exclude_history: bool = False,
+    batch_size: int = 256,
+    name: str = "evaluate",
+) -> Ranking:
+    """Rank the target of every case.
+
+    full: among all real items. exclude_history leaves the items of the untruncated history out (the target is always
+    in, also where it is a repeat). sampled: among the stored negatives. train_counts: int64 [V], fixes V.
+    Raises ValueError where the scorer returns another shape than [B, V] or NaN.
+    """
+    rows = len(train_counts)
+    catalogue = CatalogueSums(ks, train_counts)
+    found: list[dict[str, np.ndarray]] = []
+    total = pq.read_metadata(cases).num_rows
+    with tqdm(total=total, desc=name, unit=" users", disable=None) as progress:
+        for batch in read_cases(cases, max_length, batch_size):
+            scores = scorer(torch.from_numpy(batch.histories))
+            if scores.shape != (len(batch.users), rows):
+                raise ValueError(f"expected scores [{len(batch.users)}, {rows}], found {list(scores.shape)} ({name})")
+            part = {USER: batch.users, TARGET: batch.targets, HISTORY_LENGTH: batch.lengths}
+            if "sampled" in protocols:
+                part[RANK["sampled"]] = _sampled_ranks(scores, batch)
+            if "full" in protocols:
+                part[RANK["full"]], top = _full_ranks(scores, batch, max(ks), exclude_history)
+                catalogue.add(top)
+            found.append(part)
+            progress.update(len(batch.users))
+    frame = pd.DataFrame({column: np.concatenate([part[column] for part in found]) for column in found[0]})
+    return Ranking(frame, catalogue.values() if "full" in protocols else {})
+
+
+def write_ranks(path: Path, runs: Iterable[tuple[str, int, pd.DataFrame]]) -> None:
+    """Write RANKS: the frames of (recipe, seed, frame) below each other, with RECIPE and SEED columns in front."""
+    writer = None
+    try:
+        for recipe, seed, frame in runs:
+            frame = frame.copy()
+            frame.insert(0, RECIPE, recipe)
+            frame.insert(1, SEED, np.int64(seed))
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            writer = writer or pq.ParquetWriter(path, table.schema.remove_metadata())
+            writer.write_table(table.replace_schema_metadata(None))
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def read_ranks(path: Path, recipe: str | None = None) -> pd.DataFrame:
+    """Ranks of one recipe, or of all."""
+    return pq.read_table(path, filters=None if recipe is None else [(RECIPE, "=", recipe)]).to_pandas()
+
+
+def _full_ranks(scores: Tensor, batch: Cases, k: int, exclude_history: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks int64 [B] among all real items, and the top-k codes that would be shown."""
+    device = scores.device
+    targets = torch.from_numpy(batch.targets).to(device)
+    real = scores[:, FIRST_ITEM:]
+    if exclude_history:
+        real = real.clone()
+        everyone = np.arange(len(batch.users))
+        row = torch.from_numpy(np.repeat(everyone, [len(seen) for seen in batch.seen])).to(device)
+        column = torch.from_numpy(np.concatenate(batch.seen)).to(device) - FIRST_ITEM
+        real[row, column] = -torch.inf
+    ranks = rank_of_target(real, targets - FIRST_ITEM, torch.from_numpy(batch.tie).to(device))
+    codes, best = select_top_k(real, min(k, real.shape[1]))
+    return ranks.cpu().numpy(), np.where(best.cpu().numpy() == -np.inf, 0, codes.cpu().numpy() + FIRST_ITEM)
+
+
+def _sampled_ranks(scores: Tensor, batch: Cases) -> np.ndarray:
+    candidates = torch.from_numpy(np.column_stack([batch.targets, batch.candidates])).to(scores.device)
+    first = torch.zeros(len(candidates), dtype=torch.long, device=scores.device)
+    found = scores.gather(1, candidates).masked_fill(candidates == PAD, -torch.inf)
+    ranks = rank_of_target(found, first, torch.from_numpy(batch.tie).to(scores.device))
+    return ranks.cpu().numpy()

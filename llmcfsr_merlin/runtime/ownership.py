@@ -1,0 +1,106 @@
+"""Which folders are ours to replace. What this project did not write is never removed: it is refused, or kept aside."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.files import CHECKSUMS, remove
+from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST, Manifest
+
+MARK = ".llmcfsr"  # an empty file that says that a folder's results are of this project
+_WORDS = (b'"stage"', b'"key"', b'"counts"', b'"files"', b'"versions"', b'"peak_memory_mb"')
+
+
+def standing(final: Path) -> Manifest | None:
+    """The manifest of the stage in a folder; None where there is no stage, or none whose manifest can be read.
+
+    Raises InputError where the folder is not of this project.
+    """
+    if not final.exists():
+        return None
+    if not final.is_dir():
+        raise InputError(f"expected a folder at {final}, found a file: move it away or choose another --run")
+    if not any(final.iterdir()):
+        return None
+    try:
+        return Manifest.load(final)
+    except InputError as error:
+        if _was_manifest(final / MANIFEST):
+            return None
+        raise InputError(
+            f"{final} holds files but no {MANIFEST} of this project, so it is not replaced: move it away or choose "
+            "another --run"
+        ) from error
+
+
+def claim(partial: Path) -> None:
+    """InputError where the working folder of a stage holds files that no stage of this project left there."""
+    if not partial.exists() or (partial.is_dir() and not any(partial.iterdir())):
+        return
+    if not partial.is_dir() or not ((partial / KEY).is_file() or _was_manifest(partial / MANIFEST)):
+        raise InputError(
+            f"{partial} is in the way and not known to be of this project: move it away or choose another --run"
+        )
+
+
+def discard(folder: Path, kept: Path) -> None:
+    """Remove a replaced stage. Files that it did not write stay, in a folder named like `kept`, which is printed."""
+    if folder.is_symlink() or not folder.is_dir():
+        if os.path.lexists(folder):
+            folder.unlink()
+        return
+    try:
+        listed: Iterable[str] = Manifest.load(folder).files
+    except InputError:
+        listed = ()
+    inside = folder.resolve()
+    for name in (*listed, CHECKSUMS):
+        path = folder / name
+        if path.parent.resolve().is_relative_to(inside):
+            path.unlink(missing_ok=True)
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is deeper comes first
+        if path.is_dir() and not path.is_symlink():
+            if path.name == "__pycache__":
+                remove(path)
+            elif not any(path.iterdir()):
+                path.rmdir()
+        elif path.name == MANIFEST and path.parent != folder:  # of a bundle; older versions did not list it
+            path.unlink()
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
+    if all(path.name == MANIFEST for path in folder.iterdir()) and (listed or not any(folder.iterdir())):
+        remove(folder, MANIFEST)
+        return
+    number, place = 1, kept
+    while place.exists():
+        number, place = number + 1, kept.with_name(f"{kept.name}-{number}")
+    folder.rename(place)
+    print(f"{kept.stem}: files that the replaced stage did not write were kept in {place}", flush=True)
+
+
+def claim_results(folder: Path, names: Iterable[str]) -> None:
+    """Make a folder ready for results of this project; InputError where files of these names there are somebody else's.
+
+    names: glob patterns of what will be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"expected a folder at {folder}, found a file: choose another one")
+    if not (folder / MARK).is_file():
+        for name in names:
+            if found := next(iter(folder.glob(name)), None):
+                raise InputError(
+                    f"{found} is not known to be of this project, so it is not replaced: move it away or choose "
+                    "another folder"
+                )
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK).touch()
+
+
+def _was_manifest(path: Path) -> bool:
+    """Whether a file is, or was before it was damaged, a manifest of ours."""
+    if not path.is_file():
+        return False
+    raw = path.read_bytes()
+    return not raw.strip(b"\0") or sum(word in raw for word in _WORDS) > 3

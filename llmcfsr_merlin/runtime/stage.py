@@ -1,0 +1,163 @@
+"""Stages: atomic, resumable, skipped when already true, and verified by checksum before they are read.
+
+A stage owns one directory of the run. It writes into `.<stage>.partial` and renames when it is complete, so that a
+killed stage leaves either the old result or the new one. Its manifest records the key (a hash of the stage's
+configuration and of the manifests it read); a stage whose key stands, and whose files are as it wrote them, is skipped.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from llmcfsr_merlin import __version__
+from llmcfsr_merlin.runtime.layout import BASELINES
+from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
+from llmcfsr_merlin.runtime.failures import clear_failures, machine_failure
+from llmcfsr_merlin.runtime.files import remove, remove_temporary, sha256_file, sync, write_json
+from llmcfsr_merlin.runtime.lock import run_lock
+from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST, Manifest, hash_json, seal
+from llmcfsr_merlin.runtime.ownership import claim, discard, standing
+
+__all__ = ["MANIFEST", "Manifest", "hash_json", "run_stage", "seal", "sha256_file", "write_json"]
+
+
+def run_stage(
+    run: Path,
+    stage: str,
+    settings: dict,
+    inputs: Mapping[str, Sequence[str]] | Iterable[str],
+    work: Callable[[Path], dict],
+    *,
+    force: bool = False,
+    resumable: bool = False,
+) -> tuple[Manifest, bool]:
+    """Run one stage into `run/stage`, or skip it where it is already true and its files are those that it wrote.
+
+    settings: the part of the configuration that the result depends on. inputs: names of the stages it reads (as a
+    mapping: each with what the names of the files start with that it reads), checked before. work: called with the
+    partial directory, writes the artefacts there and returns the counts
+    for the manifest. resumable: keep a partial directory of the same key (checkpoints) instead of starting from an
+    empty one. Returns the manifest and whether the stage ran (False: skipped).
+
+    Raises InputError where another process writes the run, where a folder in the way is not of this project, where an
+    input is missing or changed, and where the machine lacks disk, memory, permission or descriptors.
+    """
+    run = Path(run)
+    nested = run.name == BASELINES
+    with clear_failures("train" if nested else stage), run_lock(run.parent if nested else run):
+        parts = inputs if isinstance(inputs, Mapping) else dict.fromkeys(inputs, ())
+        return _run_stage(run, stage, settings, parts, work, force, resumable)
+
+
+def _run_stage(
+    run: Path,
+    stage: str,
+    settings: dict,
+    inputs: Mapping[str, Sequence[str]],
+    work: Callable[[Path], dict],
+    force: bool,
+    resumable: bool,
+) -> tuple[Manifest, bool]:
+    run.mkdir(parents=True, exist_ok=True)
+    final, partial, old = run / stage, run / f".{stage}.partial", run / f".{stage}.old"
+    read = {name: Manifest.load(run / name) for name in inputs}
+    keys = {name: manifest.key for name, manifest in read.items()}
+    key = hash_json({"stage": stage, "settings": settings, "inputs": keys, "version": __version__})
+    claim(partial)
+    if os.path.lexists(final):
+        discard(old, _kept(final))
+    elif old.is_dir() and not (partial / MANIFEST).is_file():
+        old.rename(final)  # stopped between the two renames of _replace, and the new result was given up since
+    found = standing(final)
+    if found is None and (final / MANIFEST).is_file():
+        print(f"{stage}: {final / MANIFEST} cannot be read, so the stage runs again", flush=True)
+    if not force and found is not None and found.key == key:
+        fault = found.fault(final, remembered=True)
+        if fault is None:
+            return found, False
+        print(f"{stage}: {fault}, so the stage runs again", flush=True)
+    if not force and (partial / MANIFEST).is_file():  # stopped between sealing and renaming
+        manifest = Manifest.load(partial)
+        if manifest.key == key and manifest.fault(partial) is None:
+            _replace(final, partial, old)
+            return manifest, True
+    for name, manifest in read.items():
+        manifest.verify(run / name, manifest.below(*inputs[name]), remembered=True)
+    marker = partial / KEY
+    resumed = resumable and not force and marker.is_file() and marker.read_text() == key
+    if resumed:
+        remove_temporary(partial)
+    elif partial.exists():
+        remove(partial, KEY)
+    _begin(partial, key)
+    start = time.perf_counter()
+    with _PeakMemory() as memory:
+        try:
+            counts = work(partial)
+        except Exception as error:
+            expected = isinstance(error, InputError | MissingDependency) or machine_failure(error) is not None
+            if not resumed or expected:
+                raise
+            reason = " ".join(str(error).split())[:120]
+            print(
+                f"{stage}: what a stopped run left cannot be used ({type(error).__name__}: {reason}): starting again",
+                flush=True,
+            )
+            remove(partial, KEY)
+            _begin(partial, key)
+            counts = work(partial)
+    manifest = seal(partial, stage, key, counts, time.perf_counter() - start, memory.peak_mb)
+    _replace(final, partial, old)
+    return manifest, True
+
+
+def _begin(partial: Path, key: str) -> None:
+    partial.mkdir(exist_ok=True)
+    (partial / KEY).write_text(key)
+
+
+def _replace(final: Path, partial: Path, old: Path) -> None:
+    """Put a sealed directory in the place of the old result, which goes except for what is not of the stage."""
+    (partial / KEY).unlink(missing_ok=True)
+    if os.path.lexists(final):
+        discard(old, _kept(final))
+        final.rename(old)
+    partial.rename(final)
+    sync(final.parent)
+    discard(old, _kept(final))
+
+
+def _kept(final: Path) -> Path:
+    return final.with_name(f"{final.name}.kept")
+
+
+class _PeakMemory:
+    """Peak resident memory of this process and its children in MiB, sampled five times a second."""
+
+    def __enter__(self) -> "_PeakMemory":
+        self.peak_mb = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while True:
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:
+                    continue
+            self.peak_mb = max(self.peak_mb, total >> 20)
+            if self._stop.wait(0.2):
+                return

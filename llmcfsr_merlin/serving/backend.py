@@ -1,0 +1,151 @@
+"""What runs inside Triton's python backend: requests to arrays, arrays to responses, counters and warm-up."""
+
+import json
+import os
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # exists only inside Triton
+
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.serving import steps
+from llmcfsr_merlin.serving.bundle import FOLDER
+from llmcfsr_merlin.serving.request import Limits
+from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE, STOPPING, Unreadable, reader
+
+_INPUTS = {
+    steps.Encode: ("HISTORY", "TOP_K", "EXCLUDE_SEEN", "ALLOW", "DENY"),
+    steps.Rank: ("CODES", "K", "BLOCK", "ALLOW_CODES", "BUNDLE"),
+    steps.Decode: ("ITEM_CODES", "SCORES", "K", "RANKED"),
+}
+_INPUTS[steps.Recommend] = _INPUTS[steps.Encode]
+_FIRST = (steps.Encode, steps.Recommend)  # the steps that meet what clients send
+_UNLIMITED_K = 10_000  # of repositories exported before `rank` and `decode` were told max_top_k
+
+
+class Failure(Exception):
+    """An error that is not the client's. code: one of pb_utils.TritonError."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+class StepModel:
+    """Base of every template's TritonPythonModel; a template only names its step."""
+
+    step: type
+
+    def initialize(self, args: dict) -> None:
+        """Verify and load the bundle of this version, then answer one request so that the first user does not wait."""
+        config = json.loads(args["model_config"])
+        parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+        directory = Path(args["model_repository"]) / args["model_version"] / FOLDER
+        device = "cpu" if args["model_instance_kind"] == "CPU" else f"cuda:{args['model_instance_device_id']}"
+        self._outputs = [output["name"] for output in config["output"]]
+        self._inputs = _INPUTS[self.step]
+        self._log = os.environ.get("LLMCFSR_LOG_REQUESTS") == "1"
+        self._name = args["model_name"]
+        limits = Limits(int(parameters.get("max_top_k", _UNLIMITED_K)), int(parameters.get("shortlist", 0)))
+        # Triton reads a BYTES tensor by this function before execute(), and dies of its exceptions.
+        pb_utils.deserialize_bytes_tensor = reader(pb_utils.deserialize_bytes_tensor)
+        folder = os.environ.get(FOLDER_VARIABLE)
+        self._stopping = os.path.join(folder, STOPPING) if folder and self.step in _FIRST else None
+        self._own_id = os.environ.get(REQUEST_VARIABLE)
+        self._run = self.step(directory, limits, device)
+        self._counters = _counters(args["model_version"]) if "UNKNOWN" in self._outputs else None
+        self._warm_up()
+
+    def execute(self, requests: list) -> list:
+        """Answer every request of the batch; an error belongs to one request (a malformed one: INVALID_ARGUMENT)."""
+        start = time.perf_counter()
+        stopping = self._stopping is not None and os.path.exists(self._stopping)
+        results: list = [self._read(request, stopping) for request in requests]
+        good = [i for i, result in enumerate(results) if isinstance(result, dict)]
+        for i, answer in zip(good, self._answer([results[i] for i in good])):
+            results[i] = answer
+        responses = [self._respond(result) for result in results]
+        if self._counters:
+            self._count([result for result, request in zip(results, requests) if not self._is_own(request)])
+        if self._log and not all(map(self._is_own, requests)):
+            rows = [len(r[self._outputs[0]]) if isinstance(r, dict) else str(r) for r in results]
+            seconds = time.perf_counter() - start
+            pb_utils.Logger.log_info(f"{self._name} requests={len(requests)} rows={rows} ms={1000 * seconds:.2f}")
+        return responses
+
+    def finalize(self) -> None:
+        self._run = None
+
+    def _read(self, request, stopping: bool) -> dict[str, np.ndarray] | Exception:
+        if stopping and not self._is_own(request):
+            return Failure("the server is stopping: ask another one, or again later", pb_utils.TritonError.UNAVAILABLE)
+        found = {}
+        for name in self._inputs:
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            if tensor is not None:
+                found[name] = tensor.as_numpy()
+                if isinstance(found[name], Unreadable):
+                    return InputError(f"{name}: {found[name].reason}")
+        return found
+
+    def _answer(self, batch: list[dict[str, np.ndarray]]) -> list[steps.Result | Failure]:
+        """The step's answers; what fails as a whole is asked one by one, so that only the cause of it fails."""
+        if not batch:
+            return []
+        try:
+            return self._run(batch)
+        except Exception:
+            if len(batch) > 1:
+                return [self._answer([one])[0] for one in batch]
+            pb_utils.Logger.log_error(f"{self._name}: {traceback.format_exc()}")
+            return [Failure(f"step {self._name} failed: the server's log says why", pb_utils.TritonError.INTERNAL)]
+
+    def _is_own(self, request) -> bool:
+        return self._own_id is not None and request.request_id() == self._own_id
+
+    def _respond(self, result: steps.Result | Failure):
+        if isinstance(result, Exception):
+            code = result.code if isinstance(result, Failure) else pb_utils.TritonError.INVALID_ARG
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), code))
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, result[name]) for name in self._outputs])
+
+    def _count(self, results: list[steps.Result]) -> None:
+        good = [result for result in results if isinstance(result, dict)]
+        for counter, name in zip(self._counters, ("UNKNOWN", "FALLBACK")):
+            total = sum(int(result[name].sum()) for result in good)
+            if total:
+                counter.increment(total)
+        if len(good) < len(results):
+            self._counters[2].increment(len(results) - len(good))
+
+    def _warm_up(self) -> None:
+        if self.step in _FIRST:
+            self._run([{"HISTORY": np.array([[b""]], dtype=object)}])
+        if self.step is steps.Rank:
+            length = self._run.recommender.ranker.max_length
+            codes = np.full((1, length), 3, np.int64)
+            one = np.ones((1, 1), np.int32)
+            none, tag = np.array([[steps.NO_LIST]]), np.array([[self._run.tag]])
+            self._run(
+                [{"CODES": codes, "K": one, "BLOCK": np.zeros((1, 1), np.int64), "ALLOW_CODES": none, "BUNDLE": tag}]
+            )
+
+
+def _counters(version: str) -> list:
+    described = {
+        "llmcfsr_unknown_ids": "Ids of histories that the model does not know",
+        "llmcfsr_fallbacks": "Histories answered by popularity",
+        "llmcfsr_rejected_requests": "Malformed requests",
+    }
+    families = [
+        pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
+        for name, text in described.items()
+    ]
+    # A Metric keeps no reference to its family, and Triton frees a family that nobody holds.
+    _FAMILIES.extend(families)
+    return [family.Metric(labels={"version": version}) for family in families]
+
+
+_FAMILIES: list = []

@@ -1,0 +1,154 @@
+"""New items without retraining: appended to a model's catalogue and scored by their semantic vector."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, TRAIN_COUNT, VOCABULARY
+from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.files import remove
+from llmcfsr_merlin.runtime.lock import run_lock
+from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST
+from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.runtime.ownership import claim
+from llmcfsr_merlin.serving.bundle import Bundle
+from llmcfsr_merlin.config.schema import NULL_VALUES
+from llmcfsr_merlin.runtime.stage import Manifest, hash_json, seal
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+
+Encode = Callable[[list[dict]], np.ndarray]
+
+
+def add_items(
+    trained: str | Path,
+    output: str | Path,
+    rows: Sequence[dict],
+    encode: Encode,
+    encode_words: Encode | None = None,
+    null_values: Sequence[str] = NULL_VALUES,
+) -> dict:
+    """Write to `output` the model of `trained` with new items at the end of its catalogue; publish() then serves it.
+
+    rows: one dictionary an item, ITEM its raw id (cleaned as those of a log), the rest its attributes. encode: the
+    attributes of n items -> float32 [n, D], the same encoder and reduction as in training; encode_words: their lexical
+    vectors float32 [n, E], for a model that has any. null_values: texts that are no id, as in data.null_values. Codes
+    and scores of the old items do not change; a new item has no trained collaborative row, so it is scored by the
+    semantic view and the content match alone. Returns counts. Raises InputError where ids or vectors do not fit.
+    """
+    bundle, output = Bundle.open(trained), Path(output)
+    key = hash_json({"base": Manifest.load(bundle.directory).key, "bundle": bundle.hash, "added": list(rows)})
+    with run_lock(output.parent):
+        if output.exists():
+            found = Manifest.load(output) if (output / MANIFEST).is_file() else None
+            if found is not None and found.key == key and found.fault(output) is None:
+                return found.counts  # of the same call, stopped after this
+            raise InputError(f"expected no folder at {output}, found one: name a new one")
+        partial = output.with_name(f".{output.name}.partial")
+        claim(partial)
+        remove(partial, KEY)
+        partial.mkdir()
+        (partial / KEY).touch()
+        try:
+            counts = _write(bundle, partial, rows, (encode, encode_words), null_values)
+            seal(partial, "train", key, counts)
+        except BaseException:
+            remove(partial, KEY)
+            raise
+        (partial / KEY).unlink()
+        partial.rename(output)
+    return counts
+
+
+def _write(
+    bundle: Bundle,
+    output: Path,
+    rows: Sequence[dict],
+    encoders: tuple[Encode, Encode | None],
+    null_values: Sequence[str],
+) -> dict:
+    encode, encode_words = encoders
+    old = Vocabulary.load(bundle.directory / VOCABULARY)
+    network = load_model(bundle.directory, old.hash)
+    ids = _new_ids(rows, old, null_values)
+    attributes = [{k: v for k, v in row.items() if k != ITEM} for row in rows]
+    vectors = {"items.vectors": _vectors(network, attributes, encode)}
+    if hasattr(network, "lexical"):
+        if encode_words is None:
+            raise InputError("expected lexical vectors of the new items, as the model has, found no encoder of them")
+        vectors["lexical"] = _checked(encode_words(attributes), (len(rows), network.lexical.shape[1]))
+    none = np.zeros(len(ids), np.int64)
+    columns = {
+        ITEM: [*old.ids.tolist(), *ids],
+        CODE: np.arange(FIRST_ITEM, len(old) + len(ids)),
+        COUNT: np.concatenate([old.counts[FIRST_ITEM:], none]),
+        TRAIN_COUNT: np.concatenate([old.train_counts[FIRST_ITEM:], none]),
+    }
+    pq.write_table(pa.table(columns), output / VOCABULARY)
+    vocabulary = Vocabulary.load(output / VOCABULARY)
+    save_model(_grown(network, vectors), output, vocabulary.hash)
+    return {"items_before": len(old.ids), "items_added": len(ids), "items": len(vocabulary.ids)}
+
+
+def _new_ids(rows: Sequence[dict], old: Vocabulary, null_values: Sequence[str]) -> list[str]:
+    if not rows:
+        raise InputError("expected at least one new item, found none")
+    ids = []
+    for number, row in enumerate(rows, 1):
+        try:
+            raw = clean_id(row.get(ITEM))
+        except NotAnId as error:
+            raise InputError(f"new item {number}: {error} in {ITEM}") from error
+        if raw is None or raw in null_values:
+            raise InputError(f"expected {ITEM} in every new item, found {row.get(ITEM)!r} in item {number}")
+        ids.append(raw)
+    known = [raw for raw in ids if old.encode([raw])[0] >= FIRST_ITEM]
+    if known:
+        raise InputError(f"expected new items, found {len(known)} that the model already has, first {known[0]!r}")
+    if len(set(ids)) < len(ids):
+        twice = next(raw for raw, count in Counter(ids).items() if count > 1)
+        raise InputError(f"expected each new {ITEM} once, found {twice!r} repeated")
+    return ids
+
+
+def _vectors(network: DualViewNetwork, attributes: list[dict], encode: Encode) -> torch.Tensor:
+    by_text = network.items.semantic is not None or network.matches
+    if not by_text or network.items.null_space is not None:
+        raise InputError(
+            "expected a model that scores items by text (a semantic view or a content match), found "
+            f"{network.config.name}, where each item has a row of its own: a new item needs retraining there"
+        )
+    return _checked(encode(attributes), (len(attributes), network.items.vectors.shape[1]))
+
+
+def _checked(vectors: np.ndarray | None, wanted: tuple[int, int]) -> torch.Tensor:
+    vectors = np.asarray(vectors, np.float32)
+    if vectors.shape != wanted:
+        raise InputError(
+            f"expected vectors of shape {wanted} as in training, found {vectors.shape}: use the same encoder"
+        )
+    if not np.isfinite(vectors).all():
+        raise InputError("expected finite vectors, found NaN or infinity")
+    return torch.from_numpy(vectors)
+
+
+def _grown(network: DualViewNetwork, vectors: dict[str, torch.Tensor]) -> DualViewNetwork:
+    """The same network with rows appended: no collaborative part, vectors as given, all cold, following nothing."""
+    count = len(vectors["items.vectors"])
+    dimensions = [vectors[name].shape[1] if name in vectors else None for name in ("items.vectors", "lexical")]
+    grown = DualViewNetwork(network.config, network.rows + count, network.max_length, *dimensions)
+    weights = copy.copy(network.state_dict())
+    appended = {**vectors, "coldness": torch.ones(count)}
+    for name in ("items.collaborative.weight", "items.confidence", "next_codes", "next_weights", *appended):
+        if name in weights:
+            tail = appended.get(name, weights[name].new_zeros(count, *weights[name].shape[1:]))
+            weights[name] = torch.cat([weights[name], tail])
+    grown.load_state_dict(weights)
+    return grown.eval()

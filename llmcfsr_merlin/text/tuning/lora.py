@@ -1,0 +1,71 @@
+"""Low-rank adapters through peft, and loading of tuned models: adapters or whole weights, safetensors only."""
+
+import json
+from pathlib import Path
+
+from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
+from llmcfsr_merlin.config.schema import TuneConfig
+
+# Projections by family; all of them, as LLMEmb tunes LLaMA (arXiv 2409.19925).
+_CAUSAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_ENCODER = ("query", "key", "value", "dense")
+_NO_POOLER = r"(?!.*pooler).*\.(query|key|value|dense)"  # the pooler reads the first token's state and is not used
+ADAPTER = "adapter_model.safetensors"
+
+
+def attach_lora(model, settings: TuneConfig):
+    """Wrap a bare transformers model with adapters on all its projections (LLaMA, Qwen, Mistral; BERT family)."""
+    peft = _peft()
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    targets = [name for name in _CAUSAL if name in names] or (_NO_POOLER if names & set(_ENCODER[:3]) else None)
+    if not targets:
+        raise InputError(
+            f"tune.method=lora: expected projections named {', '.join((*_CAUSAL[:3], *_ENCODER[:3]))}, ..., "
+            f"found none in {type(model).__name__}: use tune.method=full"
+        )
+    if getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False):
+        model = peft.prepare_model_for_kbit_training(model)
+    return peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=targets,
+        ),
+    )
+
+
+def save_tuned(model, tokenizer, folder: Path) -> None:
+    """Write a tuned model as a folder that transformers (or, for adapters, peft) can load; no pickles."""
+    model.save_pretrained(folder, safe_serialization=True)
+    if not (folder / ADAPTER).is_file():
+        tokenizer.save_pretrained(folder)
+
+
+def load_adapter(model, folder: Path):
+    """Put the adapter of `folder` on the base model and merge it into the weights (not into quantised ones)."""
+    peft = _peft()
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "adapter_config.json").read_text())
+    kept = {name: config[name] for name in ("r", "lora_alpha", "lora_dropout", "target_modules")}
+    model = peft.get_peft_model(model, peft.LoraConfig(**kept))
+    result = peft.set_peft_model_state_dict(model, load_file(str(folder / ADAPTER)))
+    if getattr(result, "unexpected_keys", None):
+        raise InputError(
+            f"{folder}: expected an adapter of this model, found {result.unexpected_keys[0]}: "
+            "run `llmcfsr embed --force`"
+        )
+    quantised = getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False)
+    return model if quantised else model.merge_and_unload()
+
+
+def _peft():
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingDependency(
+            f"tune.method=lora needs peft ({error}): pip install peft==0.13.2 (the newest beside transformers 5)"
+        ) from error
+    return peft

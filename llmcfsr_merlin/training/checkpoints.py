@@ -1,0 +1,79 @@
+"""Checkpoints of the Trainer that are known to be whole: a file written last says what belongs to each."""
+
+import json
+from pathlib import Path
+
+from llmcfsr_merlin.runtime.files import remove, sha256_file, sync, write_json
+
+COMPLETE = "complete.json"  # file name -> size and sha256; written when all the others are on the disk
+_STATE = "trainer_state.json"
+
+
+def seal_checkpoint(folder: Path) -> None:
+    """Bring the files of a checkpoint to the disk and say what they are."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        sync(path)
+        files[path.name] = [path.stat().st_size, sha256_file(path)]
+    write_json(folder / COMPLETE, files)
+    sync(folder)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file of a checkpoint is as it was written."""
+    try:
+        files = json.loads((folder / COMPLETE).read_text())
+        return all(
+            (folder / name).stat().st_size == size and sha256_file(folder / name) == sha256
+            for name, (size, sha256) in files.items()
+        )
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
+        return False
+
+
+def whole_checkpoints(work: Path) -> list[Path]:
+    """The checkpoints in `work` that training can go on from, oldest first; all others there are removed.
+
+    One whose best epoch's weights are gone would end with other weights, so it counts as incomplete. The place of the
+    best epoch is brought up to date, for a run that was moved.
+    """
+    work = Path(work)
+    folders = sorted(work.glob("checkpoint-*"), key=_step)
+    whole = [folder for folder in folders if is_whole(folder)]
+    names = {folder.name for folder in whole}
+    kept = [folder for folder in whole if _has_best(folder, names)]
+    for folder in folders:
+        if folder not in kept:
+            remove(folder)
+    return kept
+
+
+def stale_epochs(folder: Path, metric: str) -> tuple[int, int]:
+    """Epochs that a checkpoint has behind it, and how many of them since the last that was better than all before."""
+    state = json.loads((folder / _STATE).read_text())
+    best, stale, epochs = None, 0, 0
+    for entry in state["log_history"]:
+        if metric in entry:
+            epochs += 1
+            best, stale = (entry[metric], 0) if best is None or entry[metric] > best else (best, stale + 1)
+    return epochs, stale
+
+
+def _has_best(folder: Path, names: set[str]) -> bool:
+    state = json.loads((folder / _STATE).read_text())
+    best = state.get("best_model_checkpoint")
+    if best is None:
+        return True
+    if Path(best).name not in names:
+        return False
+    here = str(folder.with_name(Path(best).name))
+    if best != here:
+        write_json(folder / _STATE, state | {"best_model_checkpoint": here})
+        (folder / COMPLETE).unlink()
+        seal_checkpoint(folder)
+    return True
+
+
+def _step(folder: Path) -> int:
+    number = folder.name.rsplit("-", 1)[1]
+    return int(number) if number.isdecimal() else -1

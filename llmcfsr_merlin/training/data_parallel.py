@@ -1,0 +1,174 @@
+"""One training by several processes, one a GPU: each reads its share of the users, their gradients are averaged.
+
+The shares are equally long (the last ones repeat a user), so that no process waits for another at the end. Every
+process ranks all validation users: with equal weights all come to the same decisions; nothing but gradients is sent.
+"""
+
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed
+import torch.multiprocessing
+import transformers
+from safetensors.torch import load_file
+
+from llmcfsr_merlin.training.checkpoints import whole_checkpoints
+from llmcfsr_merlin.dataset.names import ITEM
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.files import remove, save_tensors, write_json
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.training.t4rec import Auxiliary
+from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig
+from llmcfsr_merlin.training.trainer import choose_device, fit, load_schema
+
+_START, _BEST, _HISTORY, _REFUSED = "start.safetensors", "best.safetensors", "history.json", "refused.txt"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What each process is told. train.batch_size is that of one process; checkpoint: a folder's name, or None."""
+
+    model: ModelConfig
+    train: TrainConfig
+    rows: int
+    max_length: int
+    dimension: int | None
+    lexical_dimension: int | None
+    prepared: Path
+    valid: list[str]
+    work: Path
+    item_table: torch.Tensor | None
+    exclude_history: bool
+    checkpoint: str | None
+    rendezvous: str
+
+
+def fit_in_processes(
+    network: DualViewNetwork,
+    train: TrainConfig,
+    prepared: Path,
+    files: dict[str, list[str]],
+    work: Path,
+    auxiliary: Auxiliary,
+    report: Callable[[str], None],
+    exclude_history: bool,
+) -> list[dict]:
+    """trainer.fit by train.processes processes; train.batch_size sequences a step in all of them together.
+
+    InputError for more processes than GPUs (unless on the CPU), or than users, and for self-distillation, whose memory
+    of all users would have to be shared.
+    """
+    count, device = train.processes, choose_device(train.device)
+    if device.type == "cuda" and count > torch.cuda.device_count():
+        raise InputError(f"train.processes: expected at most {torch.cuda.device_count()} (the GPUs), found {count}")
+    if auxiliary.distillation is not None:
+        raise InputError("train.distil remembers the states of all users in one process: set train.processes=1")
+    _write_shares(files["train"], work, count)
+    save_tensors(_weights(network), work / _START)
+    found = [whole_checkpoints(work / f"process-{rank}") for rank in range(count)]
+    common = set.intersection(*({path.name for path in paths} for paths in found))
+    for path in (path for paths in found for path in paths if path.name not in common):
+        remove(path)
+    items = network.items
+    job = _Job(
+        network.config,
+        train.model_copy(update={"batch_size": -(-train.batch_size // count)}),
+        network.rows,
+        network.max_length,
+        items.vectors.shape[1] if hasattr(items, "vectors") else None,
+        network.lexical.shape[1] if hasattr(network, "lexical") else None,
+        Path(prepared),
+        files["valid"],
+        work,
+        None if auxiliary.item_table is None else auxiliary.item_table.cpu(),
+        exclude_history,
+        max(common, key=lambda name: int(name.rsplit("-", 1)[1]), default=None),
+        f"rendezvous-{uuid.uuid4().hex}",
+    )
+    (work / _REFUSED).unlink(missing_ok=True)  # of an earlier try
+    report(f"{count} processes, {job.train.batch_size} sequences a step in each")
+    try:
+        torch.multiprocessing.spawn(_work, (job,), nprocs=count)
+    except torch.multiprocessing.ProcessRaisedException:
+        if (work / _REFUSED).is_file():
+            raise InputError((work / _REFUSED).read_text()) from None
+        raise
+    except torch.multiprocessing.ProcessExitedException as error:
+        raise InputError(
+            f"a process of the training was ended from outside ({error}), for want of memory most often: lower "
+            "train.processes, then run the same command, which goes on from the last epoch"
+        ) from None
+    network.load_state_dict(load_file(str(work / _BEST)))
+    network.eval().to(device)  # as the Trainer leaves it
+    return json.loads((work / _HISTORY).read_text())
+
+
+def _work(rank: int, job: _Job) -> None:
+    warnings.simplefilter("ignore")  # as the command line does
+    transformers.logging.set_verbosity_error()
+    if job.train.device != "cpu" and torch.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[rank] if visible else str(rank)
+    on_gpu = choose_device(job.train.device).type == "cuda"
+    if not on_gpu:
+        torch.set_num_threads(max(torch.get_num_threads() // job.train.processes, 1))
+    # A file, not a port: nothing listens, and two trainings on one machine cannot meet.
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo", f"file://{(job.work / job.rendezvous).resolve()}",
+        rank=rank, world_size=job.train.processes,
+    )  # fmt: skip
+    try:
+        network = DualViewNetwork(job.model, job.rows, job.max_length, job.dimension, job.lexical_dimension)
+        network.load_state_dict(load_file(str(job.work / _START)))
+        folder = job.work / f"process-{rank}"
+        schema = load_schema(job.prepared)
+        history = fit(
+            network,
+            job.train.model_copy(update={"seed": job.train.seed + rank}),  # dropout and negatives differ
+            schema,
+            {"train": [str(job.work / f"share-{rank}.parquet")], "valid": job.valid},
+            schema,
+            folder,
+            Auxiliary(job.item_table),
+            _say if rank == 0 else lambda line: None,
+            job.exclude_history,
+            None if job.checkpoint is None else str(folder / job.checkpoint),
+        )
+        if rank == 0:
+            save_tensors(_weights(network), job.work / _BEST)
+            write_json(job.work / _HISTORY, history)
+    except InputError as error:
+        (job.work / _REFUSED).write_text(str(error))
+        raise
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", flush=True)
+
+
+def _weights(network: DualViewNetwork) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def _write_shares(files: list[str], work: Path, count: int) -> None:
+    """work/share-<r>.parquet: every count-th training row from the r-th, the shorter ones filled up by their first."""
+    schema = pa.schema([(ITEM, pa.list_(pa.int64()))])
+    table = pa.concat_tables([pq.read_table(file, columns=[ITEM]).cast(schema) for file in files])
+    total = len(table)
+    if total < count:
+        raise InputError(f"train.processes: expected at most one a training user ({total}), found {count}")
+    for rank in range(count):
+        places = np.arange(rank, total, count)
+        places = np.append(places, places[: -(-total // count) - len(places)])
+        pq.write_table(table.take(places), work / f"share-{rank}.parquet")

@@ -1,0 +1,192 @@
+"""Settings of the model and of its training chosen on the validation items, by Optuna's TPE (`llmcfsr search`).
+
+The search works in a folder that holds the splits `train` and `valid` only: the test items are not there to be read.
+"""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+import yaml
+
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.names import COUNT, LEXICAL, SCHEMA, TRAIN_COUNT, VECTORS, VOCABULARY
+from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
+from llmcfsr_merlin.runtime.files import remove, remove_temporary
+from llmcfsr_merlin.runtime.lock import run_lock
+from llmcfsr_merlin.runtime.ownership import claim_results
+from llmcfsr_merlin.text.vectors import load_vectors
+from llmcfsr_merlin.runtime.stage import Manifest, hash_json, write_json
+from llmcfsr_merlin.training.trainer import choose_device, data_loader, load_schema, split_files
+from llmcfsr_merlin.training.train import train_network
+from llmcfsr_merlin.training.calibration import Weights, ndcg, validation_ranks
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+
+TRIALS, BEST, JOURNAL = "trials.json", "best.yaml", "journal.log"
+_SPLITS = ("train", "valid")
+
+
+def search(config: Config, run_dir: Path, space: dict[str, list], trials: int) -> list[dict]:
+    """Train up to `trials` settings out of `space` and rank the validation items with each; returns them, best first.
+
+    config: the recipe, whose own settings are the first trial. run_dir: a run with the stages prepare and embed (the
+    latter where the model reads vectors). space: e.g. {"model.dropout": [0.2, 0.5]}, sections model and train only.
+    A dict a trial: number, settings, ndcg@10 (full ranking, what is maximised), hr@10, tail ndcg@10, epochs, gamma,
+    cold_gamma, seconds. Writes TRIALS and BEST, a file for --model, into run_dir/search; the same call goes on where it
+    stopped.
+    Raises InputError for a space that does not fit, where another process writes the run or run_dir/search is not of
+    this project, and MissingDependency without Optuna.
+    """
+    with run_lock(run_dir):
+        return _search(config, Path(run_dir), space, trials)
+
+
+def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int) -> list[dict]:
+    optuna = _optuna()
+    space = {key: _choices(config, key, values) for key, values in space.items()}
+    if config.train.align_to:
+        raise InputError("train.align_to needs a trained model beside it, which a search does not make: unset it")
+    out = run_dir / "search"
+    claim_results(out, ("data", "trial-*", JOURNAL, TRIALS, BEST))
+    _tidy(out)
+    data = _visible(run_dir / "prepare", out / "data")
+    fixed = {"space": space, "config": config.model_dump(include={"model", "train", "evaluate", "prepare"})}
+    name = hash_json(fixed | {"prepare": Manifest.load(run_dir / "prepare").key})[:16]
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(out / JOURNAL)))
+    study = optuna.create_study(
+        storage=storage, study_name=name, direction="maximize", load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=config.train.seed, n_startup_trials=max(4, trials // 3)),
+    )  # fmt: skip
+    if not study.trials:
+        study.enqueue_trial({key: _at(config, key) for key in space})
+
+    def finished() -> list:
+        return [trial for trial in study.trials if trial.state.is_finished() and trial.value is not None]
+
+    def objective(trial) -> float:
+        settings = {key: trial.suggest_categorical(key, values) for key, values in space.items()}
+        for old in finished():
+            if old.params == settings:  # nothing new to learn, nothing to pay
+                trial.set_user_attr("found", old.user_attrs["found"])
+                return old.value
+        print(f"trial {len(finished()) + 1} of {trials}: {_said(settings)}", flush=True)
+        found = _try(config.with_settings(settings), run_dir, data, out / f"trial-{trial.number}")
+        print(f"  validation NDCG@10 {found['ndcg@10']:.4f}, tail {found['tail ndcg@10']:.4f}", flush=True)
+        trial.set_user_attr("found", found)
+        return found["ndcg@10"]
+
+    while len(finished()) < trials:
+        study.optimize(objective, n_trials=1)
+        _write(config, finished(), out)
+    return json.loads((out / TRIALS).read_text())
+
+
+def _try(config: Config, run_dir: Path, data: Path, work: Path) -> dict:
+    """Train one setting on the visible splits and rank the validation items."""
+    start = time.perf_counter()
+    vocabulary = Vocabulary.load(data / VOCABULARY)
+    if config.model.needs_vectors:
+        embedded = Manifest.load(run_dir / "embed")
+        embedded.verify(run_dir / "embed", embedded.below(VECTORS, LEXICAL), remembered=True)
+    vectors, lexical = load_vectors(config.model, vocabulary.ids.tolist(), run_dir / "embed")
+    exclude = config.evaluate.exclude_history
+    network, history = train_network(
+        config.model, config.train, data, work, rows=len(vocabulary), max_length=config.prepare.max_length,
+        train_counts=vocabulary.train_counts, vectors=vectors, lexical=lexical, exclude_history=exclude,
+        tail_item=config.evaluate.tail_item,
+        report=lambda line: print(f"  {line}", flush=True),
+    )  # fmt: skip
+    shutil.rmtree(work)
+    chosen = Weights(float(network.gamma), float(network.cold_gamma), float(network.transition_gamma))
+    device, files = choose_device(config.train.device), split_files(data, "valid")
+    loader = data_loader(files, load_schema(data), config.evaluate.batch_size, False, device)
+    try:
+        parts = list(validation_ranks(network, loader, (chosen,), exclude))
+    finally:
+        loader.dataset.stop()
+    targets, ranks = torch.cat([part[0] for part in parts]), torch.cat([part[1][0] for part in parts])
+    tail = torch.from_numpy(vocabulary.train_counts)[targets] < config.evaluate.tail_item
+    return {
+        "ndcg@10": round(float(ndcg(ranks)), 5), "hr@10": round(float((ranks < 10).double().mean()), 5),
+        "tail ndcg@10": round(float(ndcg(ranks[tail])), 5) if tail.any() else 0.0,
+        "epochs": len(history), "gamma": chosen.gamma, "cold_gamma": chosen.cold, "transition_gamma": chosen.transition,
+        "seconds": round(time.perf_counter() - start),
+    }  # fmt: skip
+
+
+def _tidy(out: Path) -> None:
+    """Remove what a stopped search left: its trial, Optuna's lock, and half a line of the journal, which the next would
+    be appended to."""
+    for trial in out.glob("trial-*"):
+        remove(trial)
+    for lock in out.glob(f"{JOURNAL}.lock*"):  # ours alone is the run
+        lock.unlink()
+    remove_temporary(out)
+    journal = out / JOURNAL
+    if journal.is_file():
+        whole = journal.read_bytes().rfind(b"\n") + 1
+        os.truncate(journal, whole)
+
+
+def _visible(prepared: Path, data: Path) -> Path:
+    """A prepared folder of what a search may see: two splits, and a vocabulary that counts training items only."""
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir()
+    manifest = Manifest.load(prepared)
+    manifest.verify(prepared, manifest.below(SCHEMA, VOCABULARY, *_SPLITS), remembered=True)
+    for split in _SPLITS:
+        (data / split).symlink_to((prepared / split).resolve())
+    shutil.copy2(prepared / SCHEMA, data / SCHEMA)
+    table = pq.read_table(prepared / VOCABULARY)
+    seen = table.schema.get_field_index(COUNT)
+    pq.write_table(table.set_column(seen, COUNT, table[TRAIN_COUNT]), data / VOCABULARY)
+    return data
+
+
+def _choices(config: Config, key: str, values) -> list:
+    """The values of a key with the recipe's own among them; each must be a setting that the config takes."""
+    if key.partition(".")[0] not in ("model", "train"):
+        raise InputError(f"search space: expected keys of the sections model and train, found {key}")
+    if not isinstance(values, list) or not values:
+        raise InputError(f"search space: expected a list of values for {key}, found {values!r}")
+    for value in values:
+        config.with_settings({key: value})
+    own = _at(config, key)
+    if not isinstance(own, None | bool | int | float | str):
+        raise InputError(f"search space: expected keys with a single value, found {key} = {own!r}")
+    return values if own in values else [own, *values]
+
+
+def _at(config: Config, key: str):
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name, None)
+
+
+def _write(config: Config, finished: list, out: Path) -> None:
+    ordered = sorted(finished, key=lambda trial: -trial.value)
+    rows = [{"trial": trial.number, "settings": trial.params, **trial.user_attrs["found"]} for trial in ordered]
+    write_json(out / TRIALS, rows)
+    best = config.with_settings(ordered[0].params).model_dump(mode="json", include={"model", "train"})
+    for key in ("seed", "device"):
+        del best["train"][key]
+    text = f"# The best of {len(rows)} trials on validation.\n" + yaml.safe_dump(best, sort_keys=False)
+    temporary = out / f".{BEST}.{os.getpid()}"
+    temporary.write_text(text)
+    temporary.replace(out / BEST)
+
+
+def _said(settings: dict) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _optuna():
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingDependency(f"a search needs Optuna ({error}): pip install 'llmcfsr-merlin[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna

@@ -1,0 +1,208 @@
+"""Settings: one tree, errors that name the key, models laid over recipes."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig, models
+
+
+def test_a_baseline_is_laid_over_the_recipe_not_over_the_model():
+    config = Config.load(None, ["train.epochs=3", "model.hidden=32"], "llm_esr")
+    assert (config.train.loss, config.train.distil, config.model.hidden) == ("bce", 0.1, 32)
+    baseline = config.with_model("sasrec")
+    assert (baseline.train.loss, baseline.train.distil) == ("uniform_softmax", 0)
+    assert (baseline.train.epochs, baseline.model.hidden) == (3, 32)
+    assert baseline.with_model("llm_esr").train == config.train
+
+
+def recorded(config, folder) -> Config:
+    config.record(folder)
+    return Config.recorded(folder)
+
+
+def _written(folder, tree) -> Path:
+    (folder / "written.yaml").write_text(json.dumps(tree))
+    return folder / "written.yaml"
+
+
+OWN = {"train.epochs": 3, "model.hidden": 32}
+OVERRIDES = ["train.epochs=3", "model.hidden=32"]
+# Ways to the same settings, with another model laid over them in between or not.
+WAYS = {
+    "a file": lambda folder: Config.load(folder / "own.yaml"),
+    "a file that writes a model out": lambda folder: Config.load(
+        _written(folder, {"train": {"epochs": 3, "loss": "bce", "distil": 0.1},
+                          "model": {**Config.load(None, model="llm_esr").model.model_dump(mode="json"), "hidden": 32}})
+    ),
+    "a file with a model": lambda folder: Config.load(folder / "own.yaml", model="llm_esr"),
+    "overrides": lambda _: Config.load(None, OVERRIDES, "llm_esr"),
+    "code": lambda _: Config(train=TrainConfig(epochs=3), model=ModelConfig(hidden=32)),
+    "code, then a model": lambda _: Config(train={"epochs": 3}, model={"hidden": 32}).with_model("llm_esr"),
+    "code with a model's name": lambda _: Config(
+        train=TrainConfig(epochs=3, loss="bce", distil=0.1),
+        model=ModelConfig(**{**Config.load(None, model="llm_esr").model.model_dump(), "hidden": 32}),
+    ),
+    "with_settings": lambda _: Config().with_settings(OWN),
+    "with_settings of a model": lambda _: Config.load(None, model="llmemb").with_settings(OWN),
+    "with_settings, then a model": lambda _: Config().with_settings(OWN).with_model("alphafuse").with_settings(OWN),
+    "model_copy": lambda _: (config := Config.load(None, model="llm_esr")).model_copy(
+        update={"train": config.train.model_copy(update={"epochs": 3}),
+                "model": config.model.model_copy(update={"hidden": 32})}
+    ),
+    "a run": lambda folder: recorded(Config(train={"epochs": 3}, model={"hidden": 32}), folder),
+    "a run of a model": lambda folder: recorded(Config.load(None, OVERRIDES, "llm_esr"), folder),
+    "a run of a model, of a run": lambda folder: recorded(
+        recorded(Config.load(None, OVERRIDES, "llm_esr"), folder).with_model("llmemb"), folder
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_is_laid_over_settings_of_any_origin_as_over_a_file(way, name, tmp_path):
+    (tmp_path / "own.yaml").write_text("train: {epochs: 3}\nmodel: {hidden: 32}\n")
+    expected = Config.load(tmp_path / "own.yaml", model=name)
+    found = WAYS[way](tmp_path).with_model(name)
+    assert found.model_dump() == expected.model_dump()
+    assert found.with_model("sasrec").model_dump() == Config.load(tmp_path / "own.yaml", model="sasrec").model_dump()
+
+
+def test_what_the_caller_gave_under_a_model_comes_back_when_the_model_goes(tmp_path):
+    """The recipe's own loss is not the model's, although they are equal."""
+    (tmp_path / "own.yaml").write_text("train: {loss: bce, distil: 0.5}")
+    config = Config.load(tmp_path / "own.yaml", model="llm_esr")
+    for same in (config, recorded(config, tmp_path), config.with_settings({"train.epochs": 2})):
+        assert (same.train.distil, same.with_model("sasrec").train.distil) == (0.1, 0.5)
+        assert same.with_model("sasrec").train.loss == "bce"
+    changed = Config.load(None, model="llm_esr").with_settings({"train.loss": "bce"})
+    assert changed.with_model("sasrec").train.loss == "bce", "given by the caller, after the model"
+    assert changed.with_model("sasrec").train.distil == 0
+    whole = Config.load(None, model="llm_esr").with_settings({"train": {"loss": "bce"}})
+    assert whole.with_model("sasrec").train.loss == "bce"
+
+
+def test_a_model_file_of_ones_own_leaves_nothing_behind(tmp_path):
+    (tmp_path / "best.yaml").write_text("model: {dropout: 0.7}\ntrain: {learning_rate: 0.1}\n")
+    config = recorded(Config.load(None, OVERRIDES, tmp_path / "best.yaml"), tmp_path)
+    assert (config.model.dropout, config.model.name) == (0.7, "llm_cfsr")
+    assert config.with_model("sasrec").model_dump() == Config.load(None, OVERRIDES, "sasrec").model_dump()
+
+
+def test_an_override_wins_over_the_model():
+    assert Config.load(None, ["train.loss=full_softmax"], "llm_esr").train.loss == "full_softmax"
+
+
+@pytest.mark.parametrize("name", models())
+def test_model_files_hold_only_their_own_sections(name):
+    assert Config.load(None, model=name).model.name == name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", "unknown key train.epoch .did you mean epochs"),
+        ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1, found 0"),
+        ("train.epochs=many", "train.epochs: .* found 'many'"),
+        ("train", "expected an override like train.epochs=3"),
+        ("name.x=1", "unknown key|Input should be|is a value"),
+        ("model.views=[semantic, collaborative]", "views must be"),
+        ("model.hidden=63", "multiple of heads"),
+        ("evaluate.baselines=[popularty]", "expected baselines out of popularity"),
+        ("train.lr=[", "not YAML"),
+    ],
+)
+def test_bad_settings_are_named_in_one_line(override, message):
+    with pytest.raises(InputError, match=message) as error:
+        Config.load(None, ["name=x", override])
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_recipe_or_model_lists_what_there_is():
+    with pytest.raises(InputError, match="found 'nothing'"):
+        Config.load("nothing")
+    with pytest.raises(InputError, match=r"llm_cfsr.*sasrec.*found 'nothing'"):
+        Config.load(None, model="nothing")
+
+
+def test_settings_are_recorded_in_the_run_and_read_again(tmp_path):
+    config = Config.load(None, ["train.epochs=3"], "llm_esr")
+    config.record(tmp_path)
+    assert Config.recorded(tmp_path).model_dump() == config.model_dump()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config.json is not readable"):
+        Config.recorded(tmp_path)
+    with pytest.raises(InputError, match="expected a run directory"):
+        Config.recorded(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "...", "", "a/b", "../a", "/a", "a\\b", "a\n", "a" * 300])
+def test_a_name_is_one_component_of_a_path(name, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: {json.dumps(name)}\n")
+    with pytest.raises(InputError, match="name: "):
+        Config.load(recipe)
+    with pytest.raises(InputError, match="name: "):
+        Config.load(recipe, [f"name={json.dumps('ok')}", f"model.name={json.dumps(name)}"])
+
+
+@pytest.mark.parametrize("name", ["a", "a.b", "v1.0", "-a", "2018-08", "..a"])
+def test_names_that_are_one_component(name):
+    assert Config(name=name).name == name
+
+
+def test_the_model_to_align_to_is_one_that_ships():
+    for name in ("../../etc/x", "nothing"):
+        with pytest.raises(InputError, match=r"train.align_to: .*expected a model out of .*sasrec"):
+            Config.load(None, [f"train.align_to={name}"])
+
+
+NINE = "\n".join(
+    f"{name}: &{name} [{', '.join(['*' + previous] * 9)}]" for previous, name in zip("abcdefghi", "bcdefghij")
+)
+BOMBS = {
+    "aliases of aliases": f"a: &a [x, x]\n{NINE}\n",
+    "aliases of mappings": "a: &a {x: 1}\n"
+    + "\n".join(
+        f"{n}: &{n} {{{', '.join(f'k{k}: *{p}' for k in range(9))}}}" for p, n in zip("abcdefghi", "bcdefghij")
+    ),
+    "an alias of itself": "a: &a [*a]\n",
+    "deep lists": "[" * 100_000,
+    "a large file": "x" * (2 << 20),
+    "no text": b"\x80\x81\xff",
+    "a date that cannot be": "name: 2018-02-31\n",
+    "an integer without end": "name: " + "9" * 10_000,
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_yaml_bomb_ends_early(text, tmp_path):
+    path = tmp_path / "bomb.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    start = time.perf_counter()
+    with pytest.raises(InputError) as raised:
+        Config.load(path)
+    assert time.perf_counter() - start < 5 and "\n" not in str(raised.value) and len(str(raised.value)) < 1000
+    if isinstance(text, str) and "&" in text:
+        with pytest.raises(InputError):
+            Config.load(None, [f"data={{{text.strip()}}}" if ":" in text else f"data={text}"])
+
+
+def test_aliases_that_save_typing_are_read(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: &name shop\ndata: {columns: &c {user: u}}\nmodel: {name: *name}\n")
+    assert Config.load(path).model.name == "shop"
+
+
+def test_a_record_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(InputError, match="no record of this project"):
+        Config().record(tmp_path)
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "bert"}'
+    (tmp_path / "config.json").unlink()
+    for _ in range(2):
+        Config().record(tmp_path)

@@ -1,0 +1,28 @@
+"""The reserved ids of contract.py are those of a fitted NVTabular workflow."""
+
+import nvtabular as nvt
+import pandas as pd
+from merlin.io import Dataset
+
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, NULL, OOV, PAD
+from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import categorify
+
+
+def test_reserved_ids(tmp_path):
+    log = pd.DataFrame({ITEM: ["b", "b", "b", "a", "a", "c"]})
+    workflow = nvt.Workflow([ITEM] >> nvt.ops.Categorify(out_path=str(tmp_path)))
+    workflow.fit(Dataset(log, cpu=True))
+    asked = pd.DataFrame({ITEM: ["b", "a", "c", "never seen", None]})
+    codes = workflow.transform(Dataset(asked, cpu=True)).compute()[ITEM].tolist()
+    assert codes == [FIRST_ITEM, FIRST_ITEM + 1, FIRST_ITEM + 2, OOV, NULL]
+    assert PAD == 0 and PAD not in codes
+
+
+def test_categorify_numbers_by_frequency_and_saves_a_movable_workflow(tmp_path, monkeypatch):
+    ids = pd.Series([f"item {x}" for x in (5, 1, 9)])
+    assert categorify(ids, tmp_path / "a").tolist() == [3, 4, 5]
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.chdir("/")
+    loaded = nvt.Workflow.load(str(tmp_path / "b"))
+    asked = pd.DataFrame({ITEM: ["item 9", "new", "item 5"]})
+    assert loaded.transform(Dataset(asked, cpu=True)).compute()[ITEM].tolist() == [5, OOV, 3]

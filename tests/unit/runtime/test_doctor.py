@@ -1,0 +1,158 @@
+"""The doctor names the pin that does not fit and the command that mends it."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmcfsr_merlin.runtime import doctor as module
+from llmcfsr_merlin.runtime.doctor import Check, doctor, report
+from llmcfsr_merlin.runtime.supported import SUPPORTED
+
+GOOD = {package.name: package.pin for package in SUPPORTED} | {"pip": "24.0", "tritonclient": "2.66.0"}
+CPU = json.dumps(["2.13.0+cpu", None, [], []])
+
+
+def run(versions=None, torch=CPU, imports=(0, "works")):
+    """The checks by name, on a machine with these versions, this torch and these imports."""
+
+    def execute(code):
+        return (0, torch) if "get_arch_list" in code else imports
+
+    return {check.name: check for check in doctor((GOOD | (versions or {})).get, execute)}
+
+
+def gpu(name, major, minor, architectures):
+    return run(torch=json.dumps(["2.1", "12.1", [[name, major, minor]], architectures]))["GPU"]
+
+
+def test_supported_versions_are_fine():
+    checks = run()
+    assert {checks[package.name].status for package in SUPPORTED} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "fix"),
+    [
+        ("dask", "2026.3.0", "'dask==2023.9.2'"),
+        ("setuptools", "81.0.0", "'setuptools==80.10.2'"),
+        ("pandas", "2.2.3", "'pandas==1.5.3'"),
+        ("transformers", "4.46.0", "'transformers==4.30.2'"),
+        ("nvtabular", None, "'nvtabular==23.8.0'"),
+        ("numpy", "2.0.0rc1", "'numpy==1.26.4'"),
+    ],
+)
+def test_a_wrong_version_is_an_error_with_its_fix(package, version, fix):
+    checks = doctor((GOOD | {package: version}).get, lambda code: (0, CPU))
+    wrong = [check for check in checks if check.name == package and check.status == "error"]
+    assert wrong
+    assert any(check.action == f"{sys.executable} -m pip install {fix}" for check in wrong)
+    assert all((version or "not installed") in check.found for check in wrong)
+
+
+def test_dask_and_distributed_must_be_of_one_release():
+    checks = doctor((GOOD | {"distributed": "2023.9.1"}).get, lambda code: (0, CPU))
+    assert [check.action for check in checks if check.status == "error" and "must be equal" in check.found] == [
+        f"{sys.executable} -m pip install 'distributed==2023.9.2'"
+    ]
+
+
+def test_the_versions_of_the_merlin_container_are_supported():
+    container = {
+        "pandas": "1.5.2",
+        "numpy": "1.22.4",
+        "dask": "2023.1.1",
+        "distributed": "2023.1.1",
+        "transformers": "4.27.1",
+        "torch": "2.1.0a0+4136153",
+        "dask-cuda": "23.4.0",
+    }
+    checks = run(container)
+    assert {checks[name].status for name in container} == {"ok"}
+
+
+def test_pip_that_refuses_merlin_is_named():
+    assert "pip<26.3" in run({"pip": "26.3"})["pip"].action
+    assert run({"pip": "26.2"})["pip"].status == "ok"
+
+
+def test_a_failing_import_is_reported_with_its_message():
+    checks = run(imports=(1, "ImportError: Dask requires version '2.0.0' or newer of pandas"))
+    assert checks["import nvtabular"].status == "error"
+    assert "newer of pandas" in checks["import nvtabular"].found
+
+
+def test_a_crash_on_import_is_survived():
+    code, line = module.run_python("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    assert code != 0
+    assert line
+
+
+def test_gpus():
+    assert gpu("H200", 9, 0, ["sm_80", "sm_90"]).status == "ok"
+    assert gpu("A10", 8, 6, ["sm_80"]).status == "ok"
+    old_torch = gpu("B200", 10, 0, ["sm_80", "sm_90"])
+    assert old_torch.status == "warn"
+    assert "Blackwell" in old_torch.action
+    assert gpu("B200", 10, 0, ["sm_90", "sm_100"]).status == "note"
+    assert gpu("B200", 10, 0, ["sm_90", "compute_90"]).status == "note"
+    assert gpu("V100", 7, 0, ["sm_80", "compute_80"]).status == "warn"
+
+
+def test_cves_are_named_for_the_versions_that_have_them():
+    found = " ".join(check.found for check in doctor(GOOD.get, lambda code: (0, CPU)) if check.name == "security")
+    assert "CVE-2025-23298" in found
+    assert "CVE-2025-33214" in found
+
+
+@pytest.mark.parametrize(
+    ("version", "holes"), [("2.51.0", 3), ("2.59.1", 2), ("2.62.0", 1), ("2.71.0", 0), ("2.73.0", 0), (None, 3)]
+)
+def test_holes_of_the_server_are_named(version, holes):
+    checks = module._triton_cves(version)
+    assert len(checks) == holes and all("CVE-20" in check.found and "container 2" in check.action for check in checks)
+
+
+def test_the_servers_version_is_read_in_a_container(tmp_path):
+    (tmp_path / "bin").mkdir()
+    assert module._triton_version(tmp_path / "bin" / "tritonserver") is None
+    (tmp_path / "TRITON_VERSION").write_text("2.59.1\n")
+    assert module._triton_version(tmp_path / "bin" / "tritonserver") == "2.59.1"
+
+
+def test_missing_libpython_names_the_package(monkeypatch, tmp_path):
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    stub = tmp_path / "python_backend_stubs" / version / "triton_python_backend_stub"
+    stub.parent.mkdir(parents=True)
+    stub.touch()
+    monkeypatch.setattr(module, "shared_python", lambda: None)
+    check = module._stub(tmp_path)
+    assert (check.status, check.action) == ("error", f"apt-get install libpython{version}")
+
+
+def test_other_pythons_are_refused():
+    assert module._python((3, 12, 1)).status == "error"
+    assert module._python((3, 10, 0)).status == "ok"
+
+
+def test_report_and_exit_code(monkeypatch, capsys):
+    bad = [Check("a", "ok", "1.0"), Check("b", "error", "2.0 [old]", "pip install 'b[x]==3'")]
+    assert "2.0 [old]" in report(bad) and "'b[x]==3'" in report(bad)
+    for checks, code in ((bad, 1), (bad[:1], 0)):
+        monkeypatch.setattr(module, "doctor", lambda checks=checks: checks)
+        assert module.main() == code
+    assert "1 problem(s)" in capsys.readouterr().out
+
+
+def test_report_without_rich(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert "error b: 2.0  mend" in report([Check("b", "error", "2.0", "mend")])
+
+
+def test_pins_are_those_of_the_constraints():
+    text = (Path(__file__).resolve().parents[2] / "constraints.txt").read_text()
+    for package in SUPPORTED:
+        if package.name != "setuptools":
+            assert re.search(rf"^{package.name}=={re.escape(package.pin)}$", text, re.M | re.I), package

@@ -1,0 +1,56 @@
+"""Transitions against a plain loop over all pairs, in one part of the items and in many, from one file and from two."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
+from llmcfsr_merlin.scoring.scorers.transitions import count_transitions
+
+ROWS = 12
+SEQUENCES = st.lists(st.lists(st.integers(2, ROWS - 1), max_size=25), min_size=1, max_size=8)
+
+
+def write(path, sequences: list[list[int]], group: int = 3) -> str:
+    table = pa.table({ITEM: pa.array(sequences, pa.list_(pa.int64()))})
+    pq.write_table(table, path, row_group_size=group)
+    return str(path)
+
+
+def reference(sequences: list[list[int]], counts: np.ndarray) -> np.ndarray:
+    w = np.zeros((ROWS, ROWS))
+    for row in sequences:
+        for i, first in enumerate(row):
+            for j, second in enumerate(row):
+                if 0 < abs(i - j) <= 20 and min(first, second) >= FIRST_ITEM:
+                    w[first, second] += abs(i - j) ** -0.5 * (1 if j > i else 0.3)
+    scale = np.sqrt(np.maximum(counts, 1))
+    return w / (np.outer(scale, scale) + 5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(SEQUENCES, st.sampled_from([1, 100, 1 << 20]))
+def test_transitions_are_those_of_a_plain_loop(tmp_path_factory, sequences, room):
+    folder = tmp_path_factory.mktemp("sequences")
+    half = len(sequences) // 2
+    files = [write(folder / "0.parquet", sequences[:half]), write(folder / "1.parquet", sequences[half:])]
+    counts = np.bincount([code for row in sequences for code in row], minlength=ROWS)
+    codes, weights = count_transitions(files, ROWS, counts, ROWS, folder, room)
+    found = np.zeros((ROWS, ROWS))
+    assert sorted(path.name for path in folder.iterdir()) == ["0.parquet", "1.parquet"]  # nothing is left behind
+    for row, (neighbours, values) in enumerate(zip(codes, weights)):
+        assert len(set(neighbours[values > 0])) == (values > 0).sum()
+        found[row, neighbours[values > 0]] = values[values > 0]
+    np.testing.assert_allclose(found, reference(sequences, counts), rtol=1e-5)
+
+
+@pytest.mark.parametrize("room", [1, 1 << 20])
+def test_the_largest_are_kept_ties_by_the_smaller_code(tmp_path, room):
+    file = write(tmp_path / "0.parquet", [[3, 9], [3, 9], [3, 5], [3, 7], [4, 3]])
+    codes, weights = count_transitions([file], ROWS, np.full(ROWS, 4), 2, tmp_path, room)
+    assert codes[3].tolist() == [9, 5]
+    assert codes[5].tolist() == [3, 0] and weights[5, 1] == 0
+    np.testing.assert_allclose(weights[3], np.array([2, 1]) / 9, rtol=1e-6)

@@ -1,0 +1,22 @@
+"""The body's targets are those that Transformers4Rec's own masking would give it."""
+
+import pytest
+import torch
+from transformers4rec.torch.masking import CausalLanguageModeling
+
+from llmcfsr_merlin.dataset.names import ITEM, PAD
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.training.t4rec import DualViewBody
+from llmcfsr_merlin.config.schema import ModelConfig
+
+CODES = torch.tensor([[5, 9, 30, 7], [8, 4, 0, 0], [3, 3, 3, 0]])
+
+
+@pytest.mark.parametrize("mode", ["training", "testing"])
+def test_next_items_are_those_of_the_stock_masking(mode):
+    config = ModelConfig(views=("collaborative",), pca_init=False, content_match=False, transition_neighbours=0)
+    body = DualViewBody(DualViewNetwork(config, 40, 8), None, mask=0.3)
+    stock = CausalLanguageModeling(hidden_size=1).compute_masked_targets(CODES, **{mode: True}).targets
+    found = body({ITEM: CODES}, **{mode: True})
+    assert found.targets.tolist() == stock[stock != PAD].tolist()
+    assert len(found.states) == len(found.targets)
