@@ -117,9 +117,9 @@ def memory(count: int) -> dict:
 def _one(folder: Path, count: int) -> None:
     import resource
 
+    from llmcfsr_merlin.config.schema import EmbedConfig
     from llmcfsr_merlin.text.embed import embed_table
     from llmcfsr_merlin.text.language_models import resolve
-    from llmcfsr_merlin.config.schema import EmbedConfig
 
     config = EmbedConfig(
         model=str(folder / "model"), template="beauty", max_tokens=16, batch_size=256, device="cpu", reduction="whiten"

@@ -22,9 +22,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmcfsr_merlin.config.schema import DataConfig
 from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEM, RATING, ROW, TIME, USER
 from llmcfsr_merlin.dataset.raw.ingest import ingest
-from llmcfsr_merlin.config.schema import DataConfig
 
 
 def generate(path: Path, rows: int) -> None:

@@ -58,9 +58,9 @@ def generate(folder: Path, rows: int, seed: int = 0) -> None:
 
 
 def ours(source: Path, out: Path, workers: int, memory: str, kind: str) -> None:
-    from llmcfsr_merlin.runtime.engine import engine
-    from llmcfsr_merlin.dataset.prepare.prepare import prepare
     from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
+    from llmcfsr_merlin.dataset.prepare.prepare import prepare
+    from llmcfsr_merlin.runtime.engine import engine
 
     with engine(ClusterConfig(kind=kind, workers=workers, memory_limit=memory)) as chosen:
         prepare(source, out, PrepareConfig(min_user=CORE, min_item=CORE, max_length=LENGTH - 1), chosen)
@@ -232,7 +232,8 @@ def _version(name: str) -> str | None:
 def _import_seconds() -> float:
     """What of a run of ours is the import of Merlin (and torch, which it brings)."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-W", "ignore", "-c", "import llmcfsr_merlin.dataset.prepare.nvtabular_adapter"], check=True)
+    code = "import llmcfsr_merlin.dataset.prepare.nvtabular_adapter"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
     return round(time.perf_counter() - start, 2)
 
 

@@ -28,15 +28,15 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+from llmcfsr_merlin.config.schema import ModelConfig, ServeConfig
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.recommender import Recommender
+from llmcfsr_merlin.runtime.stage import seal
 from llmcfsr_merlin.scoring.checkpoint import save_model
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.ranker import select_top_k
-from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.serving import Client, Server
 from llmcfsr_merlin.serving.repository import export
-from llmcfsr_merlin.config.schema import ModelConfig, ServeConfig
-from llmcfsr_merlin.runtime.stage import seal
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 
 LENGTH, DIMENSION, LEXICAL, HIDDEN, K = 50, 384, 128, 64, 10
 FIRST_ROUNDS = 20  # calls before timing

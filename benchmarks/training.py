@@ -38,8 +38,8 @@ def network_of(config, prepared: Path):
     """The network of a model, with random vectors of 384 dimensions where it reads any."""
     import torch
 
-    from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
     from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+    from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
     vocabulary = Vocabulary.load(prepared / "vocabulary.parquet")
     torch.manual_seed(0)

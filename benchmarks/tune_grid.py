@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from llmcfsr_merlin.config.schema import TuneConfig
 from llmcfsr_merlin.dataset.names import ITEM, ITEMS
-from llmcfsr_merlin.text.encoder import TextEncoder
+from llmcfsr_merlin.runtime.stage import write_json
 from llmcfsr_merlin.text.diagnostics.intrinsic import next_item_retrieval
+from llmcfsr_merlin.text.diagnostics.vector_report import Catalogue
+from llmcfsr_merlin.text.encoder import TextEncoder
 from llmcfsr_merlin.text.language_models import resolve
 from llmcfsr_merlin.text.prompts import Prompter
-from llmcfsr_merlin.text.diagnostics.vector_report import Catalogue
 from llmcfsr_merlin.text.tuning.tune import tune
-from llmcfsr_merlin.config.schema import TuneConfig
-from llmcfsr_merlin.runtime.stage import write_json
 
 RESULTS = Path(__file__).parent / "results" / "tune_grid.json"
 

@@ -19,15 +19,15 @@ import pyarrow.parquet as pq
 import yaml
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.config.schema import EmbedConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, HAS_TEXT, ITEM, ITEMS, SEQUENCES, VECTOR, VECTORS
+from llmcfsr_merlin.runtime.stage import write_json
 from llmcfsr_merlin.text.diagnostics.reference_vectors import tfidf_svd, word_vectors
+from llmcfsr_merlin.text.diagnostics.vector_report import Catalogue, draw_map, judge, show_neighbours
 from llmcfsr_merlin.text.embed import embed_table
 from llmcfsr_merlin.text.language_models import resolve
 from llmcfsr_merlin.text.prompts import Prompter
-from llmcfsr_merlin.text.diagnostics.vector_report import Catalogue, draw_map, judge, show_neighbours
 from llmcfsr_merlin.text.vectors import load_item_table, vectors_column
-from llmcfsr_merlin.config.schema import EmbedConfig
-from llmcfsr_merlin.runtime.stage import write_json
 
 RESULTS = Path(__file__).parent / "results" / "vectors.json"
 BASELINES = {"tfidf": tfidf_svd, "words": word_vectors}

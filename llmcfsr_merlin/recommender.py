@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, MODEL_CONFIG, MODEL_WEIGHTS, OOV, VOCABULARY
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.stage import Manifest
 from llmcfsr_merlin.scoring.checkpoint import load_model
 from llmcfsr_merlin.scoring.ranker import Ranker, pad, select_top_k
-from llmcfsr_merlin.runtime.stage import Manifest
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 
 _ROWS = 512  # histories scored together: memory holds that many rows of the catalogue
 

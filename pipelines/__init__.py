@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.runtime.layout import STAGES
 from llmcfsr_merlin.runtime.failures import clear_failures
 from llmcfsr_merlin.runtime.files import remove_temporary
+from llmcfsr_merlin.runtime.layout import STAGES
 from llmcfsr_merlin.runtime.lock import run_lock
 from llmcfsr_merlin.runtime.stage import MANIFEST, Manifest
 

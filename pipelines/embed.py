@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.names import ITEM, ITEMS, SEQUENCES, VOCABULARY
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.stage import MANIFEST, Manifest, run_stage
 from llmcfsr_merlin.text.embed import ENRICHED, embed_table
 from llmcfsr_merlin.text.item_encoder import TUNED
 from llmcfsr_merlin.text.language_models import resolve
 from llmcfsr_merlin.text.shards import ENCODED
-from llmcfsr_merlin.runtime.stage import MANIFEST, Manifest, run_stage
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:

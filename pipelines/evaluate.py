@@ -4,14 +4,14 @@ from functools import partial
 from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.names import (SEQUENCES, VOCABULARY)
-from llmcfsr_merlin.runtime.layout import BASELINES
-from llmcfsr_merlin.scoring.scorers.closed_form import fit_baseline
+from llmcfsr_merlin.dataset.names import SEQUENCES, VOCABULARY
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation.measure import measure
 from llmcfsr_merlin.recommender import Recommender
+from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage
+from llmcfsr_merlin.scoring.scorers.closed_form import fit_baseline
 from llmcfsr_merlin.training.trainer import choose_device
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
-from llmcfsr_merlin.serving.repository import export
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage
+from llmcfsr_merlin.serving.repository import export
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:

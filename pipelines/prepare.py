@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from llmcfsr_merlin.runtime.engine import engine
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.names import INTERACTIONS
+from llmcfsr_merlin.runtime.engine import engine
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage
 
 

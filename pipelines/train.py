@@ -6,14 +6,22 @@ from pathlib import Path
 import numpy as np
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.names import (LEXICAL, MODEL_CONFIG, MODEL_WEIGHTS, SCHEMA, TRAIN_HISTORY, VECTORS, VOCABULARY)
-from llmcfsr_merlin.runtime.layout import BASELINES
+from llmcfsr_merlin.dataset.names import (
+    LEXICAL,
+    MODEL_CONFIG,
+    MODEL_WEIGHTS,
+    SCHEMA,
+    TRAIN_HISTORY,
+    VECTORS,
+    VOCABULARY,
+)
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.layout import BASELINES
+from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.text.vectors import load_vectors
-from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
 from llmcfsr_merlin.training.train import train_network
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:

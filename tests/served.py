@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.runtime.stage import seal
 from llmcfsr_merlin.scoring.checkpoint import save_model
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
-from llmcfsr_merlin.config.schema import ModelConfig
-from llmcfsr_merlin.runtime.stage import seal
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 
 ITEMS, LENGTH, DIMENSION = 60, 12, 24
 IDS = [f"B{i:03d}" for i in range(ITEMS)]

@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.runtime.console import show
-from llmcfsr_merlin.dataset.names import (CASES, ITEM, ITEMS, METRICS, MODEL_REPOSITORY, RANKS, TRAIN_HISTORY)
-from llmcfsr_merlin.runtime.layout import BASELINES, STAGES
+from llmcfsr_merlin.dataset.names import CASES, ITEM, ITEMS, METRICS, MODEL_REPOSITORY, RANKS, TRAIN_HISTORY
 from llmcfsr_merlin.dataset.raw.ids import clean_id
+from llmcfsr_merlin.runtime.console import show
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.layout import BASELINES, STAGES
 from llmcfsr_merlin.runtime.stage import Manifest
 
 
@@ -61,9 +61,9 @@ def search(arguments) -> None:
     from rich.table import Table
 
     from llmcfsr_merlin.config.load import read_yaml
+    from llmcfsr_merlin.pipelines import run_stages
     from llmcfsr_merlin.runtime.layout import resource
     from llmcfsr_merlin.runtime.lock import run_lock
-    from llmcfsr_merlin.pipelines import run_stages
     from llmcfsr_merlin.training.search import BEST
     from llmcfsr_merlin.training.search import search as find
 
@@ -191,8 +191,8 @@ def report(arguments) -> None:
     from llmcfsr_merlin.dataset import examples
     from llmcfsr_merlin.evaluation.cases import said_negatives
     from llmcfsr_merlin.evaluation.report.page import PAGE, write_report
-    from llmcfsr_merlin.runtime.ownership import claim_results
     from llmcfsr_merlin.recommender import Recommender
+    from llmcfsr_merlin.runtime.ownership import claim_results
 
     directory = arguments.run
     Manifest.load(directory / "evaluate").verify(directory / "evaluate")
@@ -240,16 +240,16 @@ def report(arguments) -> None:
 def add_items(arguments) -> None:
     """A new run directory with the grown model in train/ and its model repository in export/."""
     from llmcfsr_merlin.dataset.raw.additions import read_items
-    from llmcfsr_merlin.text.item_encoder import encode_items, encode_words
     from llmcfsr_merlin.serving.new_items import add_items as grow
+    from llmcfsr_merlin.text.item_encoder import encode_items, encode_words
 
     settings = Config.recorded(arguments.run)
     rows = read_items(arguments.file, settings.data)
     embedded = arguments.run / "embed"
     Manifest.load(embedded).verify(embedded)
     _check_trained_on(arguments.run / "train", embedded)
-    from llmcfsr_merlin.runtime.lock import run_lock
     from llmcfsr_merlin.pipelines import export
+    from llmcfsr_merlin.runtime.lock import run_lock
 
     with run_lock(arguments.out):
         counts = grow(
@@ -263,10 +263,10 @@ def add_items(arguments) -> None:
 def _check_trained_on(trained: Path, embedded: Path) -> None:
     """Word vectors fitted again have other axes: new items would be compared with old ones by meaningless numbers."""
     from llmcfsr_merlin.dataset.names import VOCABULARY
+    from llmcfsr_merlin.dataset.vocabulary import Vocabulary
     from llmcfsr_merlin.runtime.manifest import remake
     from llmcfsr_merlin.scoring.checkpoint import load_model
     from llmcfsr_merlin.text.vectors import load_vectors
-    from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.load(trained / VOCABULARY)
     network = load_model(trained, vocabulary.hash)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from llmcfsr_merlin import __version__
 from llmcfsr_merlin.cli.arguments import separate
-from llmcfsr_merlin.runtime.layout import STAGES
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import machine_failure
+from llmcfsr_merlin.runtime.layout import STAGES
 
 _STAGE_HELP = {
     "ingest": "raw logs and metadata -> Parquet of interactions and items",

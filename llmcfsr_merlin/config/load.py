@@ -17,9 +17,6 @@ from pathlib import Path
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError
 
-from llmcfsr_merlin.dataset.names import (RECORD)
-from llmcfsr_merlin.runtime.layout import resource
-from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.config.schema import (
     CLOSED_FORM,
     NAME,
@@ -34,6 +31,8 @@ from llmcfsr_merlin.config.schema import (
     TrainConfig,
     models,
 )
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.layout import RECORD, resource
 from llmcfsr_merlin.runtime.stage import write_json
 
 _SECTIONS = ("data", "prepare", "train")  # what a record has, whichever version wrote it

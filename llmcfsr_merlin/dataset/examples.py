@@ -8,8 +8,8 @@ import pyarrow.dataset as ds
 
 from llmcfsr_merlin.dataset.names import ITEM, ITEMS, SEQUENCES, TITLE, USER, VOCABULARY
 from llmcfsr_merlin.dataset.raw.clean_text import clean
-from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.runtime.errors import InputError
 
 
 def titles(run_dir: str | Path, ids: Sequence[str]) -> dict[str, str]:

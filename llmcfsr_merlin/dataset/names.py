@@ -3,8 +3,6 @@
 Nobody types a column name twice: every other module takes it from here.
 """
 
-from pathlib import Path
-
 # Columns of the interactions and of everything made from them.
 USER = "user_id"  # string, raw id as in the log
 ITEM = "item_id"  # string (raw) in logs and items; int64 (code) in sequences
@@ -25,10 +23,6 @@ FIRST_ITEM = 3  # row r of every item-side array belongs to code r; rows below t
 
 # Histories are padded on the RIGHT (as in Transformers4Rec): [a, b, c, 0, 0].
 
-# Stages in order; each one owns the directory of its name in the run directory.
-STAGES = ("ingest", "prepare", "embed", "train", "evaluate", "export")
-
-RECORD = "config.json"  # in the run directory: the settings of its last command
 
 # Artefacts, relative to their stage's directory.
 INTERACTIONS = "interactions"  # ingest: part-*.parquet of USER, ITEM, TIME, SUBSECOND, ROW, RATING
@@ -44,17 +38,5 @@ MODEL_CONFIG = "model.json"  # train: what is needed to build the network before
 TRAIN_HISTORY = "history.json"  # train: one dict an epoch: epoch, loss, ndcg@10, hr@10, seconds
 METRICS = "metrics.json"  # evaluate: list of {recipe, seed, protocol, group, metric, value, count}
 RANKS = "ranks.parquet"  # evaluate: one row a recipe and user; the target's rank in each protocol
-BASELINES = "baselines"  # folder of the run: one stage directory a neural baseline
 CASES = "cases.parquet"  # evaluate: one row a user, its sequence and the stored negatives of the sampled protocol
 MODEL_REPOSITORY = "model_repo"  # export: the Triton model repository
-
-_HERE = Path(__file__).resolve().parent
-
-
-def resource(name: str) -> Path:
-    """Folder of this project's own files: `pipelines`, `schemas` or `triton_repo`.
-
-    In a checkout it stands beside the package; in an installed wheel inside it.
-    """
-    inside = _HERE / name
-    return inside if inside.is_dir() else _HERE.parent / name

@@ -8,8 +8,8 @@ import pandas as pd
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.evaluation.cases import read_sequences
-from llmcfsr_merlin.evaluation.ranks import HISTORY_LENGTH, RANK, TARGET
 from llmcfsr_merlin.evaluation.metrics import MetricSums
+from llmcfsr_merlin.evaluation.ranks import HISTORY_LENGTH, RANK, TARGET
 
 DECILES = tuple(f"decile_{number}" for number in range(1, 11))
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from llmcfsr_merlin.dataset.names import CASES, METRICS, RANKS, USER, VOCABULARY
-from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.evaluation.cases import said_negatives, write_cases
-from llmcfsr_merlin.evaluation.ranks import RECIPE, Scorer, rank_users, read_ranks, write_ranks
-from llmcfsr_merlin.evaluation.groups import DECILES, catalogue_metrics, group_masks, group_metrics, user_counts
-from llmcfsr_merlin.evaluation.significance import compare
 from llmcfsr_merlin.config.schema import EvaluateConfig
-from llmcfsr_merlin.runtime.stage import write_json
+from llmcfsr_merlin.dataset.names import CASES, METRICS, RANKS, USER, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.evaluation.cases import said_negatives, write_cases
+from llmcfsr_merlin.evaluation.groups import DECILES, catalogue_metrics, group_masks, group_metrics, user_counts
+from llmcfsr_merlin.evaluation.ranks import RECIPE, Scorer, rank_users, read_ranks, write_ranks
+from llmcfsr_merlin.evaluation.significance import compare
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.stage import write_json
 
 
 def measure(

@@ -11,9 +11,9 @@ import pandas as pd
 from scipy.stats import norm
 
 from llmcfsr_merlin.dataset.names import USER
-from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.evaluation.ranks import RANK, SEED, TARGET
 from llmcfsr_merlin.evaluation.metrics import gains
+from llmcfsr_merlin.evaluation.ranks import RANK, SEED, TARGET
+from llmcfsr_merlin.runtime.errors import InputError
 
 _NORMAL_FROM = 1000  # distinct values
 _BLOCK_ENTRIES = 4_000_000  # random numbers held at a time

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from rich.console import Console
@@ -23,7 +24,9 @@ from tqdm import tqdm
 from llmcfsr_merlin.runtime.console import show
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import clear_failures
-from llmcfsr_merlin.config.schema import ClusterConfig
+
+if TYPE_CHECKING:
+    from llmcfsr_merlin.config.schema import ClusterConfig
 
 # Resident bytes that one interaction costs a worker at the widest point (ids, keys and the permutation of a sort).
 BYTES_PER_ROW = 160
@@ -97,7 +100,7 @@ class Engine:
 
 
 @contextmanager
-def engine(config: ClusterConfig) -> Iterator[Engine]:
+def engine(config: "ClusterConfig") -> Iterator[Engine]:
     """Choose and start the engine, print what was chosen, and stop it at the end.
 
     Raises MissingDependency where cuda was asked for and cudf, dask-cuda or a GPU is missing, and InputError for a
@@ -138,7 +141,7 @@ def _partition(memory: int, gpu: bool) -> int:
 
 
 @contextmanager
-def _client(kind: str, config: ClusterConfig, workers: int, memory: int):
+def _client(kind: str, config: "ClusterConfig", workers: int, memory: int):
     if kind == "single":
         yield None
         return
@@ -174,7 +177,7 @@ def _client(kind: str, config: ClusterConfig, workers: int, memory: int):
             cluster.close(timeout=_PATIENCE)
 
 
-def cuda_arguments(config: ClusterConfig, workers: int, memory: int, free: int) -> dict:
+def cuda_arguments(config: "ClusterConfig", workers: int, memory: int, free: int) -> dict:
     """What LocalCUDACluster is started with. free: bytes free on the fullest GPU; sizes unset are shares of it.
 
     The pool starts at half and may grow to nine tenths, which leaves the driver and its context their room; tasks are
@@ -196,7 +199,7 @@ def cuda_arguments(config: ClusterConfig, workers: int, memory: int, free: int) 
     }  # fmt: skip
 
 
-def _joined(client, config: ClusterConfig, memory: int) -> tuple[int, int, bool]:
+def _joined(client, config: "ClusterConfig", memory: int) -> tuple[int, int, bool]:
     """Tasks that an existing cluster runs at once, the bytes each may use, and whether all its workers have GPUs."""
     from distributed import TimeoutError as NoAnswer
 

@@ -10,10 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 from llmcfsr_merlin import __version__
-from llmcfsr_merlin.dataset.names import (RECORD)
-from llmcfsr_merlin.runtime.layout import BASELINES, STAGES
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import CHECKSUMS, Checksums, open_to_umask, sha256_file, sync, write_json
+from llmcfsr_merlin.runtime.layout import BASELINES, RECORD, STAGES
 
 MANIFEST = "manifest.json"
 KEY = ".key"  # in a directory that a stage is still working on: the key of what it works on

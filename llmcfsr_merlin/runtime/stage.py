@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 
 from llmcfsr_merlin import __version__
-from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import clear_failures, machine_failure
 from llmcfsr_merlin.runtime.files import remove, remove_temporary, sha256_file, sync, write_json
+from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.lock import run_lock
 from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST, Manifest, hash_json, seal
 from llmcfsr_merlin.runtime.ownership import claim, discard, standing

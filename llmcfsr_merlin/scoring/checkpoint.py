@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from llmcfsr_merlin.config.schema import ModelConfig
 from llmcfsr_merlin.dataset.names import MODEL_CONFIG, MODEL_WEIGHTS
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import machine_failure
 from llmcfsr_merlin.runtime.files import save_tensors, write_json
 from llmcfsr_merlin.runtime.manifest import remake
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
-from llmcfsr_merlin.config.schema import ModelConfig
 
 
 def save_model(network: DualViewNetwork, directory: Path, vocabulary_hash: str) -> None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
-from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.recommender import Recommender
+from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.serving.bundle import Bundle
 from llmcfsr_merlin.serving.repository import GRAPHS
 from llmcfsr_merlin.serving.request import Limits

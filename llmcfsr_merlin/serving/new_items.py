@@ -10,19 +10,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from llmcfsr_merlin.config.schema import NULL_VALUES
 from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, TRAIN_COUNT, VOCABULARY
 from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import remove
 from llmcfsr_merlin.runtime.lock import run_lock
 from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST
+from llmcfsr_merlin.runtime.ownership import claim
+from llmcfsr_merlin.runtime.stage import Manifest, hash_json, seal
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
-from llmcfsr_merlin.runtime.ownership import claim
 from llmcfsr_merlin.serving.bundle import Bundle
-from llmcfsr_merlin.config.schema import NULL_VALUES
-from llmcfsr_merlin.runtime.stage import Manifest, hash_json, seal
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 
 Encode = Callable[[list[dict]], np.ndarray]
 

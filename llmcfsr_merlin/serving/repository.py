@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from string import Template
 
-from llmcfsr_merlin.dataset.names import (MODEL_REPOSITORY)
-from llmcfsr_merlin.runtime.layout import resource
-from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
 from llmcfsr_merlin.config.schema import ServeConfig
+from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.layout import resource
+from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
 
 CONFIG = "config.pbtxt"
 GRAPHS = {"torchscript": "model.pt", "onnx": "model.onnx"}  # file names that Triton's backends look for

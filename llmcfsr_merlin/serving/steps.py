@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, OOV, PAD, VOCABULARY
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.bundle import FILES, Bundle
 from llmcfsr_merlin.serving.request import Limits, parse
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 
 Tensors = dict[str, np.ndarray]
 Result = Tensors | InputError  # an error belongs to one request: the others of the batch are answered

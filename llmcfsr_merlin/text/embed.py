@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmcfsr_merlin.config.schema import EmbedConfig
 from llmcfsr_merlin.dataset.names import HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.text.checks import check_finite
 from llmcfsr_merlin.text.enrichment import Enricher
 from llmcfsr_merlin.text.item_encoder import REDUCTION, TUNED, WORDS, EncoderRecipe, ItemEncoder
-from llmcfsr_merlin.text.lexical import Lexical
 from llmcfsr_merlin.text.language_models import ModelSource, resolve
+from llmcfsr_merlin.text.lexical import Lexical
 from llmcfsr_merlin.text.prompts import Prompter
 from llmcfsr_merlin.text.reduction import Reduction
 from llmcfsr_merlin.text.shards import (
@@ -30,10 +31,9 @@ from llmcfsr_merlin.text.shards import (
     read_rows,
     shard_path,
 )
-from llmcfsr_merlin.text.vectors import vectors_array, vectors_column
 from llmcfsr_merlin.text.tuning.reuse import tune_stage
+from llmcfsr_merlin.text.vectors import vectors_array, vectors_column
 from llmcfsr_merlin.text.workers import run_workers, worker_device
-from llmcfsr_merlin.config.schema import EmbedConfig
 
 ENRICHED = "enriched"
 FIT_ROWS = 200_000  # the reduction and the lexical vectors are fitted on at most this many rows, spread evenly

@@ -9,12 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from llmcfsr_merlin.config.schema import EnrichConfig
 from llmcfsr_merlin.dataset.raw.clean_text import clean
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import machine_failure
-from llmcfsr_merlin.text.language_models import ModelSource, dtype_argument, load_tokenizer, pick_device, resolve_recorded
+from llmcfsr_merlin.text.language_models import (
+    ModelSource,
+    dtype_argument,
+    load_tokenizer,
+    pick_device,
+    resolve_recorded,
+)
 from llmcfsr_merlin.text.prompts import Attributes
-from llmcfsr_merlin.config.schema import EnrichConfig
 
 MARK = "written by a model"
 """Label of the attribute, so that no reader takes it for the catalogue's own words."""

@@ -13,15 +13,15 @@ import numpy as np
 
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.stage import hash_json, write_json
 from llmcfsr_merlin.text.checks import check_encoded
 from llmcfsr_merlin.text.encoder import TextEncoder
 from llmcfsr_merlin.text.enrichment import Enricher
-from llmcfsr_merlin.text.lexical import Lexical
-from llmcfsr_merlin.text.tuning.lora import ADAPTER, load_adapter
 from llmcfsr_merlin.text.language_models import ModelSource, resolve_recorded
+from llmcfsr_merlin.text.lexical import Lexical
 from llmcfsr_merlin.text.prompts import Attributes, Prompter
 from llmcfsr_merlin.text.reduction import Reduction
-from llmcfsr_merlin.runtime.stage import hash_json, write_json
+from llmcfsr_merlin.text.tuning.lora import ADAPTER, load_adapter
 
 RECIPE = "encoder.json"
 REDUCTION = "reduction.safetensors"

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from llmcfsr_merlin.config.schema import ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.text.checks import check_finite
-from llmcfsr_merlin.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)

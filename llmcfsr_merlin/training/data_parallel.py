@@ -21,13 +21,13 @@ import torch.multiprocessing
 import transformers
 from safetensors.torch import load_file
 
-from llmcfsr_merlin.training.checkpoints import whole_checkpoints
+from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import remove, save_tensors, write_json
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.training.checkpoints import whole_checkpoints
 from llmcfsr_merlin.training.t4rec import Auxiliary
-from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig
 from llmcfsr_merlin.training.trainer import choose_device, fit, load_schema
 
 _START, _BEST, _HISTORY, _REFUSED = "start.safetensors", "best.safetensors", "history.json", "refused.txt"

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmcfsr_merlin.config.schema import TrainConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
-from llmcfsr_merlin.config.schema import TrainConfig
 
 
 def next_item_loss(network: DualViewNetwork, states: Tensor, targets: Tensor, config: TrainConfig) -> Tensor:

@@ -1,7 +1,7 @@
 """What a training needs of memory, told before it starts."""
 
-from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.runtime.errors import InputError
 
 RANKED = 1 << 26  # scores that validation holds at once, users times items
 _BASE = 700 << 20  # Python, torch and Merlin

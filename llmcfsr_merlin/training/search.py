@@ -15,16 +15,16 @@ import yaml
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.names import COUNT, LEXICAL, SCHEMA, TRAIN_COUNT, VECTORS, VOCABULARY
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.files import remove, remove_temporary
 from llmcfsr_merlin.runtime.lock import run_lock
 from llmcfsr_merlin.runtime.ownership import claim_results
-from llmcfsr_merlin.text.vectors import load_vectors
 from llmcfsr_merlin.runtime.stage import Manifest, hash_json, write_json
-from llmcfsr_merlin.training.trainer import choose_device, data_loader, load_schema, split_files
-from llmcfsr_merlin.training.train import train_network
+from llmcfsr_merlin.text.vectors import load_vectors
 from llmcfsr_merlin.training.calibration import Weights, ndcg, validation_ranks
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.training.train import train_network
+from llmcfsr_merlin.training.trainer import choose_device, data_loader, load_schema, split_files
 
 TRIALS, BEST, JOURNAL = "trials.json", "best.yaml", "journal.log"
 _SPLITS = ("train", "valid")

@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers4rec.torch.block.base import BlockBase
 from transformers4rec.torch.masking import MaskedLanguageModeling
 
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD, ROW
-from llmcfsr_merlin.training.distillation import Distillation
-from llmcfsr_merlin.scoring.network.attention import Packing
-from llmcfsr_merlin.scoring.network.item_views import MASK
-from llmcfsr_merlin.training.losses import alignment_loss, next_item_loss
-from llmcfsr_merlin.scoring.network.dual_view import Catalogue, DualViewNetwork
-from llmcfsr_merlin.scoring.ranker import Ranker
 from llmcfsr_merlin.config.schema import TrainConfig
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD, ROW
+from llmcfsr_merlin.scoring.network.attention import Packing
+from llmcfsr_merlin.scoring.network.dual_view import Catalogue, DualViewNetwork
+from llmcfsr_merlin.scoring.network.item_views import MASK
+from llmcfsr_merlin.scoring.ranker import Ranker
+from llmcfsr_merlin.training.distillation import Distillation
+from llmcfsr_merlin.training.losses import alignment_loss, next_item_loss
 
 
 class BodyOutput(NamedTuple):

@@ -9,19 +9,19 @@ import pyarrow.parquet as pq
 import torch
 from merlin.schema import ColumnSchema, Schema, Tags
 
-from llmcfsr_merlin.training.checkpoints import whole_checkpoints
-from llmcfsr_merlin.runtime.engine import available_memory
+from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig
 from llmcfsr_merlin.dataset.names import ITEM, ROW
+from llmcfsr_merlin.runtime.engine import available_memory
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.scoring.scorers.transitions import count_transitions
+from llmcfsr_merlin.training.calibration import Weights, choose_match
+from llmcfsr_merlin.training.checkpoints import whole_checkpoints
+from llmcfsr_merlin.training.data_parallel import fit_in_processes
 from llmcfsr_merlin.training.distillation import Distillation, similar_users
 from llmcfsr_merlin.training.memory import check_memory, ranked_users
-from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.training.t4rec import Auxiliary
-from llmcfsr_merlin.scoring.scorers.transitions import count_transitions
-from llmcfsr_merlin.training.data_parallel import fit_in_processes
-from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig
 from llmcfsr_merlin.training.trainer import choose_device, data_loader, fit, load_schema, split_files
-from llmcfsr_merlin.training.calibration import Weights, choose_match
 
 
 def train_network(

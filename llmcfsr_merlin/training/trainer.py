@@ -19,15 +19,15 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from transformers4rec.config.trainer import T4RecTrainingArguments
 from transformers4rec.torch.utils.data_utils import MerlinDataLoader
 
-from llmcfsr_merlin.training.checkpoints import seal_checkpoint, stale_epochs
+from llmcfsr_merlin.config.schema import TrainConfig
 from llmcfsr_merlin.dataset.names import ITEM, SCHEMA
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.training.checkpoints import seal_checkpoint, stale_epochs
 from llmcfsr_merlin.training.distillation import Distillation
 from llmcfsr_merlin.training.memory import ranked_users
-from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.training.t4rec import Auxiliary, to_t4rec
-from llmcfsr_merlin.config.schema import TrainConfig
 
 _BEST = "eval_/next-item/ndcg_at_10"
 # One pass over the weights instead of ten: a tenth of a step on CPU, where torch has it from 2.4 on.

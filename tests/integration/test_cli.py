@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llmcfsr_merlin import (Client, Config, Recommender)
-from llmcfsr_merlin.dataset import examples
+from llmcfsr_merlin import Client, Config, Recommender
 from llmcfsr_merlin.cli.main import main
+from llmcfsr_merlin.dataset import examples
 from llmcfsr_merlin.runtime.layout import STAGES
 from llmcfsr_merlin.scoring.checkpoint import load_model
 from llmcfsr_merlin.serving.server import Server, find_tritonserver

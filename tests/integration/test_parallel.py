@@ -8,11 +8,11 @@ import pytest
 import torch
 from llmcfsr_merlin.pipelines import prepare
 
-from llmcfsr_merlin.training import train as training
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.training.train import train_network
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.training import train as training
+from llmcfsr_merlin.training.train import train_network
 from tests.worlds import attribute_world, write_ingest
 
 # No chance and one step an epoch: what one process computes of all users, two compute of a half each.

@@ -19,15 +19,15 @@ import pytest
 from distributed import Client, LocalCluster
 from llmcfsr_merlin.pipelines import prepare as stage
 
-from llmcfsr_merlin.runtime import engine as cluster
-from llmcfsr_merlin.dataset.prepare import prepare as features
-from llmcfsr_merlin.runtime.engine import Engine, engine
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
 from llmcfsr_merlin.dataset.names import ITEM, ROW, TIME, USER
 from llmcfsr_merlin.dataset.prepare import filters
-from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.dataset.prepare import prepare as features
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
-from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
+from llmcfsr_merlin.runtime import engine as cluster
+from llmcfsr_merlin.runtime.engine import Engine, engine
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import Manifest, seal
 from tests.integration.dying import dies
 

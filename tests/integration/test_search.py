@@ -6,10 +6,10 @@ import pytest
 from llmcfsr_merlin.pipelines import prepare
 
 pytest.importorskip("optuna")
-from llmcfsr_merlin.training import search as module
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.names import SEQUENCES
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.training import search as module
 from llmcfsr_merlin.training.search import BEST, search
 from tests.worlds import attribute_world, write_ingest
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from llmcfsr_merlin.runtime.layout import resource
-from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.config.schema import ServeConfig
 from llmcfsr_merlin.recommender import Recommender
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.layout import resource
 from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving.new_items import add_items
 from llmcfsr_merlin.serving.parity import check_served
 from llmcfsr_merlin.serving.repository import export, publish, served_bundle
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
-from llmcfsr_merlin.config.schema import ServeConfig
 from tests.served import DIMENSION, IDS, ITEMS, write_model
 
 pytestmark = [

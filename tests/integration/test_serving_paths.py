@@ -15,9 +15,10 @@ import torch
 from llmcfsr_merlin.pipelines import export as export_stage
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.config.schema import ServeConfig
 from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
-from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.recommender import Recommender
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving.new_items import add_items
 from llmcfsr_merlin.serving.parity import check_served
@@ -25,7 +26,6 @@ from llmcfsr_merlin.serving.repository import export, publish, served_bundle, ve
 from llmcfsr_merlin.serving.request import Limits
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
 from llmcfsr_merlin.serving.steps import Decode, Encode, Rank
-from llmcfsr_merlin.config.schema import ServeConfig
 from tests.served import DIMENSION, IDS, write_model
 
 triton = pytest.mark.skipif(find_tritonserver() is None, reason="no tritonserver in PATH nor in nvidia-pytriton")

@@ -24,12 +24,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from llmcfsr_merlin.config.schema import ServeConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving.launch import find_tritonserver
 from llmcfsr_merlin.serving.probe import DIRECT, probe
 from llmcfsr_merlin.serving.repository import export
-from llmcfsr_merlin.config.schema import ServeConfig
 from tests.served import IDS, write_model
 
 pytestmark = [

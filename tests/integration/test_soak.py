@@ -10,12 +10,12 @@ import numpy as np
 import psutil
 import pytest
 
+from llmcfsr_merlin.config.schema import ServeConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving.parity import check_served
 from llmcfsr_merlin.serving.repository import export
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
-from llmcfsr_merlin.config.schema import ServeConfig
 from tests.served import IDS, write_model
 
 pytestmark = [

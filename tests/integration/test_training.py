@@ -10,17 +10,17 @@ import pytest
 import torch
 from llmcfsr_merlin.pipelines import evaluate, prepare, train
 
-from llmcfsr_merlin.training import train as training
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.names import SEQUENCES
-from llmcfsr_merlin.evaluation.cases import read_sequences
-from llmcfsr_merlin.scoring.ranker import pad
-from llmcfsr_merlin.recommender import Recommender
-from llmcfsr_merlin.text.vectors import vectors_column
 from llmcfsr_merlin.config.schema import models
-from llmcfsr_merlin.runtime.stage import run_stage, write_json
-from llmcfsr_merlin.training.trainer import split_files
+from llmcfsr_merlin.dataset.names import SEQUENCES
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.evaluation.cases import read_sequences
+from llmcfsr_merlin.recommender import Recommender
+from llmcfsr_merlin.runtime.stage import run_stage, write_json
+from llmcfsr_merlin.scoring.ranker import pad
+from llmcfsr_merlin.text.vectors import vectors_column
+from llmcfsr_merlin.training import train as training
+from llmcfsr_merlin.training.trainer import split_files
 from tests.worlds import attribute_world, noise, write_ingest
 
 ID_ONLY = ["model.hidden=16", "train.negatives=64", "train.batch_size=64", "prepare.max_length=10"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmcfsr_merlin.config.schema import DataConfig
 from llmcfsr_merlin.dataset.raw.ids import clean_id
 from llmcfsr_merlin.dataset.raw.ingest import ingest
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.config.schema import DataConfig
 from tests.unit.dataset.world import read
 
 # Everything that may stand in an id but for what ends a line or is no character, and what is cleaned.

@@ -10,15 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmcfsr_merlin.runtime.engine import Engine, engine, has_gpu
+from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
 from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, ROW, SPLITS, SUBSECOND, TIME, TRAIN_COUNT, USER
 from llmcfsr_merlin.dataset.prepare.partitions import read_frame
-from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
-from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
+from llmcfsr_merlin.runtime.engine import Engine, engine, has_gpu
+from llmcfsr_merlin.runtime.errors import InputError
 
 SMALL = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)
+
+READ = "llmcfsr_merlin.dataset.prepare.shuffle.read_partition"
 
 
 def reference(log: pd.DataFrame, config: PrepareConfig):
@@ -146,7 +148,7 @@ class Pandas:
 def test_dataframe_path_equals_reference(tmp_path_factory, log, config, rows):
     """The code that reads with cudf on a GPU, on pandas: what it calls is what both have. No proof for cudf itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmcfsr_merlin.dataset.prepare.shuffle.read_partition", lambda chunk, gpu: read_frame(chunk, Pandas, np))
+        patch.setattr(READ, lambda chunk, gpu: read_frame(chunk, Pandas, np))
         check(log, config, tmp_path_factory.mktemp("frame"), 3, rows)
 
 
@@ -241,7 +243,7 @@ def test_stopped_run_continues(tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             prepare(source, tmp_path / "out", PrepareConfig(), on)
         patch.undo()
-        patch.setattr("llmcfsr_merlin.dataset.prepare.shuffle.read_partition", lambda *_: 1 / 0)  # nothing is read again
+        patch.setattr(READ, lambda *_: 1 / 0)  # nothing is read again
         prepare(source, tmp_path / "out", PrepareConfig(), on)
     expected, _, _ = reference(log, PrepareConfig())
     assert read(tmp_path / "out", "sequences")[ITEM].map(len).tolist() == [len(x) for _, x in sorted(expected.items())]

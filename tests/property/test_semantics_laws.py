@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmcfsr_merlin.dataset.raw.clean_text import clean, join_values
-from llmcfsr_merlin.text.tuning.pairs import Neighbours, PairSampler
 from llmcfsr_merlin.text.prompts import Prompter, augment
+from llmcfsr_merlin.text.tuning.pairs import Neighbours, PairSampler
 
 VALUES = st.one_of(
     st.none(), st.text(max_size=60), st.floats(), st.lists(st.text(max_size=20), max_size=4), st.integers()

@@ -38,7 +38,7 @@ def test_the_block_blocks():
     assert "(blocked)" in run_blocked("import torch").stderr
 
 
-@pytest.mark.parametrize("module", ["", ".config", ".stage", ".doctor"])
+@pytest.mark.parametrize("module", ["", ".config", ".runtime.stage", ".runtime.doctor"])
 def test_light_modules_import_without_heavy_packages(module):
     done = run_blocked(f"import llmcfsr_merlin{module}")
     assert done.returncode == 0, done.stderr

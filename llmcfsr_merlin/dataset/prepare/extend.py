@@ -10,15 +10,25 @@ import pyarrow.compute as pc
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.runtime.engine import Engine, print_counts
-from llmcfsr_merlin.dataset.names import COUNT, FIRST_ITEM, ITEM, SCHEMA, SEQUENCES, SPLITS, TRAIN_COUNT, USER, VOCABULARY
-from llmcfsr_merlin.dataset.prepare.arrays import save_array
-from llmcfsr_merlin.dataset.prepare.partitions import plan_chunks
-from llmcfsr_merlin.dataset.prepare.sequences import train_counts, write_part
-from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.dataset.prepare.prepare import finish, shuffle
 from llmcfsr_merlin.config.schema import PrepareConfig
+from llmcfsr_merlin.dataset.names import (
+    COUNT,
+    FIRST_ITEM,
+    ITEM,
+    SCHEMA,
+    SEQUENCES,
+    SPLITS,
+    TRAIN_COUNT,
+    USER,
+    VOCABULARY,
+)
+from llmcfsr_merlin.dataset.prepare.arrays import save_array
 from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import categorify, read_schema
+from llmcfsr_merlin.dataset.prepare.partitions import plan_chunks
+from llmcfsr_merlin.dataset.prepare.prepare import finish, shuffle
+from llmcfsr_merlin.dataset.prepare.sequences import train_counts, write_part
+from llmcfsr_merlin.runtime.engine import Engine, print_counts
+from llmcfsr_merlin.runtime.errors import InputError
 
 
 def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfig, engine: Engine) -> dict:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llmcfsr_merlin.runtime.engine import Engine
-from llmcfsr_merlin.dataset.prepare.arrays import save_array
-from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.config.schema import PrepareConfig
+from llmcfsr_merlin.dataset.prepare.arrays import save_array
+from llmcfsr_merlin.runtime.engine import Engine
+from llmcfsr_merlin.runtime.errors import InputError
 
 
 def apply_filters(

@@ -17,15 +17,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.runtime.engine import Engine, print_counts
-from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, SCHEMA, SEQUENCES, SPLITS, TRAIN_COUNT, VOCABULARY
+from llmcfsr_merlin.config.schema import PrepareConfig
+from llmcfsr_merlin.dataset.names import (
+    CODE,
+    COUNT,
+    FIRST_ITEM,
+    ITEM,
+    SCHEMA,
+    SEQUENCES,
+    SPLITS,
+    TRAIN_COUNT,
+    VOCABULARY,
+)
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
 from llmcfsr_merlin.dataset.prepare.filters import apply_filters
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, plan_chunks
 from llmcfsr_merlin.dataset.prepare.sequences import write_bucket
 from llmcfsr_merlin.dataset.prepare.shuffle import merge_items, scatter, sort_bucket, user_boundaries
+from llmcfsr_merlin.runtime.engine import Engine, print_counts
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.config.schema import PrepareConfig
 from llmcfsr_merlin.runtime.stage import hash_json
 
 

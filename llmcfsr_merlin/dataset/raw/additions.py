@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from llmcfsr_merlin.config.schema import DataConfig
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.dataset.raw import formats
 from llmcfsr_merlin.dataset.raw.lines import LineReader
@@ -12,7 +13,6 @@ from llmcfsr_merlin.dataset.raw.source import sniff
 from llmcfsr_merlin.dataset.raw.tally import Place
 from llmcfsr_merlin.dataset.raw.values import Attribute
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.config.schema import DataConfig
 
 _KEPT = ("metadata_stray_quotes", "metadata_binary", "metadata_read", "bad_titles")
 

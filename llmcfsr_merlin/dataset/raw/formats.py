@@ -8,8 +8,8 @@ from datetime import datetime, time, timedelta, timezone
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.dataset.raw import amazon
-from llmcfsr_merlin.dataset.raw import yelp
+from llmcfsr_merlin.config.schema import DataConfig
+from llmcfsr_merlin.dataset.raw import amazon, yelp
 from llmcfsr_merlin.dataset.raw.columnar import ParquetParser, refuse_lists
 from llmcfsr_merlin.dataset.raw.delimited import DelimitedParser
 from llmcfsr_merlin.dataset.raw.dialect import Dialect, Text, detect
@@ -18,7 +18,6 @@ from llmcfsr_merlin.dataset.raw.metadata import ItemReader, TableAttributes
 from llmcfsr_merlin.dataset.raw.records import JsonParser, Layout, place
 from llmcfsr_merlin.dataset.raw.source import Source
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.config.schema import DataConfig
 
 
 @dataclass(frozen=True)

@@ -22,22 +22,31 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from llmcfsr_merlin.runtime.engine import print_counts
+from llmcfsr_merlin.config.schema import DataConfig
 from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEMS, ROW
 from llmcfsr_merlin.dataset.raw import formats
 from llmcfsr_merlin.dataset.raw.columnar import ParquetParser
 from llmcfsr_merlin.dataset.raw.delimited import DelimitedParser
 from llmcfsr_merlin.dataset.raw.duplicates import RowKeys, drop_rows
-from llmcfsr_merlin.dataset.raw.interactions import DROPPED, FILTERED, NOTED, Cleaned, Distinct, PartWriter, Rules, clean
-from llmcfsr_merlin.dataset.raw.metadata import ItemReader, ItemTable
+from llmcfsr_merlin.dataset.raw.interactions import (
+    DROPPED,
+    FILTERED,
+    NOTED,
+    Cleaned,
+    Distinct,
+    PartWriter,
+    Rules,
+    clean,
+)
 from llmcfsr_merlin.dataset.raw.lines import BLOCK, Block, LineReader
+from llmcfsr_merlin.dataset.raw.metadata import ItemReader, ItemTable
 from llmcfsr_merlin.dataset.raw.notices import warn
 from llmcfsr_merlin.dataset.raw.records import JsonParser
 from llmcfsr_merlin.dataset.raw.source import Source, find_files, sniff
 from llmcfsr_merlin.dataset.raw.tally import Place, Tally, check_dropped
 from llmcfsr_merlin.dataset.raw.times import TimeReader
+from llmcfsr_merlin.runtime.engine import print_counts
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.config.schema import DataConfig
 
 _SMALL = 4 * BLOCK  # bytes of a file below which starting processes costs more than it saves
 _BATCH = 65_536  # rows of Parquet that one task takes

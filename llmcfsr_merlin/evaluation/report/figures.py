@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llmcfsr_merlin.runtime.errors import MissingDependency
 from llmcfsr_merlin.evaluation.groups import DECILES
 from llmcfsr_merlin.evaluation.report.tables import mean_values
+from llmcfsr_merlin.runtime.errors import MissingDependency
 
 # Okabe and Ito's colours, distinct under colour blindness; the recipe in focus takes the first.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777", "#000000")

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.evaluation.report.figures import decile_figure, training_figure
 from llmcfsr_merlin.evaluation.groups import DECILES
+from llmcfsr_merlin.evaluation.report.figures import decile_figure, training_figure
 from llmcfsr_merlin.evaluation.report.tables import GROUPS, PROTOCOLS, mean_values, protocol_title
+from llmcfsr_merlin.runtime.errors import InputError
 
 PAGE = "report.html"
 

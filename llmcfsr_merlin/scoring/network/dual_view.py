@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmcfsr_merlin.config.schema import ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.network.attention import Block, CrossAttention, Packing, PairFusion, RecurrentBlock
 from llmcfsr_merlin.scoring.network.item_views import MASK, ItemViews
-from llmcfsr_merlin.config.schema import ModelConfig
 
 COLD_COUNT = 3  # training interactions at which cold_gamma counts half
 RECENCY = 0.8  # what the transitions of an item count, of those of the item after it

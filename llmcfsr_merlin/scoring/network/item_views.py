@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, NULL
 from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, NULL
 
 _CHUNK = 65536  # vectors in double precision at a time
 MASK = NULL  # what bert4rec reads in place of an item to predict: no history contains the null code

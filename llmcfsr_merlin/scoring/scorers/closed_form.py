@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmcfsr_merlin.config.schema import EvaluateConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
-from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.evaluation.cases import read_sequences
 from llmcfsr_merlin.evaluation.ranks import Scorer
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.scorers.transitions import largest_of_each_row
-from llmcfsr_merlin.config.schema import EvaluateConfig
 
 
 def fit_baseline(name: str, prepare: Path, train_counts: np.ndarray, settings: EvaluateConfig) -> Scorer:

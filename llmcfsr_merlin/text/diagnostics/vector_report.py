@@ -9,9 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.dataset.names import CODE, FIRST_ITEM, ITEM, ITEMS, SEQUENCES, TITLE, TRAIN_COUNT, VECTORS, VOCABULARY
+from llmcfsr_merlin.dataset.names import (
+    CODE,
+    FIRST_ITEM,
+    ITEM,
+    ITEMS,
+    SEQUENCES,
+    TITLE,
+    TRAIN_COUNT,
+    VECTORS,
+    VOCABULARY,
+)
 from llmcfsr_merlin.dataset.raw.clean_text import join_values
 from llmcfsr_merlin.runtime.errors import MissingDependency
+from llmcfsr_merlin.runtime.stage import write_json
 from llmcfsr_merlin.text.diagnostics.intrinsic import (
     brand_retrieval,
     category_retrieval,
@@ -20,7 +31,6 @@ from llmcfsr_merlin.text.diagnostics.intrinsic import (
     next_item_retrieval,
 )
 from llmcfsr_merlin.text.vectors import load_item_table, match_ids
-from llmcfsr_merlin.runtime.stage import write_json
 
 MAX_QUERIES, MAX_PAIRS, MAP_ITEMS, SHOWN = 1000, 5000, 2000, 6
 

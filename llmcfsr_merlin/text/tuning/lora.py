@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.config.schema import TuneConfig
+from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 
 # Projections by family; all of them, as LLMEmb tunes LLaMA (arXiv 2409.19925).
 _CAUSAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from llmcfsr_merlin.config.schema import EmbedConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.stage import hash_json, sha256_file, write_json
 from llmcfsr_merlin.text.item_encoder import TUNED, EncoderRecipe, ItemEncoder
-from llmcfsr_merlin.text.tuning.lora import ADAPTER
 from llmcfsr_merlin.text.language_models import ModelSource
-from llmcfsr_merlin.text.tuning.pairs import Neighbours
 from llmcfsr_merlin.text.prompts import Attributes
 from llmcfsr_merlin.text.shards import Shard, read_rows
+from llmcfsr_merlin.text.tuning.lora import ADAPTER
+from llmcfsr_merlin.text.tuning.pairs import Neighbours
 from llmcfsr_merlin.text.tuning.tune import CHECKPOINT, holdout_positions, tune
 from llmcfsr_merlin.text.workers import run_workers, worker_device
-from llmcfsr_merlin.config.schema import EmbedConfig
-from llmcfsr_merlin.runtime.stage import hash_json, sha256_file, write_json
 
 RECORD = "tune.json"
 KEY = ".key"

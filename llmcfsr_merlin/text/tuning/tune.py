@@ -18,7 +18,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from llmcfsr_merlin.config.schema import TuneConfig
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
+from llmcfsr_merlin.text.encoder import TextEncoder
+from llmcfsr_merlin.text.prompts import Attributes, Prompter
+from llmcfsr_merlin.text.tuning.contrastive import Embedder, cached_backward, info_nce, length_chunks
+from llmcfsr_merlin.text.tuning.lora import attach_lora, save_tuned
+from llmcfsr_merlin.text.tuning.pairs import Neighbours, PairBatch, PairSampler
 from llmcfsr_merlin.text.tuning.tuning_state import (
     is_readable,
     load_checkpoint,
@@ -26,12 +32,6 @@ from llmcfsr_merlin.text.tuning.tuning_state import (
     save_checkpoint,
     save_weights,
 )
-from llmcfsr_merlin.text.tuning.contrastive import Embedder, cached_backward, info_nce, length_chunks
-from llmcfsr_merlin.text.encoder import TextEncoder
-from llmcfsr_merlin.text.tuning.lora import attach_lora, save_tuned
-from llmcfsr_merlin.text.tuning.pairs import Neighbours, PairBatch, PairSampler
-from llmcfsr_merlin.text.prompts import Attributes, Prompter
-from llmcfsr_merlin.config.schema import TuneConfig
 
 CHECKPOINT = "checkpoint"
 BEST = "best.safetensors"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig, models
+from llmcfsr_merlin.runtime.errors import InputError
 
 
 def test_a_baseline_is_laid_over_the_recipe_not_over_the_model():

@@ -7,15 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 from llmcfsr_merlin.pipelines import prepare as stage
 
-from llmcfsr_merlin.runtime.engine import Engine
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, ROW, SPLITS, TIME, TRAIN_COUNT, USER, VOCABULARY
-from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.dataset.prepare.prepare import prepare
-from llmcfsr_merlin.dataset.prepare.extend import extend
 from llmcfsr_merlin.config.schema import PrepareConfig
-from llmcfsr_merlin.runtime.stage import seal
+from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, ROW, SPLITS, TIME, TRAIN_COUNT, USER, VOCABULARY
+from llmcfsr_merlin.dataset.prepare.extend import extend
+from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.runtime.engine import Engine
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.stage import seal
 
 SETTINGS = PrepareConfig(filter="none", max_length=6)
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
-from llmcfsr_merlin.dataset.names import (ITEM, ROW, TITLE)
+from llmcfsr_merlin.dataset.names import ITEM, ROW, TITLE
 from llmcfsr_merlin.runtime.layout import resource
 from tests.unit.dataset.world import LOG, TITLES, metadata_2018, read, reviews_2018, rows, run, write
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmcfsr_merlin.config.schema import NULL_VALUES
 from llmcfsr_merlin.dataset.names import ITEM, TITLE, USER
 from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id, clean_ids
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.request import Limits, parse
-from llmcfsr_merlin.config.schema import NULL_VALUES
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from tests.unit.dataset.world import run, write
 
 OID = "5f43a8c2e1b2c3d4e5f60718"

@@ -9,16 +9,21 @@ from llmcfsr_merlin.pipelines import prepare as stage
 from merlin.io import Dataset
 from merlin.schema import Tags
 
-from llmcfsr_merlin.runtime.engine import Engine
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.names import (ITEM, ROW, SCHEMA, SEQUENCES, SPLITS, SUBSECOND, TIME, USER, VOCABULARY)
-from llmcfsr_merlin.runtime.layout import resource
-from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.config.schema import PrepareConfig
-from llmcfsr_merlin.runtime.stage import Manifest, seal
+from llmcfsr_merlin.dataset.names import ITEM, ROW, SCHEMA, SEQUENCES, SPLITS, SUBSECOND, TIME, USER, VOCABULARY
+from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import (
+    interaction_schema,
+    read_schema,
+    sequence_workflow,
+    write_schema,
+)
+from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
-from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import interaction_schema, read_schema, sequence_workflow, write_schema
+from llmcfsr_merlin.runtime.engine import Engine
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.layout import resource
+from llmcfsr_merlin.runtime.stage import Manifest, seal
 
 SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)
 

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.config.schema import DataConfig
 from llmcfsr_merlin.dataset.names import ITEM, TITLE
 from llmcfsr_merlin.dataset.raw.additions import read_items
 from llmcfsr_merlin.dataset.raw.source import find_files
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.config.schema import DataConfig
 from tests.unit.dataset.world import run, write
 
 HEAD = "user_id,item_id,timestamp"

@@ -6,11 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from prepared import random_sequences, write_prepare
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, USER
-from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.scoring.scorers.closed_form import training_matrix
 from llmcfsr_merlin.evaluation.cases import (
     CANDIDATES,
     TIE,
@@ -20,6 +17,9 @@ from llmcfsr_merlin.evaluation.cases import (
     write_cases,
 )
 from llmcfsr_merlin.evaluation.ranks import rank_users
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.scoring.scorers.closed_form import training_matrix
+from tests.unit.evaluation.prepared import random_sequences, write_prepare
 
 
 def cases_of(directory, sequences, rows, parts=2, **settings):

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from prepared import random_sequences, write_prepare
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.evaluation.groups import (
@@ -14,6 +13,7 @@ from llmcfsr_merlin.evaluation.groups import (
     popularity_deciles,
     user_counts,
 )
+from tests.unit.evaluation.prepared import random_sequences, write_prepare
 
 
 @pytest.fixture

@@ -4,15 +4,15 @@ import json
 
 import pandas as pd
 import pytest
-from prepared import random_sequences, write_prepare
 
+from llmcfsr_merlin.config.schema import EvaluateConfig
 from llmcfsr_merlin.dataset.names import CASES, METRICS, RANKS
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.evaluation.measure import compare_runs, measure
+from llmcfsr_merlin.evaluation.ranks import read_ranks
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.scorers.closed_form import fit_baseline
-from llmcfsr_merlin.evaluation.ranks import read_ranks
-from llmcfsr_merlin.evaluation.measure import compare_runs, measure
-from llmcfsr_merlin.config.schema import EvaluateConfig
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from tests.unit.evaluation.prepared import random_sequences, write_prepare
 
 SETTINGS = EvaluateConfig(sampled_negatives=30, tail_item=10, tail_user=5)
 

@@ -4,12 +4,12 @@ One draw of negatives has a standard error of 0.004 to 0.005 in HR@10; the bound
 """
 
 import pytest
-from prepared import write_prepare
 
-from llmcfsr_merlin.scoring.scorers.closed_form import EASE, Popularity, training_matrix
 from llmcfsr_merlin.evaluation.cases import write_cases
-from llmcfsr_merlin.evaluation.ranks import rank_users
 from llmcfsr_merlin.evaluation.groups import group_masks, group_metrics, user_counts
+from llmcfsr_merlin.evaluation.ranks import rank_users
+from llmcfsr_merlin.scoring.scorers.closed_form import EASE, Popularity, training_matrix
+from tests.unit.evaluation.prepared import write_prepare
 
 THRESHOLDS = {"paper_fashion": (4, 3), "paper_yelp": (13, 12)}  # tail item, tail user
 TAIL_TESTS = {"paper_fashion": (2591, 5135), "paper_yelp": (3576, 12461)}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
-from llmcfsr_merlin.evaluation import (groups, metrics, significance)
-from llmcfsr_merlin.evaluation.report import tables as table
+from llmcfsr_merlin.evaluation import groups, metrics, significance
 from llmcfsr_merlin.evaluation.metrics import CatalogueSums, MetricSums, rank_of_target
+from llmcfsr_merlin.evaluation.report import tables as table
 
 
 @pytest.mark.parametrize("module", [metrics, groups, significance, table], ids=lambda module: module.__name__)

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from prepared import random_sequences, write_prepare
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, USER
 from llmcfsr_merlin.evaluation.cases import write_cases
 from llmcfsr_merlin.evaluation.ranks import RECIPE, SEED, TARGET, rank_users, read_ranks, write_ranks
+from tests.unit.evaluation.prepared import random_sequences, write_prepare
 
 
 def linear_scorer(rows, seed=0):

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
-from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
-from llmcfsr_merlin.evaluation.report import figures
 from llmcfsr_merlin.evaluation.groups import group_masks, group_metrics
+from llmcfsr_merlin.evaluation.report import figures
 from llmcfsr_merlin.evaluation.report.page import write_report
 from llmcfsr_merlin.evaluation.significance import compare
+from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 
 pytest.importorskip("matplotlib", reason="extra `report`")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.evaluation import significance
 from llmcfsr_merlin.evaluation.significance import compare, holm, paired_test
+from llmcfsr_merlin.runtime.errors import InputError
 
 
 def ranks_frame(seed, users=400, better=0.0):

@@ -152,7 +152,7 @@ def test_report_without_rich(monkeypatch):
 
 
 def test_pins_are_those_of_the_constraints():
-    text = (Path(__file__).resolve().parents[2] / "constraints.txt").read_text()
+    text = (Path(__file__).resolve().parents[3] / "constraints.txt").read_text()
     for package in SUPPORTED:
         if package.name != "setuptools":
             assert re.search(rf"^{package.name}=={re.escape(package.pin)}$", text, re.M | re.I), package

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from llmcfsr_merlin.config.schema import ClusterConfig
 from llmcfsr_merlin.runtime import engine as cluster
 from llmcfsr_merlin.runtime.engine import Engine, cuda_arguments, engine
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
-from llmcfsr_merlin.config.schema import ClusterConfig
 
 SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)
 GB = 1 << 30

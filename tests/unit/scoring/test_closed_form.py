@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from prepared import random_sequences, write_prepare
 
+from llmcfsr_merlin.config.schema import EvaluateConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.scorers.closed_form import EASE, ItemKNN, Popularity, fit_baseline, training_matrix
-from llmcfsr_merlin.config.schema import EvaluateConfig
+from tests.unit.evaluation.prepared import random_sequences, write_prepare
 
 ROWS = 40
 HISTORIES = torch.tensor([[5, 6, 5, 0], [7, 0, 0, 0], [0, 0, 0, 0], [2, 9, 30, 39]])

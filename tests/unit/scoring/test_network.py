@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llmcfsr_merlin.config.schema import ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.network.attention import Packing
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.ranker import Ranker
-from llmcfsr_merlin.config.schema import ModelConfig
 
 ROWS, LENGTH, DIMENSION = 60, 12, 16
 LEVELS = ("fuse_embedding", "fuse_sequence", "fuse_prediction")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from llmcfsr_merlin.scoring import ranker as ranking
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.scoring import ranker as ranking
 from llmcfsr_merlin.scoring.ranker import Ranker
 from tests.unit.scoring.test_network import ROWS, build, histories
 

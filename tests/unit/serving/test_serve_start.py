@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llmcfsr_merlin.cli.main import main
+from llmcfsr_merlin.config.schema import ServeConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import launch, supervise
 from llmcfsr_merlin.serving.access import RESTRICTED, hide, restrictions, write_key
@@ -19,7 +20,6 @@ from llmcfsr_merlin.serving.probe import probe
 from llmcfsr_merlin.serving.repository import export, repository_of
 from llmcfsr_merlin.serving.server import Server
 from llmcfsr_merlin.serving.wire import Unreadable, reader
-from llmcfsr_merlin.config.schema import ServeConfig
 from tests.served import write_model
 
 FREE = {"http": 0, "grpc": 0, "metrics": 0}

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from llmcfsr_merlin.config.schema import EmbedConfig, ModelConfig
 from llmcfsr_merlin.text import lexical
 from llmcfsr_merlin.text.embed import embed_table
 from llmcfsr_merlin.text.item_encoder import WORDS, encode_words
-from llmcfsr_merlin.text.lexical import Lexical
 from llmcfsr_merlin.text.language_models import resolve
+from llmcfsr_merlin.text.lexical import Lexical
 from llmcfsr_merlin.text.vectors import load_item_table, load_vectors
-from llmcfsr_merlin.config.schema import EmbedConfig, ModelConfig
 
 from .conftest import catalogue
 

@@ -3,7 +3,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmcfsr_merlin.text.diagnostics.reference_vectors import tfidf_svd, word_vectors
 from llmcfsr_merlin.text.diagnostics.intrinsic import (
     brand_retrieval,
     category_retrieval,
@@ -11,6 +10,7 @@ from llmcfsr_merlin.text.diagnostics.intrinsic import (
     neighbours,
     next_item_retrieval,
 )
+from llmcfsr_merlin.text.diagnostics.reference_vectors import tfidf_svd, word_vectors
 from llmcfsr_merlin.text.diagnostics.vector_report import Catalogue, summary, validation_pairs, vectors_report
 from llmcfsr_merlin.text.vectors import vectors_column
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.text.tuning import tune as tuning
-from llmcfsr_merlin.text.tuning.tuning_state import load_checkpoint
-from llmcfsr_merlin.text.tuning.contrastive import cached_backward, info_nce, length_chunks
-from llmcfsr_merlin.text.encoder import TextEncoder
-from llmcfsr_merlin.text.tuning.lora import load_adapter
-from llmcfsr_merlin.text.language_models import load_model, resolve
-from llmcfsr_merlin.text.tuning.pairs import Neighbours, PairSampler
-from llmcfsr_merlin.text.prompts import Prompter
-from llmcfsr_merlin.text.tuning.tune import attribute_retrieval, holdout_positions, tune
 from llmcfsr_merlin.config.schema import TuneConfig
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.text.encoder import TextEncoder
+from llmcfsr_merlin.text.language_models import load_model, resolve
+from llmcfsr_merlin.text.prompts import Prompter
+from llmcfsr_merlin.text.tuning import tune as tuning
+from llmcfsr_merlin.text.tuning.contrastive import cached_backward, info_nce, length_chunks
+from llmcfsr_merlin.text.tuning.lora import load_adapter
+from llmcfsr_merlin.text.tuning.pairs import Neighbours, PairSampler
+from llmcfsr_merlin.text.tuning.tune import attribute_retrieval, holdout_positions, tune
+from llmcfsr_merlin.text.tuning.tuning_state import load_checkpoint
 
 PROMPTER = Prompter.of("beauty")
 SETTINGS = TuneConfig(

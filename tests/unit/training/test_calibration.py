@@ -3,11 +3,19 @@
 import pytest
 import torch
 
+from llmcfsr_merlin.config.schema import ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.ranker import Ranker
-from llmcfsr_merlin.config.schema import ModelConfig
-from llmcfsr_merlin.training.calibration import COLD_GAMMAS, GAMMAS, Weights, choose_match, ndcg, set_weights, validation_ranks
+from llmcfsr_merlin.training.calibration import (
+    COLD_GAMMAS,
+    GAMMAS,
+    Weights,
+    choose_match,
+    ndcg,
+    set_weights,
+    validation_ranks,
+)
 
 ITEMS, TWINS, LENGTH, USERS = 32, 8, 12, 40
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from merlin.schema import ColumnSchema, Schema, Tags
 
-from llmcfsr_merlin.training import trainer
 from llmcfsr_merlin.dataset.names import ITEM, ROW
+from llmcfsr_merlin.training import trainer
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from llmcfsr_merlin.config.schema import TrainConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.training.distillation import Distillation, similar_users
 from llmcfsr_merlin.training.losses import alignment_loss, next_item_loss
-from llmcfsr_merlin.config.schema import TrainConfig
 from tests.unit.scoring.test_network import ROWS, build
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from llmcfsr_merlin.training import train as training
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.training.memory import RANKED, check_memory, ranked_users, training_bytes
 from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.training import train as training
+from llmcfsr_merlin.training.memory import RANKED, check_memory, ranked_users, training_bytes
 
 MODEL = ModelConfig()
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers4rec.torch.masking import CausalLanguageModeling
 
+from llmcfsr_merlin.config.schema import ModelConfig
 from llmcfsr_merlin.dataset.names import ITEM, PAD
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.training.t4rec import DualViewBody
-from llmcfsr_merlin.config.schema import ModelConfig
 
 CODES = torch.tensor([[5, 9, 30, 7], [8, 4, 0, 0], [3, 3, 3, 0]])
 

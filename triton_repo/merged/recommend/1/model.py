@@ -1,7 +1,7 @@
 """Step `Recommend`: the code is llmcfsr_merlin.serving.steps, the data stands in bundle/ beside this file."""
 
-from llmcfsr_merlin.serving.steps import Recommend
 from llmcfsr_merlin.serving.backend import StepModel
+from llmcfsr_merlin.serving.steps import Recommend
 
 
 class TritonPythonModel(StepModel):

@@ -1,0 +1,19 @@
+"""Where things stand: the stages of a run directory, and this project's own folders."""
+
+from pathlib import Path
+
+# Stages in order; each one owns the directory of its name in the run directory.
+STAGES = ("ingest", "prepare", "embed", "train", "evaluate", "export")
+BASELINES = "baselines"  # folder of the run: one stage directory a neural baseline
+RECORD = "config.json"  # in the run directory: the settings of its last command
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def resource(name: str) -> Path:
+    """Folder of this project's own files: `pipelines`, `schemas` or `triton_repo`.
+
+    In a checkout it stands beside the package; in an installed wheel inside it.
+    """
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
