@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.pipelines import prepare, train
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.item_vectors import vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, INTERACTIONS, ITEM, LEXICAL, USER, VECTOR, VECTORS
 from llmcfsr_merlin.runtime.stage import seal
-from llmcfsr_merlin.text.vectors import vectors_column
 from llmcfsr_merlin.training.memory import training_bytes
 
 RESULT = Path(__file__).parent / "results" / "memory.json"

@@ -20,6 +20,7 @@ import yaml
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.schema import EmbedConfig
+from llmcfsr_merlin.dataset.item_vectors import load_item_table, vectors_column
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, HAS_TEXT, ITEM, ITEMS, SEQUENCES, VECTOR, VECTORS
 from llmcfsr_merlin.runtime.stage import write_json
 from llmcfsr_merlin.text.diagnostics.reference_vectors import tfidf_svd, word_vectors
@@ -27,7 +28,6 @@ from llmcfsr_merlin.text.diagnostics.vector_report import Catalogue, draw_map, j
 from llmcfsr_merlin.text.embed import embed_table
 from llmcfsr_merlin.text.language_models import resolve
 from llmcfsr_merlin.text.prompts import Prompter
-from llmcfsr_merlin.text.vectors import load_item_table, vectors_column
 
 RESULTS = Path(__file__).parent / "results" / "vectors.json"
 BASELINES = {"tfidf": tfidf_svd, "words": word_vectors}

@@ -73,30 +73,32 @@ class Recommender:
     """
 
     def __init__(self, ranker: Ranker, vocabulary: Vocabulary):
-        if ranker.rows != len(vocabulary):
+        if ranker.n_items != len(vocabulary):
             raise InputError(
-                f"expected a model of {len(vocabulary)} rows for this vocabulary, found {ranker.rows}: "
+                f"expected a model of {len(vocabulary)} rows for this vocabulary, found {ranker.n_items}: "
                 "run `llmcfsr train --force`"
             )
         self.ranker, self.vocabulary = ranker, vocabulary
         self.encoder = Encoder(vocabulary, ranker.max_length)
         share = vocabulary.counts / max(vocabulary.counts.sum(), 1)
-        self._popularity = torch.tensor(share, dtype=torch.float32)
-        self._popularity[:FIRST_ITEM] = -torch.inf
+        self.popularity = torch.tensor(share, dtype=torch.float32)  # what an empty history gets
+        self.popularity[:FIRST_ITEM] = -torch.inf
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu", bulk: bool = False, shortlist: int = 0) -> "Recommender":
+    def load(
+        cls, path: str | Path, device: str = "cpu", bulk: bool = False, shortlist: int = 0, allow: Iterable[str] = ()
+    ) -> "Recommender":
         """Read a run directory, or any folder that holds a sealed model (vocabulary, weights, manifest).
 
         Each of the three is checked against the manifest before it is read; InputError says what is missing or changed.
-        bulk, shortlist: as in Ranker.
+        bulk, shortlist: as in Ranker. allow: names `module:Class` from outside this package that the model may import.
         """
         directory = Path(path)
         if (directory / "train").is_dir():
             directory = directory / "train"
         Manifest.load(directory).verify(directory, (VOCABULARY, MODEL_CONFIG, MODEL_WEIGHTS))
         vocabulary = Vocabulary.load(directory / VOCABULARY)
-        return cls(Ranker(load_model(directory, vocabulary.hash, device), bulk, shortlist), vocabulary)
+        return cls(Ranker(load_model(directory, vocabulary.hash, device, allow), bulk, shortlist), vocabulary)
 
     def encode(self, histories: Sequence[Sequence]) -> Encoded:
         """Raw histories (oldest item first) to codes; unknown ids are left out and counted."""
@@ -108,7 +110,7 @@ class Recommender:
         codes, scores = self.ranker.top_k(encoded.codes, k, blocked)
         if encoded.fallback.any():
             rows = torch.tensor(encoded.fallback.nonzero()[0])
-            popularity = self._popularity.expand(len(rows), -1)
+            popularity = self.popularity.expand(len(rows), -1)
             if blocked is not None:
                 popularity = popularity.masked_fill(blocked[rows], -torch.inf)
             best = select_top_k(popularity, codes.shape[1])

@@ -41,7 +41,7 @@ def _run_stages(
 ) -> dict[str, Manifest]:
     manifests = {}
     for stage in stages:
-        if stage == "embed" and not config.needs_vectors:
+        if stage == "embed" and not config.reads_vectors:
             report("embed: not needed, no model here reads semantic vectors")
             continue
         written = run_dir / stage / MANIFEST

@@ -60,7 +60,7 @@ def search(arguments) -> None:
     """The stages before training, then trials; a table of them, best first, and a file for --model."""
     from rich.table import Table
 
-    from llmcfsr_merlin.config.load import read_yaml
+    from llmcfsr_merlin.config.layers import read_yaml
     from llmcfsr_merlin.pipelines import run_stages
     from llmcfsr_merlin.runtime.layout import resource
     from llmcfsr_merlin.runtime.lock import run_lock
@@ -75,7 +75,7 @@ def search(arguments) -> None:
     if arguments.trials < 1:
         raise InputError(f"--trials: expected at least 1, found {arguments.trials}")
     with run_lock(directory):
-        run_stages(config, directory, STAGES[: 3 if config.model.needs_vectors else 2])
+        run_stages(config, directory, STAGES[: 3 if config.model.reads else 2])
         found = find(config, directory, space, arguments.trials)
     table = Table(title="settings by validation NDCG@10 (full ranking)", title_justify="left")
     numbers = [key for key in found[0] if key not in ("trial", "settings")]
@@ -262,17 +262,16 @@ def add_items(arguments) -> None:
 
 def _check_trained_on(trained: Path, embedded: Path) -> None:
     """Word vectors fitted again have other axes: new items would be compared with old ones by meaningless numbers."""
-    from llmcfsr_merlin.dataset.names import VOCABULARY
-    from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+    import numpy as np
+
+    from llmcfsr_merlin.dataset.dataset import Dataset
     from llmcfsr_merlin.runtime.manifest import remake
     from llmcfsr_merlin.scoring.checkpoint import load_model
-    from llmcfsr_merlin.text.vectors import load_vectors
 
-    vocabulary = Vocabulary.load(trained / VOCABULARY)
-    network = load_model(trained, vocabulary.hash)
-    read = load_vectors(network.config, vocabulary.ids.tolist(), embedded)
-    for kept, found in zip((getattr(network.items, "vectors", None), getattr(network, "lexical", None)), read):
-        if kept is not None and (found is None or found.shape != kept.shape or (found != kept.numpy()).any()):
+    dataset = Dataset(trained, embedded)
+    model = load_model(trained, dataset.vocabulary.hash)
+    for name, kept in model.vectors.named_buffers():
+        if getattr(dataset.shape, name) != kept.shape[1] or not np.array_equal(dataset.vectors(name), kept.numpy()):
             raise InputError(
                 f"expected in {embedded} the vectors that the model was trained on, found others: "
                 f"{remake(trained, 'train')}"

@@ -1,24 +1,18 @@
-"""One tree of frozen settings (settings.py), read from a recipe.
+"""One tree of frozen settings (schema.py), read from a recipe.
 
 `Config.load("pipelines/beauty.yaml", ["train.epochs=3"])` reads a recipe and applies overrides. Unknown keys, wrong
 types and values out of range are errors that name the key. Paths in a recipe may use `~` and environment variables
 (`${LLMCFSR_DATA}/...`); relative paths are relative to the current folder.
 """
 
-import copy
-import dataclasses
 import difflib
 import json
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from pydantic import Field, PrivateAttr, ValidationError
 
+from llmcfsr_merlin.config.layers import Settings, apply, flatten, override, preset, read_recipe, recipes
 from llmcfsr_merlin.config.schema import (
-    CLOSED_FORM,
     NAME,
     ClusterConfig,
     DataConfig,
@@ -29,54 +23,19 @@ from llmcfsr_merlin.config.schema import (
     Section,
     ServeConfig,
     TrainConfig,
-    models,
+    presets,
 )
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.runtime.layout import RECORD, resource
+from llmcfsr_merlin.runtime.layout import RECORD
 from llmcfsr_merlin.runtime.stage import write_json
 
+DEFAULT = "llm_cfsr"  # the model of a recipe that names none
+_LAYERS = "layers"  # in RECORD
 _SECTIONS = ("data", "prepare", "train")  # what a record has, whichever version wrote it
-_LONGEST_RECIPE = 1 << 20  # bytes
-_MOST_NODES = 100_000  # of a recipe with its aliases written out
-_PRESET = "model_laid_over"  # in RECORD
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What a model's file put into a configuration, as JSON values. laid: section -> key -> its value; under: the same
-    keys -> what the caller had given there, if anything."""
-
-    laid: dict[str, dict]
-    under: dict[str, dict]
-
-    @classmethod
-    def of(cls, config: "Config", preset: dict, below: dict) -> "Preset":
-        """Of a configuration that `preset` was laid over; `below`: the tree without it."""
-        tree = config.model_dump(mode="json")
-        laid = {section: {key: tree[section][key] for key in keys} for section, keys in preset.items()}
-        given = {section: below.get(section) or {} for section in preset}
-        under = {s: {key: given[s][key] for key in keys if key in given[s]} for s, keys in preset.items()}
-        return cls(laid, under)
-
-    def without(self, settings: Iterable[str]) -> "Preset":
-        """The preset but for settings ("train.loss", or a whole section) that the caller gave since."""
-        given = set(settings)
-        laid = {
-            section: {key: value for key, value in keys.items() if not {section, f"{section}.{key}"} & given}
-            for section, keys in self.laid.items()
-        }
-        return Preset(laid, self.under)
-
-    def taken_off(self, tree: dict) -> dict:
-        """A configuration's tree (JSON values) without what the preset laid over it and nobody changed since."""
-        tree = {section: dict(keys) if isinstance(keys, dict) else keys for section, keys in tree.items()}
-        for section, keys in self.laid.items():
-            for key, value in keys.items():
-                if tree[section].get(key) == value:
-                    del tree[section][key]
-                    if key in self.under.get(section, {}):
-                        tree[section][key] = self.under[section][key]
-        return tree
+# Sizes that all models of a run share, so that a baseline gets those of the model; the rest of the section `model` is
+# what a model is.
+_BASELINES = {"item_knn": "model.scorers.item_knn.", "ease": "model.scorers.ease."}  # of models that have them
+_SHARED = ("hidden", "layers", "heads", "dropout")
 
 
 class Config(Section):
@@ -87,12 +46,14 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     prepare: PrepareConfig = PrepareConfig()
     embed: EmbedConfig = EmbedConfig()
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig.model_validate(apply({}, preset(DEFAULT))["model"]))
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
-    _preset: "Preset | None" = PrivateAttr(None)
-    """The model laid over these settings; None: they were given whole, by a recipe or in code."""
+    _recipe: Settings = PrivateAttr(default_factory=dict)
+    _preset: Settings | None = PrivateAttr(None)
+    """The model preset that lies over the recipe; None: the recipe's own model, or DEFAULT."""
+    _overrides: Settings = PrivateAttr(default_factory=dict)
 
     @classmethod
     def load(
@@ -101,97 +62,96 @@ class Config(Section):
         overrides: tuple[str, ...] | list[str] = (),
         model: str | Path | None = None,
     ) -> "Config":
-        """Read a recipe (a path, or the name of one in pipelines/), lay a model over it, apply `section.key=value`.
+        """Read a recipe (a path, or the name of one in pipelines/), apply a model preset, then `section.key=value`.
 
         model: a path, or the name of one in pipelines/models; its sections `model` and `train` win over the recipe's.
         Raises InputError with one line that names the key, what was expected and what was found.
         """
-        tree = _expand(_read_recipe(recipe, "a recipe file", recipes())) if recipe else {}
-        preset = _expand(_read_model(model)) if model is not None else {}
-        own = _laid_over(tree, preset)
-        for override in overrides:
-            _apply(tree, override)
-            _apply(own, override)
-        config = cls._validate(_expand(own), recipe or "settings")
-        if model is not None:
-            config._preset = Preset.of(config, preset, _expand(tree))
-        return config
+        above = {}
+        for text in overrides:
+            above |= override(text)
+        if recipe and Path(recipe).name == RECORD and Path(recipe).is_file():  # the settings of a run, as a recipe
+            config = cls.recorded(Path(recipe).parent)
+            return (config.with_model(model) if model is not None else config).with_settings(above)
+        given = read_recipe(recipe, "a recipe file", recipes()) if recipe else {}
+        return cls._of(given, None if model is None else preset(model), above, recipe or "settings")
 
     def with_model(self, model: str | Path) -> "Config":
-        """These settings with another model laid over them, as load(..., model) lays it over a recipe: a baseline's.
+        """The same settings with another model, as load(..., model) would give: a baseline's.
 
-        model: a path, or the name of one in pipelines/models. Of the sections `model` and `train`, the settings that
-        the model's file names are taken from it. Those that the present model's file names go back to what the caller
-        had given before that model was laid over (else to the defaults), unless the caller changed them since. All
-        others, and all other sections, stay: epochs, hidden size, seed. It does not matter whether the settings come
-        from a recipe, from code, from with_settings, from another with_model or from a run (recorded). Settings that no
-        model was laid over are taken to hold the shipped model of their model.name.
+        Everything but the section `model` and what the present model's preset says of `train` stays, and the sizes that
+        models share (hidden, layers, heads, dropout). It does not matter whether the settings come from a recipe, from
+        code, from with_settings or from a run.
         """
-        tree = self._without_model()
-        preset = _expand(_read_model(model))
-        config = self._validate(_laid_over(tree, preset), model)
-        config._preset = Preset.of(config, preset, tree)
-        return config
+        return self._of(_own(self._recipe) | self._overrides | self._changed(), preset(model), {}, model)
 
-    def with_settings(self, settings: dict[str, object]) -> "Config":
-        """These settings with some changed, {"model.dropout": 0.5}; InputError where one does not fit."""
-        tree = self.model_dump()
-        for path, value in settings.items():
-            section, _, key = path.partition(".")
-            if key:
-                tree.setdefault(section, {})[key] = value
-            else:
-                tree[section] = value
-        config = self._validate(tree, "settings")
-        config._preset = self._laid().without(settings)
-        return config
-
-    def _laid(self) -> "Preset":
-        if self._preset is not None:
-            return self._preset
-        return Preset.of(self, _read_model(self.model.name) if self.model.name in models() else {}, {})
-
-    def _without_model(self) -> dict:
-        """The tree as the caller gave it, before the present model was laid over it."""
-        return self._laid().taken_off(self.model_dump(mode="json"))
+    def with_settings(self, settings: Settings) -> "Config":
+        """These settings with some changed, {"train.epochs": 5}; InputError if one does not fit."""
+        return self._of(self._recipe, self._preset, self._overrides | self._changed() | flatten(settings), "settings")
 
     @property
-    def neural_baselines(self) -> list[str]:
-        """Those of evaluate.baselines that are trained: the models of pipelines/models."""
-        return [name for name in self.evaluate.baselines if name not in (*CLOSED_FORM, self.model.name)]
+    def baselines(self) -> list[str]:
+        """evaluate.baselines without the model itself: names of presets."""
+        return [name for name in self.evaluate.baselines if name != self.model.name]
 
     @property
-    def needs_vectors(self) -> bool:
-        """Whether the model or one of its neural baselines reads semantic vectors."""
-        names = self.neural_baselines
-        return self.model.needs_vectors or any(self.with_model(name).model.needs_vectors for name in names)
+    def reads_vectors(self) -> bool:
+        """Whether the model or one of its baselines reads item vectors."""
+        return bool(self.model.reads) or any(self.with_model(name).model.reads for name in self.baselines)
 
     def record(self, run_dir: Path) -> None:
         """Write the settings into the run directory, where recorded() finds them.
 
-        InputError where a file of that name there is of something else.
+        InputError if a file of that name there is of something else.
         """
         path = Path(run_dir) / RECORD
         if path.is_file() and not all(f'"{section}"'.encode() in path.read_bytes() for section in _SECTIONS):
             raise InputError(f"{path} is no record of this project: move it away or choose another --run")
         Path(run_dir).mkdir(parents=True, exist_ok=True)
-        tree = self.model_dump(mode="json")
-        write_json(Path(run_dir) / RECORD, tree | {_PRESET: dataclasses.asdict(self._laid())})
+        layers = {"recipe": self._recipe, "preset": self._preset, "overrides": self._overrides | self._changed()}
+        write_json(Path(run_dir) / RECORD, self.model_dump(mode="json") | {_LAYERS: layers})
 
     @classmethod
     def recorded(cls, run_dir: str | Path) -> "Config":
-        """The settings that a run directory was made with; InputError where it is none."""
+        """The settings that a run directory was made with; InputError if it is none."""
         path = Path(run_dir) / RECORD
         if not path.is_file():
             raise InputError(f"expected a run directory, found no {path}: `llmcfsr run RECIPE --run {run_dir}` first")
         try:
             tree = json.loads(path.read_text())
-            preset = tree.pop(_PRESET, None)
-            config = cls._validate(tree, path)
-            config._preset = preset and Preset(**preset)
+            tree.pop("model_laid_over", None)  # of an earlier version
+            layers = tree.pop(_LAYERS, {})
+            config = cls._validate(apply({}, flatten(tree)), path)
+            config._recipe, config._preset = layers.get("recipe", {}), layers.get("preset")
+            config._overrides = layers.get("overrides", {})
         except (ValueError, AttributeError, TypeError) as error:
             raise InputError(f"{path} is not readable ({error}): run a stage of its recipe again") from error
         return config
+
+    @classmethod
+    def _of(cls, recipe: Settings, model: Settings | None, overrides: Settings, source: str | Path) -> "Config":
+        config = cls._validate(_built(recipe, model, overrides), source)
+        config._recipe, config._preset, config._overrides = recipe, model, overrides
+        return config
+
+    def _changed(self) -> Settings:
+        """What stands in this tree beside its layers: settings given in code, or by model_copy."""
+        try:
+            layers = self._of({"model.name": self.model.name} | self._recipe, self._preset, self._overrides, "settings")
+        except InputError:  # of another version
+            return {}
+        own, built = flatten(self.model_dump(mode="json")), flatten(layers.model_dump(mode="json"))
+        changed = {path: value for path, value in own.items() if value != built.get(path)}
+        scorers = changed.pop("model.scorers", None)
+        if scorers is not None:
+            before = built["model.scorers"]
+            if list(scorers) != list(before):
+                changed["model.scorers"] = scorers
+            for name in scorers:
+                for key, value in scorers[name].items():
+                    if value != before.get(name, {}).get(key):
+                        changed[f"model.scorers.{name}.{key}"] = value
+        return changed
 
     @classmethod
     def _validate(cls, tree: dict, source: str | Path) -> "Config":
@@ -201,87 +161,40 @@ class Config(Section):
             raise InputError(f"{source}: " + "; ".join(map(_explain, error.errors()))) from error
 
 
-def recipes() -> list[str]:
-    """Names of the recipes that ship with the project."""
-    return sorted(path.stem for path in resource("pipelines").glob("*.yaml"))
-
-
-def _read_model(model: str | Path) -> dict:
-    tree = _read_recipe(model, "a model file", models(), "models/")
-    if not set(tree) <= {"model", "train"}:
-        raise InputError(f"model {model}: expected the sections model and train, found {', '.join(tree)}")
-    return tree
-
-
-def _laid_over(tree: dict, upper: dict) -> dict:
-    """A new tree in which the settings of `upper` stand in the place of those of `tree`."""
-    tree = copy.deepcopy(tree)
-    return tree | {section: {**(tree.get(section) or {}), **settings} for section, settings in upper.items()}
-
-
-def _read_recipe(recipe: str | Path, wanted: str, known: list[str], folder: str = "") -> dict:
-    path = Path(recipe)
-    if not path.suffix and not path.is_file():
-        path = resource("pipelines") / f"{folder}{recipe}.yaml"
-    if not path.is_file():
-        raise InputError(f"expected {wanted} or one of {', '.join(known)}, found {str(recipe)!r}")
-    tree = read_yaml(path)
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
-    return tree
-
-
-def read_yaml(path: Path):
-    """What a YAML file says; InputError where it is none, larger than 1 MiB, or a few lines that stand for millions."""
-    size = path.stat().st_size
-    if size > _LONGEST_RECIPE:
-        raise InputError(f"{path}: expected a YAML file of settings, found {size >> 20:,} MiB: is it a recipe?")
-    try:
-        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not YAML: not UTF-8 text ({error.reason} at byte {error.start})") from error
-
-
-def _parse_yaml(text: str, source: str):
-    try:
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be
-        raise InputError(f"{source} is not YAML: {' '.join(str(error).split())[:300]}") from error
-    # An alias stands for a whole tree: ten lines of ten aliases each are 10^10 values as soon as they are copied.
-    nodes, waiting = 0, [tree]
-    while waiting:
-        node = waiting.pop()
-        nodes += 1
-        if nodes > _MOST_NODES:
-            raise InputError(f"{source}: expected settings, found aliases (*name) that stand for over {_MOST_NODES:,}")
-        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return tree
-
-
-def _apply(tree: dict, override: str) -> None:
-    path, separator, value = override.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
-        raise InputError(f"expected an override like train.epochs=3, found {override!r}")
-    node = tree
-    for key in keys[:-1]:
-        node = node.setdefault(key, {})
-        if not isinstance(node, dict):
-            raise InputError(f"override {override!r}: {key} is a value, not a section")
-    if value[:1] in tuple("%@`"):  # no YAML can begin so, but a format of times does: %d/%m/%Y
-        node[keys[-1]] = value
+def _built(recipe: Settings, model: Settings | None, overrides: Settings) -> dict:
+    """The tree of a recipe, the model preset that lies over it, and overrides."""
+    if model is None:
+        name = recipe.get("model.name")
+        layers = [preset(name if name in presets() else DEFAULT), recipe, overrides]
     else:
-        node[keys[-1]] = _parse_yaml(value, f"override {override[:80]!r}: the value")
+        layers = [model, _beneath(recipe, model), overrides]
+    tree: dict = {}
+    for layer in layers:
+        there = layer.get("model.scorers") or tree.get("model", {}).get("scorers") or {}
+        of_others = tuple(prefix for name, prefix in _BASELINES.items() if name not in there)
+        apply(tree, {path: value for path, value in layer.items() if not path.startswith(of_others)})
+    return tree
 
 
-def _expand(node):
-    if isinstance(node, dict):
-        return {key: _expand(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_expand(value) for value in node]
-    if isinstance(node, str):
-        return os.path.expandvars(os.path.expanduser(node))
-    return node
+def _own(recipe: Settings) -> Settings:
+    """A recipe without what it repeats of the preset that its model is."""
+    name = recipe.get("model.name")
+    known = preset(name) if name in presets() else {}
+    return {path: value for path, value in recipe.items() if path not in known or known[path] != value}
+
+
+def _beneath(settings: Settings, model: Settings) -> Settings:
+    """What shows of settings under a preset: all that it does not say, but of the section `model` the sizes alone."""
+    kept = {path: value for path, value in settings.items() if not path.startswith("model.") and path not in model}
+    kept |= {path: value for path, value in settings.items() if path.startswith(tuple(_BASELINES.values()))}
+    scorers = model.get("model.scorers", {})
+    if "network" in scorers:
+        whole = (settings.get("model.scorers") or {}).get("network") or {}
+        for key in _SHARED:
+            path = f"model.scorers.network.{key}"
+            if key not in (scorers["network"] or {}) and (path in settings or key in whole):
+                kept[path] = settings.get(path, whole.get(key))
+    return kept
 
 
 def _explain(error: dict) -> str:

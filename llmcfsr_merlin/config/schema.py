@@ -4,11 +4,13 @@ Frozen; unknown keys, wrong types and values out of range are refused.
 """
 
 import codecs
+import difflib
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from llmcfsr_merlin.runtime.extensions import load_class
 from llmcfsr_merlin.runtime.layout import resource
 
 _MARKS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " ", "\\x01": "\x01"}
@@ -266,14 +268,13 @@ class EmbedConfig(Section):
         return self
 
 
-class ModelConfig(Section):
-    """The dual-view network. Every level is a switch, so that the baselines are recipes of the same code."""
+class NetworkSettings(Section):
+    """The scorer `network`: SASRec, BERT4Rec or GRU4Rec as they stand; each further view and level is a setting."""
 
-    name: str = Field("llm_cfsr", pattern=NAME, max_length=100)
-    """What the result tables call it; the models that ship are in pipelines/models."""
-    backbone: Literal["sasrec", "bert4rec", "gru4rec"] = "sasrec"
-    """sasrec: causal attention, next-item training; bert4rec: attention both ways, masked training; gru4rec: GRU."""
-    views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative", "semantic")
+    backbone: str = "sasrec"
+    """sasrec: causal attention, next-item training; bert4rec: attention both ways, masked training; gru4rec: GRU; or
+    `module:Class` of a block of your own."""
+    views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative",)
     """null_space (alone): whitened leading directions of the vectors, frozen, beside trainable ones (AlphaFuse)."""
     hidden: int = Field(64, ge=4)
     layers: int = Field(2, ge=1)
@@ -281,27 +282,25 @@ class ModelConfig(Section):
     dropout: float = Field(0.3, ge=0, lt=1)
     cross_attention: Literal["residual", "replace"] = "residual"
     """residual: a view adds what it reads of the other one; replace: it becomes that (LLM-ESR)."""
-    fuse_embedding: bool = True
+    fuse_embedding: bool = False
     """Cross-attention between the views before the encoder."""
-    fuse_sequence: bool = True
+    fuse_sequence: bool = False
     """Cross-attention between the views between the encoder's blocks."""
-    fuse_prediction: bool = True
+    fuse_prediction: bool = False
     """Cross-attention between the views of the user state and of each candidate."""
-    content_match: bool = True
-    """Add gamma * max over the history of the raw vectors' cosine, more of it for rare items; chosen on validation."""
-    lexical_share: float = Field(0.3, ge=0, le=1)
-    """Share of the lexical vectors in the content match, where stage embed made any."""
-    transition_neighbours: int = Field(100, ge=0)
-    """Add the training sequences' item-to-item transitions, of this many neighbours an item; their weight is chosen on
-    validation. 0: none."""
-    pca_init: bool = True
+    pca_init: bool = False
     """Start the collaborative table from the PCA of the semantic vectors."""
-    whiten: bool = True
+    whiten: bool = False
     """Whiten the vectors before the adapter."""
-    cold_shrinkage: float | None = Field(0.0, ge=0)
+    cold_shrinkage: float | None = Field(None, ge=0)
     """k in the weight n / (n + k) of a candidate's collaborative part; 0: only unseen items lose it; None: off."""
-    item_dropout: float = Field(0.1, ge=0, lt=1)
+    item_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of items whose collaborative row is dropped at a training step."""
+
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _named(name, BACKBONES)
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -315,16 +314,117 @@ class ModelConfig(Section):
         return self
 
     @property
-    def needs_vectors(self) -> bool:
-        """Whether any part reads the semantic vectors of stage embed."""
-        return self.views != ("collaborative",) or self.pca_init or self.content_match
+    def reads(self) -> tuple[str, ...]:
+        """Which item vectors of stage embed it reads."""
+        return ("semantic",) if self.views != ("collaborative",) or self.pca_init else ()
+
+
+class ContentSettings(Section):
+    """The scorer `content`: the largest cosine between a candidate's vector and those of the history."""
+
+    lexical_share: float = Field(0.3, ge=0, le=1)
+    """Share of the lexical vectors in the cosine, if stage embed made any."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("semantic", "lexical") if self.lexical_share else ("semantic",)
+
+
+class TransitionSettings(Section):
+    """The scorer `transitions`: which items follow which in the training sequences."""
+
+    neighbours: int = Field(100, ge=1)
+    """Items kept per item, those with the largest weight."""
+
+
+class PopularitySettings(Section):
+    """The scorer `popularity`: training interactions per item."""
+
+
+class ItemKNNSettings(Section):
+    """The scorer `item_knn`; the defaults were chosen on the validation items of amazon_beauty."""
+
+    neighbours: int = Field(300, ge=1)
+    shrinkage: float = Field(10.0, ge=0)
+
+
+class EASESettings(Section):
+    """The scorer `ease`; the default was chosen on the validation items of amazon_beauty."""
+
+    regularisation: float = Field(500.0, gt=0)
+    """Ridge weight (lambda)."""
+    memory_gb: float = Field(6.0, gt=0)
+    """It needs 8 * (items + 3)^2 bytes; a larger catalogue is refused."""
+
+
+SCORERS: dict[str, type[Section]] = {
+    "network": NetworkSettings,
+    "content": ContentSettings,
+    "transitions": TransitionSettings,
+    "popularity": PopularitySettings,
+    "item_knn": ItemKNNSettings,
+    "ease": EASESettings,
+}
+
+
+class ModelConfig(Section):
+    """A model: a name, and the scorers whose weighted sum is the score. What is not named is not there."""
+
+    name: str = Field("sasrec", pattern=NAME, max_length=100)
+    """What the result tables call it; the presets that ship are in pipelines/models."""
+    scorers: dict[str, Any] = Field(default_factory=lambda: {"network": {}}, validate_default=True)
+    """Scorer -> its settings, in order: the first one has weight 1, the weights of the others are calibrated on
+    validation. A scorer of your own is named `module:Class`; `null` removes one that a preset has."""
+
+    @field_validator("scorers")
+    @classmethod
+    def _known(cls, scorers: dict[str, Any]) -> dict[str, Section]:
+        found = {name: _scorer_settings(name, value) for name, value in scorers.items() if value is not None}
+        if not found:
+            raise ValueError(f"expected at least one scorer out of {', '.join(SCORERS)} or module:Class, found none")
+        return found
+
+    @property
+    def network(self) -> NetworkSettings | None:
+        """Settings of the scorer `network`; None if the model has no trained network."""
+        return self.scorers.get("network")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Which item vectors of stage embed its scorers read: semantic, lexical."""
+        return tuple(dict.fromkeys(name for one in self.scorers.values() for name in getattr(one, "reads", ())))
+
+
+def _named(name: str, known: tuple[str, ...]) -> str:
+    if name not in known and ":" not in name:
+        raise ValueError(f"expected {', '.join(known)} or module:Name")
+    return name
+
+
+def _scorer_settings(name: str, value) -> Section:
+    if isinstance(value, Section):
+        return value
+    if name in SCORERS:
+        return SCORERS[name].model_validate(value)
+    if ":" in name:
+        return load_class(name).Settings.model_validate(value)
+    close = difflib.get_close_matches(name, SCORERS, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(SCORERS)}, or module:Class"
+    raise ValueError(f"unknown scorer {name} ({hint})")
+
+
+BACKBONES = ("sasrec", "bert4rec", "gru4rec")
+LOSSES = ("uniform_softmax", "full_softmax", "in_batch", "bce")
 
 
 class TrainConfig(Section):
     """Training by Transformers4Rec's Trainer (stage `train`)."""
 
-    loss: Literal["uniform_softmax", "full_softmax", "in_batch", "bce"] = "uniform_softmax"
-    """in_batch: the other targets of the batch as negatives, corrected by the log of how often each is drawn."""
+    procedure: str = "transformers4rec"
+    """How the network is trained: transformers4rec (next items by its Trainer), or `module:function` of your own."""
+    loss: str = "uniform_softmax"
+    """uniform_softmax, full_softmax, bce, in_batch (the other targets of the batch as negatives, corrected by the log
+    of how often each is drawn), or `module:function` of your own."""
     negatives: int = Field(1024, ge=1)
     """Uniform negatives shared by a batch (uniform_softmax)."""
     mask: float = Field(0.3, gt=0, lt=1)
@@ -351,9 +451,9 @@ class TrainConfig(Section):
     patience: int = Field(5, ge=1)
     """Epochs without a better validation NDCG@10 before training stops."""
     validation_users: int = Field(10_000, ge=1)
-    """Most users, evenly spread, that epochs and the weights of the matches are chosen by."""
+    """Validation users, evenly spread, sampled for early stopping and score-weight calibration."""
     tail_tolerance: float = Field(0.01, ge=0, lt=1)
-    """Share of the best validation NDCG@10 that the weights of the matches may give up for a better tail."""
+    """Allowed relative drop of validation NDCG@10 in the head/tail trade-off of calibration."""
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 42
     device: str = "auto"
@@ -361,17 +461,19 @@ class TrainConfig(Section):
     @field_validator("align_to")
     @classmethod
     def _known_model(cls, name: str | None) -> str | None:
-        if name is not None and name not in models():
-            raise ValueError(f"expected a model out of {', '.join(models())}")
+        if name is not None and name not in presets():
+            raise ValueError(f"expected a model out of {', '.join(presets())}")
         return name
 
+    @field_validator("loss")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _named(name, LOSSES)
 
-def models() -> list[str]:
-    """Names of the models that ship with the project: LLM-CFSR and its rivals."""
+
+def presets() -> list[str]:
+    """Names of the model presets that ship with the project: LLM-CFSR and its baselines."""
     return sorted(path.stem for path in (resource("pipelines") / "models").glob("*.yaml"))
-
-
-CLOSED_FORM = ("popularity", "item_knn", "ease")  # baselines without a network
 
 
 class EvaluateConfig(Section):
@@ -389,23 +491,16 @@ class EvaluateConfig(Section):
     popularity_from: Literal["train", "all"] = "train"
     """Counts that decide on tail items; the papers' code counts the users of all interactions, test included."""
     baselines: tuple[str, ...] = ("popularity", "sasrec")
-    """Measured beside the model: popularity, item_knn, ease, and any model of pipelines/models."""
-    knn_neighbours: int = Field(300, ge=1)
-    knn_shrinkage: float = Field(10.0, ge=0)
-    ease_lambda: float = Field(500.0, gt=0)
-    """Ridge weight of EASE; this and item_knn's were chosen on the validation items of amazon_beauty."""
-    ease_memory_gb: float = Field(6.0, gt=0)
-    """EASE needs 8 * (items + 3)^2 bytes; a larger catalogue is refused."""
+    """Model presets of pipelines/models that are measured beside the model."""
     batch_size: int = Field(256, ge=1)
     seed: int = 42
 
     @field_validator("baselines")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        known = (*CLOSED_FORM, *models())
         for name in names:
-            if name not in known:
-                raise ValueError(f"expected baselines out of {', '.join(known)}, found {name}")
+            if name not in presets():
+                raise ValueError(f"expected baselines out of {', '.join(presets())}, found {name}")
         return names
 
 

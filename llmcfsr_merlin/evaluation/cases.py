@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from llmcfsr_merlin.dataset.dataset import lists_of, read_sequences
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD, SEQUENCES, USER
 from llmcfsr_merlin.runtime.errors import InputError
 
@@ -117,7 +118,7 @@ def read_cases(path: Path, max_length: int, batch_size: int) -> Iterator[Cases]:
     """Stream the stored cases; only one batch is in memory. max_length: longest history handed to a scorer."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size):
-            sequences = _lists(batch.column(ITEM))
+            sequences = lists_of(batch.column(ITEM))
             histories = [sequence[:-1][-max_length:] for sequence in sequences]
             targets = np.array([sequence[-1] for sequence in sequences])
             yield Cases(
@@ -126,7 +127,7 @@ def read_cases(path: Path, max_length: int, batch_size: int) -> Iterator[Cases]:
                 targets=targets,
                 seen=[sequence[:-1][sequence[:-1] != target] for sequence, target in zip(sequences, targets)],
                 lengths=np.array([len(sequence) - 1 for sequence in sequences]),
-                candidates=_padded(_lists(batch.column(CANDIDATES))),
+                candidates=_padded(lists_of(batch.column(CANDIDATES))),
                 tie=np.array(batch.column(TIE)),
             )
 
@@ -141,25 +142,6 @@ def said_negatives(path: Path) -> str:
             most.append(bounds["max"])
     low, high = min(least, default=0), max(most, default=0)
     return str(high) if low == high else f"{low} to {high}"
-
-
-def read_sequences(prepare: Path, block: int = _BLOCK) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Stream (user ids object [B], their whole sequences of codes) from the part files of `prepare`, in file order."""
-    parts = sorted((Path(prepare) / SEQUENCES).glob("*.parquet"))
-    if not parts:
-        raise InputError(f"expected part files in {Path(prepare) / SEQUENCES}, found none: run `llmcfsr prepare` first")
-    for part in parts:
-        with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(block, columns=[USER, ITEM]):
-                if not batch.num_rows:  # dask writes empty partitions, whose list column can be of type null
-                    continue
-                yield batch.column(USER).to_numpy(zero_copy_only=False), _lists(batch.column(ITEM))
-
-
-def _lists(column: pa.Array) -> list[np.ndarray]:
-    """Rows of a list column as int64 arrays, without a Python object an element."""
-    offsets = column.offsets.to_numpy()
-    return np.split(column.flatten().to_numpy().astype(np.int64, copy=False), (offsets - offsets[0])[1:-1])
 
 
 def _padded(rows: list[np.ndarray]) -> np.ndarray:

@@ -1,7 +1,4 @@
 """The evaluate stage's work: every recipe ranked on the same stored cases, ranks and metrics written.
-
->>> recipes = {"llm_cfsr": lambda: ranker.scores, "ease": lambda: fit_baseline("ease", ...)}  # doctest: +SKIP
->>> metrics = measure(out, run / "prepare", recipes, dataset="beauty", ...)                   # doctest: +SKIP
 """
 
 import sys
@@ -12,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from llmcfsr_merlin.config.schema import EvaluateConfig
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import CASES, METRICS, RANKS, USER, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation.cases import said_negatives, write_cases
 from llmcfsr_merlin.evaluation.groups import DECILES, catalogue_metrics, group_masks, group_metrics, user_counts
-from llmcfsr_merlin.evaluation.ranks import RECIPE, Scorer, rank_users, read_ranks, write_ranks
+from llmcfsr_merlin.evaluation.ranks import RECIPE, ScoreFunction, rank_users, read_ranks, write_ranks
 from llmcfsr_merlin.evaluation.significance import compare
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import write_json
@@ -24,21 +22,19 @@ from llmcfsr_merlin.runtime.stage import write_json
 
 def measure(
     directory: Path,
-    prepare: Path,
-    recipes: Mapping[str, Callable[[], Scorer]],
+    dataset: Dataset,
+    models: Mapping[str, Callable[[], ScoreFunction]],
     *,
-    dataset: str,
+    name: str,
     seed: int,
-    max_length: int,
     settings: EvaluateConfig,
 ) -> list[dict]:
     """Write CASES, RANKS and METRICS into `directory`; returns the metric rows.
 
-    recipes: name -> function that makes the scorer, called one after the other so that only one is in memory.
-    seed: the training seed, a label of the rows; the candidates have their own, settings.seed.
-    max_length: longest history that the scorers read.
+    models: name -> function that makes its scores, called one after the other so that only one is in memory. name: of
+    the dataset. seed: the training seed, a label of the rows; the candidates have their own, settings.seed.
     """
-    train_counts = Vocabulary.load(prepare / VOCABULARY).train_counts
+    prepare, train_counts = dataset.prepared, dataset.train_counts
     negatives = settings.sampled_negatives if "sampled" in settings.protocols else 0
     write_cases(prepare, directory / CASES, len(train_counts), negatives=negatives, seed=settings.seed)
     protocols = settings.protocols
@@ -53,27 +49,27 @@ def measure(
     counts = tail_counts(prepare, settings)
     metrics: list[dict] = []
 
-    def ranked(name: str) -> pd.DataFrame:
+    def ranked(model: str) -> pd.DataFrame:
         result = rank_users(
-            recipes[name](),
+            models[model](),
             directory / CASES,
             train_counts=train_counts,
-            max_length=max_length,
+            max_length=dataset.max_length,
             protocols=protocols,
             ks=settings.ks,
             exclude_history=settings.exclude_history,
             batch_size=settings.batch_size,
-            name=name,
+            name=model,
         )
         masks = group_masks(
             result.ranks, counts, train_counts, tail_item=settings.tail_item, tail_user=settings.tail_user
         )
-        about = {"dataset": dataset, "recipe": name, "seed": seed}
+        about = {"dataset": name, "recipe": model, "seed": seed}
         metrics.extend(group_metrics(result.ranks, masks, settings.ks, **about))
         metrics.extend(catalogue_metrics(result.catalogue, len(result.ranks), **about))
         return result.ranks
 
-    write_ranks(directory / RANKS, ((name, seed, ranked(name)) for name in recipes))
+    write_ranks(directory / RANKS, ((model, seed, ranked(model)) for model in models))
     write_json(directory / METRICS, metrics)
     return metrics
 

@@ -22,7 +22,7 @@ from llmcfsr_merlin.evaluation.cases import Cases, read_cases
 from llmcfsr_merlin.evaluation.metrics import CatalogueSums, rank_of_target
 from llmcfsr_merlin.scoring.ranker import select_top_k
 
-Scorer = Callable[[Tensor], Tensor]
+ScoreFunction = Callable[[Tensor], Tensor]  # histories int64 [B, L] -> float32 [B, V]
 
 TARGET = "target"  # int64, code of the held-out item
 HISTORY_LENGTH = "history_length"  # int64, untruncated
@@ -43,7 +43,7 @@ class Ranking:
 
 @torch.inference_mode()
 def rank_users(
-    scorer: Scorer,
+    scorer: ScoreFunction,
     cases: Path,
     *,
     train_counts: np.ndarray,

@@ -1,45 +1,87 @@
-"""A trained model on disk: safetensors weights and a JSON configuration, never a pickle."""
+"""A trained model on disk: safetensors weights and a JSON description, never a pickle."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from llmcfsr_merlin.config.schema import ModelConfig
 from llmcfsr_merlin.dataset.names import MODEL_CONFIG, MODEL_WEIGHTS
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.extensions import only_allowed
 from llmcfsr_merlin.runtime.failures import machine_failure
 from llmcfsr_merlin.runtime.files import save_tensors, write_json
 from llmcfsr_merlin.runtime.manifest import remake
-from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.legacy import upgrade
+from llmcfsr_merlin.scoring.scorer import Shape
+
+FORMAT = 2  # 1: a network with its matches, before scorers
 
 
-def save_model(network: DualViewNetwork, directory: Path, vocabulary_hash: str) -> None:
-    """Write model.safetensors (weights and frozen buffers) and model.json."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_tensors(weights, Path(directory) / MODEL_WEIGHTS)
-    vectors, lexical = weights.get("items.vectors"), weights.get("lexical")
+def save_model(model: Ensemble, directory: Path, vocabulary_hash: str) -> None:
+    """Write model.safetensors (weights, frozen buffers, item vectors) and model.json."""
+    save_tensors(state(model), Path(directory) / MODEL_WEIGHTS)
     description = {
-        "model": network.config.model_dump(),
-        "rows": network.rows,
-        "max_length": network.max_length,
-        "semantic_dimension": None if vectors is None else vectors.shape[1],
-        "lexical_dimension": None if lexical is None else lexical.shape[1],
+        "format": FORMAT,
+        "model": model.config.model_dump(mode="json"),
+        "shape": model.shape._asdict(),
+        "max_length": model.shape.max_length,
         "vocabulary": vocabulary_hash,
     }
     write_json(Path(directory) / MODEL_CONFIG, description)
 
 
-def load_model(directory: Path, vocabulary_hash: str | None = None, device: str = "cpu") -> DualViewNetwork:
-    """Build the network from model.json and read its weights; InputError where they do not belong together."""
+def state(model: Ensemble) -> dict[str, Tensor]:
+    """Everything that a model is made of: `<scorer>.<name>` and `vectors.<name>`, on the CPU."""
+    tensors = {
+        f"{name}/{key}": tensor for name, part in model.scorers.items() for key, tensor in part.state_dict().items()
+    }
+    tensors |= {f"vectors/{name}": tensor for name, tensor in model.vectors.named_buffers()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def load_state(model: Ensemble, tensors: dict[str, Tensor]) -> None:
+    """Put what `state` returned into the modules of the same model; ValueError if names or shapes differ."""
+    taken = set()
+    for name, buffer in model.vectors.named_buffers():
+        if tensors[f"vectors/{name}"].shape != buffer.shape:
+            raise ValueError(f"vectors/{name} has shape {tuple(tensors[f'vectors/{name}'].shape)}")
+        buffer.copy_(tensors[f"vectors/{name}"])
+        taken.add(f"vectors/{name}")
+    for name, part in model.scorers.items():
+        own = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+        for key in part.DATA_SIZED:
+            if key in own:
+                setattr(part, key, torch.empty_like(own[key]))
+        part.load_state_dict(own, strict=True)
+        taken |= {f"{name}/{key}" for key in own}
+    if taken != set(tensors):
+        raise ValueError(f"{sorted(set(tensors) - taken)[0]} belongs to no scorer of the model")
+
+
+def load_model(
+    directory: Path, vocabulary_hash: str | None = None, device: str = "cpu", allow: Iterable[str] = ()
+) -> Ensemble:
+    """Build the model of model.json and read its weights; InputError if they do not belong together.
+
+    allow: names `module:Class` from outside this package that the model may import (see runtime/extensions).
+    """
     directory = Path(directory)
     try:
         description = json.loads((directory / MODEL_CONFIG).read_text())
-        found = description.pop("vocabulary")
-        config = ModelConfig.model_validate(description.pop("model"))
-        network = DualViewNetwork(config, **description)
-        network.load_state_dict(load_file(str(directory / MODEL_WEIGHTS)), strict=True)
+        tensors = load_file(str(directory / MODEL_WEIGHTS))
+        if "format" not in description:
+            description, tensors = upgrade(description, tensors)
+        if description["format"] != FORMAT:
+            raise ValueError(f"format {description['format']}, this version reads {FORMAT}")
+        with only_allowed(allow):
+            config = ModelConfig.model_validate(description["model"])
+            model = Ensemble.empty(config, Shape(**description["shape"]))
+        load_state(model, tensors)
     except FileNotFoundError as error:
         raise InputError(
             f"expected a trained model in {directory}, found no {Path(error.filename or MODEL_WEIGHTS).name}: "
@@ -49,12 +91,13 @@ def load_model(directory: Path, vocabulary_hash: str | None = None, device: str 
         if machine_failure(error):
             raise
         raise InputError(
-            f"{directory} holds no model that this version can read ({' '.join(str(error).split())[:200]}): "
+            f"{directory} holds no model that this version can read ({' '.join(str(error).split())[:300]}): "
             f"{remake(directory, 'train', force=True)}"
         ) from error
+    found = description["vocabulary"]
     if vocabulary_hash is not None and found != vocabulary_hash:
         raise InputError(
             f"the model in {directory} was trained with another vocabulary ({found[:12]}, this one is "
             f"{vocabulary_hash[:12]}): {remake(directory, 'train', force=True)}"
         )
-    return network.to(torch.device(device)).eval()
+    return model.to(torch.device(device)).eval()

@@ -6,7 +6,6 @@ all items are computed at export. Among items of equal score the order may diffe
 """
 
 import contextlib
-import copy
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -26,8 +25,6 @@ from llmcfsr_merlin.serving.steps import NO_LIST, Rank, Tensors
 
 INPUTS = ("CODES", "BLOCK", "ALLOW_CODES", "BUNDLE")
 OUTPUTS = ("ITEM_CODES", "SCORES", "RANKED")
-# The cosines of one part of the catalogue, as numbers, for a full batch: 256 MB.
-_ROOM = 1 << 26
 OPSET = 17
 TOLERANCE = 1e-4
 
@@ -41,58 +38,23 @@ class RankGraph(nn.Module):
     def __init__(self, recommender: Recommender, tag: int, k: int, max_batch_size: int):
         super().__init__()
         ranker = recommender.ranker
-        network = copy.deepcopy(ranker.network)
-        network.items = _ItemTable(ranker.network)
-        self.network, self.tag, self.rows = network, tag, ranker.rows
-        self.k = min(k, ranker.rows - FIRST_ITEM)
-        self.register_buffer("candidates", ranker.catalogue.candidates.T.contiguous())
-        popularity = recommender._popularity.clone()
-        self.register_buffer("popularity", popularity[None])
-        self.register_buffer("reserved", (torch.arange(ranker.rows) < FIRST_ITEM)[None])
-        self.units = ranker.catalogue.unit_vectors is not None and ranker.network.matches
-        if self.units:
-            self.register_buffer("match_weight", ranker.network.match_weight())
-            self.register_buffer("unit_vectors", ranker.catalogue.unit_vectors)
-        self.follows = ranker.network.follows
-        self.part = max(_ROOM // (max_batch_size * ranker.max_length), 1024)
+        self.score, self.tag, self.n_items = ranker.model.graph(max_batch_size), tag, ranker.n_items
+        self.k = min(k, self.n_items - FIRST_ITEM)
+        self.register_buffer("popularity", recommender.popularity[None].clone())
+        self.register_buffer("reserved", (torch.arange(self.n_items) < FIRST_ITEM)[None])
 
     def forward(self, CODES: Tensor, BLOCK: Tensor, ALLOW_CODES: Tensor, BUNDLE: Tensor):
-        codes = CODES.clamp(0, self.rows - 1)
-        scores = self.network.user_states(codes) @ self.candidates
-        if self.units:
-            scores = scores + self.match_weight * self._content_match(codes)
-        if self.follows:
-            scores = scores + self.network.transition_gamma * self.network.transition_match(codes)
-        scores = torch.where((codes == PAD).all(1, keepdim=True), self.popularity, scores)
+        items = CODES.clamp(0, self.n_items - 1)
+        scores = torch.where((items == PAD).all(1, keepdim=True), self.popularity, self.score(items))
         nothing = torch.zeros_like(scores)
-        blocked = nothing.scatter(1, BLOCK.clamp(0, self.rows - 1), 1.0) > 0
-        allowed = nothing.scatter(1, ALLOW_CODES.clamp(0, self.rows - 1), 1.0) > 0
+        blocked = nothing.scatter(1, BLOCK.clamp(0, self.n_items - 1), 1.0) > 0
+        allowed = nothing.scatter(1, ALLOW_CODES.clamp(0, self.n_items - 1), 1.0) > 0
         listed = ALLOW_CODES[:, :1] != NO_LIST
         blocked = blocked | self.reserved | (listed & ~allowed)
-        best, items = scores.masked_fill(blocked, -torch.inf).topk(self.k, dim=1)
+        best, found = scores.masked_fill(blocked, -torch.inf).topk(self.k, dim=1)
         none = best == -torch.inf
         ranked = torch.where(self.tag == BUNDLE, BUNDLE, torch.full_like(BUNDLE, -1))
-        return items.masked_fill(none, PAD), best.masked_fill(none, 0.0), ranked
-
-    def _content_match(self, codes: Tensor) -> Tensor:
-        """As DualViewNetwork.content_match, with the padded positions in it: their number is not known to a graph."""
-        padding = (codes < FIRST_ITEM).unsqueeze(-1)
-        read = self.unit_vectors[codes]
-        best = [(read @ part.T).masked_fill(padding, -1.0).amax(1) for part in self.unit_vectors.split(self.part)]
-        return torch.cat(best, 1) * (~padding).any(1)
-
-
-class _ItemTable(nn.Module):
-    """ItemViews with every view computed: the frozen vectors and their adapter are not needed any more."""
-
-    def __init__(self, network: nn.Module, chunk: int = 65536):
-        super().__init__()
-        parts = torch.arange(network.rows, device=network.gamma.device).split(chunk)
-        views = zip(*(network.items(part) for part in parts))
-        self.views = nn.ParameterList(nn.Parameter(torch.cat(view), requires_grad=False) for view in views)
-
-    def forward(self, codes: Tensor) -> list[Tensor]:
-        return [nn.functional.embedding(codes, view) for view in self.views]
+        return found.masked_fill(none, PAD), best.masked_fill(none, 0.0), ranked
 
 
 def write_graph(bundle: Bundle, target: Path, form: str, max_top_k: int, max_batch_size: int) -> None:
@@ -136,7 +98,7 @@ def _sample(graph: RankGraph, bundle: Bundle, rows: int) -> Tensors:
     """Histories of every length class (full, one item, empty) with and without lists."""
     random = np.random.default_rng(0)
     length = bundle.max_length
-    codes = random.integers(FIRST_ITEM, graph.rows, (rows, length))
+    codes = random.integers(FIRST_ITEM, graph.n_items, (rows, length))
     codes[1 % rows, max(length // 2, 1) :] = PAD
     codes[2 % rows if rows > 2 else 1, 1:] = PAD
     if rows > 3:
@@ -145,7 +107,7 @@ def _sample(graph: RankGraph, bundle: Bundle, rows: int) -> Tensors:
     block[0] = codes[0, 0]
     allow = np.full((rows, 3), PAD)
     allow[:, 0] = NO_LIST
-    allow[-1] = random.integers(FIRST_ITEM, graph.rows, 3)
+    allow[-1] = random.integers(FIRST_ITEM, graph.n_items, 3)
     return {"CODES": codes, "BLOCK": block, "ALLOW_CODES": allow, "BUNDLE": np.full((rows, 1), bundle.tag)}
 
 

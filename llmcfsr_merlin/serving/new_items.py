@@ -1,6 +1,5 @@
 """New items without retraining: appended to a model's catalogue and scored by their semantic vector."""
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST
 from llmcfsr_merlin.runtime.ownership import claim
 from llmcfsr_merlin.runtime.stage import Manifest, hash_json, seal
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
-from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.serving.bundle import Bundle
 
 Encode = Callable[[list[dict]], np.ndarray]
@@ -76,14 +75,18 @@ def _write(
 ) -> dict:
     encode, encode_words = encoders
     old = Vocabulary.load(bundle.directory / VOCABULARY)
-    network = load_model(bundle.directory, old.hash)
+    model = load_model(bundle.directory, old.hash)
     ids = _new_ids(rows, old, null_values)
     attributes = [{k: v for k, v in row.items() if k != ITEM} for row in rows]
-    vectors = {"items.vectors": _vectors(network, attributes, encode)}
-    if hasattr(network, "lexical"):
-        if encode_words is None:
-            raise InputError("expected lexical vectors of the new items, as the model has, found no encoder of them")
-        vectors["lexical"] = _checked(encode_words(attributes), (len(rows), network.lexical.shape[1]))
+    lexical = model.shape.lexical
+    if lexical is not None and encode_words is None:
+        raise InputError("expected lexical vectors of the new items, as the model has, found no encoder of them")
+    new = NewItems(
+        len(rows),
+        None if model.shape.semantic is None else _checked(encode(attributes), (len(rows), model.shape.semantic)),
+        None if lexical is None else _checked(encode_words(attributes), (len(rows), lexical)),
+    )
+    model.append_items(new)
     none = np.zeros(len(ids), np.int64)
     columns = {
         ITEM: [*old.ids.tolist(), *ids],
@@ -93,7 +96,7 @@ def _write(
     }
     pq.write_table(pa.table(columns), output / VOCABULARY)
     vocabulary = Vocabulary.load(output / VOCABULARY)
-    save_model(_grown(network, vectors), output, vocabulary.hash)
+    save_model(model, output, vocabulary.hash)
     return {"items_before": len(old.ids), "items_added": len(ids), "items": len(vocabulary.ids)}
 
 
@@ -118,16 +121,6 @@ def _new_ids(rows: Sequence[dict], old: Vocabulary, null_values: Sequence[str]) 
     return ids
 
 
-def _vectors(network: DualViewNetwork, attributes: list[dict], encode: Encode) -> torch.Tensor:
-    by_text = network.items.semantic is not None or network.matches
-    if not by_text or network.items.null_space is not None:
-        raise InputError(
-            "expected a model that scores items by text (a semantic view or a content match), found "
-            f"{network.config.name}, where each item has a row of its own: a new item needs retraining there"
-        )
-    return _checked(encode(attributes), (len(attributes), network.items.vectors.shape[1]))
-
-
 def _checked(vectors: np.ndarray | None, wanted: tuple[int, int]) -> torch.Tensor:
     vectors = np.asarray(vectors, np.float32)
     if vectors.shape != wanted:
@@ -137,18 +130,3 @@ def _checked(vectors: np.ndarray | None, wanted: tuple[int, int]) -> torch.Tenso
     if not np.isfinite(vectors).all():
         raise InputError("expected finite vectors, found NaN or infinity")
     return torch.from_numpy(vectors)
-
-
-def _grown(network: DualViewNetwork, vectors: dict[str, torch.Tensor]) -> DualViewNetwork:
-    """The same network with rows appended: no collaborative part, vectors as given, all cold, following nothing."""
-    count = len(vectors["items.vectors"])
-    dimensions = [vectors[name].shape[1] if name in vectors else None for name in ("items.vectors", "lexical")]
-    grown = DualViewNetwork(network.config, network.rows + count, network.max_length, *dimensions)
-    weights = copy.copy(network.state_dict())
-    appended = {**vectors, "coldness": torch.ones(count)}
-    for name in ("items.collaborative.weight", "items.confidence", "next_codes", "next_weights", *appended):
-        if name in weights:
-            tail = appended.get(name, weights[name].new_zeros(count, *weights[name].shape[1:]))
-            weights[name] = torch.cat([weights[name], tail])
-    grown.load_state_dict(weights)
-    return grown.eval()

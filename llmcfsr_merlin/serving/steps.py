@@ -143,7 +143,7 @@ class Rank:
         if not any((r["ALLOW_CODES"][:, 0] != NO_LIST).any() or r["BLOCK"].any() for r in requests):
             return None
         rows = [(a, b) for r in requests for a, b in zip(r["ALLOW_CODES"], r["BLOCK"])]
-        mask = torch.zeros(len(rows), self.recommender.ranker.rows, dtype=torch.bool)
+        mask = torch.zeros(len(rows), self.recommender.ranker.n_items, dtype=torch.bool)
         for row, (allow, block) in enumerate(rows):
             if allow[0] != NO_LIST:
                 mask[row] = True

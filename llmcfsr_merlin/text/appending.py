@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmcfsr_merlin.dataset.item_vectors import match_ids, read_vectors, vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.lock import run_lock
 from llmcfsr_merlin.runtime.stage import Manifest, seal
 from llmcfsr_merlin.text.item_encoder import encode_items, encode_words
-from llmcfsr_merlin.text.vectors import match_ids, read_vectors, vectors_column
 
 
 def append_items(directory: Path, rows: Sequence[Mapping[str, object]], *, device: str = "auto") -> Manifest:

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.config.schema import EmbedConfig
+from llmcfsr_merlin.dataset.item_vectors import vectors_array, vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
+from llmcfsr_merlin.dataset.vector_checks import check_finite
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.text.checks import check_finite
 from llmcfsr_merlin.text.enrichment import Enricher
 from llmcfsr_merlin.text.item_encoder import REDUCTION, TUNED, WORDS, EncoderRecipe, ItemEncoder
 from llmcfsr_merlin.text.language_models import ModelSource, resolve
@@ -32,7 +33,6 @@ from llmcfsr_merlin.text.shards import (
     shard_path,
 )
 from llmcfsr_merlin.text.tuning.reuse import tune_stage
-from llmcfsr_merlin.text.vectors import vectors_array, vectors_column
 from llmcfsr_merlin.text.workers import run_workers, worker_device
 
 ENRICHED = "enriched"

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from llmcfsr_merlin.dataset.names import ITEM
+from llmcfsr_merlin.dataset.vector_checks import check_encoded
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json, write_json
-from llmcfsr_merlin.text.checks import check_encoded
 from llmcfsr_merlin.text.encoder import TextEncoder
 from llmcfsr_merlin.text.enrichment import Enricher
 from llmcfsr_merlin.text.language_models import ModelSource, resolve_recorded

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from llmcfsr_merlin.dataset.item_vectors import match_ids, vectors_array, vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, ITEM, VECTOR
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.text.item_encoder import ItemEncoder
-from llmcfsr_merlin.text.vectors import match_ids, vectors_array, vectors_column
 
 ENCODED = "encoded"  # part-*.parquet of ITEM, VECTOR before the reduction, HAS_TEXT, CONTENT
 CONTENT = "content"  # 16-byte hash of the prompt, null without text

@@ -1,108 +1,172 @@
-"""Ranking of the validation items over the full catalogue: what epochs, match weights and settings are chosen by."""
+"""Calibration: the weights of a model's features, chosen on the validation items by NDCG@10 of full ranking.
+
+Coordinate-wise: a pass over the validation users measures, for each feature, every weight of its grid with the others
+as they are; the best point of all becomes the next one to start from, until none is better. A quarter of the users
+finds the neighbourhood, all of them decide.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
-import transformers4rec.torch as tr
 from torch import Tensor
 
-from llmcfsr_merlin.dataset.names import ITEM
-from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
-from llmcfsr_merlin.scoring.ranker import Ranker
+from llmcfsr_merlin.dataset.dataset import lists_of
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
+from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.ranker import pad
 
-# Weights that validation chooses from: of the content match of every item, of items without interactions on top, and of
-# the transitions.
-GAMMAS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
-COLD_GAMMAS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
-TRANSITION_GAMMAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_PASSES = 8  # at most, on a quarter of the users and on all of them
+_COARSE = 4
+_SORTED = 64  # batches whose rows are sorted by length, so that little of them is padding
+
+Point = tuple[float, ...]  # a weight per feature
 
 
-class Weights(NamedTuple):
-    """gamma, cold_gamma and transition_gamma of a network."""
+class ValidationBatches:
+    """Histories int64 [B, L] and targets int64 [B] of the rows of a split; a row's last item is the one to find."""
 
-    gamma: float = 0.0
-    cold: float = 0.0
-    transition: float = 0.0
+    def __init__(self, files: Sequence[str], size: int, device: torch.device, every: int = 1):
+        """size: users per batch. every: only every n-th batch."""
+        self.files, self.size, self.device, self.every = files, size, device, every
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        number = 0
+        for file in self.files:
+            for block in pq.ParquetFile(file).iter_batches(_SORTED * self.size, columns=[ITEM]):
+                rows = sorted(lists_of(block.column(0)), key=len) if block.num_rows else []
+                for start in range(0, len(rows), self.size):
+                    number += 1
+                    if (number - 1) % self.every == 0:
+                        some = rows[start : start + self.size]
+                        histories = pad([row[:-1] for row in some], len(some[-1]))
+                        yield histories.to(self.device), torch.tensor([int(row[-1]) for row in some]).to(self.device)
+
+    def coarse(self) -> "ValidationBatches":
+        """A quarter of the batches; all of them if there are few."""
+        rows = sum(pq.read_metadata(file).num_rows for file in self.files)
+        every = _COARSE if rows >= 4 * _COARSE * self.size else 1
+        return ValidationBatches(self.files, self.size, self.device, every)
 
 
 @torch.inference_mode()
 def validation_ranks(
-    network: DualViewNetwork, valid: Iterable, weights: Sequence[Weights], exclude_history: bool = False
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rank of each validation item, from 0, for each of the weights.
+    model: Ensemble, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point], exclude_history: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each validation item, from 0, with each of the points as weights: targets int64 [N], ranks [points, N].
 
-    valid: batches of the Merlin dataloader over the split `valid`; a row's last item is the one to find.
-    exclude_history: the user's other items are left out of the ranking. Yields targets int64 [B] and ranks int64
-    [weights, B] a batch, on the CPU. The network's own weights are left at 0.
+    exclude_history: the user's other items take no part in the ranking (the target always does). The first feature has
+    weight 1 in every point. The model is prepared (`prepare(bulk=True)`) by the caller.
     """
-    set_weights(network, Weights())
-    ranker = Ranker(network, bulk=True)
-    content, transitions = any(w.gamma or w.cold for w in weights), any(w.transition for w in weights)
-    for batch, _ in valid:
-        sequences = tr.utils.padding.pad_inputs(batch)[ITEM].long().to(ranker.device)
-        last = (sequences != 0).sum(1, keepdim=True) - 1
-        target = sequences.gather(1, last)
-        history = sequences.scatter(1, last, 0)[:, :-1]
-        scores = ranker.scores(history)
+    used = [number for number in range(len(points[0])) if any(point[number] for point in points)]
+    targets, ranks = [], []
+    for history, target in batches:
+        values = model.each_feature(history)
+        anchor, wanted = values[0], target.unsqueeze(1)
+        own = anchor.gather(1, wanted)
+        anchor[:, :FIRST_ITEM] = -torch.inf
         if exclude_history:
-            wanted = scores.gather(1, target)
-            scores.scatter_(1, history, -torch.inf).scatter_(1, target, wanted)
-        match = ranker.content_match(history) if content else None
-        follows = network.transition_match(history) if transitions else None
-        # Floats, since torch adds up bools by a slow way through int64: half of the time of choosing weights.
-        matched, total, above = scores, torch.empty_like(scores), torch.empty_like(scores)
-        ranks, of = [], (0.0, 0.0)
-        for gamma, cold, transition in weights:
-            if (gamma, cold) != of:
-                matched, of = torch.addcmul(scores, match, gamma + cold * network.coldness), (gamma, cold)
-            found = torch.add(matched, follows, alpha=transition, out=total) if transition else matched
-            ranks.append(torch.gt(found, found.gather(1, target), out=above).sum(1).long())
-        yield target.squeeze(1).cpu(), torch.stack(ranks).cpu()
+            anchor.scatter_(1, history, -torch.inf)
+        anchor.scatter_(1, wanted, own)
+        # Floats, since torch adds up bools by a slow way through int64: half of the time of calibration.
+        total, above = torch.empty_like(anchor), torch.empty_like(anchor)
+        found = []
+        for point in points:
+            total.copy_(anchor)
+            for number in used[1:]:
+                if point[number]:
+                    total.add_(values[number], alpha=point[number])
+            found.append(torch.gt(total, total.gather(1, wanted), out=above).sum(1))
+        targets.append(target.cpu())
+        ranks.append(torch.stack(found).long().cpu())
+    return torch.cat(targets).numpy(), torch.cat(ranks, dim=1).numpy()
 
 
-def set_weights(network: DualViewNetwork, weights: Weights) -> None:
-    network.gamma.fill_(weights.gamma)
-    network.cold_gamma.fill_(weights.cold)
-    network.transition_gamma.fill_(weights.transition)
+def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
+    """NDCG@k of single targets: ranks int64 [..., N], from 0, to float64 [...], their mean."""
+    return ((ranks < k) / np.log2(ranks + 2.0)).mean(-1)
 
 
-def ndcg(ranks: Tensor, k: int = 10) -> Tensor:
-    """NDCG@k of single targets: ranks int64 [..., B], from 0, to float64 [...], their mean."""
-    return ((ranks < k) / torch.log2(ranks.double() + 2)).mean(-1)
+def calibrate(
+    model: Ensemble,
+    batches: ValidationBatches,
+    tail: np.ndarray,
+    tolerance: float = 0.0,
+    exclude_history: bool = False,
+) -> dict[str, float]:
+    """Set the weights of a model's features by validation NDCG@10 (full ranking) and return them by name.
 
-
-def choose_match(
-    network: DualViewNetwork, valid: Iterable, tail: Tensor, tolerance: float = 0.0, exclude_history: bool = False
-) -> Weights:
-    """Set the network's weights of the matches by validation NDCG@10 (full ranking) and return them.
-
-    Among the weights whose NDCG@10 is within `tolerance` (a share) of the best, those with the best NDCG@10 on tail
-    items. tail: bool [V]. exclude_history as in validation_ranks. An item matches itself best: left in where it is not
-    recommended again, the history pushes every gamma to 0 (measured on Beauty).
+    Among the points whose NDCG@10 is within `tolerance` (a share) of the best, the one with the best NDCG@10 on tail
+    items. tail: bool [V]. exclude_history as in validation_ranks: an item matches itself best, so where the history is
+    not recommended again but left in the ranking, it pushes the weight of every similarity to 0 (measured on Beauty).
     """
-    gammas = GAMMAS if network.config.content_match else (0.0,)
-    transitions = TRANSITION_GAMMAS if network.config.transition_neighbours else (0.0,)
-    tried = [Weights(gamma, 0.0, transition) for gamma in gammas for transition in transitions]
-    overall, of_tail = _measure(network, valid, tried, tail, exclude_history)
-    best = tried[int(overall.argmax())]
-    if network.config.content_match:
-        # cold_gamma takes over a part of what a larger gamma does, hence also the next smaller one.
-        place = GAMMAS.index(best.gamma)
-        gammas = GAMMAS[max(place - 1, 0) : place + 1]
-        more = [best._replace(gamma=gamma, cold=cold) for gamma in gammas for cold in COLD_GAMMAS[1:]]
-        found = _measure(network, valid, more, tail, exclude_history)
-        overall, of_tail, tried = torch.cat([overall, found[0]]), torch.cat([of_tail, found[1]]), tried + more
-    allowed = overall >= (1 - tolerance) * overall.max()
-    wanted = of_tail if tolerance else overall
-    chosen = tried[int(wanted.masked_fill(~allowed, -1).argmax())]
-    set_weights(network, chosen)
+    grids = [() if number == 0 else feature.feature.grid for number, feature in enumerate(model.features)]
+    start = (1.0, *(0.0 for _ in grids[1:]))
+    if any(grids):
+        model.eval().prepare(bulk=True)
+        best = _climb(_Measured(model, batches.coarse(), tail, exclude_history), grids, start)
+        measured = _Measured(model, batches, tail, exclude_history)
+        best = _climb(measured, grids, best)
+        if tolerance:
+            best = _trade(measured, grids, tolerance)
+    else:
+        best = start
+    model.set_weights({feature.feature.name: weight for feature, weight in zip(model.features, best)})
+    return model.weights
+
+
+class _Measured:
+    """NDCG@10 of all validation items and of the tail ones (0 if there is none) at the points measured so far."""
+
+    def __init__(self, model: Ensemble, batches: Iterable, tail: np.ndarray, exclude_history: bool):
+        self._ask = lambda points: validation_ranks(model, batches, points, exclude_history)
+        self._tail = tail
+        self.overall: dict[Point, float] = {}
+        self.of_tail: dict[Point, float] = {}
+
+    def measure(self, points: Iterable[Point]) -> None:
+        new = [point for point in dict.fromkeys(points) if point not in self.overall]
+        if not new:
+            return
+        targets, ranks = self._ask(new)
+        chosen = self._tail[targets]
+        self.overall |= zip(new, ndcg(ranks).tolist())
+        self.of_tail |= zip(new, ndcg(ranks[:, chosen]).tolist() if chosen.any() else [0.0] * len(new))
+
+
+def _neighbours(point: Point, grids: list[tuple[float, ...]]) -> Iterator[Point]:
+    """The point itself, and those that differ from it in one weight."""
+    yield point
+    for number, grid in enumerate(grids):
+        for weight in grid:
+            yield (*point[:number], weight, *point[number + 1 :])
+
+
+def _climb(measured: _Measured, grids: list[tuple[float, ...]], start: Point) -> Point:
+    best = start
+    for _ in range(_PASSES):
+        measured.measure(_neighbours(best, grids))
+        found = max(measured.overall, key=measured.overall.get)
+        if found == best:
+            break
+        best = found
+    return best
+
+
+def _trade(measured: _Measured, grids: list[tuple[float, ...]], tolerance: float) -> Point:
+    """The best tail that `tolerance` of the overall NDCG buys, looked for around the best points."""
+    chosen = _best_tail(measured, tolerance)
+    for _ in range(2):
+        measured.measure(_neighbours(chosen, grids))
+        found = _best_tail(measured, tolerance)
+        if found == chosen:
+            break
+        chosen = found
     return chosen
 
 
-def _measure(network, valid, weights: list[Weights], tail: Tensor, exclude_history: bool) -> tuple[Tensor, Tensor]:
-    """NDCG@10 of all validation items and of the tail ones, float64 [weights]; the tail's is 0 where there is none."""
-    parts = list(validation_ranks(network, valid, weights, exclude_history))
-    targets, ranks = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], dim=1)
-    chosen = tail[targets]
-    return ndcg(ranks), ndcg(ranks[:, chosen]) if chosen.any() else torch.zeros(len(weights), dtype=torch.float64)
+def _best_tail(measured: _Measured, tolerance: float) -> Point:
+    least = (1 - tolerance) * max(measured.overall.values())
+    allowed = [point for point, value in measured.overall.items() if value >= least]
+    return max(allowed, key=lambda point: (measured.of_tail[point], measured.overall[point]))

@@ -21,28 +21,29 @@ import torch.multiprocessing
 import transformers
 from safetensors.torch import load_file
 
-from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig
+from llmcfsr_merlin.config.schema import NetworkSettings, TrainConfig
+from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import remove, save_tensors, write_json
+from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.scoring.scorer import ItemVectors
 from llmcfsr_merlin.training.checkpoints import whole_checkpoints
 from llmcfsr_merlin.training.t4rec import Auxiliary
-from llmcfsr_merlin.training.trainer import choose_device, fit, load_schema
+from llmcfsr_merlin.training.trainer import fit, load_schema
 
 _START, _BEST, _HISTORY, _REFUSED = "start.safetensors", "best.safetensors", "history.json", "refused.txt"
+_LOG_SHARE, _SEMANTIC = "frozen/log_share", "frozen/semantic"
 
 
 @dataclass(frozen=True)
 class _Job:
     """What each process is told. train.batch_size is that of one process; checkpoint: a folder's name, or None."""
 
-    model: ModelConfig
+    network: NetworkSettings
     train: TrainConfig
-    rows: int
-    max_length: int
-    dimension: int | None
-    lexical_dimension: int | None
+    shape: Shape
     prepared: Path
     valid: list[str]
     work: Path
@@ -73,19 +74,19 @@ def fit_in_processes(
     if auxiliary.distillation is not None:
         raise InputError("train.distil remembers the states of all users in one process: set train.processes=1")
     _write_shares(files["train"], work, count)
-    save_tensors(_weights(network), work / _START)
+    semantic = network.items.vectors.semantic
+    frozen = {_LOG_SHARE: network.items.log_share.cpu()}  # what the state of a network leaves out
+    if semantic is not None:
+        frozen[_SEMANTIC] = semantic.cpu()
+    save_tensors(_weights(network) | frozen, work / _START)
     found = [whole_checkpoints(work / f"process-{rank}") for rank in range(count)]
     common = set.intersection(*({path.name for path in paths} for paths in found))
     for path in (path for paths in found for path in paths if path.name not in common):
         remove(path)
-    items = network.items
     job = _Job(
         network.config,
         train.model_copy(update={"batch_size": -(-train.batch_size // count)}),
-        network.rows,
-        network.max_length,
-        items.vectors.shape[1] if hasattr(items, "vectors") else None,
-        network.lexical.shape[1] if hasattr(network, "lexical") else None,
+        Shape(network.n_items, network.max_length, None if semantic is None else semantic.shape[1]),
         Path(prepared),
         files["valid"],
         work,
@@ -127,8 +128,12 @@ def _work(rank: int, job: _Job) -> None:
         rank=rank, world_size=job.train.processes,
     )  # fmt: skip
     try:
-        network = DualViewNetwork(job.model, job.rows, job.max_length, job.dimension, job.lexical_dimension)
-        network.load_state_dict(load_file(str(job.work / _START)))
+        network = DualViewNetwork(job.network, *job.shape[:2], ItemVectors(job.shape))
+        start = load_file(str(job.work / _START))
+        network.items.log_share.copy_(start.pop(_LOG_SHARE))
+        if _SEMANTIC in start:
+            network.items.vectors.semantic.copy_(start.pop(_SEMANTIC))
+        network.load_state_dict(start)
         folder = job.work / f"process-{rank}"
         schema = load_schema(job.prepared)
         history = fit(

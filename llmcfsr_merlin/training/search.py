@@ -1,6 +1,6 @@
 """Settings of the model and of its training chosen on the validation items, by Optuna's TPE (`llmcfsr search`).
 
-The search works in a folder that holds the splits `train` and `valid` only: the test items are not there to be read.
+The search works on a dataset whose test items cannot be read.
 """
 
 import json
@@ -9,36 +9,32 @@ import shutil
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
-import torch
 import yaml
 
+from llmcfsr_merlin.config.layers import flatten
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.names import COUNT, LEXICAL, SCHEMA, TRAIN_COUNT, VECTORS, VOCABULARY
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.dataset.dataset import Dataset
+from llmcfsr_merlin.dataset.names import LEXICAL, SCHEMA, SPLITS, VECTORS, VOCABULARY
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.files import remove, remove_temporary
 from llmcfsr_merlin.runtime.lock import run_lock
 from llmcfsr_merlin.runtime.ownership import claim_results
 from llmcfsr_merlin.runtime.stage import Manifest, hash_json, write_json
-from llmcfsr_merlin.text.vectors import load_vectors
-from llmcfsr_merlin.training.calibration import Weights, ndcg, validation_ranks
-from llmcfsr_merlin.training.train import train_network
-from llmcfsr_merlin.training.trainer import choose_device, data_loader, load_schema, split_files
+from llmcfsr_merlin.training.calibration import ValidationBatches, ndcg, validation_ranks
+from llmcfsr_merlin.training.fit import fit_model
 
 TRIALS, BEST, JOURNAL = "trials.json", "best.yaml", "journal.log"
-_SPLITS = ("train", "valid")
 
 
 def search(config: Config, run_dir: Path, space: dict[str, list], trials: int) -> list[dict]:
     """Train up to `trials` settings out of `space` and rank the validation items with each; returns them, best first.
 
     config: the recipe, whose own settings are the first trial. run_dir: a run with the stages prepare and embed (the
-    latter where the model reads vectors). space: e.g. {"model.dropout": [0.2, 0.5]}, sections model and train only.
-    A dict a trial: number, settings, ndcg@10 (full ranking, what is maximised), hr@10, tail ndcg@10, epochs, gamma,
-    cold_gamma, seconds. Writes TRIALS and BEST, a file for --model, into run_dir/search; the same call goes on where it
-    stopped.
-    Raises InputError for a space that does not fit, where another process writes the run or run_dir/search is not of
+    latter if the model reads vectors). space: e.g. {"train.negatives": [256, 1024]}, sections model and train only.
+    A dict a trial: number, settings, ndcg@10 (full ranking, what is maximised), hr@10, tail ndcg@10, epochs,
+    weight <feature>, seconds. Writes TRIALS and BEST, a file for --model, into run_dir/search; the same call goes on
+    where it stopped.
+    Raises InputError for a space that does not fit, if another process writes the run or run_dir/search is not of
     this project, and MissingDependency without Optuna.
     """
     with run_lock(run_dir):
@@ -47,13 +43,13 @@ def search(config: Config, run_dir: Path, space: dict[str, list], trials: int) -
 
 def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int) -> list[dict]:
     optuna = _optuna()
-    space = {key: _choices(config, key, values) for key, values in space.items()}
+    space = {key: _choices(config, key, values) for key, values in flatten(space).items()}
     if config.train.align_to:
         raise InputError("train.align_to needs a trained model beside it, which a search does not make: unset it")
     out = run_dir / "search"
-    claim_results(out, ("data", "trial-*", JOURNAL, TRIALS, BEST))
+    claim_results(out, ("trial-*", JOURNAL, TRIALS, BEST))
     _tidy(out)
-    data = _visible(run_dir / "prepare", out / "data")
+    dataset = _dataset(config, run_dir)
     fixed = {"space": space, "config": config.model_dump(include={"model", "train", "evaluate", "prepare"})}
     name = hash_json(fixed | {"prepare": Manifest.load(run_dir / "prepare").key})[:16]
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(out / JOURNAL)))
@@ -74,7 +70,7 @@ def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int) 
                 trial.set_user_attr("found", old.user_attrs["found"])
                 return old.value
         print(f"trial {len(finished()) + 1} of {trials}: {_said(settings)}", flush=True)
-        found = _try(config.with_settings(settings), run_dir, data, out / f"trial-{trial.number}")
+        found = _try(config.with_settings(settings), dataset, out / f"trial-{trial.number}")
         print(f"  validation NDCG@10 {found['ndcg@10']:.4f}, tail {found['tail ndcg@10']:.4f}", flush=True)
         trial.set_user_attr("found", found)
         return found["ndcg@10"]
@@ -85,37 +81,36 @@ def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int) 
     return json.loads((out / TRIALS).read_text())
 
 
-def _try(config: Config, run_dir: Path, data: Path, work: Path) -> dict:
-    """Train one setting on the visible splits and rank the validation items."""
+def _try(config: Config, dataset: Dataset, work: Path) -> dict:
+    """Train one setting and rank the validation items."""
     start = time.perf_counter()
-    vocabulary = Vocabulary.load(data / VOCABULARY)
-    if config.model.needs_vectors:
-        embedded = Manifest.load(run_dir / "embed")
-        embedded.verify(run_dir / "embed", embedded.below(VECTORS, LEXICAL), remembered=True)
-    vectors, lexical = load_vectors(config.model, vocabulary.ids.tolist(), run_dir / "embed")
     exclude = config.evaluate.exclude_history
-    network, history = train_network(
-        config.model, config.train, data, work, rows=len(vocabulary), max_length=config.prepare.max_length,
-        train_counts=vocabulary.train_counts, vectors=vectors, lexical=lexical, exclude_history=exclude,
-        tail_item=config.evaluate.tail_item,
+    model, history = fit_model(
+        config.model, config.train, dataset, work, exclude_history=exclude, tail_item=config.evaluate.tail_item,
         report=lambda line: print(f"  {line}", flush=True),
     )  # fmt: skip
     shutil.rmtree(work)
-    chosen = Weights(float(network.gamma), float(network.cold_gamma), float(network.transition_gamma))
-    device, files = choose_device(config.train.device), split_files(data, "valid")
-    loader = data_loader(files, load_schema(data), config.evaluate.batch_size, False, device)
-    try:
-        parts = list(validation_ranks(network, loader, (chosen,), exclude))
-    finally:
-        loader.dataset.stop()
-    targets, ranks = torch.cat([part[0] for part in parts]), torch.cat([part[1][0] for part in parts])
-    tail = torch.from_numpy(vocabulary.train_counts)[targets] < config.evaluate.tail_item
+    batches = ValidationBatches(dataset.files("valid"), config.evaluate.batch_size, model.device)
+    model.prepare(bulk=True)
+    targets, (ranks,) = validation_ranks(model, batches, [tuple(model.weights.values())], exclude)
+    tail = dataset.train_counts[targets] < config.evaluate.tail_item
     return {
-        "ndcg@10": round(float(ndcg(ranks)), 5), "hr@10": round(float((ranks < 10).double().mean()), 5),
+        "ndcg@10": round(float(ndcg(ranks)), 5), "hr@10": round(float((ranks < 10).mean()), 5),
         "tail ndcg@10": round(float(ndcg(ranks[tail])), 5) if tail.any() else 0.0,
-        "epochs": len(history), "gamma": chosen.gamma, "cold_gamma": chosen.cold, "transition_gamma": chosen.transition,
+        "epochs": len(history), **{f"weight {name}": weight for name, weight in model.weights.items()},
         "seconds": round(time.perf_counter() - start),
     }  # fmt: skip
+
+
+def _dataset(config: Config, run_dir: Path) -> Dataset:
+    """The verified data of the run, its test items hidden."""
+    prepared, embedded = run_dir / "prepare", run_dir / "embed" if config.model.reads else None
+    manifest = Manifest.load(prepared)
+    manifest.verify(prepared, manifest.below(SCHEMA, VOCABULARY, *SPLITS[:2]), remembered=True)
+    if embedded:
+        manifest = Manifest.load(embedded)
+        manifest.verify(embedded, manifest.below(VECTORS, LEXICAL), remembered=True)
+    return Dataset(prepared, embedded, config.prepare.max_length).without_test()
 
 
 def _tidy(out: Path) -> None:
@@ -130,21 +125,6 @@ def _tidy(out: Path) -> None:
     if journal.is_file():
         whole = journal.read_bytes().rfind(b"\n") + 1
         os.truncate(journal, whole)
-
-
-def _visible(prepared: Path, data: Path) -> Path:
-    """A prepared folder of what a search may see: two splits, and a vocabulary that counts training items only."""
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir()
-    manifest = Manifest.load(prepared)
-    manifest.verify(prepared, manifest.below(SCHEMA, VOCABULARY, *_SPLITS), remembered=True)
-    for split in _SPLITS:
-        (data / split).symlink_to((prepared / split).resolve())
-    shutil.copy2(prepared / SCHEMA, data / SCHEMA)
-    table = pq.read_table(prepared / VOCABULARY)
-    seen = table.schema.get_field_index(COUNT)
-    pq.write_table(table.set_column(seen, COUNT, table[TRAIN_COUNT]), data / VOCABULARY)
-    return data
 
 
 def _choices(config: Config, key: str, values) -> list:
@@ -162,8 +142,10 @@ def _choices(config: Config, key: str, values) -> list:
 
 
 def _at(config: Config, key: str):
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name, None)
+    value = config.model_dump(mode="json")
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _write(config: Config, finished: list, out: Path) -> None:

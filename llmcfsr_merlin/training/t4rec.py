@@ -17,11 +17,12 @@ from transformers4rec.torch.masking import MaskedLanguageModeling
 from llmcfsr_merlin.config.schema import TrainConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD, ROW
 from llmcfsr_merlin.scoring.network.attention import Packing
-from llmcfsr_merlin.scoring.network.dual_view import Catalogue, DualViewNetwork
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.item_views import MASK
-from llmcfsr_merlin.scoring.ranker import Ranker
+from llmcfsr_merlin.scoring.ranker import select_top_k
 from llmcfsr_merlin.training.distillation import Distillation
-from llmcfsr_merlin.training.losses import alignment_loss, next_item_loss
+from llmcfsr_merlin.training.losses import loss_function
+from llmcfsr_merlin.training.losses.alignment import alignment
 
 
 class BodyOutput(NamedTuple):
@@ -47,7 +48,7 @@ class Auxiliary(NamedTuple):
 
 
 class DualViewBody(BlockBase):
-    """Padded item codes to the states of the positions with a target."""
+    """Padded encoded histories to the states of the positions with a target."""
 
     def __init__(self, network: DualViewNetwork, schema, mask: float):
         super().__init__()
@@ -58,12 +59,12 @@ class DualViewBody(BlockBase):
         self._masked = [MaskedLanguageModeling(hidden_size=1, mlm_probability=mask)] if network.masked else []
 
     def forward(self, inputs: dict[str, Tensor], training: bool = False, testing: bool = False, **_) -> BodyOutput:
-        codes = inputs[ITEM].long()
+        items = inputs[ITEM].long()
         if not (training or testing):
-            return BodyOutput(self.network.user_states(codes), codes.new_empty(0), codes)
+            return BodyOutput(self.network.user_states(items), items.new_empty(0), items)
         if training and self._masked:
-            return self._predict_masked(codes)
-        history, targets = codes[:, :-1], codes[:, 1:]
+            return self._predict_masked(items)
+        history, targets = items[:, :-1], items[:, 1:]
         packing = Packing(targets != PAD)  # every position that has a next item
         last = packing.lengths.cumsum(0) - 1
         read = history.masked_fill(targets == PAD, PAD) if testing else history
@@ -75,19 +76,19 @@ class DualViewBody(BlockBase):
         users = inputs[ROW].flatten().long() if ROW in inputs else None
         return BodyOutput(states, packing.pack(targets), history, last, users)
 
-    def _predict_masked(self, codes: Tensor) -> BodyOutput:
+    def _predict_masked(self, items: Tensor) -> BodyOutput:
         """BERT4Rec's training: some items are hidden and predicted from both sides."""
-        masking = self._masked[0].compute_masked_targets(codes, training=True)
+        masking = self._masked[0].compute_masked_targets(items, training=True)
         hidden = masking.targets != PAD
-        history = codes.masked_fill(hidden, MASK)
-        real = codes != PAD
+        history = items.masked_fill(hidden, MASK)
+        real = items != PAD
         packing = Packing(real)
         states = self.network.encode(self.network.embed(history, packing), packing, real)
         hidden = packing.pack(hidden)
-        return BodyOutput(states[hidden], packing.pack(codes)[hidden], history)
+        return BodyOutput(states[hidden], packing.pack(items)[hidden], history)
 
     def output_size(self) -> torch.Size:
-        return torch.Size([-1, -1, len(self.network.config.views) * self.network.config.hidden])
+        return torch.Size([-1, -1, self.network.width])
 
     forward_output_size = output_size
 
@@ -104,7 +105,8 @@ class NextItemTask(tr.NextItemPredictionTask):
         super().__init__(metrics=[RankMetric()])
         self._network, self._train = [network], config  # a list: the weights belong to the body alone
         self._auxiliary, self._exclude_history = auxiliary, exclude_history
-        self._catalogue: Catalogue | None = None
+        self._loss = loss_function(config.loss)
+        self._catalogue: Tensor | None = None
 
     def build(self, *_, **__) -> None:
         self.built = True
@@ -123,10 +125,10 @@ class NextItemTask(tr.NextItemPredictionTask):
         network = self._network[0]
         states, wanted = inputs.states, inputs.targets
         if training:
-            loss = next_item_loss(network, states, wanted, self._train)
+            loss = self._loss(network, states, wanted, self._train)
             if self._train.align:
                 teacher, temperature = self._auxiliary.item_table, self._train.align_temperature
-                loss = loss + self._train.align * alignment_loss(network, wanted, teacher, temperature)
+                loss = loss + self._train.align * alignment(network, wanted, teacher, temperature)
             if self._auxiliary.distillation is not None:
                 last = states[inputs.last]
                 loss = loss + self._train.distil * self._auxiliary.distillation(inputs.users, last)
@@ -134,7 +136,7 @@ class NextItemTask(tr.NextItemPredictionTask):
         if testing:
             if self._catalogue is None:
                 self._catalogue = network.catalogue()
-            scores = states @ self._catalogue.candidates.T
+            scores = states @ self._catalogue.T
             scores[:, :FIRST_ITEM] = -torch.inf
             loss = torch.nn.functional.cross_entropy(scores, wanted)
             of_wanted = scores.gather(1, wanted.unsqueeze(1))
@@ -142,8 +144,9 @@ class NextItemTask(tr.NextItemPredictionTask):
                 scores = scores.scatter(1, inputs.histories, -torch.inf)
             ranks = (scores > of_wanted).sum(1)
             return {"loss": loss, "labels": wanted, "predictions": ranks}
-        ranker = Ranker(network)
-        return ranker.top_k(inputs.histories, top_k) if top_k else ranker.scores(inputs.histories)
+        scores = states @ network.catalogue().T
+        scores[:, :FIRST_ITEM] = -torch.inf
+        return select_top_k(scores, top_k) if top_k else scores
 
 
 class RankMetric(torchmetrics.Metric):

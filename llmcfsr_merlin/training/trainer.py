@@ -23,6 +23,7 @@ from llmcfsr_merlin.config.schema import TrainConfig
 from llmcfsr_merlin.dataset.names import ITEM, SCHEMA
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors
+from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.training.checkpoints import seal_checkpoint, stale_epochs
 from llmcfsr_merlin.training.distillation import Distillation
@@ -109,23 +110,6 @@ def _flatten_by_numpy(loader: Loader) -> None:
     loader._convert_df_to_tensors = flatten
 
 
-def split_files(prepared: Path, split: str) -> list[str]:
-    """Part files of a split in order; InputError where there is none."""
-    files = sorted(str(path) for path in (Path(prepared) / split).glob("*.parquet"))
-    if not files:
-        raise InputError(f"expected Parquet files in {Path(prepared) / split}, found none: run `llmcfsr prepare` first")
-    return files
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one; InputError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"train.device: expected a CUDA device for {name!r}, found none: use cpu or auto")
-    return torch.device(name)
-
-
 def fit(
     network: DualViewNetwork,
     train: TrainConfig,
@@ -138,7 +122,7 @@ def fit(
     exclude_history: bool = False,
     checkpoint: str | None = None,
 ) -> list[dict]:
-    """Train a network in place to its best epoch; return its history, see training.train_network.
+    """Train a network in place to its best epoch; return its history, see training.fit.fit_model.
 
     files: Parquet of `train` and `valid`, their columns `train_schema` and `schema`. checkpoint: a whole one of `work`
     to go on from (checkpoints.py). InputError where the loss does not stay finite.
@@ -146,7 +130,7 @@ def fit(
     device = choose_device(train.device)
     loaders = {
         "train": data_loader(files["train"], train_schema, train.batch_size, True, device),
-        "valid": data_loader(files["valid"], schema, ranked_users(network.rows), False, device),
+        "valid": data_loader(files["valid"], schema, ranked_users(network.n_items), False, device),
     }
     if checkpoint is not None:
         epochs, stale = stale_epochs(Path(checkpoint), _BEST)
@@ -191,7 +175,7 @@ def make_trainer(
     arguments = T4RecTrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=train.batch_size,
-        per_device_eval_batch_size=ranked_users(network.rows),
+        per_device_eval_batch_size=ranked_users(network.n_items),
         num_train_epochs=train.epochs,
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,

@@ -9,16 +9,15 @@ import torch
 from llmcfsr_merlin.pipelines import prepare
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.training import train as training
-from llmcfsr_merlin.training.train import train_network
+from llmcfsr_merlin.training import fit as training
 from tests.worlds import attribute_world, write_ingest
 
 # No chance and one step an epoch: what one process computes of all users, two compute of a half each.
 SMALL = [
-    "name=small", "train.device=cpu", "prepare.max_length=10", "model.hidden=16", "model.views=[collaborative]",
-    "model.pca_init=false", "model.content_match=false", "model.dropout=0", "model.item_dropout=0",
+    "name=small", "train.device=cpu", "prepare.max_length=10", "model.scorers.network.hidden=16",
+    "model.scorers.network.dropout=0", "model.scorers.transitions.neighbours=5",
     "train.loss=full_softmax", "train.batch_size=1000", "train.epochs=4", "train.patience=9",
 ]  # fmt: skip
 
@@ -27,19 +26,17 @@ SMALL = [
 def prepared(tmp_path_factory):
     run = tmp_path_factory.mktemp("learnable")
     write_ingest(run, *attribute_world())
-    prepare.run(Config.load(None, SMALL), run)
+    prepare.run(Config.load(None, SMALL, "sasrec"), run)
     return run / "prepare"
 
 
 def trained(prepared, work, *overrides: str):
     """The network, its history and what was said."""
-    config, said = Config.load(None, [*SMALL, *overrides]), []
-    vocabulary = Vocabulary.load(prepared / "vocabulary.parquet")
-    network, history = train_network(
-        config.model, config.train, prepared, work, rows=len(vocabulary), max_length=10,
-        train_counts=vocabulary.train_counts, vectors=None, report=said.append,
-    )  # fmt: skip
-    return network, history, said
+    config, said = Config.load(None, [*SMALL, *overrides], "sasrec"), []
+    model, history = training.fit_model(
+        config.model, config.train, Dataset(prepared, max_length=10), work, report=said.append
+    )
+    return model.scorers["network"].network, history, said
 
 
 def rows_of(prepared) -> list[list[int]]:

@@ -11,27 +11,23 @@ import torch
 from llmcfsr_merlin.pipelines import evaluate, prepare, train
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import models
+from llmcfsr_merlin.config.schema import presets
+from llmcfsr_merlin.dataset.dataset import Dataset, read_sequences
+from llmcfsr_merlin.dataset.item_vectors import vectors_column
 from llmcfsr_merlin.dataset.names import SEQUENCES
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
-from llmcfsr_merlin.evaluation.cases import read_sequences
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.stage import run_stage, write_json
 from llmcfsr_merlin.scoring.ranker import pad
-from llmcfsr_merlin.text.vectors import vectors_column
-from llmcfsr_merlin.training import train as training
-from llmcfsr_merlin.training.trainer import split_files
+from llmcfsr_merlin.training import fit as training
 from tests.worlds import attribute_world, noise, write_ingest
 
-ID_ONLY = ["model.hidden=16", "train.negatives=64", "train.batch_size=64", "prepare.max_length=10"]
-IDS = [
-    "model.views=[collaborative]", "model.pca_init=false", "model.content_match=false", "evaluate.baselines=[]",
-    "model.transition_neighbours=0",
-]  # fmt: skip
+SMALL = ["train.negatives=64", "train.batch_size=64", "prepare.max_length=10"]
+HIDDEN = "model.scorers.network.hidden=16"
 
 
 def configured(*overrides: str) -> Config:
-    return Config.load(None, ["name=small", *ID_ONLY, *IDS, *overrides])
+    return Config.load(None, ["name=small", *SMALL, HIDDEN, "evaluate.baselines=[]", *overrides], "sasrec")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +47,7 @@ def copy_of(run, tmp_path):
 def test_noise_scores_at_chance(tmp_path):
     """needs.md 1: a leak of the label shows here as quality where none can be."""
     write_ingest(tmp_path, noise())
-    config = configured("train.epochs=4", "evaluate.sampled_negatives=50", "model.transition_neighbours=50")
+    config = configured("train.epochs=4", "evaluate.sampled_negatives=50", "model.scorers.transitions.neighbours=50")
     prepare.run(config, tmp_path)
     manifest = train.run(config, tmp_path)
     evaluate.run(config, tmp_path)
@@ -87,11 +83,13 @@ def noise_with_vectors(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("name", presets())
 def test_no_model_finds_anything_in_noise(name, noise_with_vectors):
     """Leak test of every recipe: the loss and the metric see the same future, a leak would show in either."""
-    overrides = [*ID_ONLY, "train.epochs=3", "evaluate.sampled_negatives=50"]
-    config = Config.load(None, ["name=noise", "evaluate.baselines=[]", *overrides], name)
+    overrides = [*SMALL, "train.epochs=3", "evaluate.sampled_negatives=50", "evaluate.baselines=[]"]
+    if Config.load(None, model=name).model.network:
+        overrides.append(HIDDEN)
+    config = Config.load(None, ["name=noise", *overrides], name)
     manifest = train.run(config, noise_with_vectors)
     evaluate.run(config, noise_with_vectors)
     metrics = json.loads((noise_with_vectors / "evaluate" / "metrics.json").read_text())
@@ -104,7 +102,8 @@ def test_no_model_finds_anything_in_noise(name, noise_with_vectors):
         assert abs(found - chance) < 3.5 * (chance * (1 - chance) / 400) ** 0.5, protocol
     assert manifest.counts["model"] == name
     described = json.loads((noise_with_vectors / "train" / "model.json").read_text())
-    assert described["lexical_dimension"] == (12 if name == "llm_cfsr" else None)
+    assert described["shape"]["lexical"] == (12 if "lexical" in config.model.reads else None)
+    assert list(described["model"]["scorers"]) == list(config.model.scorers)
 
 
 def test_a_part_of_the_users_is_enough_to_choose_epochs(learnable, tmp_path):
@@ -115,11 +114,12 @@ def test_a_part_of_the_users_is_enough_to_choose_epochs(learnable, tmp_path):
     for part, (start, count) in enumerate([(0, 7), (7, 100), (107, len(rows))]):
         pq.write_table(rows.slice(start, count), prepared / "valid" / f"part-{part}.parquet")
     count = len(rows) // 10
-    (sample,) = training.validation_sample(prepared, tmp_path, configured(f"train.validation_users={count}").train)
+    some = configured(f"train.validation_users={count}").train
+    (sample,) = training.validation_sample(Dataset(prepared), tmp_path, some)
     found = pq.read_table(sample)["item_id"].to_pylist()
     assert found == rows["item_id"].to_pylist()[::10][:count]
     everyone = configured(f"train.validation_users={len(rows)}").train
-    assert training.validation_sample(prepared, tmp_path, everyone) == split_files(prepared, "valid")
+    assert training.validation_sample(Dataset(prepared), tmp_path, everyone) == Dataset(prepared).files("valid")
 
 
 @pytest.mark.parametrize("exclude", [False, True])
@@ -158,7 +158,7 @@ def test_one_negative_stopped_early_says_that_it_may_only_have_rested(learnable,
 
 def test_the_test_item_is_not_read_before_evaluation(learnable, tmp_path):
     """Training and selection give the same weights whatever the last item of each user is."""
-    config = configured("train.epochs=2", "model.transition_neighbours=20")
+    config = configured("train.epochs=2", "model.scorers.transitions.neighbours=20")
     weights = []
     for name in ("as_is", "changed"):
         (tmp_path / name).mkdir()
@@ -185,16 +185,16 @@ def test_a_killed_training_goes_on_to_the_same_weights(learnable, tmp_path, monk
         if line.startswith("epoch 3/"):
             raise Killed
 
-    original = training.train_network
-    monkeypatch.setattr(train, "train_network", lambda *a, **k: original(*a, **{**k, "report": dies}))
+    original = training.fit_model
+    monkeypatch.setattr(train, "fit_model", lambda *a, **k: original(*a, **{**k, "report": dies}))
     with pytest.raises(Killed):
         train.run(config, tmp_path / "killed")
     assert not (tmp_path / "killed" / "train").exists(), "nothing half-written"
     lines = []
-    monkeypatch.setattr(train, "train_network", lambda *a, **k: original(*a, **{**k, "report": lines.append}))
+    monkeypatch.setattr(train, "fit_model", lambda *a, **k: original(*a, **{**k, "report": lines.append}))
     train.run(config, tmp_path / "killed")
     assert lines[0].startswith("epoch 3/"), lines
-    read = [Recommender.load(tmp_path / name).ranker.network.state_dict() for name in ("whole", "killed")]
+    read = [Recommender.load(tmp_path / name).ranker.model.state_dict() for name in ("whole", "killed")]
     for name, weight in read[0].items():
         torch.testing.assert_close(read[1][name], weight, rtol=1e-5, atol=1e-6, msg=name)
 
@@ -243,6 +243,6 @@ def test_seeds_differ_and_one_seed_repeats(learnable, tmp_path):
         (tmp_path / str(place)).mkdir()
         run = copy_of(learnable, tmp_path / str(place))
         train.run(configured("train.epochs=1", f"train.seed={seed}"), run)
-        found.append(Recommender.load(run).ranker.catalogue.candidates.numpy())
+        found.append(Recommender.load(run).ranker.model.scorers["network"].catalogue.numpy())
     assert np.array_equal(found[0], found[1])
     assert not np.allclose(found[0], found[2])

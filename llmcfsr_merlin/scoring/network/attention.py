@@ -1,4 +1,4 @@
-"""Attention parts: the causal block of SASRec and the cross-attention between the two views."""
+"""Attention over packed batches, and the cross-attention between the two views."""
 
 import math
 from typing import NamedTuple
@@ -104,35 +104,6 @@ class Attention(nn.Module):
         mask = None if real is None else real[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q, key, value, attn_mask=mask, is_causal=mask is None)
         return mixed.transpose(1, 2).flatten(2)
-
-
-class Block(nn.Module):
-    """One pre-norm transformer block with SASRec's width (feed-forward d -> d -> d, ReLU)."""
-
-    def __init__(self, hidden: int, heads: int, dropout: float):
-        super().__init__()
-        self.norm_attention, self.norm_feed = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-        self.attention = Attention(hidden, heads)
-        self.feed = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, hidden))
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
-        normal = self.norm_attention(x)
-        x = x + self.drop(self.attention(normal, normal, packing, real))
-        return x + self.drop(self.feed(self.norm_feed(x)))
-
-
-class RecurrentBlock(nn.Module):
-    """One GRU layer (GRU4Rec, arXiv 1511.06939) in the place of a transformer block; it never reads padding."""
-
-    def __init__(self, hidden: int, dropout: float):
-        super().__init__()
-        self.cell = nn.GRU(hidden, hidden, batch_first=True)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
-        states, _ = self.cell(x if packing is None else packing.unpack(x))
-        return self.drop(states if packing is None else packing.pack(states))
 
 
 class CrossAttention(nn.Module):

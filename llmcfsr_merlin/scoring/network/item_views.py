@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.config.schema import NetworkSettings
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, NULL
 
 _CHUNK = 65536  # vectors in double precision at a time
-MASK = NULL  # what bert4rec reads in place of an item to predict: no history contains the null code
+MASK = NULL  # what bert4rec reads in place of an item to predict: no history contains it
 
 
 class ItemViews(nn.Module):
-    """Item codes to their d-dimensional views.
+    """Encoded item ids to their d-dimensional views.
 
     collaborative: table [V, d], scaled per item by n / (n + k) (n: training count, k: `cold_shrinkage`), so that the
     row of an unseen item neither scores nor receives a gradient. semantic: linear adapter D -> D/2 -> d without
@@ -22,19 +22,19 @@ class ItemViews(nn.Module):
     the d/2 leading whitened directions, frozen, beside d/2 trainable ones that start at zero (AlphaFuse, SIGIR 2025).
     """
 
-    def __init__(self, config: ModelConfig, rows: int, semantic_dimension: int | None):
+    def __init__(self, config: NetworkSettings, n_items: int, vectors: nn.Module):
+        """vectors: holds `semantic`, the frozen vectors float [V, D], or None there."""
         super().__init__()
-        self.rows = rows
+        semantic_dimension = None if vectors.semantic is None else vectors.semantic.shape[1]
+        self.vectors = vectors
         self.item_dropout = config.item_dropout
         self.collaborative = self.semantic = self.null_space = None
         if "collaborative" in config.views:
-            self.collaborative = nn.Embedding(rows, config.hidden)
+            self.collaborative = nn.Embedding(n_items, config.hidden)
             nn.init.normal_(self.collaborative.weight, std=1 / math.sqrt(config.hidden))
-            self.register_buffer("confidence", torch.ones(rows))
+            self.register_buffer("confidence", torch.ones(n_items))
         # Of training alone: log of each item's share of the training interactions, for in-batch negatives.
-        self.register_buffer("log_share", torch.zeros(rows), persistent=False)
-        if semantic_dimension is not None:
-            self.register_buffer("vectors", torch.zeros(rows, semantic_dimension))
+        self.register_buffer("log_share", torch.zeros(n_items), persistent=False)
         if "semantic" in config.views:
             if semantic_dimension is None:
                 raise ValueError("the semantic view needs item vectors")
@@ -44,20 +44,21 @@ class ItemViews(nn.Module):
             self.semantic = nn.Sequential(nn.Linear(semantic_dimension, middle), nn.Linear(middle, config.hidden))
         if "null_space" in config.views:
             half = config.hidden // 2
-            self.register_buffer("leading", torch.zeros(rows, half))
-            self.null_space = nn.Embedding(rows, config.hidden - half)
+            self.register_buffer("leading", torch.zeros(n_items, half))
+            self.null_space = nn.Embedding(n_items, config.hidden - half)
             nn.init.zeros_(self.null_space.weight)
 
     @torch.no_grad()
-    def initialise(self, config: ModelConfig, train_counts: Tensor, vectors: Tensor | None) -> None:
-        """Set the frozen parts: training counts [V] and semantic vectors [V, D] (rows below FIRST_ITEM are zero)."""
+    def initialise(self, config: NetworkSettings, train_counts: Tensor) -> None:
+        """Set what the training counts int64 [V] and the vectors decide: confidence, whitening, PCA start."""
+        vectors = self.vectors.semantic
         seen = train_counts.float()
         self.log_share.copy_((seen.clamp_min(1) / seen.sum().clamp_min(1)).log())
         if self.collaborative is not None and config.cold_shrinkage is not None:
             # k = 0 still switches unseen items off: their rows are never trained.
             self.confidence.copy_(torch.where(seen > 0, seen / (seen + config.cold_shrinkage), torch.zeros(())))
             self.confidence[MASK] = 1
-        if vectors is None or not hasattr(self, "vectors"):
+        if vectors is None or not config.reads:
             return
         parts = vectors[FIRST_ITEM:].split(_CHUNK)
         real = len(vectors) - FIRST_ITEM
@@ -67,7 +68,6 @@ class ItemViews(nn.Module):
         variance, basis = torch.linalg.eigh(covariance)
         scale = variance.clamp_min(variance.max() * 1e-3).rsqrt()
         whitening = basis * scale
-        self.vectors.copy_(vectors)
         if self.semantic is not None and config.whiten:
             self.center.copy_(center)
             self.whitening.copy_(whitening / math.sqrt(vectors.shape[1]))
@@ -82,8 +82,8 @@ class ItemViews(nn.Module):
             scores = scores / scores.std(0).clamp_min(1e-12) / math.sqrt(hidden)
             self.collaborative.weight[FIRST_ITEM:, : scores.shape[1]] = scores
 
-    def forward(self, codes: Tensor) -> list[Tensor]:
-        """codes int64 [...] -> one float tensor [..., d] a view, collaborative before semantic.
+    def forward(self, items: Tensor) -> list[Tensor]:
+        """items int64 [...] -> one float tensor [..., d] a view, collaborative before semantic.
 
         In training, `item_dropout` of the items lose their collaborative row for this call, in every place where they
         occur, so that the semantic view learns to stand alone.
@@ -93,14 +93,14 @@ class ItemViews(nn.Module):
             confidence = self.confidence
             if self.training and self.item_dropout:
                 confidence = confidence * (torch.rand_like(confidence) >= self.item_dropout)
-            views.append(self.collaborative(codes) * confidence[codes].unsqueeze(-1))
+            views.append(self.collaborative(items) * confidence[items].unsqueeze(-1))
         if self.semantic is not None:
-            views.append(self._adapted(codes))
+            views.append(self._adapted(items))
         if self.null_space is not None:
-            views.append(torch.cat([self.leading[codes], self.null_space(codes)], dim=-1))
+            views.append(torch.cat([self.leading[items], self.null_space(items)], dim=-1))
         return views
 
-    def _adapted(self, codes: Tensor) -> Tensor:
+    def _adapted(self, items: Tensor) -> Tensor:
         """Semantic views [..., d] of the whitened vectors (v - center) @ whitening.
 
         Whitening and two linear maps without activation are one map, D x d: it costs less an item, and no whitened
@@ -109,4 +109,4 @@ class ItemViews(nn.Module):
         first, second = self.semantic
         weight = second.weight @ first.weight @ self.whitening.T
         bias = second.weight @ first.bias + second.bias - weight @ self.center
-        return F.linear(self.vectors[codes], weight, bias)
+        return F.linear(self.vectors.semantic[items], weight, bias)

@@ -1,121 +1,66 @@
-"""Which items follow which in the training sequences, as a short list of neighbours an item.
+"""Item-to-item transitions: which items follow which in the training sequences."""
 
-    w(i, j) = sum over pairs (i, j) of a user's sequence, at most 20 places apart, of
-              distance^-1/2 (times 0.3 where j came before i), / (sqrt(n_i n_j) + 5)
+import torch
+from torch import Tensor
 
-An item may follow itself: people return to places. It is an item-kNN (Sarwar et al. 2001, shrinkage as in Bell and
-Koren 2007) that knows order and distance, as neighbour models of sessions do (Ludewig and Jannach 2018, arXiv
-1803.09587). Its constants were chosen on validation items of Beauty and Yelp (docs/results/README.md).
-"""
+from llmcfsr_merlin.config.schema import TransitionSettings
+from llmcfsr_merlin.dataset.names import PAD
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
+from llmcfsr_merlin.scoring.scorers.transition_counts import count_transitions
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import scipy.sparse
-
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
-
-_SPAN, _BACKWARD, _SHRINKAGE = 20, 0.3, 5.0
-_ROOM = 1 << 26  # pairs held at once
-_SEQUENCES = 1 << 14  # read at once
+RECENCY = 0.8  # decay per step into the past
 
 
-def count_transitions(
-    files: Sequence[str], rows: int, train_counts: np.ndarray, neighbours: int, scratch: Path, room: int = _ROOM
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each item the `neighbours` with the largest w: codes int32 and weights float32, both [V, neighbours].
+class TransitionScorer(Scorer):
+    """log(1 + 100 * sum over t of 0.8^age(t) * w(h_t, i)), age 0 for the last item of the history.
 
-    files: Parquet of training sequences, a list of codes a row; they are read once. rows: V. train_counts: int64 [V].
-    scratch: a folder that holds, while this runs, sums of more than `room` pairs, cut into parts of the items.
-    Shorter lists end with code 0 and weight 0.
+    w(h, i) is the weight of the transition from h to i (transition_counts.py), kept for the `neighbours` largest of
+    each h: co-occurrence that a d-dimensional embedding cannot represent. 0 for what never followed the history.
     """
-    codes, weights = np.zeros((rows, neighbours), np.int32), np.zeros((rows, neighbours), np.float32)
-    scale = np.sqrt(np.maximum(train_counts, 1)).astype(np.float32)
-    parts = 2 * _SPAN * int(train_counts.sum()) // room + 1
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        for start, table in _sums(files, _bounds(train_counts, rows, parts), Path(folder), room):
-            source = np.repeat(np.arange(start, start + table.shape[0]), np.diff(table.indptr))
-            table.data /= scale[source] * scale[table.indices] + _SHRINKAGE
-            place, kept = largest_of_each_row(table, neighbours)
-            codes[source[kept], place] = table.indices[kept]
-            weights[source[kept], place] = table.data[kept]
-    return codes, weights
 
+    Settings = TransitionSettings
+    FEATURES = (Feature("transitions"),)
+    PER_ITEM = ("next_items", "next_weights")
 
-def _bounds(train_counts: np.ndarray, rows: int, parts: int) -> list[int]:
-    """Where to cut the items into parts of about as many interactions each: 0, ..., rows."""
-    wanted = np.linspace(0, train_counts.sum(), parts + 1)[1:-1]
-    return np.unique([0, *(np.searchsorted(train_counts.cumsum(), wanted) + 1), rows]).tolist()
+    def __init__(self, settings: TransitionSettings, shape: Shape, vectors: ItemVectors):
+        super().__init__(settings, shape, vectors)
+        table = (shape.n_items, settings.neighbours)
+        self.register_buffer("next_items", torch.zeros(table, dtype=torch.int32))
+        self.register_buffer("next_weights", torch.zeros(table))
 
+    @classmethod
+    def fit(cls, settings: TransitionSettings, dataset, vectors: ItemVectors, context: FitContext):
+        context.report("counting item-to-item transitions")
+        scorer = cls(settings, dataset.shape, vectors)
+        items, weights = count_transitions(
+            dataset.files("train"), dataset.shape.n_items, dataset.train_counts, settings.neighbours, context.scratch
+        )
+        scorer.next_items.copy_(torch.from_numpy(items))
+        scorer.next_weights.copy_(torch.from_numpy(weights))
+        return scorer
 
-def _sums(
-    files: Sequence[str], bounds: list[int], folder: Path, room: int
-) -> Iterator[tuple[int, scipy.sparse.csr_matrix]]:
-    """Sums of the pairs' weights for first items start <= i < stop: start and [stop - start, V], part by part."""
-    rows, count = bounds[-1], 0
-    if len(bounds) == 2:
-        yield 0, sum(_tables(files, rows, room), start=scipy.sparse.csr_matrix((rows, rows), dtype=np.float32))
-        return
-    for table in _tables(files, rows, room):
-        for part, (start, stop) in enumerate(pairwise(bounds)):
-            scipy.sparse.save_npz(folder / f"{part}-{count}.npz", table[start:stop], compressed=False)
-        count += 1
-    for part, (start, stop) in enumerate(pairwise(bounds)):
-        total = scipy.sparse.csr_matrix((stop - start, rows), dtype=np.float32)
-        for number in range(count):
-            saved = folder / f"{part}-{number}.npz"
-            total = total + scipy.sparse.load_npz(saved)
-            saved.unlink()
-        yield start, total
+    def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
+        weights = self._decayed(histories)
+        # Not new_zeros, whose size a traced graph would keep.
+        sums = torch.zeros_like(histories[:, :1], dtype=weights.dtype).expand(-1, self.shape.n_items)
+        sums = sums.scatter_add(1, self.next_items[histories].long().flatten(1), weights.flatten(1))
+        if items is not None:
+            sums = sums.gather(1, items)
+        return sums.mul(100).log1p().unsqueeze(0)
 
+    def candidates(self, histories: Tensor, count: int) -> Tensor:
+        """The neighbours with the largest weight, an item that stands twice counted by its larger one."""
+        weights = self._decayed(histories).flatten(1)
+        best = weights.topk(min(count, weights.shape[1]), dim=1)
+        return self.next_items[histories].long().flatten(1).gather(1, best.indices).masked_fill(best.values == 0, PAD)
 
-def _tables(files: Sequence[str], rows: int, room: int) -> Iterator[scipy.sparse.csr_matrix]:
-    """Sums of the pairs' weights [V, V] of some sequences after others, each of about room / 4 different pairs."""
-    table = scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
-    for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(_SEQUENCES, columns=[ITEM]):
-            forward = _forward(*_sequences(batch.column(ITEM)), rows)
-            table = table + forward + _BACKWARD * forward.T
-            if table.nnz > room // 4:
-                yield table
-                table = scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
-    yield table
+    def _decayed(self, histories: Tensor) -> Tensor:
+        """[B, L, neighbours]; PAD has no neighbours."""
+        places = torch.arange(histories.shape[1], device=histories.device)
+        age = ((histories != PAD).sum(1, keepdim=True) - 1 - places).clamp_min(0)
+        return self.next_weights[histories] * (RECENCY**age).unsqueeze(-1)
 
-
-def _sequences(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int32 [M] of all sequences, one after the other, and the row of each, [M]."""
-    codes = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
-    lengths = np.diff(lists.offsets.to_numpy(zero_copy_only=False))
-    return codes, np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-
-
-def _forward(codes: np.ndarray, row: np.ndarray, rows: int) -> scipy.sparse.csr_matrix:
-    """Sums of distance^-1/2 over all pairs of a sequence up to _SPAN places apart, earlier item by later, [V, V]."""
-    sources, followers, weights = [], [], []
-    for distance in range(1, min(_SPAN, len(row) - 1) + 1):
-        earlier, later = codes[:-distance], codes[distance:]
-        pair = (row[distance:] == row[:-distance]) & (earlier >= FIRST_ITEM) & (later >= FIRST_ITEM)
-        sources.append(earlier[pair])
-        followers.append(later[pair])
-        weights.append(np.full(pair.sum(), distance**-0.5, np.float32))
-    if not sources:
-        return scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
-    entries = np.concatenate(weights), (np.concatenate(sources), np.concatenate(followers))
-    return scipy.sparse.csr_matrix(entries, (rows, rows))
-
-
-def largest_of_each_row(table: scipy.sparse.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` largest entries of each row, ties by the smaller column: the rank of each in its row, from 0, and
-    where it stands among the table's entries, row after row. The table's columns are sorted in place.
-    """
-    table.sort_indices()
-    # Row by row: one sort of all entries by row and value took most of the time of counting.
-    best = [first + np.argsort(-table.data[first:end], kind="stable")[:count] for first, end in pairwise(table.indptr)]
-    sizes = np.minimum(np.diff(table.indptr), count)
-    place = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
-    return place, np.concatenate(best)
+    @classmethod
+    def memory_bytes(cls, settings: TransitionSettings, shape: Shape) -> int:
+        """Items and weights, once more while they are counted and in a checkpoint."""
+        return 4 * 3 * 2 * shape.n_items * settings.neighbours

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmcfsr_merlin.dataset.item_vectors import load_item_table, match_ids
 from llmcfsr_merlin.dataset.names import (
     CODE,
     FIRST_ITEM,
@@ -30,7 +31,6 @@ from llmcfsr_merlin.text.diagnostics.intrinsic import (
     neighbours,
     next_item_retrieval,
 )
-from llmcfsr_merlin.text.vectors import load_item_table, match_ids
 
 MAX_QUERIES, MAX_PAIRS, MAP_ITEMS, SHOWN = 1000, 5000, 2000, 6
 

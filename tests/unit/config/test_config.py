@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig, models
+from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig, presets
 from llmcfsr_merlin.runtime.errors import InputError
 
+HIDDEN = "model.scorers.network.hidden"
 
-def test_a_baseline_is_laid_over_the_recipe_not_over_the_model():
-    config = Config.load(None, ["train.epochs=3", "model.hidden=32"], "llm_esr")
-    assert (config.train.loss, config.train.distil, config.model.hidden) == ("bce", 0.1, 32)
+
+def test_a_baseline_is_applied_to_the_recipe_not_to_the_model():
+    config = Config.load(None, ["train.epochs=3", f"{HIDDEN}=32"], "llm_esr")
+    assert (config.train.loss, config.train.distil, config.model.network.hidden) == ("bce", 0.1, 32)
     baseline = config.with_model("sasrec")
     assert (baseline.train.loss, baseline.train.distil) == ("uniform_softmax", 0)
-    assert (baseline.train.epochs, baseline.model.hidden) == (3, 32)
+    assert (baseline.train.epochs, baseline.model.network.hidden) == (3, 32)
     assert baseline.with_model("llm_esr").train == config.train
 
 
@@ -25,51 +27,56 @@ def recorded(config, folder) -> Config:
     return Config.recorded(folder)
 
 
-def _written(folder, tree) -> Path:
+def written(folder, tree) -> Path:
     (folder / "written.yaml").write_text(json.dumps(tree))
     return folder / "written.yaml"
 
 
-OWN = {"train.epochs": 3, "model.hidden": 32}
-OVERRIDES = ["train.epochs=3", "model.hidden=32"]
-# Ways to the same settings, with another model laid over them in between or not.
+OWN = {"train.epochs": 3, HIDDEN: 32}
+OVERRIDES = ["train.epochs=3", f"{HIDDEN}=32"]
+NETWORK = {"network": {"hidden": 32}}
+ESR = Config.load(None, OVERRIDES, "llm_esr").model.model_dump(mode="json")
+# Ways to the same settings, with another model applied in between or not.
 WAYS = {
     "a file": lambda folder: Config.load(folder / "own.yaml"),
     "a file that writes a model out": lambda folder: Config.load(
-        _written(folder, {"train": {"epochs": 3, "loss": "bce", "distil": 0.1},
-                          "model": {**Config.load(None, model="llm_esr").model.model_dump(mode="json"), "hidden": 32}})
+        written(folder, {"train": {"epochs": 3, "loss": "bce", "distil": 0.1}, "model": ESR})
     ),
     "a file with a model": lambda folder: Config.load(folder / "own.yaml", model="llm_esr"),
     "overrides": lambda _: Config.load(None, OVERRIDES, "llm_esr"),
-    "code": lambda _: Config(train=TrainConfig(epochs=3), model=ModelConfig(hidden=32)),
-    "code, then a model": lambda _: Config(train={"epochs": 3}, model={"hidden": 32}).with_model("llm_esr"),
+    "code": lambda _: Config(train=TrainConfig(epochs=3), model=ModelConfig(name="mine", scorers=NETWORK)),
+    "code, then a model": lambda _: Config(train={"epochs": 3}, model={"scorers": NETWORK}).with_model("llm_esr"),
     "code with a model's name": lambda _: Config(
-        train=TrainConfig(epochs=3, loss="bce", distil=0.1),
-        model=ModelConfig(**{**Config.load(None, model="llm_esr").model.model_dump(), "hidden": 32}),
+        train=TrainConfig(epochs=3, loss="bce", distil=0.1), model=ModelConfig(**ESR)
     ),
     "with_settings": lambda _: Config().with_settings(OWN),
     "with_settings of a model": lambda _: Config.load(None, model="llmemb").with_settings(OWN),
     "with_settings, then a model": lambda _: Config().with_settings(OWN).with_model("alphafuse").with_settings(OWN),
-    "model_copy": lambda _: (config := Config.load(None, model="llm_esr")).model_copy(
-        update={"train": config.train.model_copy(update={"epochs": 3}),
-                "model": config.model.model_copy(update={"hidden": 32})}
+    "model_copy": lambda _: (config := Config.load(None, OVERRIDES[1:], model="llm_esr")).model_copy(
+        update={"train": config.train.model_copy(update={"epochs": 3})}
     ),
-    "a run": lambda folder: recorded(Config(train={"epochs": 3}, model={"hidden": 32}), folder),
+    "a run": lambda folder: recorded(Config(train={"epochs": 3}, model={"scorers": NETWORK}), folder),
     "a run of a model": lambda folder: recorded(Config.load(None, OVERRIDES, "llm_esr"), folder),
     "a run of a model, of a run": lambda folder: recorded(
         recorded(Config.load(None, OVERRIDES, "llm_esr"), folder).with_model("llmemb"), folder
     ),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("name", presets())
 @pytest.mark.parametrize("way", WAYS)
-def test_a_model_is_laid_over_settings_of_any_origin_as_over_a_file(way, name, tmp_path):
-    (tmp_path / "own.yaml").write_text("train: {epochs: 3}\nmodel: {hidden: 32}\n")
-    expected = Config.load(tmp_path / "own.yaml", model=name)
+def test_a_model_is_applied_to_settings_of_any_origin_as_to_a_file(way, name, tmp_path):
+    (tmp_path / "own.yaml").write_text(f"train: {{epochs: 3}}\n{HIDDEN}: 32\n")
+    expected = Config.load(tmp_path / "own.yaml", model=name) if has_network(name) else Config.load(
+        None, ["train.epochs=3"], name
+    )
     found = WAYS[way](tmp_path).with_model(name)
     assert found.model_dump() == expected.model_dump()
-    assert found.with_model("sasrec").model_dump() == Config.load(tmp_path / "own.yaml", model="sasrec").model_dump()
+    assert found.with_model("sasrec").train == Config.load(None, ["train.epochs=3"], "sasrec").train
+
+
+def has_network(name: str) -> bool:
+    return Config.load(None, model=name).model.network is not None
 
 
 def test_what_the_caller_gave_under_a_model_comes_back_when_the_model_goes(tmp_path):
@@ -79,25 +86,39 @@ def test_what_the_caller_gave_under_a_model_comes_back_when_the_model_goes(tmp_p
     for same in (config, recorded(config, tmp_path), config.with_settings({"train.epochs": 2})):
         assert (same.train.distil, same.with_model("sasrec").train.distil) == (0.1, 0.5)
         assert same.with_model("sasrec").train.loss == "bce"
-    changed = Config.load(None, model="llm_esr").with_settings({"train.loss": "bce"})
-    assert changed.with_model("sasrec").train.loss == "bce", "given by the caller, after the model"
-    assert changed.with_model("sasrec").train.distil == 0
-    whole = Config.load(None, model="llm_esr").with_settings({"train": {"loss": "bce"}})
-    assert whole.with_model("sasrec").train.loss == "bce"
 
 
 def test_a_model_file_of_ones_own_leaves_nothing_behind(tmp_path):
-    (tmp_path / "best.yaml").write_text("model: {dropout: 0.7}\ntrain: {learning_rate: 0.1}\n")
+    (tmp_path / "best.yaml").write_text("model: {scorers: {network: {dropout: 0.7}}}\ntrain: {learning_rate: 0.1}\n")
     config = recorded(Config.load(None, OVERRIDES, tmp_path / "best.yaml"), tmp_path)
-    assert (config.model.dropout, config.model.name) == (0.7, "llm_cfsr")
+    assert config.model.network.dropout == 0.7
     assert config.with_model("sasrec").model_dump() == Config.load(None, OVERRIDES, "sasrec").model_dump()
+
+
+def test_keys_of_version_0_1_are_read_with_one_warning(caplog):
+    old = ["model.hidden=32", "model.content_match=false", "model.transition_neighbours=7", "evaluate.ease_lambda=9"]
+    config = Config.load(None, old)
+    assert (config.model.network.hidden, list(config.model.scorers)) == (32, ["network", "transitions"])
+    assert config.model.scorers["transitions"].neighbours == 7
+    assert config.with_model("ease").model.scorers["ease"].regularisation == 9
+    Config.load(None, old)
+    assert [record.getMessage() for record in caplog.records if "model.content_match" in record.getMessage()] in (
+        [], ["setting model.content_match is of an earlier version, today it is model.scorers.content"],
+    )  # fmt: skip
+
+
+def test_a_scorer_is_one_line_of_yaml_and_null_removes_one(tmp_path):
+    config = Config.load(None, ["model.scorers.popularity={}", "model.scorers.transitions=null"])
+    assert list(config.model.scorers) == ["network", "content", "popularity"]
+    (tmp_path / "r.yaml").write_text("model.scorers.popularity: {}\n")
+    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == ["network", "content", "transitions", "popularity"]
 
 
 def test_an_override_wins_over_the_model():
     assert Config.load(None, ["train.loss=full_softmax"], "llm_esr").train.loss == "full_softmax"
 
 
-@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("name", presets())
 def test_model_files_hold_only_their_own_sections(name):
     assert Config.load(None, model=name).model.name == name
 
@@ -110,9 +131,10 @@ def test_model_files_hold_only_their_own_sections(name):
         ("train.epochs=many", "train.epochs: .* found 'many'"),
         ("train", "expected an override like train.epochs=3"),
         ("name.x=1", "unknown key|Input should be|is a value"),
-        ("model.views=[semantic, collaborative]", "views must be"),
-        ("model.hidden=63", "multiple of heads"),
-        ("evaluate.baselines=[popularty]", "expected baselines out of popularity"),
+        ("model.scorers.network.views=[semantic, collaborative]", "views must be"),
+        ("model.scorers.network.hidden=63", "multiple of heads"),
+        ("model.scorers.contents={}", "unknown scorer contents .did you mean content"),
+        ("evaluate.baselines=[popularty]", "expected baselines out of alphafuse.*popularity"),
         ("train.lr=[", "not YAML"),
     ],
 )

@@ -4,8 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
+from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, SEQUENCES, TRAIN_COUNT, USER, VOCABULARY
+from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.ranker import Ranker
+from llmcfsr_merlin.scoring.scorer import FitContext
 
 
 def write_prepare(directory: Path, sequences: dict[str, list[int]], rows: int, parts: int = 2) -> np.ndarray:
@@ -22,6 +28,13 @@ def write_prepare(directory: Path, sequences: dict[str, list[int]], rows: int, p
     vocabulary = {ITEM: [f"i{code}" for code in codes], CODE: codes, COUNT: count[codes], TRAIN_COUNT: train[codes]}
     pd.DataFrame(vocabulary).to_parquet(directory / VOCABULARY)
     return train
+
+
+def fitted(name: str, prepare: Path, max_length: int = 200, **settings):
+    """A closed-form model, fitted on a directory of write_prepare: its scores."""
+    model = ModelConfig(name=name, scorers={name: settings})
+    context = FitContext(prepare, train=lambda network: pytest.fail("nothing is trained here"))
+    return Ranker(Ensemble.fit(model, Dataset(prepare, max_length=max_length), context)).scores
 
 
 def random_sequences(users: int, rows: int, seed: int = 0) -> dict[str, list[int]]:

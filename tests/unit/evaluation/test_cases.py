@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, USER
 from llmcfsr_merlin.evaluation.cases import (
     CANDIDATES,
@@ -18,7 +19,6 @@ from llmcfsr_merlin.evaluation.cases import (
 )
 from llmcfsr_merlin.evaluation.ranks import rank_users
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.scoring.scorers.closed_form import training_matrix
 from tests.unit.evaluation.prepared import random_sequences, write_prepare
 
 
@@ -53,7 +53,7 @@ def test_draw_does_not_depend_on_order_parts_or_other_users(tmp_path):
 def test_empty_part_files_are_skipped(tmp_path):
     frame = cases_of(tmp_path, {"a": [3, 4, 5], "b": [7, 8, 9]}, 30, parts=5, negatives=5)
     assert list(frame.index) == ["a", "b"]
-    assert training_matrix(tmp_path, 30).shape == (2, 30)
+    assert [len(block) for block in Dataset(tmp_path).sequences()] == [1, 1]
 
 
 def test_seeds_and_users_differ():

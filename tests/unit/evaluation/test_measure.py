@@ -6,22 +6,20 @@ import pandas as pd
 import pytest
 
 from llmcfsr_merlin.config.schema import EvaluateConfig
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import CASES, METRICS, RANKS
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation.measure import compare_runs, measure
 from llmcfsr_merlin.evaluation.ranks import read_ranks
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.scoring.scorers.closed_form import fit_baseline
-from tests.unit.evaluation.prepared import random_sequences, write_prepare
+from tests.unit.evaluation.prepared import fitted, random_sequences, write_prepare
 
 SETTINGS = EvaluateConfig(sampled_negatives=30, tail_item=10, tail_user=5)
 
 
 def run(directory, prepare, names=("popularity", "ease"), settings=SETTINGS):
     directory.mkdir()
-    counts = Vocabulary.load(prepare / "vocabulary.parquet").train_counts
-    recipes = {name: lambda name=name: fit_baseline(name, prepare, counts, settings) for name in names}
-    return measure(directory, prepare, recipes, dataset="toy", seed=7, max_length=4, settings=settings)
+    models = {name: lambda name=name: fitted(name, prepare, 4) for name in names}
+    return measure(directory, Dataset(prepare, max_length=4), models, name="toy", seed=7, settings=settings)
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ import pytest
 from llmcfsr_merlin.evaluation.cases import write_cases
 from llmcfsr_merlin.evaluation.groups import group_masks, group_metrics, user_counts
 from llmcfsr_merlin.evaluation.ranks import rank_users
-from llmcfsr_merlin.scoring.scorers.closed_form import EASE, Popularity, training_matrix
-from tests.unit.evaluation.prepared import write_prepare
+from tests.unit.evaluation.prepared import fitted, write_prepare
 
 THRESHOLDS = {"paper_fashion": (4, 3), "paper_yelp": (13, 12)}  # tail item, tail user
 TAIL_TESTS = {"paper_fashion": (2591, 5135), "paper_yelp": (3576, 12461)}
@@ -17,16 +16,16 @@ TAIL_TESTS = {"paper_fashion": (2591, 5135), "paper_yelp": (3576, 12461)}
 
 @pytest.fixture(scope="module")
 def measure(paper_sequences, tmp_path_factory):
-    """Function: (data, scorer maker) -> {group: (hr@10, ndcg@10, users)} of the sampled protocol."""
+    """Function: (data, scorer, its settings) -> {group: (hr@10, ndcg@10, users)} of the sampled protocol."""
 
-    def run(name, make):
+    def run(name, model, **settings):
         sequences = paper_sequences(name)
         rows = max(map(max, sequences.values())) + 1
         directory = tmp_path_factory.mktemp(name)
         train_counts = write_prepare(directory, sequences, rows)
         cases = directory / "cases.parquet"
         write_cases(directory, cases, rows)
-        scorer = make(training_matrix(directory, rows), train_counts)
+        scorer = fitted(model, directory, **settings)
         ranks = rank_users(
             scorer, cases, train_counts=train_counts, max_length=200, protocols=("sampled",), name=name
         ).ranks
@@ -40,7 +39,7 @@ def measure(paper_sequences, tmp_path_factory):
 
 @pytest.mark.parametrize("name, hr, ndcg", [("paper_fashion", 0.4858, 0.3405), ("paper_yelp", 0.5222, 0.3022)])
 def test_popularity(measure, name, hr, ndcg):
-    found = measure(name, lambda _, train_counts: Popularity(train_counts))
+    found = measure(name, "popularity")
     assert found["overall", "hr@10"]["value"] == pytest.approx(hr, abs=0.012)
     assert found["overall", "ndcg@10"]["value"] == pytest.approx(ndcg, abs=0.01)
     assert found["tail_item", "hr@10"]["value"] < 0.001
@@ -48,13 +47,13 @@ def test_popularity(measure, name, hr, ndcg):
 
 
 def test_ease_on_fashion(measure):
-    found = measure("paper_fashion", lambda matrix, _: EASE(matrix, 100, 1))
+    found = measure("paper_fashion", "ease", regularisation=100, memory_gb=1)
     assert found["overall", "hr@10"]["value"] == pytest.approx(0.4613, abs=0.012)
     assert found["overall", "ndcg@10"]["value"] == pytest.approx(0.4196, abs=0.01)
 
 
 @pytest.mark.slow
 def test_ease_on_yelp(measure):
-    found = measure("paper_yelp", lambda matrix, _: EASE(matrix, 200, 2))
+    found = measure("paper_yelp", "ease", regularisation=200, memory_gb=2)
     assert found["overall", "hr@10"]["value"] == pytest.approx(0.4926, abs=0.012)
     assert found["tail_item", "ndcg@10"]["value"] == pytest.approx(0.0700, abs=0.01)

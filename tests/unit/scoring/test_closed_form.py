@@ -1,24 +1,25 @@
-"""Closed-form baselines against dense references; the papers' data in test_paper_numbers.py."""
+"""Closed-form scorers against dense references; the papers' data in test_paper_numbers.py."""
 
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
 
-from llmcfsr_merlin.config.schema import EvaluateConfig
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.scoring.scorers.closed_form import EASE, ItemKNN, Popularity, fit_baseline, training_matrix
-from tests.unit.evaluation.prepared import random_sequences, write_prepare
+from llmcfsr_merlin.scoring.scorers.ease import invert
+from llmcfsr_merlin.scoring.scorers.histories import training_matrix
+from tests.unit.evaluation.prepared import fitted, random_sequences, write_prepare
 
 ROWS = 40
 HISTORIES = torch.tensor([[5, 6, 5, 0], [7, 0, 0, 0], [0, 0, 0, 0], [2, 9, 30, 39]])
 
 
 @pytest.fixture
-def matrix(tmp_path):
+def prepared(tmp_path):
     write_prepare(tmp_path, random_sequences(80, ROWS), ROWS, parts=3)
-    return training_matrix(tmp_path, ROWS)
+    return tmp_path
 
 
 def multi_hot(histories):
@@ -30,43 +31,43 @@ def multi_hot(histories):
 
 def test_training_matrix_holds_neither_validation_nor_test_items(tmp_path):
     write_prepare(tmp_path, {"a": [3, 4, 3, 5, 6], "b": [7, 8, 9]}, 10, parts=1)
-    assert training_matrix(tmp_path, 10).toarray().nonzero()[1].tolist() == [3, 4, 7]
-    assert training_matrix(tmp_path, 10, held_out=1).toarray().nonzero()[1].tolist() == [3, 4, 5, 7, 8]
+    assert training_matrix(Dataset(tmp_path)).toarray().nonzero()[1].tolist() == [3, 4, 7]
 
 
-def test_popularity_is_the_training_count():
-    counts = np.array([5, 5, 5, 2, 9, 0])
-    scores = Popularity(counts)(torch.tensor([[3], [4]]))
-    assert scores.tolist() == [[-np.inf] * 3 + [2, 9, 0]] * 2
+def test_popularity_is_the_log_of_the_training_count(tmp_path):
+    counts = write_prepare(tmp_path, {"a": [3, 4, 3, 5, 6], "b": [3, 8, 9]}, 10, parts=1)
+    scores = fitted("popularity", tmp_path)(torch.tensor([[3], [4]]))
+    assert torch.isinf(scores[:, :3]).all()
+    np.testing.assert_allclose(scores[:, 3:].expm1().numpy(), np.tile(counts[3:], (2, 1)), atol=1e-5)
 
 
-def test_ease_equals_the_dense_formula(matrix):
-    dense = matrix.toarray().astype(np.float64)
+def test_ease_equals_the_dense_formula(prepared):
+    dense = training_matrix(Dataset(prepared)).toarray().astype(np.float64)
     inverse = np.linalg.inv(dense.T @ dense + 7 * np.eye(ROWS))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
-    scores = EASE(matrix, regularisation=7, memory_gb=1)(HISTORIES).numpy()
+    scores = fitted("ease", prepared, regularisation=7)(HISTORIES).numpy()
     np.testing.assert_allclose(scores[:, FIRST_ITEM:], (multi_hot(HISTORIES) @ weights)[:, FIRST_ITEM:], atol=1e-5)
     assert (scores[:, :FIRST_ITEM] == -np.inf).all()
 
 
 def test_ease_beyond_one_block_is_whole():
     dense = np.random.default_rng(0).random((500, 1500)) < 0.02
-    weights = EASE(scipy.sparse.csr_matrix(dense.astype(np.float32)), regularisation=50, memory_gb=1).weights.numpy()
+    weights = invert(scipy.sparse.csr_matrix(dense.astype(np.float32)), 50)
     inverse = np.linalg.inv(dense.T.astype(float) @ dense + 50 * np.eye(1500))
     expected = -inverse / np.diag(inverse)
     np.fill_diagonal(expected, 0)
     np.testing.assert_allclose(weights, expected, atol=1e-5)
 
 
-def test_ease_refuses_a_catalogue_that_does_not_fit(matrix):
-    with pytest.raises(InputError, match=r"found 40 rows, which need 8 \* rows\^2 bytes"):
-        EASE(matrix, regularisation=7, memory_gb=1e-6)
+def test_ease_refuses_a_catalogue_that_does_not_fit(prepared):
+    with pytest.raises(InputError, match=r"found 40 items, which need 8 \* items\^2 bytes"):
+        fitted("ease", prepared, memory_gb=1e-6)
 
 
 @pytest.mark.parametrize("neighbours", [5, ROWS])
-def test_item_knn_equals_the_dense_formula(matrix, neighbours):
-    dense = matrix.toarray().astype(np.float64)
+def test_item_knn_equals_the_dense_formula(prepared, neighbours):
+    dense = training_matrix(Dataset(prepared)).toarray().astype(np.float64)
     together = dense.T @ dense
     size = np.sqrt(np.diag(together))
     weights = together / (np.outer(size, size) + 2)
@@ -74,14 +75,13 @@ def test_item_knn_equals_the_dense_formula(matrix, neighbours):
     for item in range(ROWS):
         dropped = np.argsort(-weights[item].astype(np.float32), kind="stable")[neighbours:]
         weights[item, dropped] = 0
-    scores = ItemKNN(matrix, neighbours, shrinkage=2)(HISTORIES).numpy()
+    scores = fitted("item_knn", prepared, neighbours=neighbours, shrinkage=2)(HISTORIES).numpy()
     np.testing.assert_allclose(scores[:, FIRST_ITEM:], (multi_hot(HISTORIES) @ weights.T)[:, FIRST_ITEM:], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["popularity", "item_knn", "ease"])
-def test_scores_do_not_depend_on_padding_or_batch(tmp_path, name):
-    train_counts = write_prepare(tmp_path, random_sequences(80, ROWS), ROWS, parts=3)
-    scorer = fit_baseline(name, tmp_path, train_counts, EvaluateConfig())
+def test_scores_do_not_depend_on_padding_or_batch(prepared, name):
+    scores = fitted(name, prepared)
     longer = torch.cat([HISTORIES, torch.zeros(4, 9, dtype=torch.long)], dim=1)
-    alone = torch.cat([scorer(HISTORIES[row : row + 1]) for row in range(4)])
-    assert torch.equal(scorer(HISTORIES), scorer(longer)) and torch.equal(scorer(HISTORIES), alone)
+    alone = torch.cat([scores(HISTORIES[row : row + 1]) for row in range(4)])
+    assert torch.equal(scores(HISTORIES), scores(longer)) and torch.equal(scores(HISTORIES), alone)

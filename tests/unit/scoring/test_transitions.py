@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
-from llmcfsr_merlin.scoring.scorers.transitions import count_transitions
+from llmcfsr_merlin.scoring.scorers.transition_counts import count_transitions
 
 ROWS = 12
 SEQUENCES = st.lists(st.lists(st.integers(2, ROWS - 1), max_size=25), min_size=1, max_size=8)

@@ -8,18 +8,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmcfsr_merlin.config.schema import EmbedConfig
+from llmcfsr_merlin.dataset.item_vectors import load_item_table, vectors_column
+from llmcfsr_merlin.dataset.vector_checks import check_encoded
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import seal
 from llmcfsr_merlin.text import embed as embedding
 from llmcfsr_merlin.text import language_models as models
 from llmcfsr_merlin.text import shards
 from llmcfsr_merlin.text.appending import append_items
-from llmcfsr_merlin.text.checks import check_encoded
 from llmcfsr_merlin.text.embed import embed_table, make_recipe
 from llmcfsr_merlin.text.item_encoder import ItemEncoder, encode_items
 from llmcfsr_merlin.text.language_models import resolve
 from llmcfsr_merlin.text.reduction import Reduction
-from llmcfsr_merlin.text.vectors import load_item_table, vectors_column
 
 from .conftest import catalogue, write_items
 

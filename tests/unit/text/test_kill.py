@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.pipelines.embed import run
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.item_vectors import load_item_table
 from llmcfsr_merlin.runtime.stage import Manifest, seal
-from llmcfsr_merlin.text.vectors import load_item_table
 
 COUNT = 30_000  # eight shards
 

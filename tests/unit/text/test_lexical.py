@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from llmcfsr_merlin.config.schema import EmbedConfig, ModelConfig
+from llmcfsr_merlin.config.schema import EmbedConfig
+from llmcfsr_merlin.dataset.dataset import Dataset
+from llmcfsr_merlin.dataset.item_vectors import load_item_table
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.text import lexical
 from llmcfsr_merlin.text.embed import embed_table
 from llmcfsr_merlin.text.item_encoder import WORDS, encode_words
 from llmcfsr_merlin.text.language_models import resolve
 from llmcfsr_merlin.text.lexical import Lexical
-from llmcfsr_merlin.text.vectors import load_item_table, load_vectors
 
 from .conftest import catalogue
 
@@ -109,10 +111,10 @@ def test_none_are_made_or_read_where_none_are_wanted(items_dir, tiny_bert, tmp_p
     assert encode_words(tmp_path / "none", catalogue(1)) is None
     embed(items_dir, tiny_bert, tmp_path / "some", IDS, lexical=6)
     shapes = []
-    for name, settings in (
-        ("some", {}), ("none", {}), ("some", {"lexical_share": 0}), ("some", {"content_match": False}),
-        ("some", {"views": ("collaborative",), "pca_init": False, "content_match": False}),
-    ):  # fmt: skip
-        parts = load_vectors(ModelConfig(**settings), IDS, tmp_path / name)
-        shapes.append(tuple(part is not None and part.shape for part in parts))
-    assert shapes == [((43, 32), (43, 6)), *[((43, 32), False)] * 3, (False, False)]
+    for name, reads in (("some", ("semantic", "lexical")), ("none", ("semantic", "lexical")), ("some", ("semantic",)),
+                        ("some", ())):  # fmt: skip
+        dataset = Dataset(tmp_path, tmp_path / name).reading(reads)
+        dataset.vocabulary = Vocabulary(IDS)
+        shapes.append((dataset.shape.semantic, dataset.shape.lexical))
+    assert shapes == [(32, 6), (32, None), (32, None), (None, None)]
+    assert dataset.vectors("lexical").shape == (43, 6)

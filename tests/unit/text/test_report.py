@@ -3,6 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llmcfsr_merlin.dataset.item_vectors import vectors_column
 from llmcfsr_merlin.text.diagnostics.intrinsic import (
     brand_retrieval,
     category_retrieval,
@@ -12,7 +13,6 @@ from llmcfsr_merlin.text.diagnostics.intrinsic import (
 )
 from llmcfsr_merlin.text.diagnostics.reference_vectors import tfidf_svd, word_vectors
 from llmcfsr_merlin.text.diagnostics.vector_report import Catalogue, summary, validation_pairs, vectors_report
-from llmcfsr_merlin.text.vectors import vectors_column
 
 
 def groups(count=12, size=4):

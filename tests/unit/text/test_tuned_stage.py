@@ -9,6 +9,7 @@ import pytest
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.schema import EmbedConfig, EnrichConfig, TuneConfig
+from llmcfsr_merlin.dataset.item_vectors import load_item_table
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.text import enrichment
 from llmcfsr_merlin.text.embed import embed_table
@@ -16,7 +17,6 @@ from llmcfsr_merlin.text.item_encoder import ItemEncoder, encode_items
 from llmcfsr_merlin.text.language_models import resolve
 from llmcfsr_merlin.text.shards import plan_shards
 from llmcfsr_merlin.text.tuning import reuse as tuned
-from llmcfsr_merlin.text.vectors import load_item_table
 
 from .conftest import catalogue
 

@@ -1,85 +1,80 @@
-"""The weights of the content match are chosen for the ranking that the recipe asks for, and for the tail."""
+"""Score weights are calibrated for the ranking that the recipe asks for, and for the tail."""
 
+import numpy as np
 import pytest
 import torch
 
-from llmcfsr_merlin.config.schema import ModelConfig
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
-from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
-from llmcfsr_merlin.scoring.ranker import Ranker
-from llmcfsr_merlin.training.calibration import (
-    COLD_GAMMAS,
-    GAMMAS,
-    Weights,
-    choose_match,
-    ndcg,
-    set_weights,
-    validation_ranks,
-)
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.ranker import Ranker, pad
+from llmcfsr_merlin.training.calibration import ValidationBatches, calibrate, ndcg, validation_ranks
+from tests.models import model_config, random_model
+from tests.unit.scoring.test_transitions import write
 
 ITEMS, TWINS, LENGTH, USERS = 32, 8, 12, 40
+GRID = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
 
 
-def batches(rows: list[list[int]]) -> list:
-    """One batch in the form of the Merlin dataloader."""
-    offsets = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
-    values = torch.tensor([code for row in rows for code in row])
-    return [({f"{ITEM}__values": values, f"{ITEM}__offsets": offsets}, None)]
+class Rows(list):
+    """Rows as one validation batch; a row's last item is the one to find."""
+
+    def __iter__(self):
+        yield pad([row[:-1] for row in super().__iter__()], 99), torch.tensor([row[-1] for row in super().__iter__()])
+
+    def coarse(self):
+        return self
 
 
-def quiet(vectors: torch.Tensor, counts: torch.Tensor, follow: bool = False) -> DualViewNetwork:
-    """A network whose views are noise, far below a difference of cosines."""
-    network = DualViewNetwork(ModelConfig(hidden=8, pca_init=False), len(vectors), 50, vectors.shape[1]).eval()
-    random = torch.Generator().manual_seed(3)
-    shape = network.next_codes.shape
-    followers = torch.randint(FIRST_ITEM, len(vectors), shape, generator=random), torch.rand(shape, generator=random)
-    network.initialise(counts, vectors, followers if follow else None)
+def quiet(vectors: torch.Tensor, counts: torch.Tensor, follow: bool = False) -> Ensemble:
+    """A model whose network is noise, far below a difference of cosines; weights as before calibration."""
+    config = model_config(hidden=8, pca_init=False, transition_neighbours=5 if follow else 0)
+    model = random_model(config, len(vectors), 50, vectors.shape[1], counts=counts)
+    model.vectors.semantic.copy_(vectors)
     with torch.no_grad():
-        for weight in network.parameters():
+        for weight in model.scorers["network"].parameters():
             weight.mul_(0.01)
-    return network
+    model.set_weights({name: 0.0 for name in model.weights if name != "network"})
+    return model
 
 
-def test_history_is_left_out_where_it_is_not_recommended():
+def test_history_is_left_out_if_it_is_not_recommended():
     """After 12 items the twin of the first one: the text knows it, but every item read matches itself better."""
     random = torch.Generator().manual_seed(0)
     texts = torch.eye(ITEMS)
     vectors = torch.cat([torch.zeros(FIRST_ITEM, ITEMS), texts, 0.9 * texts[:TWINS] + 0.1 * texts[TWINS : 2 * TWINS]])
-    network = quiet(vectors, torch.ones(len(vectors), dtype=torch.long))
-    rows = []
+    model = quiet(vectors, torch.ones(len(vectors), dtype=torch.long))
+    rows = Rows()
     for _ in range(USERS):
         others = TWINS + torch.randperm(ITEMS - TWINS, generator=random)[: LENGTH - 1]
         first = int(torch.randint(TWINS, (), generator=random))
-        rows.append([FIRST_ITEM + code for code in (first, *others.tolist(), first + ITEMS)])
+        rows.append([FIRST_ITEM + item for item in (first, *others.tolist(), first + ITEMS)])
 
-    def gain(exclude_history: bool) -> float:
-        tail = torch.zeros(len(vectors), dtype=torch.bool)
-        found = choose_match(network, batches(rows), tail, exclude_history=exclude_history)
-        assert (float(network.gamma), float(network.cold_gamma), float(network.transition_gamma)) == found
-        assert found.gamma in GAMMAS and found.cold in COLD_GAMMAS
-        return found.gamma
+    def weight(exclude_history: bool) -> float:
+        found = calibrate(model, rows, np.zeros(len(vectors), bool), exclude_history=exclude_history)
+        assert found == model.weights and found["network"] == 1
+        return found["content"] + found["content_cold"]
 
-    assert gain(exclude_history=True) > 0 == gain(exclude_history=False)
+    assert weight(exclude_history=True) > 0 == weight(exclude_history=False)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.3])
 def test_what_may_be_given_up_goes_to_the_tail(tolerance):
-    """Every item has a popular and a rare twin, equally like it; most users go on to the popular one."""
+    """Every item has a popular and a rare twin, equally close to it; most users go on to the popular one."""
     texts = torch.eye(ITEMS)
     vectors = torch.cat([torch.zeros(FIRST_ITEM, ITEMS), texts, 0.9 * texts + 0.1, 0.9 * texts + 0.1])
     counts = torch.cat([torch.full((FIRST_ITEM + 2 * ITEMS,), 500), torch.ones(ITEMS, dtype=torch.long)])
-    network = quiet(vectors, counts)
-    rows = [
+    model = quiet(vectors, counts)
+    rows = Rows(
         [FIRST_ITEM + item, FIRST_ITEM + item + (2 if user % 5 == 0 else 1) * ITEMS]
         for user, item in enumerate(list(range(ITEMS)) * 5)
-    ]
-    tail = counts < 4
-    chosen = choose_match(network, batches(rows), tail, tolerance, exclude_history=True)
-    tried = [Weights(gamma) for gamma in GAMMAS] + [chosen]
-    ranks = torch.cat([found for _, found in validation_ranks(network, batches(rows), tried, True)], dim=1)
+    )
+    tail = (counts < 4).numpy()
+    chosen = calibrate(model, rows, tail, tolerance, exclude_history=True)
+    tried = [(1.0, weight, 0.0) for weight in GRID] + [tuple(chosen.values())]
+    targets, ranks = validation_ranks(model.prepare(), rows, tried, True)
     quality = ndcg(ranks)
     assert quality[-1] >= (1 - tolerance) * quality.max() - 1e-9
-    of_tail = ndcg(ranks[:, tail[torch.tensor([row[-1] for row in rows])]])
+    of_tail = ndcg(ranks[:, tail[targets]])
     plain = of_tail[:-1][quality[:-1] == quality[:-1].max()].max()
     assert (of_tail[-1] > plain) == (tolerance > 0)
 
@@ -87,11 +82,24 @@ def test_what_may_be_given_up_goes_to_the_tail(tolerance):
 def test_validation_ranks_by_the_scores_that_are_served():
     random = torch.Generator().manual_seed(1)
     vectors = torch.cat([torch.zeros(FIRST_ITEM, 8), torch.randn(ITEMS, 8, generator=random)])
-    network = quiet(vectors, torch.randint(0, 9, (len(vectors),), generator=random), follow=True)
+    model = quiet(vectors, torch.randint(0, 9, (len(vectors),), generator=random), follow=True)
     rows = (FIRST_ITEM + torch.randint(0, ITEMS, (20, 6), generator=random)).tolist()
-    weights = Weights(2.0, 3.0, 1.5)
-    ((targets, ranks),) = validation_ranks(network, batches(rows), [weights])
-    set_weights(network, weights)
-    scores = Ranker(network).scores(torch.tensor(rows)[:, :-1])
-    wanted = (scores > scores.gather(1, targets[:, None])).sum(1)
-    assert ranks[0].tolist() == wanted.tolist()
+    targets, (ranks,) = validation_ranks(model.prepare(), Rows(rows), [(1.0, 2.0, 3.0, 1.5)])
+    model.set_weights({"content": 2.0, "content_cold": 3.0, "transitions": 1.5})
+    scores = Ranker(model).scores(torch.tensor(rows)[:, :-1])
+    wanted = (scores > scores.gather(1, torch.tensor(targets)[:, None])).sum(1)
+    assert ranks.tolist() == wanted.tolist()
+
+
+def test_batches_hold_every_row_once_in_any_cut(tmp_path):
+    rows = [list(range(3, 5 + number % 7)) for number in range(50)]
+    files = [write(tmp_path / "a.parquet", rows[:20]), write(tmp_path / "b.parquet", rows[20:])]
+    for size in (1, 8, 100):
+        found = []
+        for histories, targets in ValidationBatches(files, size, torch.device("cpu")):
+            assert len(histories) == len(targets) <= size
+            pairs = zip(histories.tolist(), targets.tolist())
+            found += [[item for item in row if item] + [last] for row, last in pairs]
+        assert sorted(found) == sorted(rows)
+    quarter = ValidationBatches(files, 2, torch.device("cpu")).coarse()
+    assert sum(len(targets) for _, targets in quarter) in range(10, 16)

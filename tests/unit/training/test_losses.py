@@ -6,14 +6,19 @@ import torch
 from llmcfsr_merlin.config.schema import TrainConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.training.distillation import Distillation, similar_users
-from llmcfsr_merlin.training.losses import alignment_loss, next_item_loss
-from tests.unit.scoring.test_network import ROWS, build
+from llmcfsr_merlin.training.losses import loss_function
+from llmcfsr_merlin.training.losses.alignment import alignment
+from tests.unit.scoring.test_network import ROWS, build, network_of
+
+
+def next_item_loss(network, states, targets, settings: TrainConfig):
+    return loss_function(settings.loss)(network, states, targets, settings)
 
 
 @pytest.fixture
 def case():
     torch.manual_seed(1)
-    network = build(item_dropout=0).eval()
+    network = network_of(build(item_dropout=0)).eval()
     network.requires_grad_(False)
     return network, torch.randn(6, 32), torch.randint(FIRST_ITEM, ROWS, (6,))
 
@@ -89,7 +94,7 @@ def test_alignment_is_symmetric_info_nce_of_the_distinct_items(case, with_teache
     cosine = torch.cosine_similarity(semantic[:, None], other[None], dim=-1) / 0.5
     rows = -torch.log_softmax(cosine, 1).diagonal().mean()
     columns = -torch.log_softmax(cosine, 0).diagonal().mean()
-    assert float(alignment_loss(network, codes, teacher, 0.5)) == pytest.approx(float((rows + columns) / 2), rel=1e-5)
+    assert float(alignment(network, codes, teacher, 0.5)) == pytest.approx(float((rows + columns) / 2), rel=1e-5)
 
 
 def test_distillation_pulls_to_the_mean_of_the_neighbours_seen():

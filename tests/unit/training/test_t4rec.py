@@ -4,9 +4,11 @@ import pytest
 import torch
 from transformers4rec.torch.masking import CausalLanguageModeling
 
-from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.config.schema import NetworkSettings
+from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import ITEM, PAD
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.scoring.scorer import ItemVectors
 from llmcfsr_merlin.training.t4rec import DualViewBody
 
 CODES = torch.tensor([[5, 9, 30, 7], [8, 4, 0, 0], [3, 3, 3, 0]])
@@ -14,8 +16,8 @@ CODES = torch.tensor([[5, 9, 30, 7], [8, 4, 0, 0], [3, 3, 3, 0]])
 
 @pytest.mark.parametrize("mode", ["training", "testing"])
 def test_next_items_are_those_of_the_stock_masking(mode):
-    config = ModelConfig(views=("collaborative",), pca_init=False, content_match=False, transition_neighbours=0)
-    body = DualViewBody(DualViewNetwork(config, 40, 8), None, mask=0.3)
+    network = DualViewNetwork(NetworkSettings(), 40, 8, ItemVectors(Shape(40, 8)))
+    body = DualViewBody(network, None, mask=0.3)
     stock = CausalLanguageModeling(hidden_size=1).compute_masked_targets(CODES, **{mode: True}).targets
     found = body({ITEM: CODES}, **{mode: True})
     assert found.targets.tolist() == stock[stock != PAD].tolist()

@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config.schema import ModelConfig
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, HAS_TEXT, ITEM, VECTOR
+from llmcfsr_merlin.dataset.vector_checks import check_finite
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.text.checks import check_finite
 
 
 @dataclass(frozen=True)
@@ -68,18 +67,11 @@ def read_vectors(directory: Path) -> Iterator[tuple[pa.Array, np.ndarray, np.nda
             yield batch.column(0).cast(pa.string()), vectors_array(batch.column(1)), has_text
 
 
-def load_vectors(
-    model: ModelConfig, vocabulary_ids: Sequence[str], embedded: Path
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What a model reads of the finished stage `embed`: semantic vectors (V, D) and lexical ones (V, E), float32.
-
-    None for what it does not read, and for lexical vectors where the stage made none.
-    """
-    vectors = load_item_table(vocabulary_ids, embedded / VECTORS).vectors if model.needs_vectors else None
-    lexical = None
-    if model.content_match and model.lexical_share and (embedded / LEXICAL).is_dir():
-        lexical = load_item_table(vocabulary_ids, embedded / LEXICAL).vectors
-    return vectors, lexical
+def vector_dimension(vectors_dir: Path) -> int | None:
+    """Length of the vectors in a directory of parts; None if there is no such directory."""
+    if not Path(vectors_dir).is_dir():
+        return None
+    return next(read_vectors(vectors_dir))[1].shape[1]
 
 
 def load_item_table(vocabulary_ids: Sequence[str], vectors_dir: Path) -> ItemTable:

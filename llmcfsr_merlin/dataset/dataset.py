@@ -1,0 +1,123 @@
+"""The prepared data of a run as one object: every model is fitted on it, and all models of a run share it."""
+
+import copy
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmcfsr_merlin.dataset.item_vectors import load_item_table, vector_dimension
+from llmcfsr_merlin.dataset.names import ITEM, LEXICAL, SEQUENCES, SPLITS, USER, VECTORS, VOCABULARY
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.runtime.errors import InputError
+
+_BLOCK = 4096  # users read at a time
+_FOLDERS = {"semantic": VECTORS, "lexical": LEXICAL}
+
+
+class Shape(NamedTuple):
+    """The sizes that a model's arrays have.
+
+    n_items: V, the rows of every item-side array, the three reserved ones included. max_length: longest history that is
+    read. semantic, lexical: dimensions of the item vectors, None without.
+    """
+
+    n_items: int
+    max_length: int
+    semantic: int | None = None
+    lexical: int | None = None
+
+
+class Dataset:
+    """Sequences, splits, vocabulary and item vectors of the stages `prepare` and `embed`, read when asked for.
+
+    >>> dataset = Dataset.load("runs/beauty")                  # doctest: +SKIP
+    >>> dataset.shape.n_items, len(dataset.files("train"))     # doctest: +SKIP
+    """
+
+    def __init__(self, prepared: Path, embedded: Path | None = None, max_length: int = 50):
+        """prepared, embedded: folders of the stages. max_length: longest history that a model reads."""
+        self.prepared, self.embedded, self.max_length = Path(prepared), embedded and Path(embedded), max_length
+        self._hidden: tuple[str, ...] = ()
+        self._read: tuple[str, ...] = tuple(_FOLDERS)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary.load(self.prepared / VOCABULARY)
+
+    @property
+    def train_counts(self) -> np.ndarray:
+        """Training interactions per item, int64 [V], zero on reserved rows."""
+        return self.vocabulary.train_counts
+
+    @cached_property
+    def shape(self) -> Shape:
+        dimensions = {name: vector_dimension(self._vectors_dir(name)) for name in self._read if self.embedded}
+        return Shape(len(self.vocabulary), self.max_length, **dimensions)
+
+    def files(self, split: str) -> list[str]:
+        """Part files of `train`, `valid` or `test` in order; InputError if there is none."""
+        if split not in SPLITS or split in self._hidden:
+            raise ValueError(f"expected a split out of {', '.join(s for s in SPLITS if s not in self._hidden)}")
+        files = sorted(str(path) for path in (self.prepared / split).glob("*.parquet"))
+        if not files:
+            folder = self.prepared / split
+            raise InputError(f"expected Parquet files in {folder}, found none: run `llmcfsr prepare` first")
+        return files
+
+    def sequences(self, held_out: int = 2) -> Iterator[list[np.ndarray]]:
+        """Whole sequences of encoded item ids, int64, without the last `held_out` of each, in blocks of users.
+
+        held_out 2 is the training part; 1 adds the validation item; 0 the test item.
+        """
+        if self._hidden and held_out < 1:
+            raise ValueError("the test items of this dataset are hidden")
+        for _, sequences in read_sequences(self.prepared, _BLOCK):
+            yield [sequence[: len(sequence) - held_out] for sequence in sequences]
+
+    def vectors(self, name: str) -> np.ndarray:
+        """`semantic` or `lexical` vectors, float32 [V, D]; reserved rows are zero."""
+        return load_item_table(self.vocabulary.ids.tolist(), self._vectors_dir(name)).vectors
+
+    def _vectors_dir(self, name: str) -> Path:
+        return self.embedded / _FOLDERS[name]
+
+    def reading(self, vectors: Collection[str]) -> "Dataset":
+        """The same for a model that reads these vectors (semantic, lexical): others are not loaded."""
+        return self._changed(_read=tuple(vectors))
+
+    def without_test(self) -> "Dataset":
+        """The same for choosing settings: whoever reads a test item gets an error."""
+        return self._changed(_hidden=("test",))
+
+    def _changed(self, **attributes) -> "Dataset":
+        other = copy.copy(self)
+        other.__dict__.pop("shape", None)
+        other.__dict__.update(attributes)
+        return other
+
+
+def read_sequences(prepared: Path, block: int = _BLOCK) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Stream (user ids object [B], their whole sequences of encoded ids) from the part files, in file order."""
+    folder = Path(prepared) / SEQUENCES
+    parts = sorted(folder.glob("*.parquet"))
+    if not parts:
+        raise InputError(f"expected part files in {folder}, found none: run `llmcfsr prepare` first")
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            for batch in file.iter_batches(block, columns=[USER, ITEM]):
+                if not batch.num_rows:  # dask writes empty partitions, whose list column can be of type null
+                    continue
+                yield batch.column(USER).to_numpy(zero_copy_only=False), lists_of(batch.column(ITEM))
+
+
+def lists_of(column: pa.Array) -> list[np.ndarray]:
+    """Rows of a list column as int64 arrays, without a Python object per element."""
+    offsets = column.offsets.to_numpy()
+    return np.split(column.flatten().to_numpy().astype(np.int64, copy=False), (offsets - offsets[0])[1:-1])
+
+

@@ -1,0 +1,156 @@
+"""The model: scorers and their weights. Everything that needs a score asks the ensemble, which knows none by name."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.scoring.registry import scorer_class
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+
+
+class WeightedFeature(NamedTuple):
+    """A feature, the name of its scorer, and its place among the scorer's weights."""
+
+    scorer: str
+    place: int
+    feature: Feature
+
+
+class Ensemble(nn.Module):
+    """score(u, i) = sum over scorers and their features of weight * feature; -inf on reserved rows."""
+
+    def __init__(self, config: ModelConfig, scorers: Mapping[str, Scorer], shape: Shape, vectors: ItemVectors):
+        super().__init__()
+        self.config, self.shape = config, shape
+        self.names = list(scorers)
+        self.parts = nn.ModuleList(scorers.values())
+        self.vectors = vectors
+        if self.names and not any(bool(part.weights.any()) for part in self.parts):
+            self.parts[0].weights[0] = 1.0  # the scale of a score is free: the others are weighed against the first
+
+    @classmethod
+    def fit(cls, config: ModelConfig, dataset, context: FitContext) -> "Ensemble":
+        """Fit every scorer of a model on a dataset; weights are those of the first scorer alone (calibrate them)."""
+        vectors = ItemVectors(dataset.shape)
+        for name in ("semantic", "lexical"):
+            if getattr(vectors, name) is not None:
+                getattr(vectors, name).copy_(torch.from_numpy(dataset.vectors(name)))
+        scorers = {
+            name: scorer_class(name).fit(settings, dataset, vectors, context)
+            for name, settings in config.scorers.items()
+        }
+        return cls(config, scorers, dataset.shape, vectors).eval()
+
+    @classmethod
+    def empty(cls, config: ModelConfig, shape: Shape) -> "Ensemble":
+        """The modules of a model, to load a state into."""
+        vectors = ItemVectors(shape)
+        scorers = {name: scorer_class(name)(settings, shape, vectors) for name, settings in config.scorers.items()}
+        return cls(config, scorers, shape, vectors)
+
+    @property
+    def scorers(self) -> dict[str, Scorer]:
+        return dict(zip(self.names, self.parts))
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].weights.device
+
+    @property
+    def features(self) -> list[WeightedFeature]:
+        """All features in order."""
+        return [
+            WeightedFeature(name, place, feature)
+            for name, part in self.scorers.items()
+            for place, feature in enumerate(part.FEATURES)
+        ]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Feature -> weight."""
+        return {f.feature.name: float(self.scorers[f.scorer].weights[f.place]) for f in self.features}
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Set the weights of some features, by name."""
+        places = {f.feature.name: f for f in self.features}
+        for name, weight in weights.items():
+            self.scorers[places[name].scorer].weights[places[name].place] = weight
+
+    def prepare(self, bulk: bool = False) -> "Ensemble":
+        """Compute once what all scores share. bulk: many histories will be scored."""
+        with torch.no_grad():
+            for part in self.parts:
+                part.prepare(bulk)
+        return self
+
+    def scores(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
+        """histories: int64 [B, L] right-padded -> float32 [B, V], or [B, C] for candidates int64 [B, C] of each row."""
+        total = None
+        for part in self.parts:
+            if bool(part.weights.any()):
+                score = part.weighted(histories, items)
+                total = score if total is None else total + score
+        if total is None:
+            raise InputError("every weight of the model is 0: calibrate it, or set a weight")
+        if items is None:
+            total[:, :FIRST_ITEM] = -torch.inf
+        else:
+            total = total.masked_fill(items < FIRST_ITEM, -torch.inf)
+        return total.float()
+
+    def each_feature(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
+        """All features, unweighted, in the order of `features`: float [F, B, V], or [F, B, C]."""
+        return torch.cat([part(histories, items) for part in self.parts])
+
+    def explain(self, histories: Tensor, items: Tensor) -> dict[str, Tensor]:
+        """What each feature adds to the score of items int64 [B, C]: feature -> float [B, C]; they sum to the score."""
+        values = self.each_feature(histories, items)
+        return {name: weight * value for (name, weight), value in zip(self.weights.items(), values)}
+
+    def candidates(self, histories: Tensor, count: int) -> Tensor:
+        """What the scorers put forward for exact re-ranking: int64 [B, C], ascending in each row, 0 for repeats."""
+        found = [part.candidates(histories, count) for part in self.parts if bool(part.weights.any())]
+        items = torch.cat(found, dim=1).sort(dim=1).values
+        repeat = torch.zeros_like(items, dtype=torch.bool)
+        repeat[:, 1:] = items[:, 1:] == items[:, :-1]
+        return items.masked_fill(repeat, 0)
+
+    def append_items(self, new: NewItems) -> None:
+        """Grow by items that no training has seen; codes and scores of the old ones do not change.
+
+        InputError if no scorer with a weight could score them, or one cannot grow.
+        """
+        if not any(part.scores_new_items for part in self.parts):
+            raise InputError(
+                "expected a model that scores items by their text (a semantic view or a content score), found "
+                f"{self.config.name}, where each item has a row of its own: a new item needs retraining there"
+            )
+        for part in self.parts:
+            part.check_new_items()
+        self.vectors.append(new)
+        for part in self.parts:
+            part.append_items(new)
+        self.shape = self.shape._replace(n_items=self.shape.n_items + new.count)
+
+    def graph(self, batch_size: int = 64) -> nn.Module:
+        """histories int64 [B, L] -> scores float [B, V] as a traceable module; reserved rows are not masked."""
+        return _Sum([part.graph(batch_size) for part in self.parts if bool(part.weights.any())])
+
+
+class _Sum(nn.Module):
+    def __init__(self, parts: list[nn.Module]):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, histories: Tensor) -> Tensor:
+        total = self.parts[0](histories)
+        for part in self.parts[1:]:
+            total = total + part(histories)
+        return total
+
+

@@ -1,0 +1,35 @@
+"""Models of version 0.1, a network with its matches, read as scorers; their answers stay the same."""
+
+import torch
+from torch import Tensor
+
+from llmcfsr_merlin.config.legacy import upgrade_settings
+
+
+def upgrade(description: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+    """model.json and the weights of version 0.1 in today's form."""
+    model = upgrade_settings(description["model"])
+    found = {f"network/network.{name}": tensor for name, tensor in tensors.items()}
+    found["network/weights"] = torch.ones(1)
+    moved = {
+        "items.vectors": "vectors/semantic", "lexical": "vectors/lexical", "coldness": "content/coldness",
+        "next_codes": "transitions/next_items", "next_weights": "transitions/next_weights",
+    }  # fmt: skip
+    for old, new in moved.items():
+        if (tensor := found.pop(f"network/network.{old}", None)) is not None:
+            found[new] = tensor
+    gammas = [found.pop(f"network/network.{name}") for name in ("gamma", "cold_gamma", "transition_gamma")]
+    if "content" in model["scorers"]:
+        found["content/weights"] = torch.stack(gammas[:2])
+    if "transitions" in model["scorers"]:
+        found["transitions/weights"] = gammas[2:][0].reshape(1)
+    shape = {
+        "n_items": description["rows"],
+        "max_length": description["max_length"],
+        "semantic": description.get("semantic_dimension"),
+        "lexical": description.get("lexical_dimension"),
+    }
+    return {
+        "format": 2, "model": model, "shape": shape, "max_length": description["max_length"],
+        "vocabulary": description["vocabulary"],
+    }, found  # fmt: skip

@@ -1,0 +1,172 @@
+"""What a scorer is: one term of the score. A scorer of your own is a subclass in one file, named in a recipe.
+
+    score(user, item) = sum over the scorers and their features of weight * feature(history, item)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llmcfsr_merlin.config.schema import Section
+from llmcfsr_merlin.dataset.dataset import Dataset, Shape
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.runtime.errors import InputError
+
+WEIGHT_GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+class Feature(NamedTuple):
+    """One column of a scorer's output. grid: the weights that calibration tries for it."""
+
+    name: str
+    grid: tuple[float, ...] = WEIGHT_GRID
+
+
+class NewItems(NamedTuple):
+    """Items that no training has seen. semantic: float32 [n, D], lexical: [n, E], None for a model without."""
+
+    count: int
+    semantic: Tensor | None = None
+    lexical: Tensor | None = None
+
+
+class ItemVectors(nn.Module):
+    """The frozen vectors of all items, one copy that every scorer reads; rows below FIRST_ITEM are zero."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        for name in ("semantic", "lexical"):
+            dimension = getattr(shape, name)
+            # Not persistent: they would stand in every checkpoint of a training that never changes them.
+            empty = None if dimension is None else torch.zeros(shape.n_items, dimension)
+            self.register_buffer(name, empty, persistent=False)
+
+    def append(self, new: NewItems) -> None:
+        for name in ("semantic", "lexical"):
+            kept, added = getattr(self, name), getattr(new, name)
+            if kept is None:
+                continue
+            if added is None or added.shape != (new.count, kept.shape[1]):
+                found = "none" if added is None else f"shape {tuple(added.shape)}"
+                raise InputError(
+                    f"expected {name} vectors of shape {(new.count, kept.shape[1])} as in training, found {found}: "
+                    "use the same encoder"
+                )
+            setattr(self, name, torch.cat([kept, added.to(kept)]))
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """What `fit` gets beside the data.
+
+    scratch: a folder for temporary files. train: trains a network in place and returns its history (one dict per
+    epoch); which procedure that is, is a setting of the recipe. report: takes lines of progress.
+    """
+
+    scratch: Path
+    train: Callable[[nn.Module], list[dict]]
+    report: Callable[[str], None] = lambda line: None
+    history: list[dict] = field(default_factory=list)
+
+
+class Scorer(nn.Module):
+    """One term of the score.
+
+    Subclasses set Settings and FEATURES and implement `fit` and `forward`; state is in parameters and buffers, so that
+    it is saved as safetensors and moved to a device like any module's. `forward` must be traceable by torch.jit.trace
+    for the exported graphs (or `graph` returns a module that is).
+    """
+
+    Settings: ClassVar[type[Section]] = Section
+    FEATURES: ClassVar[tuple[Feature, ...]] = (Feature("score"),)
+    PER_ITEM: ClassVar[tuple[str, ...]] = ()
+    """Dotted names of the parameters and buffers whose first dimension is V."""
+    DATA_SIZED: ClassVar[tuple[str, ...]] = ()
+    """Names of the buffers whose shape the data decides: they are as large as what is saved."""
+
+    def __init__(self, settings: Section, shape: Shape, vectors: ItemVectors):
+        super().__init__()
+        self.settings, self.shape = settings, shape
+        self.vectors = vectors
+        self.register_buffer("weights", torch.zeros(len(self.FEATURES)))
+
+    @classmethod
+    def fit(cls, settings: Section, dataset: Dataset, vectors: ItemVectors, context: FitContext) -> "Scorer":
+        """A scorer fitted on the training part of a dataset."""
+        raise NotImplementedError
+
+    def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
+        """histories: int64 [B, L], oldest first, right-padded with 0 -> features float [F, B, V].
+
+        items: int64 [B, C], candidates of each row -> [F, B, C]. Values of reserved rows are ignored.
+        """
+        raise NotImplementedError
+
+    def weighted(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
+        """The features summed by their weights, float [B, V] or [B, C]."""
+        features = self(histories, items)
+        if len(self.FEATURES) == 1:
+            return self.weights[0] * features[0]
+        return torch.einsum("f,fbv->bv", self.weights, features)
+
+    def prepare(self, bulk: bool = False) -> None:
+        """Compute once, for a set of weights, what many calls share. bulk: many histories will be scored."""
+
+    def candidates(self, histories: Tensor, count: int) -> Tensor:
+        """The `count` items that this scorer would put forward, int64 [B, count]; 0 where it has fewer."""
+        scores = self.weighted(histories)
+        scores[:, :FIRST_ITEM] = -torch.inf
+        return scores.topk(min(count, scores.shape[1] - FIRST_ITEM), dim=1).indices
+
+    def append_items(self, new: NewItems) -> None:
+        """Grow by items that no training has seen, at the end of the catalogue; `vectors` has grown before.
+
+        Scores of the old items must not change. What PER_ITEM names grows by rows of zeros.
+        """
+        for name in self.PER_ITEM:
+            holder, _, last = name.rpartition(".")
+            try:
+                module = self.get_submodule(holder)
+            except AttributeError:  # a part that these settings leave out
+                continue
+            tensor = getattr(module, last, None)
+            if tensor is None:
+                continue
+            grown = torch.cat([tensor.detach(), tensor.new_zeros(new.count, *tensor.shape[1:])])
+            if isinstance(tensor, nn.Parameter):
+                grown = nn.Parameter(grown, tensor.requires_grad)
+            setattr(module, last, grown)
+        self.shape = self.shape._replace(n_items=self.shape.n_items + new.count)
+
+    @property
+    def scores_new_items(self) -> bool:
+        """Whether an item that no training has seen can get a score of its own from this scorer."""
+        return False
+
+    def check_new_items(self) -> None:
+        """InputError if the scorer cannot grow."""
+
+    @classmethod
+    def memory_bytes(cls, settings: Section, shape: Shape) -> int:
+        """Peak memory of fitting the scorer, in bytes, without the vectors themselves."""
+        return 0
+
+    def graph(self, batch_size: int = 64) -> nn.Module:
+        """A module, histories int64 [B, L] -> weighted score float [B, V], that torch.jit.trace and ONNX take.
+
+        batch_size: the largest batch that it will get.
+        """
+        return _Weighted(self)
+
+
+class _Weighted(nn.Module):
+    def __init__(self, scorer: Scorer):
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, histories: Tensor) -> Tensor:
+        return self.scorer.weighted(histories)

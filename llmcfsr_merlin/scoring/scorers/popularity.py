@@ -1,0 +1,30 @@
+"""Popularity as a scorer: alone it is the baseline, beside others a prior."""
+
+import torch
+from torch import Tensor
+
+from llmcfsr_merlin.config.schema import PopularitySettings
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
+
+
+class PopularityScorer(Scorer):
+    """log(1 + training interactions of i), the same for every history."""
+
+    Settings = PopularitySettings
+    FEATURES = (Feature("popularity", (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)),)
+    PER_ITEM = ("log_counts",)
+
+    def __init__(self, settings: PopularitySettings, shape: Shape, vectors: ItemVectors):
+        super().__init__(settings, shape, vectors)
+        self.register_buffer("log_counts", torch.zeros(shape.n_items))
+
+    @classmethod
+    def fit(cls, settings: PopularitySettings, dataset, vectors: ItemVectors, context: FitContext):
+        scorer = cls(settings, dataset.shape, vectors)
+        scorer.log_counts.copy_(torch.from_numpy(dataset.train_counts).float().log1p())
+        return scorer
+
+    def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
+        if items is not None:
+            return self.log_counts[items].unsqueeze(0)
+        return (torch.zeros_like(histories[:, :1], dtype=self.log_counts.dtype) + self.log_counts).unsqueeze(0)

@@ -1,0 +1,121 @@
+"""Which items follow which in the training sequences, as a short list of neighbours an item.
+
+    w(i, j) = sum over pairs (i, j) of a user's sequence, at most 20 places apart, of
+              distance^-1/2 (times 0.3 where j came before i), / (sqrt(n_i n_j) + 5)
+
+An item may follow itself: people return to places. It is an item-kNN (Sarwar et al. 2001, shrinkage as in Bell and
+Koren 2007) that knows order and distance, as neighbour models of sessions do (Ludewig and Jannach 2018, arXiv
+1803.09587). Its constants were chosen on validation items of Beauty and Yelp (docs/results/README.md).
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse
+
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
+
+_SPAN, _BACKWARD, _SHRINKAGE = 20, 0.3, 5.0
+_ROOM = 1 << 26  # pairs held at once
+_SEQUENCES = 1 << 14  # read at once
+
+
+def count_transitions(
+    files: Sequence[str], rows: int, train_counts: np.ndarray, neighbours: int, scratch: Path, room: int = _ROOM
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each item the `neighbours` with the largest w: codes int32 and weights float32, both [V, neighbours].
+
+    files: Parquet of training sequences, a list of codes a row; they are read once. rows: V. train_counts: int64 [V].
+    scratch: a folder that holds, while this runs, sums of more than `room` pairs, cut into parts of the items.
+    Shorter lists end with code 0 and weight 0.
+    """
+    codes, weights = np.zeros((rows, neighbours), np.int32), np.zeros((rows, neighbours), np.float32)
+    scale = np.sqrt(np.maximum(train_counts, 1)).astype(np.float32)
+    parts = 2 * _SPAN * int(train_counts.sum()) // room + 1
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        for start, table in _sums(files, _bounds(train_counts, rows, parts), Path(folder), room):
+            source = np.repeat(np.arange(start, start + table.shape[0]), np.diff(table.indptr))
+            table.data /= scale[source] * scale[table.indices] + _SHRINKAGE
+            place, kept = largest_of_each_row(table, neighbours)
+            codes[source[kept], place] = table.indices[kept]
+            weights[source[kept], place] = table.data[kept]
+    return codes, weights
+
+
+def _bounds(train_counts: np.ndarray, rows: int, parts: int) -> list[int]:
+    """Where to cut the items into parts of about as many interactions each: 0, ..., rows."""
+    wanted = np.linspace(0, train_counts.sum(), parts + 1)[1:-1]
+    return np.unique([0, *(np.searchsorted(train_counts.cumsum(), wanted) + 1), rows]).tolist()
+
+
+def _sums(
+    files: Sequence[str], bounds: list[int], folder: Path, room: int
+) -> Iterator[tuple[int, scipy.sparse.csr_matrix]]:
+    """Sums of the pairs' weights for first items start <= i < stop: start and [stop - start, V], part by part."""
+    rows, count = bounds[-1], 0
+    if len(bounds) == 2:
+        yield 0, sum(_tables(files, rows, room), start=scipy.sparse.csr_matrix((rows, rows), dtype=np.float32))
+        return
+    for table in _tables(files, rows, room):
+        for part, (start, stop) in enumerate(pairwise(bounds)):
+            scipy.sparse.save_npz(folder / f"{part}-{count}.npz", table[start:stop], compressed=False)
+        count += 1
+    for part, (start, stop) in enumerate(pairwise(bounds)):
+        total = scipy.sparse.csr_matrix((stop - start, rows), dtype=np.float32)
+        for number in range(count):
+            saved = folder / f"{part}-{number}.npz"
+            total = total + scipy.sparse.load_npz(saved)
+            saved.unlink()
+        yield start, total
+
+
+def _tables(files: Sequence[str], rows: int, room: int) -> Iterator[scipy.sparse.csr_matrix]:
+    """Sums of the pairs' weights [V, V] of some sequences after others, each of about room / 4 different pairs."""
+    table = scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(_SEQUENCES, columns=[ITEM]):
+            forward = _forward(*_sequences(batch.column(ITEM)), rows)
+            table = table + forward + _BACKWARD * forward.T
+            if table.nnz > room // 4:
+                yield table
+                table = scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
+    yield table
+
+
+def _sequences(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes int32 [M] of all sequences, one after the other, and the row of each, [M]."""
+    codes = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
+    lengths = np.diff(lists.offsets.to_numpy(zero_copy_only=False))
+    return codes, np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+
+
+def _forward(codes: np.ndarray, row: np.ndarray, rows: int) -> scipy.sparse.csr_matrix:
+    """Sums of distance^-1/2 over all pairs of a sequence up to _SPAN places apart, earlier item by later, [V, V]."""
+    sources, followers, weights = [], [], []
+    for distance in range(1, min(_SPAN, len(row) - 1) + 1):
+        earlier, later = codes[:-distance], codes[distance:]
+        pair = (row[distance:] == row[:-distance]) & (earlier >= FIRST_ITEM) & (later >= FIRST_ITEM)
+        sources.append(earlier[pair])
+        followers.append(later[pair])
+        weights.append(np.full(pair.sum(), distance**-0.5, np.float32))
+    if not sources:
+        return scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
+    entries = np.concatenate(weights), (np.concatenate(sources), np.concatenate(followers))
+    return scipy.sparse.csr_matrix(entries, (rows, rows))
+
+
+def largest_of_each_row(table: scipy.sparse.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` largest entries of each row, ties by the smaller column: the rank of each in its row, from 0, and
+    where it stands among the table's entries, row after row. The table's columns are sorted in place.
+    """
+    table.sort_indices()
+    # Row by row: one sort of all entries by row and value took most of the time of counting.
+    best = [first + np.argsort(-table.data[first:end], kind="stable")[:count] for first, end in pairwise(table.indptr)]
+    sizes = np.minimum(np.diff(table.indptr), count)
+    place = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+    return place, np.concatenate(best)

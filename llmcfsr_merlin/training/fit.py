@@ -1,0 +1,100 @@
+"""Fit a model on a dataset: its scorers, the trained network among them, then the weights of their features."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig
+from llmcfsr_merlin.dataset.dataset import Dataset
+from llmcfsr_merlin.dataset.names import ITEM
+from llmcfsr_merlin.runtime.engine import available_memory
+from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.scorer import FitContext
+from llmcfsr_merlin.training.calibration import ValidationBatches, calibrate
+from llmcfsr_merlin.training.memory import check_memory, ranked_users
+from llmcfsr_merlin.training.procedures import Training, training_procedure
+
+
+def fit_model(
+    model: ModelConfig,
+    train: TrainConfig,
+    dataset: Dataset,
+    work: Path,
+    *,
+    item_table: np.ndarray | None = None,
+    exclude_history: bool = False,
+    tail_item: int = 1,
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[Ensemble, list[dict]]:
+    """Fit every scorer of a model and calibrate their weights; returns it and the history of its training.
+
+    work: where checkpoints are kept; an interrupted training resumes from them. item_table: float32 [V, d] of a trained
+    model, for train.align_to. exclude_history: validate, and calibrate, without the user's own items. tail_item: an
+    item with fewer training interactions is a tail item, for train.tail_tolerance. The history has one dict per epoch
+    (epoch, loss, hr@10, ndcg@10, seconds), none if no scorer is trained.
+    """
+    device = choose_device(train.device)
+    dataset = dataset.reading(model.reads)
+    files = dataset.files("train")
+    train = train.model_copy(update={"batch_size": train.batch_size or _batch_size(files)})
+    check_memory(model, dataset.shape, _free_memory(device) // (train.processes if device.type == "cpu" else 1))
+    work.mkdir(parents=True, exist_ok=True)
+    valid = validation_sample(dataset, work, train)
+    procedure = training_procedure(train.procedure)
+    training = Training(train, dataset, {"train": files, "valid": valid}, work, item_table, exclude_history, report)
+    torch.manual_seed(train.seed)
+    context = FitContext(work, partial(procedure, training), report)
+    fitted = Ensemble.fit(model, dataset, context)
+    _warn_of_rest(train, context.history, report)
+    if len(fitted.features) > 1:
+        batches = ValidationBatches(valid, ranked_users(dataset.shape.n_items), fitted.to(device).device)
+        weights = calibrate(
+            fitted, batches, dataset.train_counts < tail_item, train.tail_tolerance, exclude_history
+        )
+        report("score weights chosen on validation: " + ", ".join(f"{name} {w:g}" for name, w in weights.items()))
+    return fitted, context.history
+
+
+def _warn_of_rest(train: TrainConfig, history: list[dict], report: Callable[[str], None]) -> None:
+    if train.loss == "bce" and 0 < len(history) < train.epochs:
+        report(
+            f"stopped after {len(history)} epochs, without a better one for {train.patience}: one-negative BCE may "
+            "rest for ten epochs before it learns; raise train.patience if the loss has hardly moved"
+        )
+
+
+def _free_memory(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def _batch_size(files: list[str]) -> int:
+    """Few large steps teach a small log nothing (measured on 406 users: NDCG@10 .39 after 32 steps, .97 after 200)."""
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    return min(256, max(16, rows // 64))
+
+
+def validation_sample(dataset: Dataset, work: Path, train: TrainConfig) -> list[str]:
+    """Files of the validation rows that are ranked after each epoch: the whole split, or every n-th row of it, which is
+    written into `work`.
+    """
+    files = dataset.files("valid")
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    if rows <= train.validation_users:
+        return files
+    chosen = np.arange(train.validation_users) * rows // train.validation_users
+    sample, start = work / "valid.parquet", 0
+    with pq.ParquetWriter(sample, pa.schema([(ITEM, pa.list_(pa.int64()))])) as writer:
+        for file in files:
+            lists = pq.read_table(file, columns=[ITEM]).cast(writer.schema)
+            here = chosen[(chosen >= start) & (chosen < start + len(lists))] - start
+            writer.write_table(lists.take(here))
+            start += len(lists)
+    return [str(sample)]
+
+

@@ -1,0 +1,15 @@
+"""Binary cross-entropy with one negative: the papers' loss (SASRec, LLM-ESR)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
+
+
+def bce(network, states: Tensor, targets: Tensor, settings) -> Tensor:
+    """One uniform negative per position."""
+    negatives = torch.randint(FIRST_ITEM, network.n_items, targets.shape, device=targets.device)
+    views = network.candidates(torch.stack([targets, negatives]))
+    positive, negative = (states * views).sum(-1)
+    return F.softplus(-positive).mean() + F.softplus(negative).mean()

@@ -1,0 +1,112 @@
+"""Each scorer against a few lines of plain arithmetic, and what all of them keep."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llmcfsr_merlin.config.schema import SCORERS, ModelConfig
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.scoring.ranker import Ranker
+from llmcfsr_merlin.scoring.scorer import NewItems
+from tests.models import random_model
+from tests.unit.scoring.test_network import DIMENSION, LENGTH, ROWS, build, histories
+
+
+def test_transitions_are_summed_with_the_age_of_the_item():
+    scorer = build().scorers["transitions"]
+    scorer.next_items.zero_()
+    scorer.next_weights.zero_()
+    scorer.next_items[5, :2], scorer.next_weights[5, :2] = torch.tensor([9, 30]).int(), torch.tensor([0.5, 0.1])
+    scorer.next_items[8, :1], scorer.next_weights[8, :1] = 30, 0.2
+    rows = histories([5, 8], [8, 7, 5, 4], [7])
+    (found,) = scorer(rows)
+    wanted = torch.zeros(3, ROWS)
+    wanted[0, 9], wanted[0, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.2
+    wanted[1, 9], wanted[1, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.8**3 * 0.2
+    torch.testing.assert_close(found, torch.log1p(100 * wanted))
+    assert set(scorer.candidates(rows, 3)[0].tolist()) == {9, 30}
+
+
+def test_content_is_the_largest_cosine_of_the_history_and_the_same_by_coldness():
+    scorer = build(lexical=8).scorers["content"]
+    unit = scorer.units
+    history = histories([5, 9, 30], [7], [])
+    plain, cold = scorer(history)
+    for row, items in enumerate(([5, 9, 30], [7])):
+        torch.testing.assert_close(plain[row], torch.stack([unit @ unit[item] for item in items]).max(0).values)
+    assert not plain[2].any()
+    torch.testing.assert_close(cold, plain * scorer.coldness)
+    scorer.prepare(bulk=True)
+    torch.testing.assert_close(scorer(history)[0], plain)
+
+
+def test_the_content_score_is_the_mean_of_both_cosines_by_the_share():
+    history = histories([9])  # of one item, so that the largest cosine is the only one
+    model = build(lexical=8, lexical_share=0.3)
+    scorer = model.scorers["content"]
+    model.vectors.lexical[20] = 0  # no word that another item has
+    words = F.normalize(model.vectors.lexical, dim=-1)
+    alone = F.normalize(model.vectors.semantic, dim=-1)
+    wanted = 0.7 * alone @ alone[9] + 0.3 * words @ words[9]
+    torch.testing.assert_close(scorer.cosine(history)[0], wanted)
+    torch.testing.assert_close(wanted[20], 0.7 * alone[20] @ alone[9])
+    for share, expected in ((0.0, alone @ alone[9]), (1.0, words @ words[9])):
+        scorer.settings = scorer.settings.model_copy(update={"lexical_share": share})
+        scorer.prepare()
+        torch.testing.assert_close(scorer.cosine(history)[0], expected)
+
+
+def every_scorer():
+    """A model of all built-in scorers that a file can describe without data."""
+    settings = {name: {} for name in SCORERS if name not in ("item_knn", "ease")}
+    config = ModelConfig(name="all", scorers=settings | {"network": {"hidden": 16, "views": ["semantic"]}})
+    model = random_model(config, ROWS, LENGTH, DIMENSION, lexical=4)
+    model.scorers["popularity"].log_counts.copy_(torch.rand(ROWS))
+    model.set_weights({"popularity": 0.5, "transitions": 0.5})
+    return model
+
+
+def test_scores_of_given_items_are_those_of_the_catalogue():
+    model = every_scorer()
+    history, items = histories([5, 9, 30], [7]), torch.tensor([[10, 11, 40], [12, 13, 0]])
+    torch.testing.assert_close(model.each_feature(history, items), torch.stack(
+        [feature.gather(1, items) for feature in model.each_feature(history)]
+    ))  # fmt: skip
+    scores = model.scores(history, items)
+    torch.testing.assert_close(scores[:, :2], model.scores(history).gather(1, items)[:, :2])
+    assert scores[1, 2] == -torch.inf, "a reserved row"
+
+
+def test_an_explanation_sums_to_the_score():
+    model = every_scorer()
+    history, items = histories([5, 9, 30]), torch.tensor([[10, 11, 40]])
+    shares = model.explain(history, items)
+    assert list(shares) == ["network", "content", "content_cold", "transitions", "popularity"]
+    torch.testing.assert_close(sum(shares.values()), model.scores(history, items))
+
+
+@pytest.mark.parametrize("form", ["eager", "traced"])
+def test_the_graph_scores_as_the_model_does(form):
+    model = every_scorer()
+    graph = model.graph(4).eval()
+    example = histories(list(range(3, 15)), [7])
+    with torch.no_grad():
+        if form == "traced":
+            graph = torch.jit.trace(graph, example, check_trace=False)
+        for rows in (example, F.pad(histories([5, 9, 30], [7], [8, 8, 9]), (0, LENGTH - 3))):
+            torch.testing.assert_close(
+                graph(rows)[:, FIRST_ITEM:], model.scores(rows)[:, FIRST_ITEM:], rtol=1e-4, atol=1e-4
+            )
+
+
+def test_growth_leaves_old_scores_alone_and_scores_new_items_by_their_text():
+    model = every_scorer()
+    history = histories([5, 9, 30], [7])
+    before = model.scores(history)
+    twin = NewItems(2, model.vectors.semantic[[5, 40]], model.vectors.lexical[[5, 40]])
+    model.append_items(twin)
+    after = model.prepare().scores(history)
+    torch.testing.assert_close(after[:, :ROWS], before, rtol=1e-5, atol=1e-5)
+    assert after[0, ROWS] > after[0, ROWS + 1], "the twin of an item of the history"
+    assert model.shape.n_items == ROWS + 2
+    Ranker(model).top_k(histories([ROWS, ROWS + 1]), 5)
