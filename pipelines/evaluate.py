@@ -25,7 +25,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     def work(out: Path) -> dict:
         dataset = Dataset(run_dir / "prepare", run_dir / "embed", config.prepare.max_length)
         device = str(choose_device(config.train.device))
-        models = {name: partial(_trained, run_dir / folder, device) for name, folder in folders.items()}
+        allow = [*config.model.extensions, *(name for other in others.values() for name in other.model.extensions)]
+        models = {name: partial(_trained, run_dir / folder, device, allow) for name, folder in folders.items()}
         for name, other in others.items():
             if name not in folders:
                 models[name] = partial(_fitted, other, dataset, out / f".{name}")
@@ -47,8 +48,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     return manifest
 
 
-def _trained(folder: Path, device: str):
-    return Recommender.load(folder, device, bulk=True).ranker.scores
+def _trained(folder: Path, device: str, allow: list[str]):
+    return Recommender.load(folder, device, bulk=True, allow=allow).ranker.scores
 
 
 def _fitted(config: Config, dataset: Dataset, scratch: Path):

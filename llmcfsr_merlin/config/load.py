@@ -5,12 +5,12 @@ types and values out of range are errors that name the key. Paths in a recipe ma
 (`${LLMCFSR_DATA}/...`); relative paths are relative to the current folder.
 """
 
-import difflib
 import json
 from pathlib import Path
 
 from pydantic import Field, PrivateAttr, ValidationError
 
+from llmcfsr_merlin.config.explain import explain
 from llmcfsr_merlin.config.layers import Settings, apply, flatten, override, preset, read_recipe, recipes
 from llmcfsr_merlin.config.schema import (
     NAME,
@@ -158,7 +158,7 @@ class Config(Section):
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            raise InputError(f"{source}: " + "; ".join(map(_explain, error.errors()))) from error
+            raise InputError(f"{source}: {explain(error, cls)}") from error
 
 
 def _built(recipe: Settings, model: Settings | None, overrides: Settings) -> dict:
@@ -195,15 +195,3 @@ def _beneath(settings: Settings, model: Settings) -> Settings:
             if key not in (scorers["network"] or {}) and (path in settings or key in whole):
                 kept[path] = settings.get(path, whole.get(key))
     return kept
-
-
-def _explain(error: dict) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        section = Config
-        for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        close = difflib.get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(section.model_fields)}"
-        return f"unknown key {where} ({hint})"
-    return f"{where or 'settings'}: {error['msg']}, found {error.get('input')!r}"

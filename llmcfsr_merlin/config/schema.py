@@ -8,8 +8,18 @@ import difflib
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from llmcfsr_merlin.config.explain import explain
 from llmcfsr_merlin.runtime.extensions import load_class
 from llmcfsr_merlin.runtime.layout import resource
 
@@ -385,6 +395,12 @@ class ModelConfig(Section):
         return found
 
     @property
+    def extensions(self) -> tuple[str, ...]:
+        """What it names from outside this package, `module:Class`."""
+        backbone = (self.network.backbone,) if self.network else ()
+        return tuple(name for name in (*self.scorers, *backbone) if ":" in name)
+
+    @property
     def network(self) -> NetworkSettings | None:
         """Settings of the scorer `network`; None if the model has no trained network."""
         return self.scorers.get("network")
@@ -404,10 +420,12 @@ def _named(name: str, known: tuple[str, ...]) -> str:
 def _scorer_settings(name: str, value) -> Section:
     if isinstance(value, Section):
         return value
-    if name in SCORERS:
-        return SCORERS[name].model_validate(value)
-    if ":" in name:
-        return load_class(name).Settings.model_validate(value)
+    if name in SCORERS or ":" in name:
+        kind = SCORERS[name] if name in SCORERS else load_class(name).Settings
+        try:
+            return kind.model_validate(value)
+        except ValidationError as error:
+            raise ValueError(explain(error, kind, f"{name}.")) from error
     close = difflib.get_close_matches(name, SCORERS, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(SCORERS)}, or module:Class"
     raise ValueError(f"unknown scorer {name} ({hint})")

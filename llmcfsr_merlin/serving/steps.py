@@ -97,7 +97,7 @@ class Rank:
         _check_rows(tensors, ("CODES", "K", "BLOCK", "ALLOW_CODES", "BUNDLE"))
         _same_bundle(tensors["BUNDLE"], self.tag, "rank")
         _check_k(tensors["K"], self.limits)
-        rows = self.recommender.ranker.rows
+        rows = self.recommender.ranker.n_items
         codes = tensors["CODES"]
         _check_codes("CODES", codes, rows)
         if codes.shape[1] > self.recommender.ranker.max_length:

@@ -103,7 +103,7 @@ def test_a_server_cleans_ids_as_the_library_does(run, raw):
 
     step = Encode.__new__(Encode)
     trained = Recommender.load(run)
-    step.tag, step.max_length, step.limits, step.encoder = 1, 12, Limits(), trained.encoder
+    step.tag, step.max_length, step.limits, step.vocabulary = 1, 12, Limits(), trained.vocabulary
     tensors = {"HISTORY": [[b"a", raw.encode()]], "ALLOW": [[raw.encode()]], "DENY": [[raw.encode()]]}
     (found,) = step([{name: np.array(values, object) for name, values in tensors.items()}])
     assert found["CODES"][0, :2].tolist() == [4, 3] and found["UNKNOWN"].tolist() == [[0]]

@@ -1,0 +1,24 @@
+"""pydantic's errors in one line: which key, what was expected, what was found."""
+
+import difflib
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, section: type[BaseModel], prefix: str = "") -> str:
+    """All errors of a section's validation; prefix: the path of the section, with a dot at its end."""
+    return "; ".join(_line(one, section, prefix) for one in error.errors())
+
+
+def _line(error: dict, section: type[BaseModel], prefix: str) -> str:
+    where = prefix + ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        for part in error["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        close = difflib.get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(section.model_fields)}"
+        return f"unknown key {where} ({hint})"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error.get("input"), dict) and "ctx" in error:  # a validator's own words say what was found
+        return f"{where.rstrip('.')}: {message}" if where else message
+    return f"{where.rstrip('.') or 'settings'}: {message}, found {error.get('input')!r}"
