@@ -79,10 +79,11 @@ def search(arguments) -> None:
         found = find(config, directory, space, arguments.trials)
     table = Table(title="settings by validation NDCG@10 (full ranking)", title_justify="left")
     numbers = [key for key in found[0] if key not in ("trial", "settings")]
-    for key in (*space, *numbers):
+    settings = list(found[0]["settings"])
+    for key in (*settings, *numbers):
         table.add_column(key, justify="right")
     for row in found:
-        table.add_row(*(str(row["settings"][key]) for key in space), *(str(row[key]) for key in numbers))
+        table.add_row(*(str(row["settings"][key]) for key in settings), *(str(row[key]) for key in numbers))
     show(table)
     print(f"use the best: llmcfsr run {arguments.recipe} --model {directory / 'search' / BEST}")
     print(json.dumps({"run": str(directory), "trials": len(found), "best": found[0]}))

@@ -135,7 +135,7 @@ def test_the_command_that_an_error_names_works_as_printed(file, run, capsys, tmp
 
 def test_what_is_not_ours_stays(recipe, tmp_path, capsys):
     run = tmp_path / "mine"
-    for name in ("ingest/notes.txt", "config.json", "search/data/x", "report/report.html"):
+    for name in ("ingest/notes.txt", "config.json", "search/trial-0/x", "report/report.html"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("{}" if name == "config.json" else "mine")
     assert main(["ingest", str(recipe), "--run", str(run)]) == 1
@@ -150,13 +150,13 @@ def test_what_is_not_ours_stays(recipe, tmp_path, capsys):
 def test_results_of_others_are_not_overwritten(run, recipe, tmp_path, capsys):
     pytest.importorskip("optuna")
     pytest.importorskip("matplotlib")
-    for name in ("report/report.html", "vectors-report/report.json", "search/data/x"):
+    for name in ("report/report.html", "vectors-report/report.json", "search/trial-0/x"):
         (run / name).parent.mkdir(parents=True)
         (run / name).write_text("mine")
     for words in (["report", run], ["vectors", "report", run], ["search", recipe, "--run", run, "--trials", 1]):
         assert main(list(map(str, words))) == 1, words
         assert "is not known to be of this project, so it is not replaced" in capsys.readouterr().err
-    for name in ("report/report.html", "vectors-report/report.json", "search/data/x"):
+    for name in ("report/report.html", "vectors-report/report.json", "search/trial-0/x"):
         assert (run / name).read_text() == "mine"
     for _ in range(2):
         assert main(["report", str(run), "--out", str(tmp_path / "page"), "--users", "1"]) == 0
