@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from llmcfsr_merlin.pipelines import prepare, train
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset import prepare_stage as prepare
 from llmcfsr_merlin.dataset.item_vectors import vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, INTERACTIONS, ITEM, LEXICAL, USER, VECTOR, VECTORS
 from llmcfsr_merlin.runtime.stage import seal
+from llmcfsr_merlin.training import train_stage as train
 from llmcfsr_merlin.training.memory import training_bytes
 
 RESULT = Path(__file__).parent / "results" / "memory.json"

@@ -9,10 +9,11 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Config": "llmcfsr_merlin.config.load",
+    "Dataset": "llmcfsr_merlin.dataset.dataset",
     "InputError": "llmcfsr_merlin.runtime.errors",
     "Recommender": "llmcfsr_merlin.recommender",
     "Client": "llmcfsr_merlin.serving.client",
-    "run_stages": "llmcfsr_merlin.pipelines",
+    "run_stages": "llmcfsr_merlin.pipeline",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

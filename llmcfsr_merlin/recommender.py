@@ -1,6 +1,8 @@
 """Raw item ids in, raw item ids and scores out: the library's face, and what the Triton steps call."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -10,13 +12,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, MODEL_CONFIG, MODEL_WEIGHTS, OOV, VOCABULARY
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.dataset import Dataset
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, ITEMS, MODEL_CONFIG, MODEL_WEIGHTS, OOV, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.runtime.stage import Manifest
-from llmcfsr_merlin.scoring.checkpoint import load_model
+from llmcfsr_merlin.runtime.files import remove
+from llmcfsr_merlin.runtime.manifest import Manifest, hash_json, seal
+from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.ranker import Ranker, pad, select_top_k
 
+_log = logging.getLogger("llmcfsr_merlin")
 _ROWS = 512  # histories scored together: memory holds that many rows of the catalogue
 
 
@@ -100,8 +106,54 @@ class Recommender:
         vocabulary = Vocabulary.load(directory / VOCABULARY)
         return cls(Ranker(load_model(directory, vocabulary.hash, device, allow), bulk, shortlist), vocabulary)
 
+    @classmethod
+    def fit(
+        cls,
+        dataset: Dataset,
+        model: str | Path | None = None,
+        *,
+        config: Config | None = None,
+        report: Callable[[str], None] = _log.info,
+    ) -> "Recommender":
+        """Fit a model on a dataset: its scorers, and the weights of their features.
+
+        model: the name of a preset (llm_cfsr, sasrec, item_knn, ease, ...) or a YAML file; None: the one of the
+        settings. config: settings; None: those of the dataset. A model that reads item vectors encodes the items'
+        attributes first, if the dataset has no vectors yet. Raises InputError for settings that do not fit.
+        """
+        # Not above: a server needs neither a trainer nor a text encoder.
+        from llmcfsr_merlin.training.fit import fit_model
+
+        config = dataset.config if config is None else config
+        if model is not None:
+            config = config.with_model(model)
+        if config.train.align_to:
+            raise InputError("train.align_to needs another trained model: use the stages (`llmcfsr train`)")
+        if config.model.reads and dataset.embedded is None:
+            dataset = _embedded(dataset, config)
+        with tempfile.TemporaryDirectory(prefix="llmcfsr-") as work:
+            fitted, _ = fit_model(
+                config.model, config.train, dataset, Path(work), exclude_history=config.evaluate.exclude_history,
+                tail_item=config.evaluate.tail_item, report=report,
+            )  # fmt: skip
+        return cls(Ranker(fitted, shortlist=config.serve.shortlist), dataset.vocabulary)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model into a new folder that `load` reads and `serving.repository.export` serves."""
+        folder = Path(folder)
+        if folder.exists():
+            raise InputError(f"expected no folder at {folder}, found one: name a new one")
+        partial = folder.with_name(f".{folder.name}.partial")
+        remove(partial)
+        partial.mkdir(parents=True)
+        self.vocabulary.save(partial / VOCABULARY)
+        save_model(self.ranker.model, partial, self.vocabulary.hash)
+        key = hash_json({"model": self.ranker.model.config.model_dump(), "vocabulary": self.vocabulary.hash})
+        seal(partial, "train", key, {"model": self.ranker.model.config.name, "weights": self.ranker.model.weights})
+        partial.rename(folder)
+
     def encode(self, histories: Sequence[Sequence]) -> Encoded:
-        """Raw histories (oldest item first) to codes; unknown ids are left out and counted."""
+        """Raw histories (oldest item first), encoded; unknown ids are left out and counted."""
         return self.encoder.encode(histories)
 
     @torch.inference_mode()
@@ -221,3 +273,16 @@ def table(answers: Answers) -> pd.DataFrame:
     return pd.DataFrame(
         {"history": row, "rank": column + 1, ITEM: answers.items[row, column], "score": answers.scores[row, column]}
     )
+
+
+def _embedded(dataset: Dataset, config: Config) -> Dataset:
+    """The dataset with the vectors of stage `embed`, which is run."""
+    if dataset.run is None or not any((dataset.run / "ingest" / ITEMS).glob("*.parquet")):
+        raise InputError(
+            f"the model {config.model.name} reads item vectors: give the dataset items with attributes "
+            "(Dataset.from_frames(interactions, items)), run `llmcfsr embed`, or choose a model of ids, e.g. sasrec"
+        )
+    from llmcfsr_merlin.text import embed_stage
+
+    embed_stage.run(config, dataset.run)
+    return dataset.reloaded()

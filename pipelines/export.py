@@ -1,21 +1,14 @@
-"""Stage `export`: the trained model as a Triton model repository."""
+"""Stage `export`: the trained model as a Triton model repository.
 
-from pathlib import Path
+    python pipelines/export.py beauty --run runs/beauty        # the same as `llmcfsr export ...`
+"""
 
-from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
-from llmcfsr_merlin.runtime.stage import Manifest, run_stage
-from llmcfsr_merlin.serving.repository import export
+import sys
 
+from llmcfsr_merlin.cli.main import main
+from llmcfsr_merlin.serving.export_stage import run
 
-def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
-    """Write `run_dir/export/model_repo` from the model in `run_dir/train`."""
-    manifest, _ = run_stage(
-        run_dir,
-        "export",
-        config.serve.model_dump(),
-        ["train"],
-        lambda directory: export(Path(run_dir) / "train", directory / MODEL_REPOSITORY, config.serve),
-        force=force,
-    )
-    return manifest
+__all__ = ["run"]
+
+if __name__ == "__main__":
+    sys.exit(main(["export", *sys.argv[1:]]))

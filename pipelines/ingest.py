@@ -1,35 +1,14 @@
-"""Stage ingest: raw logs and item metadata -> Parquet of interactions and items."""
+"""Stage ingest: raw logs and item metadata -> Parquet of interactions and items.
 
-from pathlib import Path
+    python pipelines/ingest.py beauty --run runs/beauty        # the same as `llmcfsr ingest ...`
+"""
 
-from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.raw.ingest import ingest
-from llmcfsr_merlin.dataset.raw.source import find_files, fingerprint
-from llmcfsr_merlin.dataset.raw.synthetic import write_amazon
-from llmcfsr_merlin.runtime.stage import Manifest, run_stage
+import sys
 
+from llmcfsr_merlin.cli.main import main
+from llmcfsr_merlin.dataset.ingest_stage import run
 
-def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
-    """Write run_dir/ingest from the files that config.data names, or from generated ones (format `synthetic`).
+__all__ = ["run"]
 
-    The stage runs again when the content of a file changes, not when the file is moved.
-    """
-    data = config.data
-    generated = data.format == "synthetic"
-    settings = data.model_dump(exclude={"interactions", "items"})
-    for name in () if generated else ("interactions", "items"):
-        settings[name] = [fingerprint(path) for path in find_files(getattr(data, name), f"data.{name}")]
-
-    def work(out: Path) -> dict:
-        source = data
-        if generated:
-            reviews, metadata = write_amazon(
-                out / "raw", data.synthetic_users, data.synthetic_items, data.synthetic_seed
-            )
-            source = data.model_copy(
-                update={"format": "amazon", "interactions": (str(reviews),), "items": (str(metadata),)}
-            )
-        return ingest(source, out, workers=config.cluster.workers)
-
-    manifest, _ = run_stage(run_dir, "ingest", settings, [], work, force=force)
-    return manifest
+if __name__ == "__main__":
+    sys.exit(main(["ingest", *sys.argv[1:]]))

@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from llmcfsr_merlin.config.schema import Section
+from llmcfsr_merlin.dataset.names import ITEM, TITLE
+from llmcfsr_merlin.dataset.raw.formats import Format
+from llmcfsr_merlin.dataset.raw.records import Layout
 from llmcfsr_merlin.scoring.network.backbones import Backbone
 from llmcfsr_merlin.scoring.scorer import Feature, Scorer
 
@@ -51,3 +54,13 @@ def two_negatives(network, states, targets, settings):
     negatives = torch.randint(3, network.n_items, (len(targets), 2), device=targets.device)
     candidates = network.candidates(torch.cat([targets[:, None], negatives], 1))
     return F.cross_entropy((candidates @ states.unsqueeze(-1)).squeeze(-1), torch.zeros_like(targets))
+
+
+def till_receipts(settings, rules):
+    """JSON lines of a shop's till, and its article file."""
+    log = Layout("a till receipt", user=("card",), item=("article",), time=("at",))
+    return Format("till", log, ("article",), _article, {"shelf": str}, rules)
+
+
+def _article(record):
+    return {ITEM: record.get("article"), TITLE: record.get("label"), "shelf": record.get("shelf")}

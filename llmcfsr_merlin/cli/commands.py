@@ -19,7 +19,7 @@ def run(arguments) -> None:
     """Stages of a recipe, then a table of what they took, the results and one line of JSON."""
     config = _config(arguments)
     directory = _directory(arguments, config)
-    from llmcfsr_merlin.pipelines import run_stages
+    from llmcfsr_merlin.pipeline import run_stages
 
     manifests = run_stages(config, directory, arguments.stages, force=arguments.force)
     _show_stages(manifests)
@@ -36,7 +36,7 @@ def demo(arguments) -> int:
     config = Config.load("demo", arguments.set)
     directory = arguments.run or Path("runs") / config.name
     from llmcfsr_merlin.dataset import examples
-    from llmcfsr_merlin.pipelines import run_stages
+    from llmcfsr_merlin.pipeline import run_stages
     from llmcfsr_merlin.serving import Client, Server
     from llmcfsr_merlin.serving.parity import check_served as compare
 
@@ -61,7 +61,7 @@ def search(arguments) -> None:
     from rich.table import Table
 
     from llmcfsr_merlin.config.layers import read_yaml
-    from llmcfsr_merlin.pipelines import run_stages
+    from llmcfsr_merlin.pipeline import run_stages
     from llmcfsr_merlin.runtime.layout import resource
     from llmcfsr_merlin.runtime.lock import run_lock
     from llmcfsr_merlin.training.search import BEST
@@ -249,8 +249,8 @@ def add_items(arguments) -> None:
     embedded = arguments.run / "embed"
     Manifest.load(embedded).verify(embedded)
     _check_trained_on(arguments.run / "train", embedded)
-    from llmcfsr_merlin.pipelines import export
     from llmcfsr_merlin.runtime.lock import run_lock
+    from llmcfsr_merlin.serving import export_stage as export
 
     with run_lock(arguments.out):
         counts = grow(

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from llmcfsr_merlin.config.legacy import renamed
+from llmcfsr_merlin.config.old_settings import renamed
 from llmcfsr_merlin.config.schema import presets
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import resource

@@ -81,10 +81,14 @@ class ItemColumns(Section):
     """All columns in order, for files without a header line."""
 
 
+FORMATS = ("table", "amazon", "yelp", "synthetic")
+
+
 class DataConfig(Section):
     """Where the logs are and how they are read (stage `ingest`)."""
 
-    format: Literal["amazon", "yelp", "table", "synthetic"] = "table"
+    format: str = "table"
+    """table (any table of user, item, time), amazon, yelp, synthetic (generated), or `module:function` of your own."""
     interactions: tuple[str, ...] = ()
     """Files or glob patterns of reviews or interactions, .gz or plain."""
     items: tuple[str, ...] = ()
@@ -131,6 +135,11 @@ class DataConfig(Section):
     synthetic_users: int = Field(2000, ge=1)
     synthetic_items: int = Field(1000, ge=20)
     synthetic_seed: int = 0
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, name: str) -> str:
+        return _named(name, FORMATS)
 
     @field_validator("interactions", "items", "null_values", mode="before")
     @classmethod

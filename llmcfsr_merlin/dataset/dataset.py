@@ -1,19 +1,25 @@
 """The prepared data of a run as one object: every model is fitted on it, and all models of a run share it."""
 
 import copy
+import glob
+import tempfile
 from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.item_vectors import load_item_table, vector_dimension
 from llmcfsr_merlin.dataset.names import ITEM, LEXICAL, SEQUENCES, SPLITS, USER, VECTORS, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.lock import run_lock
+from llmcfsr_merlin.runtime.manifest import MANIFEST, Manifest
 
 _BLOCK = 4096  # users read at a time
 _FOLDERS = {"semantic": VECTORS, "lexical": LEXICAL}
@@ -35,15 +41,84 @@ class Shape(NamedTuple):
 class Dataset:
     """Sequences, splits, vocabulary and item vectors of the stages `prepare` and `embed`, read when asked for.
 
-    >>> dataset = Dataset.load("runs/beauty")                  # doctest: +SKIP
-    >>> dataset.shape.n_items, len(dataset.files("train"))     # doctest: +SKIP
+    >>> dataset = Dataset.load("runs/beauty")                       # doctest: +SKIP
+    >>> dataset = Dataset.from_frames(interactions, items)          # doctest: +SKIP
+    >>> dataset.shape.n_items, len(dataset.files("train"))          # doctest: +SKIP
     """
 
     def __init__(self, prepared: Path, embedded: Path | None = None, max_length: int = 50):
         """prepared, embedded: folders of the stages. max_length: longest history that a model reads."""
         self.prepared, self.embedded, self.max_length = Path(prepared), embedded and Path(embedded), max_length
+        self.run: Path | None = None
+        """The run directory that it stands in, if it was loaded from one or made from frames."""
+        self._temporary: tempfile.TemporaryDirectory | None = None
         self._hidden: tuple[str, ...] = ()
         self._read: tuple[str, ...] = tuple(_FOLDERS)
+
+    @classmethod
+    def load(cls, run: str | Path) -> "Dataset":
+        """The dataset of a run directory, with its item vectors if stage `embed` has been run.
+
+        Files are checked against their manifests; InputError says what is missing or changed.
+        """
+        run = Path(run)
+        config = Config.recorded(run)
+        Manifest.load(run / "prepare").verify(run / "prepare", remembered=True)
+        embedded = run / "embed" if (run / "embed" / MANIFEST).is_file() else None
+        if embedded:
+            Manifest.load(embedded).verify(embedded, remembered=True)
+        dataset = cls(run / "prepare", embedded, config.prepare.max_length)
+        dataset.run = run
+        return dataset
+
+    @classmethod
+    def from_frames(
+        cls,
+        interactions: pd.DataFrame,
+        items: pd.DataFrame | None = None,
+        *,
+        config: Config | None = None,
+        run: str | Path | None = None,
+    ) -> "Dataset":
+        """A dataset from dataframes, by the stages `ingest` and `prepare`: the same rules as for files.
+
+        interactions: columns user_id, item_id and timestamp (or as config.data.columns names them). items: item_id and
+        attributes. config: settings of data, prepare and cluster. run: where the run directory is written; None: into a
+        temporary folder that goes with the dataset. Raises InputError if no interactions are left.
+        """
+        from llmcfsr_merlin.dataset import ingest_stage, prepare_stage
+
+        temporary = None
+        if run is None:
+            temporary = tempfile.TemporaryDirectory(prefix="llmcfsr-")
+            run = temporary.name
+        raw = Path(run) / "frames"
+        raw.mkdir(parents=True, exist_ok=True)
+        settings: dict = {"data.format": "table"}
+        for name, frame in (("interactions", interactions), ("items", items)):
+            settings[f"data.{name}"] = ()
+            if frame is not None:
+                frame.to_parquet(raw / f"{name}.parquet", index=False)
+                settings[f"data.{name}"] = (glob.escape(str(raw / f"{name}.parquet")),)
+        config = (config or Config()).with_settings(settings)
+        with run_lock(Path(run)):
+            config.record(Path(run))
+            ingest_stage.run(config, Path(run))
+            prepare_stage.run(config, Path(run))
+        dataset = cls.load(run)
+        dataset._temporary = temporary
+        return dataset
+
+    def reloaded(self) -> "Dataset":
+        """Its run directory as it is now, e.g. after stage `embed`."""
+        dataset = Dataset.load(self.run)
+        dataset._temporary = self._temporary
+        return dataset
+
+    @property
+    def config(self) -> Config:
+        """The settings of its run directory; the defaults without one."""
+        return Config() if self.run is None else Config.recorded(self.run)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

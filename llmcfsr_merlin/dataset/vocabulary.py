@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, OOV, PAD, TRAIN_COUNT
@@ -46,6 +47,13 @@ class Vocabulary:
                 f"{path}: expected codes {FIRST_ITEM}, {FIRST_ITEM + 1}, ... in order: run `llmcfsr prepare --force`"
             )
         return cls(frame[ITEM], frame[COUNT], frame[TRAIN_COUNT])
+
+    def save(self, path: str | Path) -> None:
+        """Write vocabulary.parquet."""
+        codes = np.arange(FIRST_ITEM, len(self))
+        counts = {COUNT: self.counts[codes], TRAIN_COUNT: self.train_counts[codes]}
+        columns = {ITEM: self.ids.tolist(), CODE: codes, **counts}
+        pq.write_table(pa.table(columns), path)
 
     def __len__(self) -> int:
         """V: the number of rows of every item-side array, reserved rows included."""

@@ -16,7 +16,7 @@ from llmcfsr_merlin.runtime.failures import machine_failure
 from llmcfsr_merlin.runtime.files import save_tensors, write_json
 from llmcfsr_merlin.runtime.manifest import remake
 from llmcfsr_merlin.scoring.ensemble import Ensemble
-from llmcfsr_merlin.scoring.legacy import upgrade
+from llmcfsr_merlin.scoring.old_models import upgrade
 from llmcfsr_merlin.scoring.scorer import Shape
 
 FORMAT = 2  # 1: a network with its matches, before scorers

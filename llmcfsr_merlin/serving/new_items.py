@@ -5,12 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from llmcfsr_merlin.config.schema import NULL_VALUES
-from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, TRAIN_COUNT, VOCABULARY
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, VOCABULARY
 from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
@@ -88,14 +86,9 @@ def _write(
     )
     model.append_items(new)
     none = np.zeros(len(ids), np.int64)
-    columns = {
-        ITEM: [*old.ids.tolist(), *ids],
-        CODE: np.arange(FIRST_ITEM, len(old) + len(ids)),
-        COUNT: np.concatenate([old.counts[FIRST_ITEM:], none]),
-        TRAIN_COUNT: np.concatenate([old.train_counts[FIRST_ITEM:], none]),
-    }
-    pq.write_table(pa.table(columns), output / VOCABULARY)
-    vocabulary = Vocabulary.load(output / VOCABULARY)
+    counts = [np.concatenate([part[FIRST_ITEM:], none]) for part in (old.counts, old.train_counts)]
+    vocabulary = Vocabulary([*old.ids.tolist(), *ids], *counts)
+    vocabulary.save(output / VOCABULARY)
     save_model(model, output, vocabulary.hash)
     return {"items_before": len(old.ids), "items_added": len(ids), "items": len(vocabulary.ids)}
 

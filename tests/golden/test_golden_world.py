@@ -4,11 +4,11 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from llmcfsr_merlin.pipelines import run_stages
 
 from llmcfsr_merlin import Config, Recommender
 from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, SEQUENCES, TRAIN_COUNT, USER, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.pipeline import run_stages
 
 DAY = 86400
 # user, item, day. bob bought two things on day 3: the order of the file counts. cem and dee bought too little.

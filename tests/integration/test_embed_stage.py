@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from llmcfsr_merlin.pipelines.embed import run
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.item_vectors import load_item_table
 from llmcfsr_merlin.runtime.stage import seal
+from llmcfsr_merlin.text.embed_stage import run
 
 DATA = Path(os.environ.get("LLMCFSR_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
 

@@ -9,16 +9,19 @@ import sys
 import numpy as np
 import pytest
 import torch
-from llmcfsr_merlin.pipelines import evaluate, export, prepare, train
 
 from llmcfsr_merlin import Client
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset import prepare_stage as prepare
+from llmcfsr_merlin.evaluation import evaluate_stage as evaluate
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.extensions import VARIABLE
 from llmcfsr_merlin.scoring.scorer import NewItems
+from llmcfsr_merlin.serving import export_stage as export
 from llmcfsr_merlin.serving.parity import check_served
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
+from llmcfsr_merlin.training import train_stage as train
 from tests.worlds import attribute_world, write_ingest
 
 SCORER, LOSS, BLOCK = "tests.toys:NextDoor", "tests.toys:two_negatives", "tests.toys:MeanBlock"

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from llmcfsr_merlin.pipelines import prepare
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset import prepare_stage as prepare
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.training import fit as training

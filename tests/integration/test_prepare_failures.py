@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed import Client, LocalCluster
-from llmcfsr_merlin.pipelines import prepare as stage
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
+from llmcfsr_merlin.dataset import prepare_stage as stage
 from llmcfsr_merlin.dataset.names import ITEM, ROW, TIME, USER
 from llmcfsr_merlin.dataset.prepare import filters
 from llmcfsr_merlin.dataset.prepare import prepare as features

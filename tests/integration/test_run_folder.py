@@ -181,7 +181,7 @@ def test_a_search_goes_on_after_a_kill_in_its_journal(run, recipe, capsys):
 
 
 def test_adding_items_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch, capsys):
-    from llmcfsr_merlin.pipelines import export
+    from llmcfsr_merlin.serving import export_stage as export
 
     (tmp_path / "new.jsonl").write_text('{"item_id": "NEW1", "title": "Aurora Gel"}\n')
     words = ["items", "add", str(run), str(tmp_path / "new.jsonl"), "--out", str(tmp_path / "grown")]

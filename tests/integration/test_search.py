@@ -3,7 +3,8 @@
 import shutil
 
 import pytest
-from llmcfsr_merlin.pipelines import prepare
+
+from llmcfsr_merlin.dataset import prepare_stage as prepare
 
 pytest.importorskip("optuna")
 from llmcfsr_merlin.config.load import Config

@@ -12,7 +12,6 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from llmcfsr_merlin.pipelines import export as export_stage
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.schema import ServeConfig
@@ -20,6 +19,7 @@ from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import Client
+from llmcfsr_merlin.serving import export_stage as export_stage
 from llmcfsr_merlin.serving.new_items import add_items
 from llmcfsr_merlin.serving.parity import check_served
 from llmcfsr_merlin.serving.repository import export, publish, served_bundle, versions

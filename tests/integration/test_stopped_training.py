@@ -8,11 +8,12 @@ import shutil
 import pytest
 import torch
 import transformers.trainer
-from llmcfsr_merlin.pipelines import prepare, train
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset import prepare_stage as prepare
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.training import checkpoints
+from llmcfsr_merlin.training import train_stage as train
 from llmcfsr_merlin.training.checkpoints import COMPLETE, is_whole, whole_checkpoints
 from llmcfsr_merlin.training.distillation import Distillation
 from tests.worlds import attribute_world, write_ingest

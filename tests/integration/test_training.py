@@ -8,18 +8,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from llmcfsr_merlin.pipelines import evaluate, prepare, train
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.schema import presets
+from llmcfsr_merlin.dataset import prepare_stage as prepare
 from llmcfsr_merlin.dataset.dataset import Dataset, read_sequences
 from llmcfsr_merlin.dataset.item_vectors import vectors_column
 from llmcfsr_merlin.dataset.names import SEQUENCES
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
+from llmcfsr_merlin.evaluation import evaluate_stage as evaluate
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.stage import run_stage, write_json
 from llmcfsr_merlin.scoring.ranker import pad
 from llmcfsr_merlin.training import fit as training
+from llmcfsr_merlin.training import train_stage as train
 from tests.worlds import attribute_world, noise, write_ingest
 
 SMALL = ["train.negatives=64", "train.batch_size=64", "prepare.max_length=10"]

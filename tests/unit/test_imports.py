@@ -2,9 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from importlinter.application.use_cases import SUCCESS, lint_imports
+from importlinter.cli import lint_imports_command  # noqa: F401 - importing it configures the library
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
     "torch",
     "cudf",
@@ -45,10 +49,20 @@ def test_light_modules_import_without_heavy_packages(module):
 
 
 def test_help_needs_no_heavy_package():
-    pytest.importorskip("llmcfsr_merlin.cli.main", reason="the command line is not there yet")
     done = run_blocked("sys.argv = ['llmcfsr', '--help']\nfrom llmcfsr_merlin.cli.main import main\nsys.exit(main())")
     assert done.returncode == 0, done.stderr
     assert "doctor" in done.stdout
+
+
+def test_imports_point_one_way():
+    """The layers of pyproject.toml: a folder imports only from those below it."""
+    report = lint_imports(config_filename=str(ROOT / "pyproject.toml"), cache_dir=None, is_debug_mode=False)
+    assert report == SUCCESS, "run `lint-imports`: it names the import"
+
+
+def test_no_file_name_stands_twice():
+    names = [path.name for path in (ROOT / "llmcfsr_merlin").rglob("*.py") if path.name != "__init__.py"]
+    assert {name: names.count(name) for name in names if names.count(name) > 1} == {}
 
 
 def test_doctor_reports_what_is_missing_instead_of_failing():

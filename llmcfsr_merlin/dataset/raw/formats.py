@@ -18,6 +18,7 @@ from llmcfsr_merlin.dataset.raw.metadata import ItemReader, TableAttributes
 from llmcfsr_merlin.dataset.raw.records import JsonParser, Layout, place
 from llmcfsr_merlin.dataset.raw.source import Source
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.extensions import load_class
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,12 @@ class Format:
 
 
 def of(settings: DataConfig) -> Format:
-    """The format that the settings name."""
+    """The format that the settings name; one of your own is a function (settings, rules) -> Format."""
     rules = Rules(_day(settings.start), _day(settings.end, 1), settings.min_rating, settings.null_values)
     if not settings.interactions:
         raise InputError("data.interactions: expected files of reviews or interactions, found none: name them")
+    if ":" in settings.format:
+        return load_class(settings.format)(settings, rules)
     if settings.format == "table":
         columns = settings.columns
         named = columns.model_fields_set

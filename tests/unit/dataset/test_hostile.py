@@ -6,9 +6,9 @@ import os
 
 import pandas as pd
 import pytest
-from llmcfsr_merlin.pipelines import ingest as stage
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset import ingest_stage as stage
 from llmcfsr_merlin.runtime.errors import InputError
 from tests.unit.dataset.world import LOG, metadata_2018, reviews_2018, rows, run, write
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pyarrow.parquet as pq
 import pytest
-from llmcfsr_merlin.pipelines import ingest
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset import ingest_stage as ingest
 from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEM, ITEMS
 from llmcfsr_merlin.dataset.raw.synthetic import write_amazon
 from llmcfsr_merlin.runtime.stage import sha256_file

@@ -9,11 +9,11 @@ import time
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from llmcfsr_merlin.pipelines.embed import run
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.item_vectors import load_item_table
 from llmcfsr_merlin.runtime.stage import Manifest, seal
+from llmcfsr_merlin.text.embed_stage import run
 
 COUNT = 30_000  # eight shards
 
@@ -38,7 +38,7 @@ def test_killed_stage_resumes(tiny_bert, tmp_path):
     run(config, tmp_path / "whole")
     program = (
         "from pathlib import Path; from llmcfsr_merlin.config.load import Config;"
-        "from llmcfsr_merlin.pipelines.embed import run;"
+        "from llmcfsr_merlin.text.embed_stage import run;"
         f"run(Config.load(None, {overrides!r}), Path({str(tmp_path / 'cut')!r}))"
     )
     encoded = tmp_path / "cut" / ".embed.partial" / "encoded"

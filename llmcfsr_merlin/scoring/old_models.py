@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.config.legacy import upgrade_settings
+from llmcfsr_merlin.config.old_settings import upgrade_settings
 
 
 def upgrade(description: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:

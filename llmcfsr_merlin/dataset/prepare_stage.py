@@ -1,0 +1,34 @@
+"""Stage prepare: interactions -> filtered, encoded, time-ordered sequences, leave-one-out splits, Merlin schema."""
+
+from pathlib import Path
+
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.names import INTERACTIONS
+from llmcfsr_merlin.runtime.engine import engine
+from llmcfsr_merlin.runtime.stage import Manifest, run_stage
+
+
+def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
+    """Write run_dir/prepare from run_dir/ingest/interactions; the engine (config.cluster) does not change it."""
+    run_dir = Path(run_dir)
+
+    def work(out: Path) -> dict:
+        log = run_dir / "ingest" / INTERACTIONS
+        if previous is not None:
+            Manifest.load(previous).verify(previous, remembered=True)
+        with engine(config.cluster) as chosen:
+            # Not before the cluster: Merlin imports what touches the GPU, whose workers must be the first to.
+            if previous is not None:
+                from llmcfsr_merlin.dataset.prepare.extend import extend
+
+                return extend(previous, log, out, config.prepare, chosen)
+            from llmcfsr_merlin.dataset.prepare.prepare import prepare
+
+            return prepare(log, out, config.prepare, chosen)
+
+    previous = Path(config.prepare.extend) if config.prepare.extend else None
+    settings = config.prepare.model_dump()
+    if previous is not None:
+        settings["extend"] = Manifest.load(previous).key
+    manifest, _ = run_stage(run_dir, "prepare", settings, {"ingest": [INTERACTIONS]}, work, force=force, resumable=True)
+    return manifest

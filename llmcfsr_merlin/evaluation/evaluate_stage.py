@@ -1,0 +1,57 @@
+"""Stage evaluate: the model and its baselines, ranked on the same stored cases."""
+
+from functools import partial
+from pathlib import Path
+
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.dataset import Dataset
+from llmcfsr_merlin.dataset.names import SEQUENCES, VOCABULARY
+from llmcfsr_merlin.evaluation.measure import measure
+from llmcfsr_merlin.recommender import Recommender
+from llmcfsr_merlin.runtime.layout import BASELINES
+from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.runtime.stage import Manifest, run_stage
+from llmcfsr_merlin.scoring.ranker import Ranker
+from llmcfsr_merlin.training.fit import fit_model
+
+
+def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
+    """Write run_dir/evaluate (metrics, ranks per user, stored candidates) from run_dir/prepare, train and baselines."""
+    run_dir = Path(run_dir)
+    others = {name: config.with_model(name) for name in config.baselines}
+    folders = {config.model.name: "train"}
+    folders |= {name: f"{BASELINES}/{name}" for name, other in others.items() if other.model.network}
+
+    def work(out: Path) -> dict:
+        dataset = Dataset(run_dir / "prepare", run_dir / "embed", config.prepare.max_length)
+        device = str(choose_device(config.train.device))
+        allow = [*config.model.extensions, *(name for other in others.values() for name in other.model.extensions)]
+        models = {name: partial(_trained, run_dir / folder, device, allow) for name, folder in folders.items()}
+        for name, other in others.items():
+            if name not in folders:
+                models[name] = partial(_fitted, other, dataset, out / f".{name}")
+        metrics = measure(
+            out,
+            dataset,
+            models,
+            name=config.name,
+            seed=config.train.seed,
+            settings=config.evaluate,
+        )
+        users = next(row["count"] for row in metrics if row["group"] == "overall")
+        return {"users": users, "recipes": list(models)}
+
+    settings = {"name": config.name, "seed": config.train.seed} | config.evaluate.model_dump()
+    settings["fitted"] = [other.model.model_dump() for name, other in others.items() if name not in folders]
+    inputs = {"prepare": [VOCABULARY, SEQUENCES]} | dict.fromkeys(folders.values(), ())
+    manifest, _ = run_stage(run_dir, "evaluate", settings, inputs, work, force=force)
+    return manifest
+
+
+def _trained(folder: Path, device: str, allow: list[str]):
+    return Recommender.load(folder, device, bulk=True, allow=allow).ranker.scores
+
+
+def _fitted(config: Config, dataset: Dataset, scratch: Path):
+    model, _ = fit_model(config.model, config.train, dataset, scratch)
+    return Ranker(model, bulk=True).scores

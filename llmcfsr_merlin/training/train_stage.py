@@ -1,0 +1,99 @@
+"""Stage train: sequences and item vectors -> the fitted model, and beside it the baselines that are trained."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.dataset import Dataset
+from llmcfsr_merlin.dataset.names import (
+    LEXICAL,
+    MODEL_CONFIG,
+    MODEL_WEIGHTS,
+    SCHEMA,
+    TRAIN_HISTORY,
+    VECTORS,
+    VOCABULARY,
+)
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.layout import BASELINES
+from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
+from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
+from llmcfsr_merlin.training.fit import fit_model
+
+
+def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
+    """Write run_dir/train from run_dir/prepare and embed, and run_dir/baselines/<name> for each trained baseline.
+
+    A model that reads no vectors does not read run_dir/embed. A killed training goes on from its last epoch. Baselines
+    without a network are fitted by stage evaluate, in the time that reading them would take.
+    """
+    run_dir = Path(run_dir)
+    manifest = _train(config, run_dir, run_dir, "train", "", force)
+    for name in config.baselines:
+        other = config.with_model(name)
+        if other.model.network:
+            _train(other, run_dir, run_dir / BASELINES, name, "../", force)
+    return manifest
+
+
+def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, force: bool) -> Manifest:
+    teacher = None
+    if config.train.align_to:
+        teacher = run_dir / BASELINES / config.train.align_to
+        _train(config.with_model(config.train.align_to), run_dir, run_dir / BASELINES, teacher.name, "../", force)
+
+    def work(out: Path) -> dict:
+        embedded = run_dir / "embed" if config.model.reads else None
+        dataset = Dataset(run_dir / "prepare", embedded, config.prepare.max_length)
+        checkpoints = out / ".checkpoints"
+        print(f"training {config.model.name}", flush=True)
+        model, history = fit_model(
+            config.model,
+            config.train,
+            dataset,
+            checkpoints,
+            item_table=None if teacher is None else _item_table(teacher, dataset, config),
+            exclude_history=config.evaluate.exclude_history,
+            tail_item=config.evaluate.tail_item,
+            report=lambda line: print(f"  {line}", flush=True),
+        )
+        shutil.rmtree(checkpoints)
+        shutil.copy2(dataset.prepared / VOCABULARY, out / VOCABULARY)
+        save_model(model, out, dataset.vocabulary.hash)
+        write_json(out / TRAIN_HISTORY, history)
+        counts = {"model": config.model.name, "parameters": sum(weight.numel() for weight in model.parameters())}
+        if history:
+            best = max(history, key=lambda epoch: epoch["ndcg@10"])
+            counts |= {
+                "epochs": len(history),
+                "best_epoch": best["epoch"],
+                "validation ndcg@10": round(best["ndcg@10"], 5),
+            }
+        return counts | {"weights": model.weights}
+
+    settings = {
+        "model": config.model.model_dump(),
+        "train": config.train.model_dump(exclude={"device"}),
+        "max_length": config.prepare.max_length,
+        "exclude_history": config.evaluate.exclude_history,
+    }
+    if len(config.model.scorers) > 1:
+        settings["tail_item"] = config.evaluate.tail_item
+    inputs = {f"{up}prepare": [VOCABULARY, SCHEMA, "train/", "valid/"]}
+    if config.model.reads:
+        inputs[f"{up}embed"] = [VECTORS, LEXICAL]
+    if teacher:
+        inputs[f"{up}{BASELINES}/{teacher.name}"] = [MODEL_CONFIG, MODEL_WEIGHTS]
+    manifest, _ = run_stage(parent, stage, settings, inputs, work, force=force, resumable=True)
+    return manifest
+
+
+def _item_table(teacher: Path, dataset: Dataset, config: Config) -> np.ndarray:
+    """The trained item table [V, d] of a baseline."""
+    network = load_model(teacher, dataset.vocabulary.hash).scorers["network"].network
+    table, hidden = network.items.collaborative, config.model.network.hidden
+    if table is None or table.embedding_dim != hidden:
+        raise InputError(f"train.align_to: expected a model with an item table of width {hidden}, found {teacher.name}")
+    return table.weight.detach().numpy()
