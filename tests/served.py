@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.stage import seal
 from llmcfsr_merlin.scoring.checkpoint import save_model
+from llmcfsr_merlin.serving.bundle import FOLDER
+from llmcfsr_merlin.serving.repository import FRONT, layout, versions
 from tests.models import model_config, random_model
 
 ITEMS, LENGTH, DIMENSION = 60, 12, 24
@@ -38,3 +40,9 @@ def write_model(
     save_model(model, directory, Vocabulary.load(directory / "vocabulary.parquet").hash)
     seal(directory, "train", "key", {})
     return directory
+
+
+def served_bundle(repository: Path) -> Path:
+    """Folder of the newest bundle of a repository: Recommender.load reads it."""
+    model = "rank" if layout(repository) == "ensemble" else FRONT
+    return Path(repository) / model / str(versions(repository)[-1]) / FOLDER

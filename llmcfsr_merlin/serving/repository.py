@@ -84,12 +84,6 @@ def versions(repository: Path) -> list[int]:
     return sorted(int(path.name) for path in holder.iterdir() if path.name.isdecimal())
 
 
-def served_bundle(repository: Path) -> Path:
-    """Folder of the newest complete bundle (vocabulary and weights) of a repository: Recommender.load reads it."""
-    model = "rank" if layout(repository) == "ensemble" else FRONT
-    return Path(repository) / model / str(versions(repository)[-1]) / FOLDER
-
-
 def _models(repository: Path) -> list[str]:
     return sorted(path.name for path in Path(repository).iterdir() if (path / CONFIG).is_file())
 

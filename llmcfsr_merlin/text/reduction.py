@@ -10,7 +10,6 @@ import numpy as np
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors
 
-METHODS = ("none", "pca", "whiten", "standardise")
 _NULL = 1e-7  # directions below this share of the largest variance hold rounding noise only
 
 

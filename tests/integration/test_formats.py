@@ -13,11 +13,11 @@ from llmcfsr_merlin.config.schema import ServeConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.bundle import Bundle
 from llmcfsr_merlin.serving.graph import check_graph, run_graph
-from llmcfsr_merlin.serving.repository import GRAPHS, export, format_of, publish, served_bundle
+from llmcfsr_merlin.serving.repository import GRAPHS, export, format_of, publish
 from llmcfsr_merlin.serving.request import Limits
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
 from llmcfsr_merlin.serving.steps import Decode, Encode, Recommend
-from tests.served import IDS, write_model
+from tests.served import IDS, served_bundle, write_model
 
 ONE_VIEW = {"views": ("collaborative",), "content_match": False}
 MODELS = {

@@ -21,9 +21,9 @@ from llmcfsr_merlin.runtime.layout import resource
 from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving.new_items import add_items
 from llmcfsr_merlin.serving.parity import check_served
-from llmcfsr_merlin.serving.repository import export, publish, served_bundle
+from llmcfsr_merlin.serving.repository import export, publish
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
-from tests.served import DIMENSION, IDS, ITEMS, write_model
+from tests.served import DIMENSION, IDS, ITEMS, served_bundle, write_model
 
 pytestmark = [
     pytest.mark.triton,

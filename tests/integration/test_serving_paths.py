@@ -22,11 +22,11 @@ from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving import export_stage as export_stage
 from llmcfsr_merlin.serving.new_items import add_items
 from llmcfsr_merlin.serving.parity import check_served
-from llmcfsr_merlin.serving.repository import export, publish, served_bundle, versions
+from llmcfsr_merlin.serving.repository import export, publish, versions
 from llmcfsr_merlin.serving.request import Limits
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
 from llmcfsr_merlin.serving.steps import Decode, Encode, Rank
-from tests.served import DIMENSION, IDS, write_model
+from tests.served import DIMENSION, IDS, served_bundle, write_model
 
 triton = pytest.mark.skipif(find_tritonserver() is None, reason="no tritonserver in PATH nor in nvidia-pytriton")
 HISTORY = {"HISTORY": np.array([[b"B001", b"B002"]], dtype=object)}

@@ -11,11 +11,9 @@ from llmcfsr_merlin.config.schema import EmbedConfig
 from llmcfsr_merlin.dataset.item_vectors import load_item_table, vectors_column
 from llmcfsr_merlin.dataset.vector_checks import check_encoded
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.runtime.stage import seal
 from llmcfsr_merlin.text import embed as embedding
 from llmcfsr_merlin.text import language_models as models
 from llmcfsr_merlin.text import shards
-from llmcfsr_merlin.text.appending import append_items
 from llmcfsr_merlin.text.embed import embed_table, make_recipe
 from llmcfsr_merlin.text.item_encoder import ItemEncoder, encode_items
 from llmcfsr_merlin.text.language_models import resolve
@@ -127,24 +125,6 @@ def test_only_changed_items_are_encoded_again(config, items_dir, tmp_path):
     np.testing.assert_allclose(b.vectors, c.vectors, atol=1e-6)
     other = config.model_copy(update={"instruction": "Describe:"})
     assert embed(other, items_dir, tmp_path / "d", previous=tmp_path / "a")["cached"] == 0
-
-
-def test_new_items_are_encoded_alone_and_appended(config, items_dir, tmp_path):
-    config = config.model_copy(update={"reduction": "whiten", "dimension": 5})
-    counts = embed(config, items_dir, tmp_path / "a")
-    seal(tmp_path / "a", "embed", "key", counts)
-    before = load_item_table(IDS, tmp_path / "a" / "vectors").vectors
-    new = [{**catalogue()[5], "item_id": "twin"}, {"item_id": "bare"}]
-    manifest = append_items(tmp_path / "a", new, device="cpu")
-    manifest.verify(tmp_path / "a")
-    assert manifest.key == "key" and manifest.counts["appended"] == 2 and manifest.counts["items"] == 42
-    table = load_item_table([*IDS, "twin", "bare"], tmp_path / "a" / "vectors")
-    assert (table.vectors[: len(before)] == before).all() and table.has_text[-2:].tolist() == [True, False]
-    np.testing.assert_allclose(table.vectors[-2], before[3 + 5], atol=2e-4)
-    with pytest.raises(InputError, match="item twin has a vector already"):
-        append_items(tmp_path / "a", new[:1])
-    with pytest.raises(InputError, match="found 1 ids in 2 rows"):
-        append_items(tmp_path / "a", [new[0], {"title": "no id"}])
 
 
 @pytest.mark.parametrize("method", ["pca", "whiten", "standardise"])
