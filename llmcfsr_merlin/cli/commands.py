@@ -263,6 +263,10 @@ def add_items(arguments) -> None:
 
 def _check_trained_on(trained: Path, embedded: Path) -> None:
     """Word vectors fitted again have other axes: new items would be compared with old ones by meaningless numbers."""
+    inputs = Manifest.load(trained).inputs
+    if inputs.get("embed") == Manifest.load(embedded).identity:
+        return
+    # Of an earlier version, or embedded again with the same result: compared by value.
     import numpy as np
 
     from llmcfsr_merlin.dataset.dataset import Dataset

@@ -41,7 +41,7 @@ class Manifest:
 
     `key` hashes its configuration and inputs, `counts` is what the stage reports (rows in, dropped, out, ...),
     `files` maps each file (relative path) to its sha256, `seconds` is wall time and `peak_memory_mb` the peak
-    resident memory of the process and its children while it ran.
+    resident memory of the process and its children while it ran. `inputs`: the identity of each stage that it read.
     """
 
     stage: str
@@ -51,6 +51,12 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_mb: int = 0
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """A hash of the key and of all files: another one whenever anything in the directory is another."""
+        return hash_json([self.key, self.files])
 
     @classmethod
     def load(cls, directory: Path) -> "Manifest":
@@ -107,7 +113,13 @@ class Manifest:
 
 
 def seal(
-    directory: Path, stage: str, key: str, counts: dict, seconds: float = 0.0, peak_memory_mb: int = 0
+    directory: Path,
+    stage: str,
+    key: str,
+    counts: dict,
+    seconds: float = 0.0,
+    peak_memory_mb: int = 0,
+    inputs: dict[str, str] | None = None,
 ) -> Manifest:
     """Write the manifest of a complete directory: sha256 of each file in it, versions, counts.
 
@@ -124,7 +136,7 @@ def seal(
     checksums = Checksums(directory)
     files = {name: checksums.sha256(name) for name in names}
     checksums.save()
-    manifest = Manifest(stage, key, counts, files, _versions(), round(seconds, 2), peak_memory_mb)
+    manifest = Manifest(stage, key, counts, files, _versions(), round(seconds, 2), peak_memory_mb, inputs or {})
     write_json(directory / MANIFEST, asdict(manifest))
     sync(directory)
     return manifest

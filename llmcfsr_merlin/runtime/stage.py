@@ -110,7 +110,8 @@ def _run_stage(
             remove(partial, KEY)
             _begin(partial, key)
             counts = work(partial)
-    manifest = seal(partial, stage, key, counts, time.perf_counter() - start, memory.peak_mb)
+    identities = {name: manifest.identity for name, manifest in read.items()}
+    manifest = seal(partial, stage, key, counts, time.perf_counter() - start, memory.peak_mb, identities)
     _replace(final, partial, old)
     return manifest, True
 
