@@ -51,8 +51,9 @@ test-slow: $(STAMP)  ## the long tests too: soak, large data
 soak: $(STAMP)  ## ten minutes of mixed load on a server: flat memory, no unexpected refusal (SECONDS_OF_LOAD=600)
 	LLMCFSR_SOAK=$(or $(SECONDS_OF_LOAD),600) $(BIN)/python -m pytest -m slow tests/integration/test_soak.py $(ARGS)
 
-lint: $(STAMP)  ## ruff on the code, hadolint on the Dockerfile
+lint: $(STAMP)  ## ruff and the import contract on the code, hadolint on the Dockerfile
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
 lock: $(STAMP)  ## write the installed versions into constraints.txt, the other Python's kept
