@@ -16,7 +16,7 @@ from llmcfsr_merlin.scoring.checkpoint import load_model
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
 
 SMALL = [
-    "data.synthetic_users=250", "data.synthetic_items=120", "train.epochs=2", "model.hidden=16",
+    "data.synthetic_users=250", "data.synthetic_items=120", "train.epochs=2", "model.scorers.network.hidden=16",
     "prepare.max_length=12", "evaluate.sampled_negatives=20", "embed.max_tokens=24",
 ]  # fmt: skip
 SET = [argument for setting in SMALL for argument in ("--set", setting)]
@@ -119,7 +119,7 @@ def test_new_items_are_encoded_and_can_be_recommended(run, call, tmp_path):
     assert dict(zip(old["item_id"], old["score"])) == pytest.approx(
         dict(zip(before["item_id"], before["score"])), abs=1e-5
     )
-    assert load_model(tmp_path / "grown" / "train").lexical[-1].any(), "its words are known"
+    assert load_model(tmp_path / "grown" / "train").vectors.lexical[-1].any(), "its words are known"
     assert (tmp_path / "grown" / "export" / "model_repo").is_dir()
 
 
@@ -215,4 +215,4 @@ def test_a_bug_is_named_and_traced_only_on_demand(monkeypatch, capsys):
 
 
 def test_recommend_reads_the_settings_that_the_run_was_made_with(run):
-    assert Config.recorded(run).model.hidden == 16
+    assert Config.recorded(run).model.network.hidden == 16
