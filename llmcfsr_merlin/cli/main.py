@@ -19,7 +19,7 @@ _STAGE_HELP = {
     "ingest": "raw logs and metadata -> Parquet of interactions and items",
     "prepare": "filters, ids, sequences and splits, by NVTabular",
     "embed": "item attributes -> semantic vectors, by a language model",
-    "train": "the dual-view model, and the neural baselines of the result table",
+    "train": "the model, and the trained baselines of the result table",
     "evaluate": "ranking quality on the test items, overall and on the long tail",
     "export": "a Triton model repository",
 }
@@ -94,7 +94,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
     search = verb("search", "search", "choose settings on the validation items, by Optuna")
     _recipe(search)
-    search.add_argument("--space", type=Path, help="YAML of lists, e.g. model.scorers.network.dropout: [0.2, 0.5] (default: shipped)")
+    search.add_argument("--space", type=Path, help="YAML of lists, e.g. train.negatives: [256, 1024] (default: shipped)")
     search.add_argument("--trials", type=int, default=12, help="settings to train (default 12)")
 
     config = verb("config", "config", "show the settings of a recipe, defaults filled in")
@@ -158,9 +158,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 def _recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a recipe's name (demo, yelp, fashion, beauty) or a YAML file")
     parser.add_argument("--run", type=Path, help="run directory (default runs/<recipe>)")
-    parser.add_argument("--model", help="lay a model over the recipe, e.g. sasrec, or a YAML file")
+    parser.add_argument("--model", help="apply a model preset, e.g. sasrec, or a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. train.epochs=3")
-    parser.add_argument("--force", action="store_true", help="run also what is already true")
+    parser.add_argument("--force", action="store_true", help="run also what is up to date")
 
 
 def _run(parser: argparse.ArgumentParser) -> None:

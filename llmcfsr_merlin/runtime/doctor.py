@@ -1,4 +1,4 @@
-"""`llmcfsr doctor`: says what is here, which installed version does not fit, and the command that mends it.
+"""`llmcfsr doctor`: says what is here, which installed version does not fit, and the command that fixes it.
 
 It needs nothing but Python: packages that may be missing, broken or crash on import are imported in processes of their
 own. Run it as `python -m llmcfsr_merlin.runtime.doctor` where the command line itself does not start.
@@ -82,7 +82,7 @@ def shared_python() -> str | None:
 def report(checks: list[Check]) -> str:
     """The checks as a table, and a last line with the verdict."""
     errors = sum(check.status == "error" for check in checks)
-    verdict = f"{errors} problem(s): mend them from the top" if errors else "`llmcfsr demo` can run here"
+    verdict = f"{errors} problem(s): fix them from the top" if errors else "`llmcfsr demo` can run here"
     try:
         from rich.console import Console
         from rich.table import Table
@@ -154,7 +154,7 @@ def _import(module: str, execute: Callable[[str], tuple[int, str]]) -> list[Chec
     code, line = execute(f"import {module}")
     if not code:
         return [Check(f"import {module}", "ok", "works")]
-    return [Check(f"import {module}", "error", line, "mend the versions above, then run `llmcfsr doctor` again")]
+    return [Check(f"import {module}", "error", line, "fix the versions above, then run `llmcfsr doctor` again")]
 
 
 _TORCH = """

@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend. The CLI prints them as one line and exits with 1."""
+"""The errors that a user can cause and fix. The CLI prints them as one line and exits with 1."""
 
 
 class InputError(ValueError):

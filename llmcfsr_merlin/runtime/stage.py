@@ -1,4 +1,4 @@
-"""Stages: atomic, resumable, skipped when already true, and verified by checksum before they are read.
+"""Stages: atomic, resumable, skipped when up to date, and verified by checksum before they are read.
 
 A stage owns one directory of the run. It writes into `.<stage>.partial` and renames when it is complete, so that a
 killed stage leaves either the old result or the new one. Its manifest records the key (a hash of the stage's
@@ -35,7 +35,7 @@ def run_stage(
     force: bool = False,
     resumable: bool = False,
 ) -> tuple[Manifest, bool]:
-    """Run one stage into `run/stage`, or skip it where it is already true and its files are those that it wrote.
+    """Run one stage into `run/stage`, or skip it if it is up to date and its files are those that it wrote.
 
     settings: the part of the configuration that the result depends on. inputs: names of the stages it reads (as a
     mapping: each with what the names of the files start with that it reads), checked before. work: called with the

@@ -13,10 +13,10 @@ def similar_users(profiles: Tensor, count: int, chunk: int = 1024) -> Tensor:
     profiles = F.normalize(profiles, dim=-1)
     found = []
     for start in range(0, len(profiles), chunk):
-        likeness = profiles[start : start + chunk] @ profiles.T
-        rows = torch.arange(len(likeness))
-        likeness[rows, start + rows] = -2  # not oneself
-        found.append(likeness.topk(min(count, len(profiles) - 1), dim=1).indices)
+        similarity = profiles[start : start + chunk] @ profiles.T
+        rows = torch.arange(len(similarity))
+        similarity[rows, start + rows] = -2  # not oneself
+        found.append(similarity.topk(min(count, len(profiles) - 1), dim=1).indices)
     return torch.cat(found)
 
 

@@ -1,4 +1,4 @@
-"""Attributes of an item as clean text: damaged HTML, placeholders and endless descriptions are mended here, once."""
+"""Attributes of an item as clean text: damaged HTML, placeholders and endless descriptions are repaired here, once."""
 
 import html
 import re

@@ -1,4 +1,4 @@
-"""Settings: one tree, errors that name the key, models laid over recipes."""
+"""Settings: one tree, errors that name the key, presets applied to recipes."""
 
 import json
 import time

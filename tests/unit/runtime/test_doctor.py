@@ -1,4 +1,4 @@
-"""The doctor names the pin that does not fit and the command that mends it."""
+"""The doctor names the pin that does not fit and the command that fixes it."""
 
 import json
 import re
