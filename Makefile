@@ -19,7 +19,7 @@ LIBPYTHON = { lib=libpython$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.
 	test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq -y $$lib || echo "for serving: apt-get install $$lib"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow soak lint lock clean
+.PHONY: help setup demo test test-slow soak lint docs lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,10 @@ lint: $(STAMP)  ## ruff and the import contract on the code, hadolint on the Doc
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+
+docs: $(STAMP)  ## the documentation as a site in build/site, with the Python reference
+	$(INSTALL) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 lock: $(STAMP)  ## write the installed versions into constraints.txt, the other Python's kept
 	$(BIN)/python .ci/lock.py $(BIN)/python $(CONSTRAINTS)
