@@ -21,6 +21,7 @@ from pathlib import Path
 
 import quality_tables
 from llmcfsr_merlin.pipelines import run_stages
+from llmcfsr_merlin.training.train import choose_weights, validation_sample
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.schema import CLOSED_FORM
@@ -30,7 +31,6 @@ from llmcfsr_merlin.evaluation.measure import compare_runs
 from llmcfsr_merlin.evaluation.report.page import write_report
 from llmcfsr_merlin.runtime.stage import Manifest, hash_json, seal, sha256_file, write_json
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
-from llmcfsr_merlin.training.train import choose_weights, validation_sample
 from llmcfsr_merlin.training.trainer import load_schema
 
 RUNS, RESULTS = Path("runs/quality"), Path("docs/results")

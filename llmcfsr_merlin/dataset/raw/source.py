@@ -126,7 +126,8 @@ def _folder(path: Path, setting: str) -> list[Path]:
     files = [file for file in files if file not in set(hidden)]
     if not files:
         raise InputError(
-            f"{setting}: expected a file, found the folder {path} without Parquet: use a pattern like {path}/*{_ending(path)}"
+            f"{setting}: expected a file, found the folder {path} without Parquet: use a pattern like "
+            f"{path}/*{_ending(path)}"
         )
     return files
 
