@@ -16,7 +16,7 @@ from llmcfsr_merlin.scoring.checkpoint import load_model
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
 
 SMALL = [
-    "data.synthetic_users=250", "data.synthetic_items=120", "train.epochs=2", "model.hidden=16",
+    "data.synthetic_users=250", "data.synthetic_items=120", "train.epochs=2", "model.scorers.network.hidden=16",
     "prepare.max_length=12", "evaluate.sampled_negatives=20", "embed.max_tokens=24",
 ]  # fmt: skip
 SET = [argument for setting in SMALL for argument in ("--set", setting)]
