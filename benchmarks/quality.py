@@ -21,7 +21,6 @@ from pathlib import Path
 
 import quality_tables
 from llmcfsr_merlin.pipelines import run_stages
-from llmcfsr_merlin.training.train import choose_weights, validation_sample
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.schema import CLOSED_FORM
@@ -31,22 +30,21 @@ from llmcfsr_merlin.evaluation.measure import compare_runs
 from llmcfsr_merlin.evaluation.report.page import write_report
 from llmcfsr_merlin.runtime.stage import Manifest, hash_json, seal, sha256_file, write_json
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
+from llmcfsr_merlin.training.train import choose_weights, validation_sample
 from llmcfsr_merlin.training.trainer import load_schema
 
 RUNS, RESULTS = Path("runs/quality"), Path("docs/results")
 FOCUS, BASE = "llm_cfsr", "llm_esr"
 # llm_cfsr with one part taken away or added.
 ABLATION = {
-    "without_embedding_level": ["model.scorers.network.fuse_embedding=false"],
-    "without_sequence_level": ["model.scorers.network.fuse_sequence=false"],
-    "without_prediction_level": ["model.scorers.network.fuse_prediction=false"],
-    "without_cross_attention": [
-        f"model.scorers.network.fuse_{level}=false" for level in ("embedding", "sequence", "prediction")
-    ],
-    "without_cold_weight": ["model.scorers.network.cold_shrinkage=null", "model.scorers.network.item_dropout=0"],
-    "without_pca_start": ["model.scorers.network.pca_init=false"],
-    "without_whitening": ["model.scorers.network.whiten=false"],
-    "without_lexical_share": ["model.scorers.content.lexical_share=0"],
+    "without_embedding_level": ["model.fuse_embedding=false"],
+    "without_sequence_level": ["model.fuse_sequence=false"],
+    "without_prediction_level": ["model.fuse_prediction=false"],
+    "without_cross_attention": [f"model.fuse_{level}=false" for level in ("embedding", "sequence", "prediction")],
+    "without_cold_weight": ["model.cold_shrinkage=null", "model.item_dropout=0"],
+    "without_pca_start": ["model.pca_init=false"],
+    "without_whitening": ["model.whiten=false"],
+    "without_lexical_share": ["model.lexical_share=0"],
     "without_many_negatives": ["train.loss=bce"],
     "with_full_softmax": ["train.loss=full_softmax"],
     "with_in_batch_negatives": ["train.loss=in_batch"],

@@ -30,8 +30,7 @@ EPOCHS = 6  # of ours and of the plain loop: what happens once a training (half 
 def settings(dual: bool):
     from llmcfsr_merlin.config.load import Config
 
-    overrides = ["name=benchmark", f"train.batch_size={BATCH}", f"train.epochs={EPOCHS}"]
-    overrides.append(f"model.scorers.network.hidden={HIDDEN}")
+    overrides = ["name=benchmark", f"train.batch_size={BATCH}", f"train.epochs={EPOCHS}", f"model.hidden={HIDDEN}"]
     return Config.load(None, overrides, "llm_cfsr" if dual else "sasrec")
 
 
