@@ -55,7 +55,8 @@ def _run_stages(
         before = written.stat().st_mtime_ns if written.is_file() else None
         report(f"{stage} ...")
         start = time.perf_counter()
-        manifests[stage] = import_module(_STAGES[stage]).run(config, run_dir, force=force)
+        with clear_failures(stage):
+            manifests[stage] = import_module(_STAGES[stage]).run(config, run_dir, force=force)
         if written.stat().st_mtime_ns == before:
             report(f"{stage}: nothing changed, skipped")
         else:

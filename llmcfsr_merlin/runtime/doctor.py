@@ -236,7 +236,9 @@ def _triton_version(binary: Path) -> str | None:
 
 def _triton_cves(version: str | None) -> list[Check]:
     """The known holes of this server; all of them where the version is unknown."""
-    action = "keep its ports on loopback or behind a gateway; fixed in container {} (Dockerfile, target serve)"
+    action = (
+        "keep its ports on loopback or behind a gateway; reported fixed from container {} on (Dockerfile, target serve)"
+    )
     return [
         Check("security", "note", f"tritonserver {version or '?'}: {numbers} ({why})", action.format(container))
         for fixed, container, numbers, why in TRITON_CVES

@@ -125,6 +125,11 @@ class Checksums:
         except (OSError, ValueError, AttributeError):
             pass
 
+    @property
+    def found(self) -> bool:
+        """Whether there was such a record: the directory was written by this project."""
+        return bool(self._known)
+
     def sha256(self, name: str) -> str:
         """Of the file `name` (a relative path)."""
         status = os.stat(self.directory / name)

@@ -64,16 +64,16 @@ class Manifest:
         directory = Path(directory)
         path = directory / MANIFEST
         if not path.is_file():
-            raise InputError(
-                f"expected a finished stage in {directory}, found no {MANIFEST}: run `llmcfsr {_verb(directory)}` first"
-            )
+            command = _command(directory) or f"`llmcfsr {_verb(directory)}`"
+            raise InputError(f"expected a finished stage in {directory}, found no {MANIFEST}: run {command} first")
         try:
             manifest = cls(**json.loads(path.read_text()))
             if not isinstance(manifest.files, dict):
                 raise ValueError("files is no mapping")
         except (ValueError, TypeError) as error:
+            aside = "" if Checksums(directory).found else f"move {directory} away, then "
             raise InputError(
-                f"{path} is not a manifest of this project ({error}): {remake(directory, directory.name)}"
+                f"{path} is not a manifest of this project ({error}): {aside}{remake(directory, directory.name)}"
             ) from error
         return manifest
 
@@ -148,13 +148,20 @@ def remake(directory: Path, stage: str, force: bool = False) -> str:
     force: for files that are as the stage wrote them. One that finds them changed runs again without.
     """
     directory = Path(directory)
+    if command := _command(directory, force):
+        return f"run {command}"
+    return f"make it again by the command that wrote it ({directory.name if directory.name in STAGES else stage})"
+
+
+def _command(directory: Path, force: bool = False) -> str | None:
+    """The command that writes a stage's directory, in backquotes; None outside of a run whose settings are known."""
     for run in list(directory.absolute().parents)[:6]:
         below = directory.absolute().relative_to(run).parts[0]
         if (run / RECORD).is_file() and below in (*STAGES, BASELINES):
             shown = shlex.quote(str(_shown(directory, run)))
             record = shlex.quote(str(_shown(directory, run) / RECORD))
-            return f"run `llmcfsr {_verb(run / below)} {record} --run {shown}{' --force' if force else ''}`"
-    return f"make it again by the command that wrote it ({directory.name if directory.name in STAGES else stage})"
+            return f"`llmcfsr {_verb(run / below)} {record} --run {shown}{' --force' if force else ''}`"
+    return None
 
 
 def _shown(directory: Path, run: Path) -> Path:

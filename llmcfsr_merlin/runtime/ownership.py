@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.runtime.files import CHECKSUMS, remove
+from llmcfsr_merlin.runtime.files import CHECKSUMS, Checksums, remove
 from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST, Manifest
 
 MARK = ".llmcfsr"  # an empty file that says that a folder's results are of this project
@@ -26,7 +26,7 @@ def standing(final: Path) -> Manifest | None:
     try:
         return Manifest.load(final)
     except InputError as error:
-        if _was_manifest(final / MANIFEST):
+        if _was_manifest(final / MANIFEST) or Checksums(final).found:
             return None
         raise InputError(
             f"{final} holds files but no {MANIFEST} of this project, so it is not replaced: move it away or choose "

@@ -73,8 +73,9 @@ def _run_stage(
     elif old.is_dir() and not (partial / MANIFEST).is_file():
         old.rename(final)  # stopped between the two renames of _replace, and the new result was given up since
     found = standing(final)
-    if found is None and (final / MANIFEST).is_file():
-        print(f"{stage}: {final / MANIFEST} cannot be read, so the stage runs again", flush=True)
+    if found is None and final.is_dir() and any(final.iterdir()):
+        what = "cannot be read" if (final / MANIFEST).is_file() else "is missing"
+        print(f"{stage}: {final / MANIFEST} {what}, so the stage runs again", flush=True)
     if not force and found is not None and found.key == key:
         fault = found.fault(final, remembered=True)
         if fault is None:

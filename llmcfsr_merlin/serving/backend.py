@@ -42,7 +42,8 @@ class StepModel:
         """Verify and load the bundle of this version, then answer one request so that the first user does not wait."""
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
-        directory = Path(args["model_repository"]) / args["model_version"] / FOLDER
+        # `llmcfsr serve` gives Triton a link; errors name the folder itself, and the command that writes it.
+        directory = Path(args["model_repository"]).resolve() / args["model_version"] / FOLDER
         device = "cpu" if args["model_instance_kind"] == "CPU" else f"cuda:{args['model_instance_device_id']}"
         self._outputs = [output["name"] for output in config["output"]]
         self._inputs = _INPUTS[self.step]

@@ -24,7 +24,7 @@ SEED = int(os.environ.get("LLMCFSR_KILLS_SEED", "0"))
 SET = [
     argument
     for setting in (
-        "data.synthetic_users=250", "data.synthetic_items=120", "train.epochs=3", "model.hidden=16",
+        "data.synthetic_users=250", "data.synthetic_items=120", "train.epochs=3", "model.scorers.network.hidden=16",
         "prepare.max_length=12", "evaluate.sampled_negatives=20", "embed.max_tokens=24", "train.device=cpu",
     )
     for argument in ("--set", setting)

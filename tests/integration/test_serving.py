@@ -241,11 +241,17 @@ def test_new_items_are_published_and_reloaded_under_load(trained, tmp_path, layo
 
 
 def test_changed_weights_do_not_load(trained, tmp_path):
-    export(trained, tmp_path / "repo", ServeConfig(layout="merged"))
-    weights = tmp_path / "repo/recommend/1/bundle/model.safetensors"
+    (tmp_path / "config.json").write_text("{}")
+    repository = tmp_path / "export" / "model_repo"
+    repository.parent.mkdir()
+    export(trained, repository, ServeConfig(layout="merged"))
+    weights = repository / "recommend/1/bundle/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(InputError, match="sha256 differs"):
-        Server(tmp_path / "repo", threads=1, timeout=60).start()
+    with pytest.raises(InputError, match="sha256 differs") as raised:
+        Server(repository, threads=1, timeout=60).start()
+    told = str(raised.value)
+    assert told.endswith(f"run `llmcfsr export {tmp_path}/config.json --run {tmp_path}`"), told
+    assert len(told) < 600 and "\n" not in told
 
 
 def test_a_stopped_server_leaves_nothing(trained, tmp_path):

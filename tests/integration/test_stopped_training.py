@@ -19,9 +19,10 @@ from llmcfsr_merlin.training.distillation import Distillation
 from tests.worlds import attribute_world, write_ingest
 
 SETTINGS = [
-    "name=small", "model.hidden=16", "train.negatives=64", "train.batch_size=64", "prepare.max_length=10",
-    "model.views=[collaborative]", "model.pca_init=false", "model.content_match=false", "evaluate.baselines=[]",
-    "model.transition_neighbours=0", "train.epochs=3",
+    "name=small", "model.scorers.network.hidden=16", "train.negatives=64", "train.batch_size=64",
+    "prepare.max_length=10",
+    "model.scorers.network.views=[collaborative]", "model.scorers.network.pca_init=false", "model.scorers.content=null",
+    "model.scorers.transitions=null", "evaluate.baselines=[]", "train.epochs=3",
 ]  # fmt: skip
 
 

@@ -42,7 +42,9 @@ def test_the_block_blocks():
     assert "(blocked)" in run_blocked("import torch").stderr
 
 
-@pytest.mark.parametrize("module", ["", ".config", ".runtime.stage", ".runtime.doctor"])
+@pytest.mark.parametrize(
+    "module", ["", ".config.load", ".runtime.stage", ".runtime.lock", ".runtime.doctor", ".cli.commands"]
+)
 def test_light_modules_import_without_heavy_packages(module):
     done = run_blocked(f"import llmcfsr_merlin{module}")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""No code of ours runs what a file from outside says: no pickles, no eval, no shell (needs.md 7)."""
+"""No code of ours runs what a file from outside says: no pickles, no eval, no shell."""
 
 import ast
 from pathlib import Path

@@ -30,9 +30,11 @@ _PATTERNS = (
 )
 _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october",
            "november", "december")  # fmt: skip
-# RFC 2822 defines these; other names of zones mean different things to different people.
+# RFC 2822 defines the American ones, the others have one meaning; IST, BST and AST mean different things to different
+# people.
 _HOURS = {"": 0, "z": 0, "ut": 0, "utc": 0, "gmt": 0, "est": -5, "edt": -4, "cst": -6, "cdt": -5, "mst": -7, "mdt": -6,
-          "pst": -8, "pdt": -7}  # fmt: skip
+          "pst": -8, "pdt": -7, "wet": 0, "west": 1, "cet": 1, "cest": 2, "eet": 2, "eest": 3, "msk": 3, "jst": 9,
+          "kst": 9, "aest": 10, "aedt": 11, "nzst": 12, "nzdt": 13}  # fmt: skip
 
 
 def parse_dates(texts: pa.Array, day_first: bool | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

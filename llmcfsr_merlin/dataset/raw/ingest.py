@@ -44,6 +44,7 @@ from llmcfsr_merlin.dataset.raw.notices import warn
 from llmcfsr_merlin.dataset.raw.records import JsonParser
 from llmcfsr_merlin.dataset.raw.source import Source, find_files, sniff
 from llmcfsr_merlin.dataset.raw.tally import Place, Tally, check_dropped
+from llmcfsr_merlin.dataset.raw.times import SETTING as TIME_FORMAT
 from llmcfsr_merlin.dataset.raw.times import TimeReader
 from llmcfsr_merlin.runtime.engine import print_counts
 from llmcfsr_merlin.runtime.errors import InputError
@@ -54,7 +55,7 @@ _SAMPLE = 1 << 16  # bytes of a text file by which the notation of its times is 
 
 
 def ingest(settings: DataConfig, out: Path, *, workers: int | None = None, block: int = BLOCK) -> dict:
-    """Read the logs named in `settings` and write INTERACTIONS and ITEMS (contract.py) into `out`.
+    """Read the logs named in `settings` and write INTERACTIONS and ITEMS (dataset/names.py) into `out`.
 
     workers: threads and processes that parse; None: all cores. Returns the counts for the manifest. Raises InputError
     for files that are missing, damaged or of another format, and where no row is left.
@@ -227,9 +228,14 @@ class _Run:
         what = f"; the first time that could not be read is {example}" if example else ""
         if not example and dropped.examples:
             what = f"; the first stands in {next(iter(dropped.examples.values()))}"
+        check = "check data.columns and the filters"
+        if dropped["unreadable_time"] * 2 > dropped["rows_read"]:
+            check = f"set {TIME_FORMAT}, or check data.columns.time"
+        elif dropped["nested_item"] * 2 > dropped["rows_read"]:
+            check = "write a row for each entry of a list (pandas.DataFrame.explode), or check data.columns.item"
         return (
             f"{', '.join(self.settings.interactions)}: expected interactions, found none left of "
-            f"{dropped['rows_read']:,} rows ({reasons or 'no rows'}){what}: check data.columns and the filters"
+            f"{dropped['rows_read']:,} rows ({reasons or 'no rows'}){what}: {check}"
         )
 
 

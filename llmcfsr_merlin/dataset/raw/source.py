@@ -126,9 +126,16 @@ def _folder(path: Path, setting: str) -> list[Path]:
     files = [file for file in files if file not in set(hidden)]
     if not files:
         raise InputError(
-            f"{setting}: expected a file, found the folder {path} without Parquet: use a pattern like {path}/*.gz"
+            f"{setting}: expected a file, found the folder {path} without Parquet: use a pattern like "
+            f"{path}/*{_ending(path)}"
         )
     return files
+
+
+def _ending(folder: Path) -> str:
+    """Of the first file in a folder, such as .csv or .csv.gz."""
+    names = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name[0] not in "._")
+    return "".join(Path(names[0]).suffixes[-2:]) if names else ".gz"
 
 
 def _literal_first(pattern: str) -> str:
@@ -166,7 +173,7 @@ def sniff(path: Path, encoding: str | None = None) -> Source:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if not raw:
-        raise InputError(f"{path} is empty: expected rows")
+        raise InputError(f"{path} is empty: expected rows (write it again, or leave it out)")
     _no_archive(path, raw)
     if raw.startswith(b"PAR1"):
         return Source(path, "parquet")

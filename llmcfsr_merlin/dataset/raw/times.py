@@ -139,7 +139,9 @@ class TimeReader:
         column = pc.if_else(pc.and_(finite, pc.less(pc.abs(column), 1e19)), column, None)
         values = _values(column)
         if self.digits:
-            return self._integers(pc.round(column).cast(pa.int64(), safe=False))
+            whole = np.floor(np.clip(values, 0, 1e18))
+            found = self._integers(_array(whole.astype(np.int64), column))
+            return Times(found.seconds, found.rest + values - whole)
         if self.unit in _DAYS:
             values = (values - _DAYS[self.unit]) * 86_400
             # Excel's noon is not exactly half of a day: what is a microsecond off a second is that second.
@@ -297,9 +299,10 @@ def _by_format(column: pa.Array, form: str) -> Times:
 def _date_digits(values: np.ndarray, where: str) -> int:
     """How many digits the numbers have where all are dates written together (20180920); 0 where they are none."""
     whole = values.astype(np.int64) if np.abs(values).max() < 2**62 else np.zeros(len(values), np.int64)
-    if (whole != values).any() or (whole <= 0).any():
+    if (whole <= 0).any():
         return 0
-    for digits in (8, 10, 12, 14, 17):
+    # Only a whole date and time has a part of a second: 20180920101112.5.
+    for digits in (8, 10, 12, 14, 17) if (whole == values).all() else (14,):
         if (whole < 10 ** (digits - 1)).any() or (whole >= 10**digits).any():
             continue
         *_, good = _dates_of(whole, digits)

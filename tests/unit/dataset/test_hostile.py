@@ -45,6 +45,10 @@ FILES = {
         r"timestamp or order \(time\), found user_id, item_id, w",
     ),
     "unreadable time": ("table", b"user_id,item_id,timestamp\nu,a,last week\n", r"1 unreadable_time.*'last week'"),
+    "strange times": (
+        "table", b"user_id,item_id,timestamp\nu,a,/Date(1)/\n", r"is '/Date\(1\)/': set data.time_format"
+    ),
+    "lists as text": ("table", b'user_id,item_id,timestamp\nu,"[1, 2]",1\n', r"1 nested_item.*explode"),
     "header only": ("table", b"user_id,item_id,timestamp\n", r"none left of 0 rows"),
     "no ids": ("table", b"user_id,item_id,timestamp\n,a,1\nu,,1\n", r"none left of 2 rows \(1 no_user, 1 no_item\)"),
     "damaged": ("amazon", packed(reviews_2018(), -12), r"damaged gzip \(.*cut short\): 4 rows.*data.damaged=keep"),

@@ -401,6 +401,8 @@ def test_patterns(tmp_path):
     (tmp_path / "delta" / "_delta_log").mkdir(parents=True)
     with pytest.raises(InputError, match=r"the Delta table .*export it"):
         names("delta")
+    with pytest.raises(InputError, match=r"use a pattern like .*data1/\*\.csv$"):
+        names("data1")
 
 
 def test_odd_bytes_in_rows_are_counted_alike(tmp_path):

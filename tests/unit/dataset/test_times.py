@@ -33,6 +33,7 @@ NOTATIONS = {
     "a date in digits, as pandas writes it": (["20180823.0"], [(DAY, 0)]),
     "date and time in digits": (["20180823222846"], [(AT, 0)]),
     "date and minute in digits": (["201808232228"], [(AT - 46, 0)]),
+    "date, time and part of a second in digits": (["20180823222846.500000", "20180823222846"], [(AT, 0.5), (AT, 0)]),
     "date and millisecond in digits": (["20180823222846500"], [(AT, 0.5)]),
     "ISO": (["2018-08-23 22:28:46", "2018-08-23T22:28:46Z", "2018-08-23 22:28:46.5"], [(AT, 0), (AT, 0), (AT, 0.5)]),
     "ISO with zones": (
@@ -42,6 +43,7 @@ NOTATIONS = {
     "REES46": (["2018-08-23 22:28:46 UTC"], [(AT, 0)]),
     "Twitter": (["Thu Aug 23 22:28:46 +0000 2018"], [(AT, 0)]),
     "Goodreads": (["Thu Aug 23 15:28:46 -0700 2018"], [(AT, 0)]),
+    "Java": (["Fri Aug 24 00:28:46 CEST 2018"], [(AT, 0)]),
     "C": (["Thu Aug  2 22:28:46 2018"], [(AT - 21 * 86_400, 0)]),
     "mail": (["Thu, 23 Aug 2018 22:28:46 GMT"], [(AT, 0)]),
     "a web server": (["23/Aug/2018:22:28:46 +0000"], [(AT, 0)]),

@@ -108,7 +108,8 @@ def test_cves_are_named_for_the_versions_that_have_them():
 
 
 @pytest.mark.parametrize(
-    ("version", "holes"), [("2.51.0", 3), ("2.59.1", 2), ("2.62.0", 1), ("2.71.0", 0), ("2.73.0", 0), (None, 3)]
+    ("version", "holes"),
+    [("2.51.0", 3), ("2.59.1", 2), ("2.62.0", 1), ("2.66.0", 1), ("2.67.0", 0), ("2.71.0", 0), (None, 3)],
 )
 def test_holes_of_the_server_are_named(version, holes):
     checks = module._triton_cves(version)

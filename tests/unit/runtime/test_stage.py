@@ -53,6 +53,8 @@ DAMAGE = {
     "flipped manifest": lambda folder: (folder / MANIFEST).write_text(
         (folder / MANIFEST).read_text().replace("{", "[", 1)
     ),
+    "cut manifest": lambda folder: (folder / MANIFEST).write_text("{"),
+    "missing manifest": lambda folder: (folder / MANIFEST).unlink(),
     "empty manifest": lambda folder: os.truncate(folder / MANIFEST, 0),
     "manifest without files": lambda folder: (folder / MANIFEST).write_text(
         json.dumps(json.loads((folder / MANIFEST).read_text()) | {"files": {}})
@@ -115,6 +117,7 @@ def test_nothing_is_sealed_without_files(tmp_path):
 FOREIGN = {
     "a file": {"notes.txt": "mine"},
     "a web page's manifest": {"manifest.json": '{"name": "My app", "icons": []}', "notes.txt": "mine"},
+    "another tool's checksums": {"checksums.json": '{"a": "0123", "b": [1, 2]}', "notes.txt": "mine"},
     "a list as manifest": {"manifest.json": "[1, 2]"},
     "a folder of files": {"deep/er/notes.txt": "mine"},
 }
