@@ -1,5 +1,6 @@
 """Stage evaluate: the model and its baselines, ranked on the same stored cases."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -54,4 +55,5 @@ def _trained(folder: Path, device: str, allow: list[str]):
 
 def _fitted(config: Config, dataset: Dataset, scratch: Path):
     model, _ = fit_model(config.model, config.train, dataset, scratch)
+    shutil.rmtree(scratch)
     return Ranker(model, bulk=True).scores
