@@ -227,7 +227,7 @@ def report(arguments) -> None:
             base="sasrec" if "sasrec" in names else names[-1],
             negatives=said_negatives(directory / "evaluate" / CASES),
             exclude_history=settings.evaluate.exclude_history,
-            histories={name: json.loads((path / TRAIN_HISTORY).read_text()) for name, path in curves.items()},
+            histories={name: epochs for name, path in curves.items() if (epochs := _history(path))},
             comparisons={
                 base: _paired(ranks, settings.model.name, ranks, base, directory, settings)
                 for base in names
@@ -313,6 +313,11 @@ def doctor(_) -> int:
     from llmcfsr_merlin.runtime.doctor import main
 
     return main()
+
+
+def _history(trained: Path) -> list[dict]:
+    """The epochs of a training; none of a model that is fitted in closed form."""
+    return json.loads((trained / TRAIN_HISTORY).read_text())
 
 
 def _held(run: Path, out: Path):

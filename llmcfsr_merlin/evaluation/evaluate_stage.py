@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import SEQUENCES, VOCABULARY
+from llmcfsr_merlin.dataset.names import LEXICAL, SEQUENCES, VECTORS, VOCABULARY
 from llmcfsr_merlin.evaluation.measure import measure
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.layout import BASELINES
@@ -43,8 +43,12 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
         return {"users": users, "recipes": list(models)}
 
     settings = {"name": config.name, "seed": config.train.seed} | config.evaluate.model_dump()
-    settings["fitted"] = [other.model.model_dump() for name, other in others.items() if name not in folders]
-    inputs = {"prepare": [VOCABULARY, SEQUENCES]} | dict.fromkeys(folders.values(), ())
+    fitted = [other.model for name, other in others.items() if name not in folders]
+    settings["fitted"] = [model.model_dump() for model in fitted]
+    inputs = {"prepare": [VOCABULARY, SEQUENCES, *(["train/", "valid/"] if fitted else [])]}
+    inputs |= dict.fromkeys(folders.values(), ())
+    if any(model.reads for model in fitted):
+        inputs["embed"] = [VECTORS, LEXICAL]
     manifest, _ = run_stage(run_dir, "evaluate", settings, inputs, work, force=force)
     return manifest
 
