@@ -172,7 +172,7 @@ BAD = {
         1,
         "found no 'x'",
     ),
-    "stage too early": (["train", "demo"], 1, "run `llmcfsr prepare` first"),
+    "stage too early": (["train", "demo"], 1, "run `llmcfsr prepare .* first"),
     "not a run": (["report", "nowhere"], 1, "expected a finished stage in nowhere"),
     "nothing to serve": (["serve", "nowhere"], 1, "model_repo"),
     "no server": (["recommend", "--url", "grpc://127.0.0.1:9", "A"], 1, "127.0.0.1:9"),
