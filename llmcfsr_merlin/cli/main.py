@@ -94,7 +94,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
     search = verb("search", "search", "choose settings on the validation items, by Optuna")
     _recipe(search)
-    search.add_argument("--space", type=Path, help="YAML of lists, e.g. train.negatives: [256, 1024] (default: shipped)")
+    search.add_argument("--space", type=Path, help="YAML of lists, e.g. train.negatives: [256, 1024] (default: ours)")
     search.add_argument("--trials", type=int, default=12, help="settings to train (default 12)")
 
     config = verb("config", "config", "show the settings of a recipe, defaults filled in")

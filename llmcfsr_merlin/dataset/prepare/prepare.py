@@ -1,9 +1,9 @@
 """Interactions -> ids, sequences and splits (stage `prepare`).
 
-NVTabular decides what the result is (nvtabular_adapter.py): Categorify gives the codes, and the sequence workflow the schema and
-the rows. Its Categorify and Groupby transform row by row in pandas (1.2 and 0.04 million rows/s a core), so each
-distinct id goes through the workflow once and rows follow as integers (shuffle.py, sequences.py); tests prove
-the result equal to the workflow's.
+NVTabular decides what the result is (nvtabular_adapter.py): Categorify gives the codes, and the sequence workflow the
+schema and the rows. Its Categorify and Groupby transform row by row in pandas (1.2 and 0.04 million rows/s a core), so
+each distinct id goes through the workflow once and rows follow as integers (shuffle.py, sequences.py); tests prove the
+result equal to the workflow's.
 """
 
 import shutil
