@@ -1,4 +1,4 @@
-"""Every setting with its default, a section a stage; config.py reads them from recipes.
+"""Every setting with its default, a section a stage; load.py reads them from recipes.
 
 Frozen; unknown keys, wrong types and values out of range are refused.
 """

@@ -1,4 +1,4 @@
-"""The steps of the ensemble as plain classes over dictionaries of numpy arrays; triton.py puts them into Triton.
+"""The steps of the ensemble as plain classes over dictionaries of numpy arrays; backend.py puts them into Triton.
 
 A step answers a list of requests at once: requests of different lengths and options join one forward pass. Rank alone
 imports torch: a server that starts again waits for that.

@@ -208,5 +208,5 @@ def _sample(encoded: Path, items: int) -> Iterator[np.ndarray]:
     if not found:
         raise InputError(
             "expected items with attributes, found none with any text: check data.items and embed.template, "
-            "or use a model without semantic vectors (model.views=[collaborative])"
+            "or use a model without semantic vectors (--model sasrec)"
         )

@@ -41,7 +41,7 @@ _DISTILLATION = "distillation.safetensors"  # in a checkpoint
 
 
 class _Trainer(tr.Trainer):
-    """Transformers4Rec's Trainer, able to resume under torch 2.6 and newer, and beside others (parallel.py)."""
+    """Transformers4Rec's Trainer, able to resume under torch 2.6 and newer, and beside others (data_parallel.py)."""
 
     distillation: Distillation | None = None
     """Whose states belong to a checkpoint."""

@@ -1,9 +1,9 @@
 """Interactions -> ids, sequences and splits (stage `prepare`).
 
-NVTabular decides what the result is (workflow.py): Categorify gives the codes, and the sequence workflow the schema and
-the rows. Its Categorify and Groupby transform row by row in pandas (1.2 and 0.04 million rows/s a core), so each
-distinct id goes through the workflow once and rows follow as integers (data/shuffle.py, data/sequences.py); tests prove
-the result equal to the workflow's.
+NVTabular decides what the result is (nvtabular_adapter.py): Categorify gives the codes, and the sequence workflow the
+schema and the rows. Its Categorify and Groupby transform row by row in pandas (1.2 and 0.04 million rows/s a core), so
+each distinct id goes through the workflow once and rows follow as integers (shuffle.py, sequences.py); tests prove the
+result equal to the workflow's.
 """
 
 import shutil
@@ -40,7 +40,7 @@ from llmcfsr_merlin.runtime.stage import hash_json
 
 
 def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engine) -> dict:
-    """Write the artefacts of stage `prepare` (contract.py) into `out`; returns the counts for its manifest.
+    """Write the artefacts of stage `prepare` (dataset/names.py) into `out`; returns the counts for its manifest.
 
     interactions: folder of part-*.parquet with user_id, item_id (string), timestamp, row (int64). Rows without a user
     or an item are dropped and counted. The result does not depend on the input's partitioning or on the engine.

@@ -1,4 +1,4 @@
-"""The reserved ids of contract.py are those of a fitted NVTabular workflow."""
+"""The reserved ids of dataset/names.py are those of a fitted NVTabular workflow."""
 
 import nvtabular as nvt
 import pandas as pd
