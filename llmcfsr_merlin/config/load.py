@@ -30,6 +30,7 @@ from llmcfsr_merlin.runtime.layout import RECORD
 from llmcfsr_merlin.runtime.stage import write_json
 
 DEFAULT = "llm_cfsr"  # the model of a recipe that names none
+CUSTOM = "custom"  # the name of a model whose recipe lists its scorers and gives it none
 _LAYERS = "layers"  # in RECORD
 _SECTIONS = ("data", "prepare", "train")  # what a record has, whichever version wrote it
 # Sizes that all models of a run share, so that a baseline gets those of the model; the rest of the section `model` is
@@ -165,7 +166,10 @@ def _built(recipe: Settings, model: Settings | None, overrides: Settings) -> dic
     """The tree of a recipe, the model preset that lies over it, and overrides."""
     if model is None:
         name = recipe.get("model.name")
-        layers = [preset(name if name in presets() else DEFAULT), recipe, overrides]
+        base = preset(name if name in presets() else DEFAULT)
+        if "model.scorers" in recipe:  # a list of all scorers is another model, not a setting of this one
+            base = {"model.name": CUSTOM}
+        layers = [base, recipe, overrides]
     else:
         layers = [model, _beneath(recipe, model), overrides]
     tree: dict = {}

@@ -107,6 +107,16 @@ def test_keys_of_version_0_1_are_read_with_one_warning(caplog):
     )  # fmt: skip
 
 
+def test_a_list_of_scorers_is_another_model_and_not_called_by_the_old_name(tmp_path):
+    (tmp_path / "r.yaml").write_text("model: {scorers: {network: {hidden: 16}}}\n")
+    config = Config.load(tmp_path / "r.yaml")
+    assert (config.model.name, list(config.model.scorers)) == ("custom", ["network"])
+    (tmp_path / "r.yaml").write_text("model: {name: mine, scorers: {network: {}}}\ntrain: {loss: bce}\n")
+    assert Config.load(tmp_path / "r.yaml").model.name == "mine"
+    (tmp_path / "r.yaml").write_text("model.scorers.network.hidden: 16\n")
+    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == ["network", "content", "transitions"]
+
+
 def test_a_scorer_is_one_line_of_yaml_and_null_removes_one(tmp_path):
     config = Config.load(None, ["model.scorers.popularity={}", "model.scorers.transitions=null"])
     assert list(config.model.scorers) == ["network", "content", "popularity"]
