@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset import prepare_stage as prepare
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.item_vectors import vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, INTERACTIONS, ITEM, LEXICAL, USER, VECTOR, VECTORS
 from llmcfsr_merlin.runtime.stage import seal
@@ -48,7 +49,7 @@ def measure(items: int, run: Path) -> dict:
             pq.write_table(pa.table(table), run / "embed" / name / f"part-{part:05d}.parquet")
     seal(run / "embed", "embed", "generated", {})
     found = train.run(config, run).peak_memory_mb
-    estimate = training_bytes(config.model, items + 3, *DIMENSIONS.values()) >> 20
+    estimate = training_bytes(config.model, Dataset(run / "prepare", run / "embed").shape) >> 20
     return {"items": items, "peak_mb": found, "estimate_mb": estimate, "ratio": round(found / estimate, 2)}
 
 

@@ -6,10 +6,12 @@
     python benchmarks/quality.py beauty --closed-form                                       # popularity, kNN, EASE
     python benchmarks/quality.py --report                                                   # page, figures and tests
 
-Ingest, prepare and embed are made once a dataset (runs/quality/<dataset>/base); all models read them and are ranked on
-the same stored candidates. What is already trained is skipped. Settings are those of the recipe and the model file; no
-search has been made. The epoch and gamma are selected on validation; the test items are read here. The papers' own
-files have recipes beside this script: paper_yelp and paper_fashion (ids only).
+Ingest, prepare and embed are made once a dataset (runs/quality/<dataset>/base): all models are fitted on that dataset
+and ranked on the same candidates, which depend on a seed and the user alone. runs/quality/<dataset>/<name>-<seed> holds
+the trained model (`train`, if it has a network) and its ranks (`evaluate`). What is finished is skipped, a stopped
+command goes on from its last epoch. Settings are those of the recipe and the model preset; no search has been made. The
+epoch and the score weights are selected on validation; the test items are read here. The papers' own files have recipes
+beside this script: paper_yelp and paper_fashion (ids only).
 """
 
 import argparse
@@ -17,47 +19,65 @@ import fcntl
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import quality_tables
-from llmcfsr_merlin.training.train import choose_weights, validation_sample
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import CLOSED_FORM
-from llmcfsr_merlin.dataset.names import METRICS, RANKS, TRAIN_HISTORY, VECTORS, VOCABULARY
-from llmcfsr_merlin.dataset.vocabulary import Vocabulary
-from llmcfsr_merlin.evaluation.measure import compare_runs
+from llmcfsr_merlin.dataset.dataset import Dataset
+from llmcfsr_merlin.dataset.names import (
+    ITEMS,
+    LEXICAL,
+    METRICS,
+    RANKS,
+    SCHEMA,
+    SEQUENCES,
+    TRAIN_HISTORY,
+    VECTORS,
+    VOCABULARY,
+)
+from llmcfsr_merlin.evaluation.measure import compare_runs, measure
+from llmcfsr_merlin.evaluation.ranks import ScoreFunction
 from llmcfsr_merlin.evaluation.report.page import write_report
 from llmcfsr_merlin.pipeline import run_stages
-from llmcfsr_merlin.runtime.stage import Manifest, hash_json, seal, sha256_file, write_json
+from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.runtime.stage import Manifest, run_stage, sha256_file, write_json
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
-from llmcfsr_merlin.training.trainer import load_schema
+from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.ranker import Ranker
+from llmcfsr_merlin.training.calibration import ValidationBatches, calibrate
+from llmcfsr_merlin.training.fit import fit_model, validation_sample
+from llmcfsr_merlin.training.memory import ranked_users
 
 RUNS, RESULTS = Path("runs/quality"), Path("docs/results")
 FOCUS, BASE = "llm_cfsr", "llm_esr"
+CLOSED_FORM = ("popularity", "item_knn", "ease")
+_NETWORK = "model.scorers.network"
 # llm_cfsr with one part taken away or added.
 ABLATION = {
-    "without_embedding_level": ["model.fuse_embedding=false"],
-    "without_sequence_level": ["model.fuse_sequence=false"],
-    "without_prediction_level": ["model.fuse_prediction=false"],
-    "without_cross_attention": [f"model.fuse_{level}=false" for level in ("embedding", "sequence", "prediction")],
-    "without_cold_weight": ["model.cold_shrinkage=null", "model.item_dropout=0"],
-    "without_pca_start": ["model.pca_init=false"],
-    "without_whitening": ["model.whiten=false"],
-    "without_lexical_share": ["model.lexical_share=0"],
+    "without_embedding_level": [f"{_NETWORK}.fuse_embedding=false"],
+    "without_sequence_level": [f"{_NETWORK}.fuse_sequence=false"],
+    "without_prediction_level": [f"{_NETWORK}.fuse_prediction=false"],
+    "without_cross_attention": [f"{_NETWORK}.fuse_{level}=false" for level in ("embedding", "sequence", "prediction")],
+    "without_cold_weight": [f"{_NETWORK}.cold_shrinkage=null", f"{_NETWORK}.item_dropout=0"],
+    "without_pca_start": [f"{_NETWORK}.pca_init=false"],
+    "without_whitening": [f"{_NETWORK}.whiten=false"],
+    "without_lexical_share": ["model.scorers.content.lexical_share=0"],
     "without_many_negatives": ["train.loss=bce"],
     "with_full_softmax": ["train.loss=full_softmax"],
     "with_in_batch_negatives": ["train.loss=in_batch"],
     "with_alignment": ["train.align=0.1"],
     "with_distillation": ["train.distil=0.1"],
 }
-# What is chosen after training, nothing trained again: weights of llm_cfsr set to zero, or chosen with another price of
-# the tail (train.tail_tolerance).
-REWEIGHED = {
-    "without_content_match": ("gamma", "cold_gamma"),
-    "without_cold_match": ("cold_gamma",),
-    "without_transitions": ("transition_gamma",),
-    "without_either_match": ("gamma", "cold_gamma", "transition_gamma"),
+# What is chosen after training, nothing trained again: features of llm_cfsr whose weight is set to 0, or all weights
+# calibrated with another train.tail_tolerance.
+REWEIGHED: dict[str, tuple[str, ...] | float] = {
+    "without_content_match": ("content", "content_cold"),
+    "without_cold_match": ("content_cold",),
+    "without_transitions": ("transitions",),
+    "without_either_match": ("content", "content_cold", "transitions"),
     "with_tail_tolerance_0": 0.0,
     "with_tail_tolerance_2": 0.02,
     "with_tail_tolerance_4": 0.04,
@@ -70,79 +90,141 @@ def _recipe(dataset: str) -> str | Path:
     return path if path.is_file() else dataset
 
 
-def base_run(dataset: str, overrides: list[str]) -> Path:
+def _folder(dataset: str, name: str, seed: int) -> Path:
+    return RUNS / dataset / f"{name}-{seed}"
+
+
+def base_run(dataset: str, overrides: list[str]) -> Dataset:
     """Ingest, prepare and embed of a dataset, once."""
-    directory = RUNS / dataset / "base"
-    config = Config.load(_recipe(dataset), overrides)
-    run_stages(config, directory, ("ingest", "prepare", "embed") if config.data.items else ("ingest", "prepare"))
-    return directory
+    config, run = Config.load(_recipe(dataset), overrides), RUNS / dataset / "base"
+    run_stages(config, run, ("ingest", "prepare"))
+    if any((run / "ingest" / ITEMS).glob("*.parquet")):
+        run_stages(config, run, ("embed",))
+    return Dataset.load(run)
 
 
-def measure_model(
-    dataset: str, base: Path, name: str, model: str, seed: int, overrides: list[str], vectors: str | None = None
+def variant(base: Dataset, name: str) -> Dataset:
+    """The dataset with vectors that benchmarks/vectors.py made; it belongs to no run."""
+    embedded = base.run / "variants" / name
+    if not (embedded / VECTORS).is_dir():
+        raise SystemExit(f"expected vectors in {embedded / VECTORS}, found none: run benchmarks/vectors.py first")
+    return Dataset(base.prepared, embedded, base.max_length)
+
+
+def measure_model(recipe: str, dataset: Dataset, name: str, model: str, seed: int, overrides: list[str]) -> list[dict]:
+    """Fit and rank one model preset; its metric rows."""
+    settings = [f"train.seed={seed}", f"model.name={name}", *overrides]
+    config, folder = Config.load(_recipe(recipe), settings, model), _folder(recipe, name, seed)
+    if dataset.run is None and "content" in config.model.scorers:  # other vectors are compared by themselves
+        config = config.with_settings({"model.scorers.content.lexical_share": 0.0})
+    if not config.model.network:  # fitted in the time that reading it would take
+        about = {"model": config.model.model_dump(), "train": config.train.model_dump(exclude={"device"})}
+        return _rank(dataset, config, folder, lambda scratch: _fit(dataset, config, scratch)[0], about)
+    _train(dataset, config, folder)
+    return _rank(dataset, config, folder, lambda _: _load(config, folder / "train"), trained="train")
+
+
+def measure_reweighed(recipe: str, dataset: Dataset, name: str, seed: int, overrides: list[str]) -> list[dict]:
+    """Rank the trained llm_cfsr of a seed with other score weights; its metric rows."""
+    settings = [f"train.seed={seed}", f"model.name={name}", *overrides]
+    config, folder = Config.load(_recipe(recipe), settings, FOCUS), _folder(recipe, name, seed)
+    trained, change = _folder(recipe, FOCUS, seed) / "train", REWEIGHED[name]
+
+    def reweighed(scratch: Path) -> Ensemble:
+        model = _load(config, trained)
+        if isinstance(change, tuple):
+            model.set_weights(dict.fromkeys(change, 0.0))
+            return model
+        files = validation_sample(dataset, scratch, config.train)
+        batches = ValidationBatches(files, ranked_users(dataset.shape.n_items), model.device)
+        tail = dataset.train_counts < config.evaluate.tail_item
+        print(name, seed, calibrate(model, batches, tail, change, config.evaluate.exclude_history), flush=True)
+        return model
+
+    return _rank(dataset, config, folder, reweighed, {"reweighed": change}, f"../{trained.parent.name}/train")
+
+
+def _train(dataset: Dataset, config: Config, folder: Path, stage: str = "train") -> None:
+    """Write folder/train, the fitted model and the history of its training; folder/teacher if it is aligned to one."""
+    teacher = config.with_model(config.train.align_to) if config.train.align_to else None
+    if teacher:
+        _train(dataset, teacher, folder, "teacher")
+
+    def work(out: Path) -> dict:
+        print(f"training {folder.name}: {config.model.name}", flush=True)
+        table = None
+        if teacher:
+            network = _load(teacher, folder / "teacher").scorers["network"].network
+            table = network.items.collaborative.weight.detach().cpu().numpy()
+        model, history = _fit(dataset, config, out / ".checkpoints", table)
+        shutil.rmtree(out / ".checkpoints")
+        save_model(model, out, dataset.vocabulary.hash)
+        write_json(out / TRAIN_HISTORY, history)
+        return {"model": config.model.name, "epochs": len(history), "weights": model.weights}
+
+    settings = {
+        "model": config.model.model_dump(),
+        "train": config.train.model_dump(exclude={"device"}),
+        "exclude_history": config.evaluate.exclude_history,
+        "tail_item": config.evaluate.tail_item,
+    }
+    if config.model.reads and dataset.embedded:
+        parts = [path for name in (VECTORS, LEXICAL) for path in sorted((dataset.embedded / name).glob("*.parquet"))]
+        settings["vectors"] = [sha256_file(path) for path in parts]
+    inputs = {"../base/prepare": [VOCABULARY, SCHEMA, "train/", "valid/"]}
+    if teacher:
+        inputs["teacher"] = []
+    run_stage(folder, stage, settings, inputs, work, resumable=True)
+
+
+def _rank(
+    dataset: Dataset,
+    config: Config,
+    folder: Path,
+    model: Callable[[Path], Ensemble],
+    about: dict | None = None,
+    trained: str | None = None,
 ) -> list[dict]:
-    """Train and evaluate one model; its metric rows. vectors: a variant of benchmarks/vectors.py, None: the base's."""
-    directory = RUNS / dataset / f"{name}-{seed}"
-    directory.mkdir(parents=True, exist_ok=True)
-    if vectors and not (directory / "embed").exists():
-        _variant(base / "variants" / vectors / VECTORS, directory / "embed")
-    for stage in ("ingest", "prepare", "embed"):
-        if not (directory / stage).exists() and (base / stage).exists():
-            (directory / stage).symlink_to((base / stage).resolve())
-    settings = [f"train.seed={seed}", f"model.name={name}", "evaluate.baselines=[]", *overrides]
-    run_stages(Config.load(_recipe(dataset), settings, model), directory, ("train", "evaluate"))
-    return json.loads((directory / "evaluate" / METRICS).read_text())
+    """Write folder/evaluate: ranks and metric rows, which are returned.
+
+    model: makes it, in a folder for temporary files. about: what it depends on beside `trained`, a stage seen from
+    `folder`.
+    """
+
+    def scores() -> ScoreFunction:
+        with tempfile.TemporaryDirectory() as scratch:
+            return Ranker(model(Path(scratch)), bulk=True).scores
+
+    def work(out: Path) -> dict:
+        recipes = {config.model.name: scores}
+        rows = measure(out, dataset, recipes, name=config.name, seed=config.train.seed, settings=config.evaluate)
+        return {"recipe": config.model.name, "rows": len(rows)}
+
+    settings = {"dataset": config.name, "recipe": config.model.name, "seed": config.train.seed}
+    settings |= config.evaluate.model_dump(exclude={"baselines"}) | (about or {})
+    inputs = {"../base/prepare": [VOCABULARY, SEQUENCES]}
+    if trained:
+        inputs[trained] = []
+    run_stage(folder, "evaluate", settings, inputs, work)
+    return json.loads((folder / "evaluate" / METRICS).read_text())
 
 
-def measure_reweighed(dataset: str, base: Path, name: str, seed: int, overrides: list[str]) -> list[dict]:
-    """Evaluate the trained llm_cfsr of a seed with other weights of the matches; its metric rows."""
-    directory, trained = RUNS / dataset / f"{name}-{seed}", RUNS / dataset / f"{FOCUS}-{seed}" / "train"
-    if not (directory / "train").exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(trained, directory / "train")
-        vocabulary = Vocabulary.load(trained / VOCABULARY)
-        network = load_model(trained, vocabulary.hash)
-        if name.startswith("without"):
-            for buffer in REWEIGHED[name]:
-                getattr(network, buffer).zero_()
-        else:
-            config, prepared = Config.load(_recipe(dataset), overrides, FOCUS), base / "prepare"
-            with tempfile.TemporaryDirectory() as work:
-                files = validation_sample(prepared, Path(work), config.train)
-                tail = vocabulary.train_counts < config.evaluate.tail_item
-                chosen = choose_weights(
-                    network, files, load_schema(prepared), tail, REWEIGHED[name], config.evaluate.exclude_history
-                )
-            print(name, seed, chosen)
-        save_model(network, directory / "train", vocabulary.hash)
-        seal(directory / "train", "train", hash_json([Manifest.load(trained).key, name]), {"model": name})
-        (directory / "prepare").symlink_to((base / "prepare").resolve())
-    settings = [f"train.seed={seed}", f"model.name={name}", "evaluate.baselines=[]", *overrides]
-    run_stages(Config.load(_recipe(dataset), settings, FOCUS), directory, ("evaluate",))
-    return json.loads((directory / "evaluate" / METRICS).read_text())
+def _load(config: Config, folder: Path) -> Ensemble:
+    return load_model(folder, device=str(choose_device(config.train.device)), allow=config.model.extensions)
 
 
-def _variant(vectors: Path, embed: Path) -> None:
-    """Vectors that benchmarks/vectors.py made, as a finished stage embed."""
-    if not vectors.is_dir():
-        raise SystemExit(f"expected vectors in {vectors}, found none: run benchmarks/vectors.py first")
-    shutil.copytree(vectors, embed / VECTORS)
-    key = hash_json([sha256_file(part) for part in sorted(vectors.iterdir())])
-    seal(embed, "embed", key, {"variant": str(vectors)})
-
-
-def closed_form(dataset: str, base: Path, overrides: list[str]) -> list[dict]:
-    """The baselines without a network; they need a trained model beside them only because the stage does."""
-    names = ", ".join(CLOSED_FORM)
-    settings = ["train.seed=0", "train.epochs=1", "model.name=untrained", f"evaluate.baselines=[{names}]", *overrides]
-    directory = RUNS / dataset / "closed-form"
-    directory.mkdir(parents=True, exist_ok=True)
-    for stage in ("ingest", "prepare", "embed"):
-        if not (directory / stage).exists() and (base / stage).exists():
-            (directory / stage).symlink_to((base / stage).resolve())
-    run_stages(Config.load(_recipe(dataset), settings, "sasrec"), directory, ("train", "evaluate"))
-    rows = json.loads((directory / "evaluate" / METRICS).read_text())
-    return [row for row in rows if row["recipe"] in CLOSED_FORM]
+def _fit(dataset: Dataset, config: Config, work: Path, table: np.ndarray | None = None) -> tuple[Ensemble, list[dict]]:
+    """A fitted and calibrated model and the history of its training. table: of a teacher to align to."""
+    return fit_model(
+        config.model,
+        config.train,
+        dataset,
+        work,
+        item_table=table,
+        exclude_history=config.evaluate.exclude_history,
+        tail_item=config.evaluate.tail_item,
+        report=lambda line: print(f"  {line}", flush=True),
+    )
 
 
 def store(rows: list[dict]) -> None:
@@ -170,8 +252,7 @@ def report() -> None:
         ablation = [name for name in names if name in (ABLATION | REWEIGHED)]
         comparisons, tests = {}, []
         for other in names:
-            run = "closed-form" if other in CLOSED_FORM else f"{other}-{seed}"
-            ranks = folder / run / "evaluate" / RANKS
+            ranks = folder / f"{other}-{0 if other in CLOSED_FORM else seed}" / "evaluate" / RANKS
             if other == FOCUS or not ranks.is_file():
                 continue
             paired = compare_runs(
@@ -216,19 +297,20 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
     if arguments.dataset:
-        base = base_run(arguments.dataset, arguments.set)
-        if arguments.closed_form:
-            store(closed_form(arguments.dataset, base, arguments.set))
+        recipe, given = arguments.dataset, arguments.set
+        base = base_run(recipe, given)
+        for name in CLOSED_FORM if arguments.closed_form else ():
+            store(measure_model(recipe, base, name, name, 0, given))
         for seed in arguments.seeds:
             for model in arguments.models:
                 name = arguments.name or (f"{model}_on_{arguments.vectors}" if arguments.vectors else model)
-                store(measure_model(arguments.dataset, base, name, model, seed, arguments.set, arguments.vectors))
+                dataset = variant(base, arguments.vectors) if arguments.vectors else base
+                store(measure_model(recipe, dataset, name, model, seed, given))
             for name in REWEIGHED if arguments.ablation is not None else ():
-                store(measure_reweighed(arguments.dataset, base, name, seed, arguments.set))
+                store(measure_reweighed(recipe, base, name, seed, given))
             for name in arguments.ablation or ():
-                changed = [*arguments.set, *ABLATION[name]]
-                store(measure_model(arguments.dataset, base, name, FOCUS, seed, changed))
-        for path in sorted((RUNS / arguments.dataset).glob("*/train")):
+                store(measure_model(recipe, base, name, FOCUS, seed, [*given, *ABLATION[name]]))
+        for path in sorted((RUNS / recipe).glob("*/train")):
             manifest = Manifest.load(path)
             print(path.parent.name, manifest.counts, f"{manifest.seconds:.0f} s")
     if arguments.report:

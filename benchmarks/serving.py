@@ -28,14 +28,18 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from llmcfsr_merlin.config.schema import ModelConfig, ServeConfig
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.config.schema import ServeConfig
+from llmcfsr_merlin.dataset.dataset import Shape
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.stage import seal
 from llmcfsr_merlin.scoring.checkpoint import save_model
-from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import select_top_k
 from llmcfsr_merlin.serving import Client, Server
+from llmcfsr_merlin.serving.access import GRPC_HEADER, HEADER
 from llmcfsr_merlin.serving.repository import export
 
 LENGTH, DIMENSION, LEXICAL, HIDDEN, K = 50, 384, 128, 64, 10
@@ -48,21 +52,21 @@ def make_model(folder: Path, items: int) -> Path:
     torch.manual_seed(0)
     folder.mkdir(parents=True)
     counts = np.maximum(items // np.arange(1, items + 1), 1)
-    network = DualViewNetwork(ModelConfig(hidden=HIDDEN), items + 3, LENGTH, DIMENSION, LEXICAL)
-    vectors, words = torch.randn(items + 3, DIMENSION), torch.randn(items + 3, LEXICAL)
-    vectors[:3], words[:3] = 0, 0
-    shape = network.next_codes.shape
-    transitions = torch.randint(3, items + 3, shape, dtype=torch.int32), torch.rand(shape) / 10
-    for part in transitions:
-        part[:3] = 0
-    network.initialise(torch.tensor(np.r_[0, 0, 0, counts]), vectors, transitions, words)
-    network.gamma.fill_(2.0)
-    network.cold_gamma.fill_(3.0)
-    network.transition_gamma.fill_(0.5)
+    rows = items + FIRST_ITEM
+    config = Config.load(None, [f"model.scorers.network.hidden={HIDDEN}"]).model
+    model = Ensemble.empty(config, Shape(rows, LENGTH, DIMENSION, LEXICAL))
+    vectors, scorers = model.vectors, model.scorers
+    transitions, train_counts = scorers["transitions"], torch.tensor(np.r_[0, 0, 0, counts])
+    for filled in (vectors.semantic.normal_(), vectors.lexical.normal_(), transitions.next_weights.uniform_(0, 0.1),
+                   transitions.next_items.random_(FIRST_ITEM, rows)):  # fmt: skip
+        filled[:FIRST_ITEM] = 0
+    scorers["network"].network.initialise(train_counts)
+    scorers["content"].coldness.copy_(1 / (1 + train_counts / 3))
+    model.set_weights({"content": 2.0, "content_cold": 3.0, "transitions": 0.5})
     ids = [f"B{i:09d}" for i in range(items)]
-    columns = {"item_id": ids, "code": np.arange(3, items + 3), "count": counts, "train_count": counts}
+    columns = {"item_id": ids, "code": np.arange(FIRST_ITEM, rows), "count": counts, "train_count": counts}
     pq.write_table(pa.table(columns), folder / "vocabulary.parquet")
-    save_model(network, folder, Vocabulary.load(folder / "vocabulary.parquet").hash)
+    save_model(model, folder, Vocabulary.load(folder / "vocabulary.parquet").hash)
     seal(folder, "train", "benchmark", {})
     return folder
 
@@ -94,9 +98,10 @@ def take_turns(systems: dict[str, Ask], asked: list[list[str]], rounds: int, eac
     return {name: percentiles(times) for name, times in seconds.items()}
 
 
-def executions(client: Client, model: str) -> tuple[int, int]:
-    """Rows answered and forward passes so far, by Triton's own statistics."""
-    found = client._connection.get_inference_statistics(model)
+def executions(client: Client, model: str, key: str) -> tuple[int, int]:
+    """Rows answered and forward passes so far, by Triton's own statistics. key: of the server."""
+    header = GRPC_HEADER if client.url.startswith("grpc") else HEADER
+    found = client._connection.get_inference_statistics(model, headers={header: key})
     if isinstance(found, dict):  # HTTP
         stats = [(one["inference_count"], one["execution_count"]) for one in found["model_stats"]]
     else:
@@ -105,8 +110,8 @@ def executions(client: Client, model: str) -> tuple[int, int]:
     return sum(rows), sum(passes)
 
 
-def throughput(url: str, model: str, asked: list[list[str]], concurrency: int, seconds: float) -> dict:
-    """Requests of one row each from `concurrency` clients for `seconds`."""
+def throughput(url: str, model: str, key: str, asked: list[list[str]], concurrency: int, seconds: float) -> dict:
+    """Requests of one row each from `concurrency` clients for `seconds`. key: of the server."""
     times: list[float] = []
     ready, end = threading.Barrier(concurrency + 1), [0.0]
 
@@ -128,12 +133,12 @@ def throughput(url: str, model: str, asked: list[list[str]], concurrency: int, s
         client.answer([asked[0]], K)
         end[0] = time.perf_counter() + seconds + 1
         ready.wait()
-        rows, passes = executions(client, model)
+        rows, passes = executions(client, model, key)
         start = time.perf_counter()
         for thread in threads:
             thread.join()
         wall = time.perf_counter() - start
-        rows_after, passes_after = executions(client, model)
+        rows_after, passes_after = executions(client, model, key)
     return {
         "concurrency": concurrency,
         "requests_per_second": round(len(times) / wall, 1),
@@ -192,11 +197,14 @@ class MerlinSystems(Server):
         super().__init__(repository, threads=1)
         self.models = models
 
-    def _command(self, binary: Path) -> list[str]:
-        command = super()._command(binary)
+    def _command(self) -> list[str]:
+        command = super()._command()
         place = command.index("--load-model")
         named = [word for model in self.models for word in ("--load-model", model)]
         return [*command[:place], *named, *command[place + 2 :]]
+
+    def trouble(self, timeout: float) -> str | None:
+        """Nothing: its models take no histories, and Triton opens its ports when they are loaded."""
 
 
 def merlin_systems(folder: Path, items: int, stack: contextlib.ExitStack) -> Ask:
@@ -253,10 +261,11 @@ def compare(trained: Path, folder: Path, items: int, rounds: int, seconds: float
             times["p50_ratio"] = round(times["p50_ms"] / first["p50_ms"], 2)
             times["p99_ratio"] = round(times["p99_ms"] / first["p99_ms"], 2)
         for layout, server in servers.items():
+            key = server.key_file.read_text().partition(": ")[2].strip()
             for protocol, url in (("grpc", server.grpc_url), ("http", server.http_url)):
                 for concurrency in (1, 8, 32):
                     model = "rank" if layout == "ensemble" else "recommend"
-                    found = throughput(url, model, asked, concurrency, seconds)
+                    found = throughput(url, model, key, asked, concurrency, seconds)
                     result["throughput"].append({"layout": layout, "protocol": protocol, **found})
     return result
 
@@ -267,7 +276,7 @@ def scale(trained: Path, folder: Path, items: int, rounds: int) -> dict:
     with contextlib.ExitStack() as stack:
         server, about = serve(trained, folder, "merged", stack)
         recommender = Recommender.load(trained)
-        states = torch.randn(1, recommender.ranker.rows)
+        states = torch.randn(1, recommender.ranker.n_items)
         systems = {
             "bare forward": bare(recommender),
             "top-10 of ready scores": lambda _: select_top_k(states, K),

@@ -30,50 +30,54 @@ EPOCHS = 6  # of ours and of the plain loop: what happens once a training (half 
 def settings(dual: bool):
     from llmcfsr_merlin.config.load import Config
 
-    overrides = ["name=benchmark", f"train.batch_size={BATCH}", f"train.epochs={EPOCHS}", f"model.hidden={HIDDEN}"]
-    return Config.load(None, overrides, "llm_cfsr" if dual else "sasrec")
+    overrides = ["name=benchmark", f"train.batch_size={BATCH}", f"train.epochs={EPOCHS}"]
+    return Config.load(None, [*overrides, f"model.scorers.network.hidden={HIDDEN}"], "llm_cfsr" if dual else "sasrec")
 
 
-def network_of(config, prepared: Path):
-    """The network of a model, with random vectors of 384 dimensions where it reads any."""
+def scorer_of(config, dataset):
+    """The scorer `network` of a model, untrained, with random vectors of 384 dimensions where it reads any."""
     import torch
 
-    from llmcfsr_merlin.dataset.vocabulary import Vocabulary
-    from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+    from llmcfsr_merlin.dataset.dataset import Shape
+    from llmcfsr_merlin.scoring.scorer import ItemVectors
+    from llmcfsr_merlin.scoring.scorers.network import NetworkScorer
 
-    vocabulary = Vocabulary.load(prepared / "vocabulary.parquet")
     torch.manual_seed(0)
-    vectors = torch.randn(len(vocabulary), 384) if config.model.needs_vectors else None
-    network = DualViewNetwork(config.model, len(vocabulary), LENGTH, None if vectors is None else 384)
-    network.initialise(torch.from_numpy(vocabulary.train_counts), vectors)
-    return network, vocabulary
+    shape = Shape(dataset.shape.n_items, LENGTH, 384 if config.model.network.reads else None)
+    vectors = ItemVectors(shape)
+    if vectors.semantic is not None:
+        vectors.semantic.normal_()
+    scorer = NetworkScorer(config.model.network, shape, vectors)
+    scorer.network.initialise(torch.from_numpy(dataset.train_counts))
+    return scorer
 
 
 def trainer(prepared: Path, dual: bool) -> dict:
     import torch
 
+    from llmcfsr_merlin.dataset.dataset import Dataset
     from llmcfsr_merlin.evaluation.cases import write_cases
     from llmcfsr_merlin.evaluation.ranks import rank_users
+    from llmcfsr_merlin.scoring.ensemble import Ensemble
     from llmcfsr_merlin.scoring.ranker import Ranker
-    from llmcfsr_merlin.training.trainer import data_loader, load_schema, make_trainer, split_files
+    from llmcfsr_merlin.training.trainer import data_loader, load_schema, make_trainer
 
-    config, schema = settings(dual), load_schema(prepared)
-    network, vocabulary = network_of(config, prepared)
+    config, schema, dataset = settings(dual), load_schema(prepared), Dataset(prepared)
+    scorer = scorer_of(config, dataset)
     cpu = torch.device("cpu")
     loaders = {
-        split: data_loader(split_files(prepared, split), schema, BATCH, split == "train", cpu)
-        for split in ("train", "valid")
+        split: data_loader(dataset.files(split), schema, BATCH, split == "train", cpu) for split in ("train", "valid")
     }
     with tempfile.TemporaryDirectory() as work:
-        made = make_trainer(network, config.train, schema, loaders, Path(work), evaluate=False)
+        made = make_trainer(scorer.network, config.train, schema, loaders, Path(work), evaluate=False)
         seconds = warm_training(made)
         for loader in loaders.values():
             loader.dataset.stop()
-        users = write_cases(prepared, Path(work) / "cases.parquet", len(vocabulary), negatives=0)
-        ranker = Ranker(network, bulk=True)
+        users = write_cases(prepared, Path(work) / "cases.parquet", scorer.shape.n_items, negatives=0)
+        ranker = Ranker(Ensemble(config.model, {"network": scorer}, scorer.shape, scorer.vectors), bulk=True)
         start = time.perf_counter()
         rank_users(
-            ranker.scores, Path(work) / "cases.parquet", train_counts=vocabulary.train_counts, max_length=LENGTH,
+            ranker.scores, Path(work) / "cases.parquet", train_counts=dataset.train_counts, max_length=LENGTH,
             protocols=("full",), ks=(10,),
         )  # fmt: skip
         evaluation = time.perf_counter() - start
@@ -85,14 +89,14 @@ def loop(prepared: Path, dual: bool) -> dict:
     import pyarrow.parquet as pq
     import torch
 
+    from llmcfsr_merlin.dataset.dataset import Dataset
     from llmcfsr_merlin.dataset.names import ITEM, PAD
     from llmcfsr_merlin.scoring.network.attention import Packing
-    from llmcfsr_merlin.training.losses import next_item_loss
-    from llmcfsr_merlin.training.trainer import split_files
+    from llmcfsr_merlin.training.losses import loss_function
 
-    config = settings(dual)
-    network, _ = network_of(config, prepared)
-    lists = [row for file in split_files(prepared, "train") for row in pq.read_table(file)[ITEM].to_pylist()]
+    config, dataset = settings(dual), Dataset(prepared)
+    network, next_item_loss = scorer_of(config, dataset).network, loss_function(config.train.loss)
+    lists = [row for file in dataset.files("train") for row in pq.read_table(file)[ITEM].to_pylist()]
     lengths = np.array([len(row) for row in lists])
     padded = np.zeros((len(lists), lengths.max()), np.int64)
     for place, row in enumerate(lists):
@@ -122,9 +126,10 @@ def stock(prepared: Path, _dual: bool) -> dict:
     from transformers4rec.config.trainer import T4RecTrainingArguments
     from transformers4rec.torch.ranking_metric import NDCGAt
 
-    from llmcfsr_merlin.training.trainer import data_loader, load_schema, split_files
+    from llmcfsr_merlin.dataset.dataset import Dataset
+    from llmcfsr_merlin.training.trainer import data_loader, load_schema
 
-    schema = load_schema(prepared)
+    schema, dataset = load_schema(prepared), Dataset(prepared)
     torch.manual_seed(0)
     inputs = tr.TabularSequenceFeatures.from_schema(
         schema, max_sequence_length=LENGTH + 1, embedding_dims={"item_id": HIDDEN}, d_output=HIDDEN, masking="causal"
@@ -134,7 +139,7 @@ def stock(prepared: Path, _dual: bool) -> dict:
         inputs, tr.NextItemPredictionTask(weight_tying=True, metrics=[NDCGAt(top_ks=[10], labels_onehot=True)])
     )
     loaders = {
-        split: data_loader(split_files(prepared, split), schema, BATCH, split == "train", torch.device("cpu"))
+        split: data_loader(dataset.files(split), schema, BATCH, split == "train", torch.device("cpu"))
         for split in ("train", "valid")
     }
     with tempfile.TemporaryDirectory() as work:
@@ -204,11 +209,11 @@ def rectools(python: str, prepared: Path, scratch: Path) -> dict:
     import pandas as pd
     import pyarrow.parquet as pq
 
-    from llmcfsr_merlin.training.trainer import split_files
+    from llmcfsr_merlin.dataset.dataset import Dataset
 
     log = scratch / "log.csv"  # its environment may have no Parquet reader
     if not log.is_file():
-        parts = [pq.read_table(file).to_pandas() for file in split_files(prepared, "train")]
+        parts = [pq.read_table(file).to_pandas() for file in Dataset(prepared).files("train")]
         frame = pd.concat(parts).explode("item_id").reset_index(drop=True)
         frame["weight"] = 1.0
         frame["datetime"] = pd.to_datetime(frame.groupby("user_id").cumcount(), unit="D")

@@ -160,7 +160,7 @@ class Server:
         with open(self._folder / "server.log", "wb") as log:
             # A session of its own: the stubs are stopped as one group, and Ctrl-C reaches us first.
             self._process = subprocess.Popen(
-                launch.command(self._binary, self._folder, self._address, self.ports, self._key),
+                self._command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -169,6 +169,9 @@ class Server:
                 preexec_fn=_end_with_parent if threading.current_thread() is threading.main_thread() else None,
             )
         self._wait()
+
+    def _command(self) -> list[str]:
+        return launch.command(self._binary, self._folder, self._address, self.ports, self._key)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + self.timeout
