@@ -240,7 +240,8 @@ def _import_seconds() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
-    parser.add_argument("--systems", nargs="+", default=["ours", "polars", "python"])
+    systems = ["ours", "polars", "python"]
+    parser.add_argument("--systems", nargs="+", choices=systems, default=systems)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kind", default="single", help="cluster.kind of ours: single, local or cuda")
     parser.add_argument("--memory", default="2GB", help="cluster.memory_limit of ours, a worker")
