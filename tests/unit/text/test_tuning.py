@@ -188,22 +188,26 @@ def test_lora_reaches_all_projections(tiny_llama, tiny_bert, tmp_path):
         assert len(trainable) == 2 * 2 * per_layer and not any("pooler" in name for name in trainable)
 
 
-def test_killed_tuning_resumes_to_the_same_weights(tiny_bert, tmp_path, monkeypatch):
-    settings = SETTINGS.model_copy(update={"epochs": 3, "micro_batch": 10, "accumulation": 2, "evaluate_every": 2})
-    whole = load(tiny_bert)
-    expected = tune(whole, items(), PROMPTER, settings, tmp_path / "whole")
+def tune_and_stop(folder, settings, out, monkeypatch, batch):
+    """Tuning that is interrupted at a micro-batch, counted from 1; what it saved stays in out."""
     real, calls = tuning._backward, []
 
     def dies(*arguments):
         calls.append(1)
-        if len(calls) == 8:
+        if len(calls) == batch:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(tuning, "_backward", dies)
-    with pytest.raises(KeyboardInterrupt):
-        tune(load(tiny_bert), items(), PROMPTER, settings, tmp_path / "cut")
-    monkeypatch.setattr(tuning, "_backward", real)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tuning, "_backward", dies)
+        tune(load(folder), items(), PROMPTER, settings, out)
+
+
+def test_killed_tuning_resumes_to_the_same_weights(tiny_bert, tmp_path, monkeypatch):
+    settings = SETTINGS.model_copy(update={"epochs": 3, "micro_batch": 10, "accumulation": 2, "evaluate_every": 2})
+    whole = load(tiny_bert)
+    expected = tune(whole, items(), PROMPTER, settings, tmp_path / "whole")
+    tune_and_stop(tiny_bert, settings, tmp_path / "cut", monkeypatch, batch=8)
     random.seed(99), torch.manual_seed(99)
     resumed = load(tiny_bert)
     record = tune(resumed, items(), PROMPTER, settings, tmp_path / "cut")
@@ -217,17 +221,7 @@ def test_a_damaged_checkpoint_is_started_over(file, damage, tiny_bert, tmp_path,
     settings = SETTINGS.model_copy(update={"epochs": 3, "evaluate_every": 2})
     whole = load(tiny_bert)
     expected = tune(whole, items(), PROMPTER, settings, tmp_path / "whole")
-    real, calls = tuning._backward, []
-
-    def dies(*arguments):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tuning, "_backward", dies)
-        tune(load(tiny_bert), items(), PROMPTER, settings, tmp_path / "cut")
+    tune_and_stop(tiny_bert, settings, tmp_path / "cut", monkeypatch, batch=5)
     path = tmp_path / "cut" / file
     raw = path.read_bytes()
     path.write_bytes(
