@@ -48,6 +48,18 @@ def whole_checkpoints(work: Path) -> list[Path]:
     return kept
 
 
+def remove_old_checkpoints(work: Path, best: str | None) -> None:
+    """Keep the last checkpoint and the best one; where these are the same, the one before it too.
+
+    Not left to the Trainer (save_total_limit), which removes the old ones before the new one is known to be whole.
+    """
+    folders = sorted(work.glob("checkpoint-*"), key=_step)
+    kept = {folders[-1].name, Path(best).name if best else folders[-1].name}
+    for folder in folders[: -2 if len(kept) == 1 else -1]:
+        if folder.name not in kept:
+            remove(folder)
+
+
 def stale_epochs(folder: Path, metric: str) -> tuple[int, int]:
     """Epochs that a checkpoint has behind it, and how many of them since the last that was better than all before."""
     state = json.loads((folder / _STATE).read_text())

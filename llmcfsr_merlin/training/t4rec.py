@@ -5,6 +5,8 @@ so the body wraps our network; masked targets come from its MaskedLanguageModeli
 task returns rows x items of logits, which its Trainer keeps: ours returns the rank of the target.
 """
 
+import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
+# isort: split
 from typing import NamedTuple
 
 import torch

@@ -1,5 +1,7 @@
 """Transformers4Rec's Trainer over the Merlin dataloader: made for a network and its splits, run, resumed."""
 
+import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
+# isort: split
 import math
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ import pandas as pd
 import torch
 import torch.distributed
 import transformers4rec.torch as tr
+from merlin.core.compat import HAS_GPU, cudf
 from merlin.dataloader.torch import Loader
 from merlin.io import Dataset
 from merlin.schema import Schema
@@ -25,26 +28,55 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
-from llmcfsr_merlin.training.checkpoints import seal_checkpoint, stale_epochs
+from llmcfsr_merlin.training.checkpoints import remove_old_checkpoints, seal_checkpoint, stale_epochs
 from llmcfsr_merlin.training.distillation import Distillation
 from llmcfsr_merlin.training.memory import ranked_users
 from llmcfsr_merlin.training.t4rec import Auxiliary, to_t4rec
 
+_ARGUMENTS = T4RecTrainingArguments.__dataclass_fields__
+_EVALUATION = "eval_strategy" if "eval_strategy" in _ARGUMENTS else "evaluation_strategy"  # renamed by transformers 4.41
+_ON_CPU = "use_cpu" if "use_cpu" in _ARGUMENTS else "no_cuda"  # renamed by 4.34
 _BEST = "eval_/next-item/ndcg_at_10"
 # One pass over the weights instead of ten: a tenth of a step on CPU, where torch has it from 2.4 on.
 _ADAMW = "adamw_torch_fused" if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4) else "adamw_torch"
 # transformers 4.27 (the Merlin container) has no such argument: there the Trainer's own checkpoints, which live only
 # while a training runs, are in torch's format. What this project writes and reads is safetensors everywhere.
-_SAFETENSORS = {"save_safetensors": True} if "save_safetensors" in T4RecTrainingArguments.__dataclass_fields__ else {}
+# transformers 5 has none either: it writes safetensors only.
+_SAFETENSORS = {"save_safetensors": True} if "save_safetensors" in _ARGUMENTS else {}
 _NOTHING = Auxiliary()
 _DISTILLATION = "distillation.safetensors"  # in a checkpoint
 
 
+class _Arguments(T4RecTrainingArguments):
+    past_index = -1  # transformers 5 dropped it, Transformers4Rec reads it
+
+
 class _Trainer(tr.Trainer):
-    """Transformers4Rec's Trainer, able to resume under torch 2.6 and newer, and beside others (data_parallel.py)."""
+    """Transformers4Rec's Trainer, on transformers 4.27 to 5, able to resume, and beside others (data_parallel.py)."""
 
     distillation: Distillation | None = None
     """Whose states belong to a checkpoint."""
+    use_cuda_amp = False  # transformers 4.31 dropped it (accelerate casts), Transformers4Rec's evaluation reads it
+
+    def compute_loss(self, model, inputs, return_outputs=False, **_):
+        # transformers 4.46 gives the number of items in the batch as well, which Transformers4Rec does not take.
+        return super().compute_loss(model, inputs, return_outputs=return_outputs)
+
+    def log(self, logs, start_time=None):
+        super().log(logs)  # transformers 4.47 gives the time as well
+
+    # Transformers4Rec calls these two on its results; transformers 4.31 and 5.0 dropped them. Nothing is to be gathered:
+    # every process ranks all validation users.
+    def _pad_across_processes(self, tensor, pad_index=-100):
+        return tensor
+
+    def _nested_gather(self, tensors, name=None):
+        return tensors
+
+    def _prepare_input(self, data):
+        if isinstance(data, torch.Tensor):  # pinned by the loader: the copy overlaps with what the GPU still computes
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -56,23 +88,19 @@ class _Trainer(tr.Trainer):
                     weight.grad /= torch.distributed.get_world_size()
         return loss
 
-    def _save_checkpoint(self, model, trial, metrics=None):
-        super()._save_checkpoint(model, trial, metrics=metrics)
+    def _save_checkpoint(self, model, trial, **metrics):
+        super()._save_checkpoint(model, trial, **metrics)  # metrics: until transformers 4.48
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.distillation is not None:
             save_tensors(self.distillation.state(), folder / _DISTILLATION)
         seal_checkpoint(folder)
-        super()._rotate_checkpoints(use_mtime=True, output_dir=self.args.output_dir)
-
-    def _rotate_checkpoints(self, use_mtime=False, output_dir=None):
-        """Not from inside _save_checkpoint: the old ones go when the new one is known to be whole."""
+        remove_old_checkpoints(folder.parent, self.state.best_model_checkpoint)
 
     def _load_rng_state(self, checkpoint):
         # torch >= 2.6 reads checkpoints without pickle and must be told the plain numpy types in the random state.
         allow = getattr(torch.serialization, "add_safe_globals", None)
         if allow is not None:
-            from numpy.core.multiarray import _reconstruct
-
+            _reconstruct = np.zeros(0).__reduce__()[0]  # numpy 2.0 moved it from numpy.core to numpy._core
             allow([_reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32)), type(np.dtype(np.int64))])
         super()._load_rng_state(checkpoint)
 
@@ -85,12 +113,18 @@ def load_schema(prepared: Path) -> Schema:
 def data_loader(
     paths: list[str], schema: Schema, batch_size: int, shuffle: bool, device: torch.device
 ) -> MerlinDataLoader:
-    """Batches of ragged item codes; the model pads each batch to its own longest row."""
-    dataset = Dataset(paths, engine="parquet", cpu=device.type == "cpu", schema=schema)
+    """Batches of ragged item codes; the model pads each batch to its own longest row.
+
+    They are made where Merlin computes: on a GPU with the cudf that it was written for, else on the CPU, in pinned
+    memory for a GPU that only torch uses.
+    """
+    on_cpu = device.type == "cpu" or not HAS_GPU or cudf is None
+    dataset = Dataset(paths, engine="parquet", cpu=on_cpu, schema=schema)
     loader = MerlinDataLoader.from_schema(schema, dataset, batch_size, shuffle=shuffle)
     loader.dataset._buff.put_wait = 0.05  # the stock microsecond polls away a third of a core
-    if device.type == "cpu":
+    if on_cpu:
         _flatten_by_numpy(loader.dataset)
+        loader.pin_memory = device.type == "cuda"
     return loader
 
 
@@ -172,7 +206,8 @@ def make_trainer(
     exclude_history: validation ranks without the user's own items.
     """
     when = "epoch" if evaluate else "no"
-    arguments = T4RecTrainingArguments(
+    on_cpu = choose_device(train.device).type == "cpu"
+    arguments = _Arguments(
         output_dir=str(work),
         per_device_train_batch_size=train.batch_size,
         per_device_eval_batch_size=ranked_users(network.n_items),
@@ -183,11 +218,9 @@ def make_trainer(
         # Transformers4Rec's scheduler reads no warmup_ratio.
         warmup_steps=train.epochs * len(loaders["train"]) // 20 if train.schedule == "linear" else 0,
         optim=_ADAMW,
-        evaluation_strategy=when,
         save_strategy=when,
         logging_strategy="epoch",
         logging_nan_inf_filter=False,  # it would hide what `fit` refuses
-        save_total_limit=2,
         load_best_model_at_end=evaluate,
         metric_for_best_model=_BEST,
         greater_is_better=True,
@@ -196,11 +229,11 @@ def make_trainer(
         max_grad_norm=5.0,
         seed=train.seed,
         bf16=train.precision == "bfloat16",
-        no_cuda=choose_device(train.device).type == "cpu",
         report_to=[],
         log_level="error",
         disable_tqdm=not sys.stderr.isatty(),
         dataloader_drop_last=False,
+        **{_EVALUATION: when, _ON_CPU: on_cpu},
     )
     # With several GPUs in sight the Trainer would take DataParallel, which Transformers4Rec's models do not survive.
     if arguments.n_gpu > 1:

@@ -3,6 +3,8 @@
 One adapter: everything else of the preprocessing works on files and arrays, and data is handed over in open formats.
 """
 
+import llmcfsr_merlin.runtime.merlin_compat  # noqa: F401
+# isort: split
 import tempfile
 import warnings
 from pathlib import Path
