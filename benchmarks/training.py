@@ -60,7 +60,7 @@ def trainer(prepared: Path, dual: bool) -> dict:
     from llmcfsr_merlin.evaluation.ranks import rank_users
     from llmcfsr_merlin.scoring.ensemble import Ensemble
     from llmcfsr_merlin.scoring.ranker import Ranker
-    from llmcfsr_merlin.training.trainer import data_loader, load_schema, make_trainer
+    from llmcfsr_merlin.training.t4rec_trainer import data_loader, load_schema, make_trainer
 
     config, schema, dataset = settings(dual), load_schema(prepared), Dataset(prepared)
     scorer = scorer_of(config, dataset)
@@ -112,7 +112,7 @@ def loop(prepared: Path, dual: bool) -> dict:
         codes = torch.from_numpy(padded[chosen, : lengths[chosen].max()])
         packing = Packing(codes[:, 1:] != PAD)
         states = network.encode(network.embed(codes[:, :-1], packing), packing)
-        loss = next_item_loss(network, states, packing.pack(codes[:, 1:]), config.train)
+        loss = next_item_loss(network, states, packing.pack(codes[:, 1:]), config.train).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -127,7 +127,7 @@ def stock(prepared: Path, _dual: bool) -> dict:
     from transformers4rec.torch.ranking_metric import NDCGAt
 
     from llmcfsr_merlin.dataset.dataset import Dataset
-    from llmcfsr_merlin.training.trainer import data_loader, load_schema
+    from llmcfsr_merlin.training.t4rec_trainer import data_loader, load_schema
 
     schema, dataset = load_schema(prepared), Dataset(prepared)
     torch.manual_seed(0)

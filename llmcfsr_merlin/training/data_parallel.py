@@ -8,7 +8,6 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import transformers
 from safetensors.torch import load_file
 
 from llmcfsr_merlin.config.schema import NetworkSettings, TrainConfig
-from llmcfsr_merlin.dataset.dataset import Shape
+from llmcfsr_merlin.dataset.dataset import Dataset, Shape
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import remove, save_tensors, write_json
@@ -30,8 +29,8 @@ from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.scorer import ItemVectors
 from llmcfsr_merlin.training.checkpoints import whole_checkpoints
-from llmcfsr_merlin.training.t4rec import Auxiliary
-from llmcfsr_merlin.training.trainer import fit, load_schema
+from llmcfsr_merlin.training.objective import Auxiliary
+from llmcfsr_merlin.training.procedures import Training, fit_of
 
 _START, _BEST, _HISTORY, _REFUSED = "start.safetensors", "best.safetensors", "history.json", "refused.txt"
 _LOG_SHARE, _SEMANTIC = "frozen/log_share", "frozen/semantic"
@@ -41,6 +40,7 @@ _LOG_SHARE, _SEMANTIC = "frozen/log_share", "frozen/semantic"
 class _Job:
     """What each process is told. train.batch_size is that of one process; checkpoint: a folder's name, or None."""
 
+    trainer: str
     network: NetworkSettings
     train: TrainConfig
     shape: Shape
@@ -53,21 +53,13 @@ class _Job:
     rendezvous: str
 
 
-def fit_in_processes(
-    network: DualViewNetwork,
-    train: TrainConfig,
-    prepared: Path,
-    files: dict[str, list[str]],
-    work: Path,
-    auxiliary: Auxiliary,
-    report: Callable[[str], None],
-    exclude_history: bool,
-) -> list[dict]:
-    """trainer.fit by train.processes processes; train.batch_size sequences a step in all of them together.
+def fit_in_processes(trainer: str, network: DualViewNetwork, training: Training, auxiliary: Auxiliary) -> list[dict]:
+    """Training by train.processes processes; train.batch_size sequences a step in all of them together.
 
-    InputError for more processes than GPUs (unless on the CPU), or than users, and for self-distillation, whose memory
-    of all users would have to be shared.
+    trainer: transformers4rec or transformers. InputError for more processes than GPUs (unless on the CPU), or than
+    users, and for self-distillation, whose memory of all users would have to be shared.
     """
+    train, files, work, report = training.settings, training.files, training.work, training.report
     count, device = train.processes, choose_device(train.device)
     if device.type == "cuda" and count > torch.cuda.device_count():
         raise InputError(f"train.processes: expected at most {torch.cuda.device_count()} (the GPUs), found {count}")
@@ -84,14 +76,15 @@ def fit_in_processes(
     for path in (path for paths in found for path in paths if path.name not in common):
         remove(path)
     job = _Job(
+        trainer,
         network.config,
         train.model_copy(update={"batch_size": -(-train.batch_size // count)}),
         Shape(network.n_items, network.max_length, None if semantic is None else semantic.shape[1]),
-        Path(prepared),
+        training.dataset.prepared,
         files["valid"],
         work,
         None if auxiliary.item_table is None else auxiliary.item_table.cpu(),
-        exclude_history,
+        training.exclude_history,
         max(common, key=lambda name: int(name.rsplit("-", 1)[1]), default=None),
         f"rendezvous-{uuid.uuid4().hex}",
     )
@@ -135,19 +128,16 @@ def _work(rank: int, job: _Job) -> None:
             network.items.vectors.semantic.copy_(start.pop(_SEMANTIC))
         network.load_state_dict(start)
         folder = job.work / f"process-{rank}"
-        schema = load_schema(job.prepared)
-        history = fit(
-            network,
+        training = Training(
             job.train.model_copy(update={"seed": job.train.seed + rank}),  # dropout and negatives differ
-            schema,
+            Dataset(job.prepared),
             {"train": [str(job.work / f"share-{rank}.parquet")], "valid": job.valid},
-            schema,
             folder,
-            Auxiliary(job.item_table),
-            _say if rank == 0 else lambda line: None,
-            job.exclude_history,
-            None if job.checkpoint is None else str(folder / job.checkpoint),
+            exclude_history=job.exclude_history,
+            report=_say if rank == 0 else lambda line: None,
         )
+        checkpoint = None if job.checkpoint is None else str(folder / job.checkpoint)
+        history = fit_of(job.trainer)(network, training, Auxiliary(job.item_table), checkpoint)
         if rank == 0:
             save_tensors(_weights(network), job.work / _BEST)
             write_json(job.work / _HISTORY, history)

@@ -1,66 +1,62 @@
-"""The default procedure: next-item (or masked-item) training by Transformers4Rec's Trainer."""
+"""The default procedure: next-item (or masked-item) training by a transformers Trainer."""
 
-import llmcfsr_merlin.runtime.merlin_compat  # noqa: F401
-# isort: split
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from merlin.schema import ColumnSchema, Schema, Tags
+from torch import Tensor
 
-from llmcfsr_merlin.dataset.names import ITEM, ROW
+from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.training.checkpoints import whole_checkpoints
 from llmcfsr_merlin.training.data_parallel import fit_in_processes
 from llmcfsr_merlin.training.distillation import Distillation, similar_users
-from llmcfsr_merlin.training.procedures import Training
-from llmcfsr_merlin.training.t4rec import Auxiliary
-from llmcfsr_merlin.training.trainer import fit, load_schema
+from llmcfsr_merlin.training.objective import Auxiliary
+from llmcfsr_merlin.training.procedures import Training, fit_of
 
 
-def train_next_item(training: Training, network: DualViewNetwork) -> list[dict]:
+def by_transformers4rec(training: Training, network: DualViewNetwork) -> list[dict]:
+    """Train by Transformers4Rec's Trainer over the Merlin dataloader."""
+    return _train(training, network, "transformers4rec")
+
+
+def by_transformers(training: Training, network: DualViewNetwork) -> list[dict]:
+    """Train by transformers' own Trainer over batches in memory; needs nothing of Merlin."""
+    return _train(training, network, "transformers")
+
+
+def _train(training: Training, network: DualViewNetwork, trainer: str) -> list[dict]:
     """Train until validation NDCG@10 (full ranking) stops improving, in train.processes processes."""
-    settings, prepared, work = training.settings, training.dataset.prepared, training.work
-    schema = load_schema(prepared)
-    files, train_schema, distillation = training.files["train"], schema, None
+    settings = training.settings
+    fit, distillation = fit_of(trainer), None
     if settings.distil:
-        files, train_schema, distillation = _distillation(training, network, schema)
+        distillation = _distillation(training, network)
     table = training.item_table
     device = choose_device(settings.device)
     auxiliary = Auxiliary(None if table is None else torch.from_numpy(table).to(device), distillation)
-    splits = {"train": files, "valid": training.files["valid"]}
     if settings.processes > 1:
-        return fit_in_processes(
-            network, settings, prepared, splits, work, auxiliary, training.report, training.exclude_history
-        )
-    checkpoints = whole_checkpoints(work)
-    return fit(
-        network, settings, schema, splits, train_schema, work, auxiliary, training.report, training.exclude_history,
-        str(checkpoints[-1]) if checkpoints else None,
-    )  # fmt: skip
+        return fit_in_processes(trainer, network, training, auxiliary)
+    checkpoints = whole_checkpoints(training.work)
+    return fit(network, training, auxiliary, str(checkpoints[-1]) if checkpoints else None)
 
 
-def _distillation(
-    training: Training, network: DualViewNetwork, schema: Schema
-) -> tuple[list[str], Schema, Distillation]:
-    """The train split with the rows numbered, its schema, and similar users by the mean vector of the history."""
+def _distillation(training: Training, network: DualViewNetwork) -> Distillation:
+    """Similar users by the mean vector of the history, of the training rows in order."""
     vectors = network.items.vectors.semantic
     if vectors is None:
         raise InputError("train.distil compares users by item vectors: expected a model with semantic vectors")
-    table = torch.nn.functional.normalize(vectors, dim=-1)
-    numbered, profiles, start = Path(training.work) / "train.parquet", [], 0
-    with pq.ParquetWriter(numbered, pa.schema([(ITEM, pa.list_(pa.int64())), (ROW, pa.int64())])) as writer:
-        for file in training.files["train"]:
-            lists = pq.read_table(file, columns=[ITEM])[ITEM].combine_chunks()
-            count = len(lists)
-            writer.write_table(pa.table({ITEM: lists, ROW: np.arange(start, start + count)}))
-            items, offsets = torch.tensor(lists.flatten().to_numpy()), torch.tensor(np.array(lists.offsets[:-1]))
-            profiles.append(torch.nn.functional.embedding_bag(items, table, offsets - offsets[0], mode="mean"))
-            start += count
-    neighbours = similar_users(torch.cat(profiles), training.settings.distil_users)
-    rows = ColumnSchema(ROW, dtype="int64", tags=[Tags.CATEGORICAL])  # without a tag the loader leaves it out
-    return [str(numbered)], schema + Schema([rows]), Distillation(neighbours, network.width)
+    profiles = _mean_vectors(training.files["train"], torch.nn.functional.normalize(vectors, dim=-1))
+    return Distillation(similar_users(profiles, training.settings.distil_users), network.width)
+
+
+def _mean_vectors(files: Sequence[str], table: Tensor) -> Tensor:
+    """float [U, D]: the mean over each row's items of table, float [V, D]."""
+    profiles = []
+    for file in files:
+        lists = pq.read_table(file, columns=[ITEM])[ITEM].combine_chunks()
+        items, offsets = (torch.from_numpy(part.to_numpy().copy()) for part in (lists.flatten(), lists.offsets[:-1]))
+        bag = torch.nn.functional.embedding_bag(items, table, offsets.long() - offsets[0], mode="mean")
+        profiles.append(bag)
+    return torch.cat(profiles)

@@ -12,11 +12,15 @@ import numpy as np
 
 from llmcfsr_merlin.config.schema import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.extensions import load_class
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
-PROCEDURES = {"transformers4rec": "llmcfsr_merlin.training.next_item:train_next_item"}
+PROCEDURES = {
+    "transformers4rec": "llmcfsr_merlin.training.next_item:by_transformers4rec",
+    "transformers": "llmcfsr_merlin.training.next_item:by_transformers",
+}
+_TRAINERS = {"transformers4rec": "t4rec_trainer", "transformers": "plain_trainer"}
 
 
 class Training(NamedTuple):
@@ -39,3 +43,14 @@ def training_procedure(name: str) -> Callable[[Training, DualViewNetwork], list[
     if ":" in name:
         return load_class(name)
     raise InputError(f"train.procedure: expected {', '.join(PROCEDURES)} or module:function, found {name!r}")
+
+
+def fit_of(name: str) -> Callable[..., list[dict]]:
+    """fit(network, training, auxiliary, checkpoint) of a Trainer; MissingDependency without its library."""
+    try:
+        return import_module(f"llmcfsr_merlin.training.{_TRAINERS[name]}").fit
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"train.procedure={name} needs {error.name}, which is not installed: pip install transformers4rec, or set "
+            "train.procedure=transformers"
+        ) from error

@@ -1,93 +1,36 @@
 """The network as Transformers4Rec blocks: body, task and metric for its Head, Model and Trainer.
 
 Transformers4Rec's own input and transformer blocks read one view and cannot fuse two between the layers of an encoder,
-so the body wraps our network; masked targets come from its MaskedLanguageModeling, training from its Trainer. Its stock
-task returns rows x items of logits, which its Trainer keeps: ours returns the rank of the target.
+so the body wraps our network; training comes from its Trainer. Its stock masking finds the same targets as ours in a
+hundred times as long (a test compares), and its stock task returns rows x items of logits, which its Trainer keeps:
+ours returns the rank of the target.
 """
 
 import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
 # isort: split
-from typing import NamedTuple
-
 import torch
 import torchmetrics
 import transformers4rec.torch as tr
 from torch import Tensor
 from transformers4rec.torch.block.base import BlockBase
-from transformers4rec.torch.masking import MaskedLanguageModeling
 
 from llmcfsr_merlin.config.schema import TrainConfig
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD, ROW
-from llmcfsr_merlin.scoring.network.attention import Packing
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, ROW
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
-from llmcfsr_merlin.scoring.network.item_views import MASK
 from llmcfsr_merlin.scoring.ranker import select_top_k
-from llmcfsr_merlin.training.distillation import Distillation
-from llmcfsr_merlin.training.losses import loss_function
-from llmcfsr_merlin.training.losses.alignment import alignment
-
-
-class BodyOutput(NamedTuple):
-    """Histories and what is predicted from them.
-
-    states: float [M, views * d] of the M positions with a target, or [B, views * d] of the last ones in inference;
-    targets: int64 [M], empty in inference; histories: int64 [B, T]. Only in training: last, int64 [B], the row of
-    `states` where each history ends; users, int64 [B], the rows' numbers where the split carries them.
-    """
-
-    states: Tensor
-    targets: Tensor
-    histories: Tensor
-    last: Tensor | None = None
-    users: Tensor | None = None
-
-
-class Auxiliary(NamedTuple):
-    """What the losses beside next-item prediction need. item_table: float [V, d] of a trained model, to align to."""
-
-    item_table: Tensor | None = None
-    distillation: Distillation | None = None
+from llmcfsr_merlin.training.objective import Auxiliary, Objective
+from llmcfsr_merlin.training.validation import ranks, split_last
 
 
 class DualViewBody(BlockBase):
-    """Padded encoded histories to the states of the positions with a target."""
+    """Holds the network's weights for the Head; hands the batch on, since the loss decides which states it needs."""
 
-    def __init__(self, network: DualViewNetwork, schema, mask: float):
+    def __init__(self, network: DualViewNetwork, schema):
         super().__init__()
         self.network, self.schema = network, schema
-        # Only its targets are used: the encoder reads the network's own mask. Not a submodule, since its mask embedding
-        # would be a weight that nothing trains. A causal encoder's targets are the sequence shifted by one: the stock
-        # CausalLanguageModeling finds the same ones (a test compares) in a hundredth of a training step.
-        self._masked = [MaskedLanguageModeling(hidden_size=1, mlm_probability=mask)] if network.masked else []
 
-    def forward(self, inputs: dict[str, Tensor], training: bool = False, testing: bool = False, **_) -> BodyOutput:
-        items = inputs[ITEM].long()
-        if not (training or testing):
-            return BodyOutput(self.network.user_states(items), items.new_empty(0), items)
-        if training and self._masked:
-            return self._predict_masked(items)
-        history, targets = items[:, :-1], items[:, 1:]
-        packing = Packing(targets != PAD)  # every position that has a next item
-        last = packing.lengths.cumsum(0) - 1
-        read = history.masked_fill(targets == PAD, PAD) if testing else history
-        if testing and self._masked:
-            return BodyOutput(self.network.user_states(read), packing.pack(targets)[last], read)
-        states = self.network.encode(self.network.embed(history, packing), packing)
-        if testing:
-            return BodyOutput(states[last], packing.pack(targets)[last], read)
-        users = inputs[ROW].flatten().long() if ROW in inputs else None
-        return BodyOutput(states, packing.pack(targets), history, last, users)
-
-    def _predict_masked(self, items: Tensor) -> BodyOutput:
-        """BERT4Rec's training: some items are hidden and predicted from both sides."""
-        masking = self._masked[0].compute_masked_targets(items, training=True)
-        hidden = masking.targets != PAD
-        history = items.masked_fill(hidden, MASK)
-        real = items != PAD
-        packing = Packing(real)
-        states = self.network.encode(self.network.embed(history, packing), packing, real)
-        hidden = packing.pack(hidden)
-        return BodyOutput(states[hidden], packing.pack(items)[hidden], history)
+    def forward(self, inputs: dict[str, Tensor], **_) -> dict[str, Tensor]:
+        return inputs
 
     def output_size(self) -> torch.Size:
         return torch.Size([-1, -1, self.network.width])
@@ -101,13 +44,10 @@ class NextItemTask(tr.NextItemPredictionTask):
     exclude_history: the user's other items take no part in the ranking.
     """
 
-    def __init__(
-        self, network: DualViewNetwork, config: TrainConfig, auxiliary: Auxiliary, exclude_history: bool = False
-    ):
+    def __init__(self, network: DualViewNetwork, objective: Objective, exclude_history: bool = False):
         super().__init__(metrics=[RankMetric()])
-        self._network, self._train = [network], config  # a list: the weights belong to the body alone
-        self._auxiliary, self._exclude_history = auxiliary, exclude_history
-        self._loss = loss_function(config.loss)
+        self._network, self._objective = [network], objective  # a list: the weights belong to the body alone
+        self._exclude_history = exclude_history
         self._catalogue: Tensor | None = None
 
     def build(self, *_, **__) -> None:
@@ -123,30 +63,22 @@ class NextItemTask(tr.NextItemPredictionTask):
             self._catalogue = None  # weights are about to change
         return super().train(mode)
 
-    def forward(self, inputs: BodyOutput, targets=None, training: bool = False, testing: bool = False, top_k=None, **_):
-        network = self._network[0]
-        states, wanted = inputs.states, inputs.targets
+    def forward(self, inputs: dict, targets=None, training: bool = False, testing: bool = False, top_k=None, **_):
+        network, items = self._network[0], inputs[ITEM].long()
         if training:
-            loss = self._loss(network, states, wanted, self._train)
-            if self._train.align:
-                teacher, temperature = self._auxiliary.item_table, self._train.align_temperature
-                loss = loss + self._train.align * alignment(network, wanted, teacher, temperature)
-            if self._auxiliary.distillation is not None:
-                last = states[inputs.last]
-                loss = loss + self._train.distil * self._auxiliary.distillation(inputs.users, last)
-            return {"loss": loss, "labels": wanted[:0], "predictions": wanted[:0]}
+            none = items.new_empty(0)
+            users = inputs[ROW].flatten().long() if ROW in inputs else None
+            return {"loss": self._objective(items, users), "labels": none, "predictions": none}
+        if self._catalogue is None or not testing:
+            self._catalogue = network.catalogue()
         if testing:
-            if self._catalogue is None:
-                self._catalogue = network.catalogue()
-            scores = states @ self._catalogue.T
+            histories, wanted = split_last(items)
+            scores = network.user_states(histories) @ self._catalogue.T
             scores[:, :FIRST_ITEM] = -torch.inf
             loss = torch.nn.functional.cross_entropy(scores, wanted)
-            of_wanted = scores.gather(1, wanted.unsqueeze(1))
-            if self._exclude_history:
-                scores = scores.scatter(1, inputs.histories, -torch.inf)
-            ranks = (scores > of_wanted).sum(1)
-            return {"loss": loss, "labels": wanted, "predictions": ranks}
-        scores = states @ network.catalogue().T
+            found = ranks(scores, histories, wanted, self._exclude_history)
+            return {"loss": loss, "labels": wanted, "predictions": found}
+        scores = network.user_states(items) @ self._catalogue.T
         scores[:, :FIRST_ITEM] = -torch.inf
         return select_top_k(scores, top_k) if top_k else scores
 
@@ -178,5 +110,5 @@ def to_t4rec(
     network: DualViewNetwork, schema, config: TrainConfig, auxiliary: Auxiliary, exclude_history: bool = False
 ) -> tr.Model:
     """A Transformers4Rec Model of the network; both share their weights."""
-    body = DualViewBody(network, schema, config.mask)
-    return tr.Model(tr.Head(body, NextItemTask(network, config, auxiliary, exclude_history)))
+    task = NextItemTask(network, Objective(network, config, auxiliary), exclude_history)
+    return tr.Model(tr.Head(DualViewBody(network, schema), task))

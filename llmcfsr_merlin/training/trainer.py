@@ -1,29 +1,21 @@
-"""Transformers4Rec's Trainer over the Merlin dataloader: made for a network and its splits, run, resumed."""
+"""What every training by a transformers Trainer has: arguments, checkpoints, resuming, early stopping, its history.
 
-import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
-# isort: split
+Two Trainers are made of it: Transformers4Rec's over the Merlin dataloader (t4rec_trainer.py) and transformers' own over
+batches in memory (plain_trainer.py), for where Merlin is not installed or a GPU has no cudf that it fits.
+"""
+
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.distributed
-import transformers4rec.torch as tr
-from merlin.core.compat import HAS_GPU, cudf
-from merlin.dataloader.torch import Loader
-from merlin.io import Dataset
-from merlin.schema import Schema
-from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from safetensors.torch import load_file
-from transformers import EarlyStoppingCallback, PrinterCallback
-from transformers4rec.config.trainer import T4RecTrainingArguments
-from transformers4rec.torch.utils.data_utils import MerlinDataLoader
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from llmcfsr_merlin.config.schema import TrainConfig
-from llmcfsr_merlin.dataset.names import ITEM, SCHEMA
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors
 from llmcfsr_merlin.runtime.machine import choose_device
@@ -31,52 +23,28 @@ from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.training.checkpoints import remove_old_checkpoints, seal_checkpoint, stale_epochs
 from llmcfsr_merlin.training.distillation import Distillation
 from llmcfsr_merlin.training.memory import ranked_users
-from llmcfsr_merlin.training.t4rec import Auxiliary, to_t4rec
+from llmcfsr_merlin.training.objective import Auxiliary
+from llmcfsr_merlin.training.procedures import Training
 
-_ARGUMENTS = T4RecTrainingArguments.__dataclass_fields__
-_EVALUATION = "eval_strategy" if "eval_strategy" in _ARGUMENTS else "evaluation_strategy"  # renamed by transformers 4.41
+BEST = "eval_/next-item/ndcg_at_10"
+_ARGUMENTS = TrainingArguments.__dataclass_fields__
+_EVALUATION = "eval_strategy" if "eval_strategy" in _ARGUMENTS else "evaluation_strategy"  # renamed by 4.41
 _ON_CPU = "use_cpu" if "use_cpu" in _ARGUMENTS else "no_cuda"  # renamed by 4.34
-_BEST = "eval_/next-item/ndcg_at_10"
 # One pass over the weights instead of ten: a tenth of a step on CPU, where torch has it from 2.4 on.
 _ADAMW = "adamw_torch_fused" if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4) else "adamw_torch"
 # transformers 4.27 (the Merlin container) has no such argument: there the Trainer's own checkpoints, which live only
 # while a training runs, are in torch's format. What this project writes and reads is safetensors everywhere.
 # transformers 5 has none either: it writes safetensors only.
 _SAFETENSORS = {"save_safetensors": True} if "save_safetensors" in _ARGUMENTS else {}
-_NOTHING = Auxiliary()
 _DISTILLATION = "distillation.safetensors"  # in a checkpoint
 
 
-class _Arguments(T4RecTrainingArguments):
-    past_index = -1  # transformers 5 dropped it, Transformers4Rec reads it
-
-
-class _Trainer(tr.Trainer):
-    """Transformers4Rec's Trainer, on transformers 4.27 to 5, able to resume, and beside others (data_parallel.py)."""
+class Resumable:
+    """Before a Trainer: its checkpoints are sealed and can be gone on from, and it trains beside others
+    (data_parallel.py)."""
 
     distillation: Distillation | None = None
     """Whose states belong to a checkpoint."""
-    use_cuda_amp = False  # transformers 4.31 dropped it (accelerate casts), Transformers4Rec's evaluation reads it
-
-    def compute_loss(self, model, inputs, return_outputs=False, **_):
-        # transformers 4.46 gives the number of items in the batch as well, which Transformers4Rec does not take.
-        return super().compute_loss(model, inputs, return_outputs=return_outputs)
-
-    def log(self, logs, start_time=None):
-        super().log(logs)  # transformers 4.47 gives the time as well
-
-    # Transformers4Rec calls these two on its results; transformers 4.31 and 5.0 dropped them. Nothing is to be gathered:
-    # every process ranks all validation users.
-    def _pad_across_processes(self, tensor, pad_index=-100):
-        return tensor
-
-    def _nested_gather(self, tensors, name=None):
-        return tensors
-
-    def _prepare_input(self, data):
-        if isinstance(data, torch.Tensor):  # pinned by the loader: the copy overlaps with what the GPU still computes
-            return data.to(self.args.device, non_blocking=True)
-        return super()._prepare_input(data)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -87,6 +55,11 @@ class _Trainer(tr.Trainer):
                     torch.distributed.all_reduce(weight.grad)
                     weight.grad /= torch.distributed.get_world_size()
         return loss
+
+    def _prepare_input(self, data):
+        if isinstance(data, torch.Tensor):  # pinned by the loader: the copy overlaps with what the GPU still computes
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     def _save_checkpoint(self, model, trial, **metrics):
         super()._save_checkpoint(model, trial, **metrics)  # metrics: until transformers 4.48
@@ -105,83 +78,80 @@ class _Trainer(tr.Trainer):
         super()._load_rng_state(checkpoint)
 
 
-def load_schema(prepared: Path) -> Schema:
-    """The Merlin schema of the splits, reduced to the item column that the model reads."""
-    return TensorflowMetadata.from_proto_text_file(str(prepared), SCHEMA).to_merlin_schema().select_by_name(ITEM)
+def trainer_arguments(
+    train: TrainConfig, work: Path, steps: int, n_items: int, *, evaluate: bool = True
+) -> dict[str, object]:
+    """Keywords of TrainingArguments. train: its batch_size is set. steps: in an epoch. evaluate: after each epoch, with
+    a checkpoint."""
+    when = "epoch" if evaluate else "no"
+    return {
+        "output_dir": str(work),
+        "per_device_train_batch_size": train.batch_size,
+        "per_device_eval_batch_size": ranked_users(n_items),
+        "num_train_epochs": train.epochs,
+        "learning_rate": train.learning_rate,
+        "weight_decay": train.weight_decay,
+        "lr_scheduler_type": train.schedule,
+        # Transformers4Rec's scheduler reads no warmup_ratio.
+        "warmup_steps": train.epochs * steps // 20 if train.schedule == "linear" else 0,
+        "optim": _ADAMW,
+        "save_strategy": when,
+        "logging_strategy": "epoch",
+        "logging_nan_inf_filter": False,  # it would hide what `run_trainer` refuses
+        "load_best_model_at_end": evaluate,
+        "metric_for_best_model": BEST,
+        "greater_is_better": True,
+        "max_grad_norm": 5.0,
+        "seed": train.seed,
+        "bf16": train.precision == "bfloat16",
+        "report_to": [],
+        "log_level": "error",
+        "disable_tqdm": not sys.stderr.isatty(),
+        "dataloader_drop_last": False,
+        **_SAFETENSORS,
+        _EVALUATION: when,
+        _ON_CPU: choose_device(train.device).type == "cpu",
+    }
 
 
-def data_loader(
-    paths: list[str], schema: Schema, batch_size: int, shuffle: bool, device: torch.device
-) -> MerlinDataLoader:
-    """Batches of ragged item codes; the model pads each batch to its own longest row.
-
-    They are made where Merlin computes: on a GPU with the cudf that it was written for, else on the CPU, in pinned
-    memory for a GPU that only torch uses.
-    """
-    on_cpu = device.type == "cpu" or not HAS_GPU or cudf is None
-    dataset = Dataset(paths, engine="parquet", cpu=on_cpu, schema=schema)
-    loader = MerlinDataLoader.from_schema(schema, dataset, batch_size, shuffle=shuffle)
-    loader.dataset._buff.put_wait = 0.05  # the stock microsecond polls away a third of a core
-    if on_cpu:
-        _flatten_by_numpy(loader.dataset)
-        loader.pin_memory = device.type == "cuda"
-    return loader
+def one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """With several GPUs in sight the Trainer would take DataParallel; here each process trains on one."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
-def _flatten_by_numpy(loader: Loader) -> None:
-    """Merlin on the CPU flattens lists number by number in Python, which takes a small model 6% of an epoch."""
-
-    def flatten(frame: pd.DataFrame) -> dict:
-        tensors = {}
-        for name, column in frame.items():
-            if column.dtype == object:
-                values, offsets = np.concatenate(column.to_numpy()), np.append(0, column.map(len).cumsum())
-                tensors[name] = loader._to_tensor(pd.Series(values)), loader._to_tensor(pd.Series(offsets))
-            else:
-                tensors[name] = loader._to_tensor(column.to_frame())
-        return tensors
-
-    loader._convert_df_to_tensors = flatten
+def callbacks(train: TrainConfig, report: Callable[[str], None], evaluate: bool = True) -> list[TrainerCallback]:
+    return [EarlyStoppingCallback(early_stopping_patience=train.patience), _EpochReport(report)] if evaluate else []
 
 
-def fit(
+def run_trainer(
+    make: Callable[[TrainConfig], Trainer],
     network: DualViewNetwork,
-    train: TrainConfig,
-    schema: Schema,
-    files: dict[str, list[str]],
-    train_schema: Schema,
-    work: Path,
-    auxiliary: Auxiliary = _NOTHING,
-    report: Callable[[str], None] = lambda line: None,
-    exclude_history: bool = False,
-    checkpoint: str | None = None,
+    training: Training,
+    auxiliary: Auxiliary,
+    checkpoint: str | None,
 ) -> list[dict]:
     """Train a network in place to its best epoch; return its history, see training.fit.fit_model.
 
-    files: Parquet of `train` and `valid`, their columns `train_schema` and `schema`. checkpoint: a whole one of `work`
-    to go on from (checkpoints.py). InputError where the loss does not stay finite.
+    make: the Trainer for these settings. checkpoint: a whole one of training.work to go on from (checkpoints.py).
+    InputError where the loss does not stay finite.
     """
-    device = choose_device(train.device)
-    loaders = {
-        "train": data_loader(files["train"], train_schema, train.batch_size, True, device),
-        "valid": data_loader(files["valid"], schema, ranked_users(network.n_items), False, device),
-    }
+    train, stale = training.settings, 0
     if checkpoint is not None:
-        epochs, stale = stale_epochs(Path(checkpoint), _BEST)
+        epochs, stale = stale_epochs(Path(checkpoint), BEST)
         if stale >= train.patience:  # it was stopped between the end of training and what comes after it
             train = train.model_copy(update={"epochs": epochs})
-    trainer = make_trainer(network, train, schema, loaders, work, auxiliary, report, exclude_history=exclude_history)
+    trainer = make(train)
+    trainer.distillation = auxiliary.distillation
+    trainer.remove_callback(PrinterCallback)  # it prints dictionaries; _EpochReport says the same in a line
     if checkpoint is not None:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):  # it starts to count anew, a whole training does not
                 callback.early_stopping_patience_counter = stale
         if auxiliary.distillation is not None:
             auxiliary.distillation.restore(load_file(Path(checkpoint) / _DISTILLATION))
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        for loader in loaders.values():
-            loader.dataset.stop()
+    trainer.train(resume_from_checkpoint=checkpoint)
     network.eval()
     history = _history(trainer.state.log_history)
     if not history or not math.isfinite(history[-1]["loss"]):
@@ -189,72 +159,7 @@ def fit(
     return history
 
 
-def make_trainer(
-    network: DualViewNetwork,
-    train: TrainConfig,
-    schema: Schema,
-    loaders: dict[str, MerlinDataLoader],
-    work: Path,
-    auxiliary: Auxiliary = _NOTHING,
-    report: Callable[[str], None] = lambda line: None,
-    evaluate: bool = True,
-    exclude_history: bool = False,
-) -> tr.Trainer:
-    """The Trainer of a network. train: its batch_size is set. loaders: `train` and `valid`. evaluate: after each epoch,
-    with a checkpoint.
-
-    exclude_history: validation ranks without the user's own items.
-    """
-    when = "epoch" if evaluate else "no"
-    on_cpu = choose_device(train.device).type == "cpu"
-    arguments = _Arguments(
-        output_dir=str(work),
-        per_device_train_batch_size=train.batch_size,
-        per_device_eval_batch_size=ranked_users(network.n_items),
-        num_train_epochs=train.epochs,
-        learning_rate=train.learning_rate,
-        weight_decay=train.weight_decay,
-        lr_scheduler_type=train.schedule,
-        # Transformers4Rec's scheduler reads no warmup_ratio.
-        warmup_steps=train.epochs * len(loaders["train"]) // 20 if train.schedule == "linear" else 0,
-        optim=_ADAMW,
-        save_strategy=when,
-        logging_strategy="epoch",
-        logging_nan_inf_filter=False,  # it would hide what `fit` refuses
-        load_best_model_at_end=evaluate,
-        metric_for_best_model=_BEST,
-        greater_is_better=True,
-        **_SAFETENSORS,
-        predict_top_k=0,
-        max_grad_norm=5.0,
-        seed=train.seed,
-        bf16=train.precision == "bfloat16",
-        report_to=[],
-        log_level="error",
-        disable_tqdm=not sys.stderr.isatty(),
-        dataloader_drop_last=False,
-        **{_EVALUATION: when, _ON_CPU: on_cpu},
-    )
-    # With several GPUs in sight the Trainer would take DataParallel, which Transformers4Rec's models do not survive.
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    trainer = _Trainer(
-        model=to_t4rec(network, schema, train, auxiliary, exclude_history),
-        args=arguments,
-        schema=schema,
-        train_dataloader=loaders["train"],
-        eval_dataloader=loaders["valid"],
-        compute_metrics=True,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=train.patience), _EpochReport(report)]
-        if evaluate
-        else [],
-    )
-    trainer.distillation = auxiliary.distillation
-    trainer.remove_callback(PrinterCallback)  # it prints dictionaries; _EpochReport says the same in a line
-    return trainer
-
-
-class _EpochReport(tr.trainer.TrainerCallback):
+class _EpochReport(TrainerCallback):
     """One line an epoch: what is being trained and how good it is."""
 
     def __init__(self, report: Callable[[str], None]):
@@ -265,7 +170,7 @@ class _EpochReport(tr.trainer.TrainerCallback):
         if losses and metrics:
             self.report(
                 f"epoch {state.epoch:.0f}/{args.num_train_epochs}: loss {losses[-1]:.4f}, validation NDCG@10 "
-                f"{metrics[_BEST]:.4f} HR@10 {metrics[_BEST.replace('ndcg', 'hr')]:.4f}"
+                f"{metrics[BEST]:.4f} HR@10 {metrics[BEST.replace('ndcg', 'hr')]:.4f}"
             )
 
 
@@ -275,10 +180,10 @@ def _history(log: list[dict]) -> list[dict]:
         row = epochs.setdefault(round(entry.get("epoch", 0)), {"epoch": round(entry.get("epoch", 0))})
         if "loss" in entry:
             row["loss"] = entry["loss"]
-        if _BEST in entry:
+        if BEST in entry:
             row |= {
-                "ndcg@10": entry[_BEST],
-                "hr@10": entry[_BEST.replace("ndcg", "hr")],
+                "ndcg@10": entry[BEST],
+                "hr@10": entry[BEST.replace("ndcg", "hr")],
                 "seconds": entry["eval_runtime"],
             }
     return [row for _, row in sorted(epochs.items()) if "loss" in row and "ndcg@10" in row]

@@ -89,6 +89,17 @@ MOMENTS |= {f"mark {at}": (checkpoints, "write_json", at) for at in (1, 2, 3)}
 MOMENTS |= {f"rotation {at}": (transformers.trainer.shutil, "rmtree", at) for at in (1,)}
 
 
+@pytest.mark.parametrize("at", range(1, 10))
+def test_the_trainer_without_merlin_goes_on_too(at, prepared, unbroken, tmp_path, monkeypatch):
+    plain = ("train.procedure=transformers",)
+    run = copy_of(prepared, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(torch, "save", failing(torch.save, at, Killed(), half=True))
+        train.run(config(*plain), run)
+    train.run(config(*plain), run)
+    assert (run / "train" / "model.safetensors").read_bytes() == unbroken(*plain)
+
+
 @pytest.mark.parametrize(("module", "name", "at"), MOMENTS.values(), ids=MOMENTS)
 def test_stopped_while_a_checkpoint_is_written(module, name, at, prepared, unbroken, tmp_path, monkeypatch):
     run = copy_of(prepared, tmp_path)

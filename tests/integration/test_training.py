@@ -125,9 +125,11 @@ def test_a_part_of_the_users_is_enough_to_choose_epochs(learnable, tmp_path):
 
 
 @pytest.mark.parametrize("exclude", [False, True])
-def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnable, tmp_path, exclude):
+@pytest.mark.parametrize("procedure", ["transformers4rec", "transformers"])
+def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnable, tmp_path, procedure, exclude):
     run = copy_of(learnable, tmp_path)
-    config = configured("train.epochs=12", "train.learning_rate=0.01", f"evaluate.exclude_history={exclude}")
+    settings = ["train.epochs=12", "train.learning_rate=0.01", f"train.procedure={procedure}"]
+    config = configured(*settings, f"evaluate.exclude_history={exclude}")
     best = train.run(config, run).counts["validation ndcg@10"]
     history = json.loads((run / "train" / "history.json").read_text())
     assert history[-1]["loss"] < history[0]["loss"]
@@ -147,6 +149,22 @@ def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnab
         gains += float(((ranks < 10) / torch.log2(ranks + 2)).sum())
         users += len(sequences)
     assert gains / users == pytest.approx(best, abs=1e-4)
+
+
+def test_both_trainers_come_to_the_same_quality(learnable, tmp_path):
+    """Same seed, same loss, another order of the users: as alike as two seeds are."""
+    found = {}
+    for procedure in ("transformers4rec", "transformers"):
+        run = copy_of(learnable, tmp_path / procedure)
+        config = configured("train.epochs=12", "train.learning_rate=0.01", f"train.procedure={procedure}")
+        train.run(config, run)
+        found[procedure] = json.loads((run / "train" / "history.json").read_text())
+    ours, theirs = found.values()
+    assert len(ours) == len(theirs)
+    assert ours[-1].keys() == theirs[-1].keys()
+    assert [epoch["loss"] for epoch in ours] == pytest.approx([epoch["loss"] for epoch in theirs], rel=0.1)
+    best = [max(epoch["ndcg@10"] for epoch in history) for history in found.values()]
+    assert best[0] == pytest.approx(best[1], rel=0.15)
 
 
 def test_one_negative_stopped_early_says_that_it_may_only_have_rested(learnable, tmp_path, capsys):

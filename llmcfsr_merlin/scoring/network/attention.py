@@ -1,6 +1,7 @@
 """Attention over packed batches, and the cross-attention between the two views."""
 
 import math
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -20,19 +21,21 @@ class Packing:
     length padded to their own longest.
     """
 
-    def __init__(self, real: Tensor, copies: int = 1):
-        """real: bool [B, T], true at a prefix of each row. copies: the batch is read that many times (the views)."""
-        self._real, self._copies = real, copies
+    def __init__(self, real: Tensor):
+        """real: bool [B, T], true at a prefix of each row."""
+        self._real, self._copies = real, 1
         self.lengths = real.sum(1)  # int64 [B]
-        places = real.flatten().nonzero().squeeze(1)
-        self.places = torch.cat([places + copy * real.numel() for copy in range(copies)])
+        self.places = real.flatten().nonzero().squeeze(1)  # the one place where a GPU makes the host wait
         self._groups: list[_Group] | None = None
 
     def repeat(self, copies: int) -> "Packing":
-        return Packing(self._real, copies)
+        repeated = copy(self)
+        repeated._copies, repeated._groups = copies, None
+        repeated.places = torch.cat([self.places + number * self._real.numel() for number in range(copies)])
+        return repeated
 
     def pack(self, padded: Tensor) -> Tensor:
-        return padded.flatten(0, 1)[self.places]
+        return padded.flatten(0, 1).index_select(0, self.places)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """[M, ...] -> [copies * B, T, ...] with zeros at padding."""
@@ -42,7 +45,13 @@ class Packing:
 
     @property
     def groups(self) -> "list[_Group]":
-        """Rows by length, at most twice as long as their shortest: padding at most doubles the work of attention."""
+        """Rows by length, at most twice as long as their shortest: padding at most doubles the work of attention.
+
+        On a GPU all rows are one group: there a few large products are faster than many small ones.
+        """
+        if self._groups is None and self.places.is_cuda:
+            order = torch.arange(len(self.places), device=self.places.device)
+            self._groups = [_Group(order, self.places, self._real.repeat(self._copies, 1))]
         if self._groups is None:
             lengths = self.lengths.repeat(self._copies)
             starts = lengths.cumsum(0) - lengths
@@ -86,8 +95,10 @@ class Attention(nn.Module):
         if packing is None:
             return self.out(self._mix(projected, real))
         mixed = [self._mix_group(projected, group, real is not None) for group in packing.groups]
+        if len(mixed) == 1:
+            return self.out(mixed[0])
         back = torch.cat([group.packed for group in packing.groups]).argsort()
-        return self.out(torch.cat(mixed)[back])
+        return self.out(torch.cat(mixed).index_select(0, back))
 
     def project(self, query: Tensor, source: Tensor) -> Tensor:
         """Queries, keys and values side by side, [..., 3 * d]."""
@@ -95,8 +106,9 @@ class Attention(nn.Module):
 
     def _mix_group(self, projected: Tensor, group: _Group, both_ways: bool) -> Tensor:
         padded = projected.new_zeros(group.real.numel(), projected.shape[1])
-        padded = padded.index_copy(0, group.places, projected[group.packed]).unflatten(0, group.real.shape)
-        return self._mix(padded, group.real if both_ways else None).flatten(0, 1)[group.places]
+        padded = padded.index_copy(0, group.places, projected.index_select(0, group.packed))
+        mixed = self._mix(padded.unflatten(0, group.real.shape), group.real if both_ways else None)
+        return mixed.flatten(0, 1).index_select(0, group.places)
 
     def _mix(self, projected: Tensor, real: Tensor | None) -> Tensor:
         """[B, T, 3 * d] -> [B, T, d]."""

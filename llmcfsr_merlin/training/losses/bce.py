@@ -12,4 +12,4 @@ def bce(network, states: Tensor, targets: Tensor, settings) -> Tensor:
     negatives = torch.randint(FIRST_ITEM, network.n_items, targets.shape, device=targets.device)
     views = network.candidates(torch.stack([targets, negatives]))
     positive, negative = (states * views).sum(-1)
-    return F.softplus(-positive).mean() + F.softplus(negative).mean()
+    return F.softplus(-positive) + F.softplus(negative)

@@ -10,4 +10,5 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM
 def full_softmax(network, states: Tensor, targets: Tensor, settings) -> Tensor:
     """Every item is a negative."""
     catalogue = torch.arange(FIRST_ITEM, network.n_items, device=targets.device)
-    return F.cross_entropy(states @ network.candidates(catalogue).T, targets - FIRST_ITEM)
+    scores = states @ network.candidates(catalogue).T
+    return F.cross_entropy(scores, (targets - FIRST_ITEM).clamp_min(0), reduction="none")

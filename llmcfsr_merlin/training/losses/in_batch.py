@@ -9,4 +9,4 @@ def in_batch(network, states: Tensor, targets: Tensor, settings) -> Tensor:
     Senecal 2008): without it the tail would win."""
     unique, place = targets.unique(return_inverse=True)
     logits = states @ network.candidates(unique).T - network.items.log_share[unique]
-    return F.cross_entropy(logits, place)
+    return F.cross_entropy(logits, place, reduction="none")

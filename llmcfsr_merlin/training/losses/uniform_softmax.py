@@ -14,10 +14,14 @@ def uniform_softmax(network, states: Tensor, targets: Tensor, settings) -> Tenso
         return full_softmax(network, states, targets, settings)
     negatives = torch.randint(FIRST_ITEM, network.n_items, (settings.negatives,), device=targets.device)
     # One call embeds targets and negatives, so that item dropout treats an item alike in both places.
-    unique, place = torch.cat([targets, negatives]).unique(return_inverse=True)
-    views = network.candidates(unique)
-    positive = (states * views[place[: len(targets)]]).sum(-1, keepdim=True)
-    negative = states @ views[place[len(targets) :]].T
+    items = torch.cat([targets, negatives])
+    if items.is_cuda:  # to know how many are distinct, the host would wait for the device
+        views = network.candidates(items)
+    else:
+        unique, place = items.unique(return_inverse=True)
+        views = F.embedding(place, network.candidates(unique))
+    positive = (states * views[: len(targets)]).sum(-1, keepdim=True)
+    negative = states @ views[len(targets) :].T
     negative = negative.masked_fill(negatives == targets.unsqueeze(1), -torch.inf)
     logits = torch.cat([positive, negative], dim=1)
-    return F.cross_entropy(logits, torch.zeros_like(targets))
+    return F.cross_entropy(logits, torch.zeros_like(targets), reduction="none")

@@ -10,7 +10,7 @@ import torch
 from merlin.schema import ColumnSchema, Schema, Tags
 
 from llmcfsr_merlin.dataset.names import ITEM, ROW
-from llmcfsr_merlin.training import trainer
+from llmcfsr_merlin.training import t4rec_trainer as trainer
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.unit.scoring.test_network import ROWS, build, network_of
 
 
 def next_item_loss(network, states, targets, settings: TrainConfig):
-    return loss_function(settings.loss)(network, states, targets, settings)
+    return loss_function(settings.loss)(network, states, targets, settings).mean()
 
 
 @pytest.fixture

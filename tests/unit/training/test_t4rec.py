@@ -1,24 +1,59 @@
-"""The body's targets are those that Transformers4Rec's own masking would give it."""
+"""The positions that are predicted are those that Transformers4Rec's own masking would give."""
 
 import pytest
 import torch
 from transformers4rec.torch.masking import CausalLanguageModeling
 
-from llmcfsr_merlin.config.schema import NetworkSettings
+from llmcfsr_merlin.config.schema import NetworkSettings, TrainConfig
 from llmcfsr_merlin.dataset.dataset import Shape
-from llmcfsr_merlin.dataset.names import ITEM, PAD
+from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.scorer import ItemVectors
-from llmcfsr_merlin.training.t4rec import DualViewBody
+from llmcfsr_merlin.training.objective import Objective, PaddedStep, hide
+from llmcfsr_merlin.training.validation import split_last
 
 CODES = torch.tensor([[5, 9, 30, 7], [8, 4, 0, 0], [3, 3, 3, 0]])
 
 
-@pytest.mark.parametrize("mode", ["training", "testing"])
-def test_next_items_are_those_of_the_stock_masking(mode):
-    network = DualViewNetwork(NetworkSettings(), 40, 8, ItemVectors(Shape(40, 8)))
-    body = DualViewBody(network, None, mask=0.3)
-    stock = CausalLanguageModeling(hidden_size=1).compute_masked_targets(CODES, **{mode: True}).targets
-    found = body({ITEM: CODES}, **{mode: True})
+def network_of(**settings) -> DualViewNetwork:
+    torch.manual_seed(0)
+    return DualViewNetwork(NetworkSettings(**settings), 40, 8, ItemVectors(Shape(40, 8)))
+
+
+def test_next_items_are_those_of_the_stock_masking():
+    stock = CausalLanguageModeling(hidden_size=1).compute_masked_targets(CODES, training=True).targets
+    found = Objective(network_of(), TrainConfig()).predicted(CODES)
     assert found.targets.tolist() == stock[stock != PAD].tolist()
     assert len(found.states) == len(found.targets)
+    stock = CausalLanguageModeling(hidden_size=1).compute_masked_targets(CODES, testing=True).targets
+    histories, wanted = split_last(CODES)
+    assert wanted.tolist() == stock[stock != PAD].tolist() == [7, 4, 3]
+    assert histories.tolist() == [[5, 9, 30], [8, 0, 0], [3, 3, 0]]
+
+
+@pytest.mark.parametrize("loss", ["uniform_softmax", "full_softmax"])  # bce draws as many negatives as positions
+@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec"])
+def test_the_step_with_padding_is_the_step_without(loss, backbone):
+    network, settings = network_of(backbone=backbone, dropout=0.0), TrainConfig(loss=loss, negatives=37, mask=1e-9)
+    found = []
+    for step in (Objective(network, settings), PaddedStep(network, settings)):
+        torch.manual_seed(5)
+        network.zero_grad()
+        value = step(CODES)
+        value.backward()
+        found.append((value.detach(), torch.cat([weight.grad.flatten() for weight in network.parameters()])))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_masked_items_are_some_but_never_none_or_all():
+    torch.manual_seed(0)
+    items = torch.randint(3, 40, (4000, 9))
+    lengths = torch.randint(1, 10, (4000, 1))
+    items[torch.arange(9) >= lengths] = PAD
+    hidden = hide(items, 0.3)
+    assert not hidden[items == PAD].any()
+    assert (hidden.sum(1) >= 1).all()
+    long = lengths.squeeze(1) > 1
+    assert (hidden.sum(1) < lengths.squeeze(1))[long].all()
+    whole = lengths.squeeze(1) == 9
+    assert hidden[whole].float().mean().item() == pytest.approx(0.3, abs=0.03)

@@ -1,0 +1,57 @@
+"""Batches of a split out of memory: on a GPU, out of its own, so that no step waits for the host."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from llmcfsr_merlin.dataset.names import ITEM, ROW
+
+_SHARE = 4  # of the free memory of a GPU that a split may take
+
+
+class Batches:
+    """{item_id: int64 [B, width] right-padded, row: int64 [B]} of a split, as a DataLoader gives them.
+
+    On the CPU a batch is as wide as its longest row; on a GPU all have one width, since what is recorded as a CUDA
+    graph has one shape.
+    """
+
+    def __init__(
+        self, files: Sequence[str], batch_size: int, device: torch.device, *, shuffle: bool = False, seed: int = 0
+    ):
+        """files: Parquet with a list of codes a row. seed: of the order of rows, another one each epoch."""
+        lists = [pq.read_table(file, columns=[ITEM])[ITEM].combine_chunks() for file in files]
+        lengths = np.concatenate([part.value_lengths().to_numpy(zero_copy_only=False) for part in lists])
+        values = np.concatenate([part.flatten().to_numpy(zero_copy_only=False) for part in lists]).astype(np.int32)
+        fits = device.type == "cuda" and values.nbytes < torch.cuda.mem_get_info(device)[0] // _SHARE
+        self.device = device if fits else torch.device("cpu")
+        self._values = torch.from_numpy(values).to(self.device)
+        self._lengths = torch.from_numpy(lengths.astype(np.int64)).to(self.device)
+        self._starts = self._lengths.cumsum(0) - self._lengths
+        self._width = int(lengths.max()) if device.type == "cuda" else None
+        self._shuffle, self._seed, self._epoch = shuffle, seed, 0
+        self.batch_size, self.dataset = batch_size, range(len(lengths))  # as a DataLoader's, whose length is asked for
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which order the next pass takes: an epoch has the same one after a resumed training."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        rows = torch.arange(len(self.dataset))
+        if self._shuffle:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+            rows = torch.randperm(len(self.dataset), generator=generator)
+        for chosen in rows.to(self.device).split(self.batch_size):
+            yield {ITEM: self._padded(chosen), ROW: chosen}
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        lengths = self._lengths[rows].unsqueeze(1)
+        step = torch.arange(self._width or int(lengths.max()), device=self.device)
+        places = (self._starts[rows].unsqueeze(1) + step).clamp_max(len(self._values) - 1)
+        return self._values[places].long().masked_fill(step >= lengths, 0)

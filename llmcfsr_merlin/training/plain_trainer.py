@@ -1,0 +1,111 @@
+"""transformers' own Trainer over batches in memory: the training without Merlin, and the faster one on a GPU."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from llmcfsr_merlin.config.schema import TrainConfig
+from llmcfsr_merlin.dataset.names import ITEM
+from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.training.batches import Batches
+from llmcfsr_merlin.training.memory import ranked_users
+from llmcfsr_merlin.training.objective import Auxiliary, Objective
+from llmcfsr_merlin.training.procedures import Training
+from llmcfsr_merlin.training.trainer import BEST, Resumable, callbacks, one_device, run_trainer, trainer_arguments
+from llmcfsr_merlin.training.validation import held_out_ranks, quality
+
+_NOTHING = Auxiliary()
+
+
+class _Model(nn.Module):
+    """Batches to losses, as the Trainer asks for them."""
+
+    def __init__(self, network: DualViewNetwork, objective: Objective):
+        super().__init__()
+        self.network, self._objective = network, objective
+
+    def forward(self, item_id: Tensor, row: Tensor) -> dict[str, Tensor]:
+        return {"loss": self._objective(item_id, row)}
+
+
+class _Trainer(Resumable, Trainer):
+    def __init__(self, *arguments, batches: Batches, valid: Batches, exclude_history: bool, **settings):
+        super().__init__(*arguments, **settings)
+        self._batches, self._valid, self._exclude_history = batches, valid, exclude_history
+        self.model_accepts_loss_kwargs = False  # transformers 4.46 would give the number of items in the batch
+
+    def get_train_dataloader(self) -> Batches:
+        return self._batches
+
+    def evaluate(self, *_, **__) -> dict[str, float]:
+        """NDCG@10 and HR@10 of the held-out items in full ranking, under the names of Transformers4Rec's Trainer."""
+        start, network = time.perf_counter(), self.model.network
+        network.eval()
+        with torch.inference_mode():
+            catalogue = network.catalogue()
+            ranks = [
+                held_out_ranks(network, batch[ITEM].to(network.device), catalogue, self._exclude_history)
+                for batch in self._valid
+            ]
+        found = {BEST.replace("ndcg_at_10", name): value for name, value in quality(torch.cat(ranks)).items()}
+        found["eval_runtime"] = time.perf_counter() - start
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+
+class _Order(TrainerCallback):
+    """Tells the batches which epoch it is; old Trainers tell torch's samplers alone."""
+
+    def __init__(self, batches: Batches):
+        self._batches = batches
+
+    def on_epoch_begin(self, args, state, control, **_):
+        self._batches.set_epoch(round(state.epoch or 0))
+
+
+def fit(
+    network: DualViewNetwork, training: Training, auxiliary: Auxiliary = _NOTHING, checkpoint: str | None = None
+) -> list[dict]:
+    """Train a network in place to its best epoch, see trainer.run_trainer."""
+    train, device = training.settings, choose_device(training.settings.device)
+    batches = Batches(training.files["train"], train.batch_size, device, shuffle=True, seed=train.seed)
+    valid = Batches(training.files["valid"], ranked_users(network.n_items), device)
+
+    def make(settings: TrainConfig) -> Trainer:
+        return make_trainer(
+            network, settings, batches, valid, training.work, auxiliary, training.report,
+            exclude_history=training.exclude_history,
+        )  # fmt: skip
+
+    return run_trainer(make, network, training, auxiliary, checkpoint)
+
+
+def make_trainer(
+    network: DualViewNetwork,
+    train: TrainConfig,
+    batches: Batches,
+    valid: Batches,
+    work: Path,
+    auxiliary: Auxiliary = _NOTHING,
+    report: Callable[[str], None] = lambda line: None,
+    evaluate: bool = True,
+    exclude_history: bool = False,
+) -> Trainer:
+    """The Trainer of a network, see t4rec_trainer.make_trainer."""
+    arguments = trainer_arguments(train, work, len(batches), network.n_items, evaluate=evaluate)
+    return _Trainer(
+        model=_Model(network, Objective(network, train, auxiliary)),
+        args=one_device(TrainingArguments(remove_unused_columns=False, **arguments)),
+        train_dataset=batches.dataset,  # only its length is read
+        eval_dataset=valid.dataset,
+        batches=batches,
+        valid=valid,
+        exclude_history=exclude_history,
+        callbacks=[*callbacks(train, report, evaluate), _Order(batches)],
+    )

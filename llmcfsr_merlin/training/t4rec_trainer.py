@@ -1,0 +1,164 @@
+"""Transformers4Rec's Trainer over the Merlin dataloader."""
+
+import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
+# isort: split
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import transformers4rec.torch as tr
+from merlin.core.compat import HAS_GPU, cudf
+from merlin.dataloader.torch import Loader
+from merlin.io import Dataset
+from merlin.schema import ColumnSchema, Schema, Tags
+from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+from transformers4rec.config.trainer import T4RecTrainingArguments
+from transformers4rec.torch.utils.data_utils import MerlinDataLoader
+
+from llmcfsr_merlin.config.schema import TrainConfig
+from llmcfsr_merlin.dataset.names import ITEM, ROW, SCHEMA
+from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.training.memory import ranked_users
+from llmcfsr_merlin.training.objective import Auxiliary
+from llmcfsr_merlin.training.procedures import Training
+from llmcfsr_merlin.training.t4rec import to_t4rec
+from llmcfsr_merlin.training.trainer import Resumable, callbacks, one_device, run_trainer, trainer_arguments
+
+_NOTHING = Auxiliary()
+
+
+class _Arguments(T4RecTrainingArguments):
+    past_index = -1  # transformers 5 dropped it, Transformers4Rec reads it
+
+
+class _Trainer(Resumable, tr.Trainer):
+    """Transformers4Rec's Trainer, on transformers 4.27 to 5."""
+
+    use_cuda_amp = False  # transformers 4.31 dropped it (accelerate casts), Transformers4Rec's evaluation reads it
+
+    def compute_loss(self, model, inputs, return_outputs=False, **_):
+        # transformers 4.46 gives the number of items in the batch as well, which Transformers4Rec does not take.
+        return super().compute_loss(model, inputs, return_outputs=return_outputs)
+
+    def log(self, logs, start_time=None):
+        super().log(logs)  # transformers 4.47 gives the time as well
+
+    # Transformers4Rec calls these two on its results; transformers 4.31 and 5.0 dropped them. Nothing is to be
+    # gathered: every process ranks all validation users.
+    def _pad_across_processes(self, tensor, pad_index=-100):
+        return tensor
+
+    def _nested_gather(self, tensors, name=None):
+        return tensors
+
+
+def load_schema(prepared: Path) -> Schema:
+    """The Merlin schema of the splits, reduced to the item column that the model reads."""
+    return TensorflowMetadata.from_proto_text_file(str(prepared), SCHEMA).to_merlin_schema().select_by_name(ITEM)
+
+
+def data_loader(
+    paths: list[str], schema: Schema, batch_size: int, shuffle: bool, device: torch.device
+) -> MerlinDataLoader:
+    """Batches of ragged item codes; the model pads each batch to its own longest row.
+
+    They are made where Merlin computes: on a GPU with the cudf that it was written for, else on the CPU, in pinned
+    memory for a GPU that only torch uses.
+    """
+    on_cpu = device.type == "cpu" or not HAS_GPU or cudf is None
+    dataset = Dataset(paths, engine="parquet", cpu=on_cpu, schema=schema)
+    loader = MerlinDataLoader.from_schema(schema, dataset, batch_size, shuffle=shuffle)
+    loader.dataset._buff.put_wait = 0.05  # the stock microsecond polls away a third of a core
+    if on_cpu:
+        _flatten_by_numpy(loader.dataset)
+        loader.pin_memory = device.type == "cuda"
+    return loader
+
+
+def _flatten_by_numpy(loader: Loader) -> None:
+    """Merlin on the CPU flattens lists number by number in Python, which takes a small model 6% of an epoch."""
+
+    def flatten(frame: pd.DataFrame) -> dict:
+        tensors = {}
+        for name, column in frame.items():
+            if column.dtype == object:
+                values, offsets = np.concatenate(column.to_numpy()), np.append(0, column.map(len).cumsum())
+                tensors[name] = loader._to_tensor(pd.Series(values)), loader._to_tensor(pd.Series(offsets))
+            else:
+                tensors[name] = loader._to_tensor(column.to_frame())
+        return tensors
+
+    loader._convert_df_to_tensors = flatten
+
+
+def fit(
+    network: DualViewNetwork, training: Training, auxiliary: Auxiliary = _NOTHING, checkpoint: str | None = None
+) -> list[dict]:
+    """Train a network in place to its best epoch, see trainer.run_trainer."""
+    train, files = training.settings, training.files
+    schema = train_schema = load_schema(training.dataset.prepared)
+    if auxiliary.distillation is not None:
+        files = files | {"train": [_numbered(files["train"], training.work)]}
+        rows = ColumnSchema(ROW, dtype="int64", tags=[Tags.CATEGORICAL])  # without a tag the loader leaves it out
+        train_schema = schema + Schema([rows])
+    device = choose_device(train.device)
+    loaders = {
+        "train": data_loader(files["train"], train_schema, train.batch_size, True, device),
+        "valid": data_loader(files["valid"], schema, ranked_users(network.n_items), False, device),
+    }
+
+    def make(settings: TrainConfig) -> tr.Trainer:
+        return make_trainer(
+            network, settings, schema, loaders, training.work, auxiliary, training.report,
+            exclude_history=training.exclude_history,
+        )  # fmt: skip
+
+    try:
+        return run_trainer(make, network, training, auxiliary, checkpoint)
+    finally:
+        for loader in loaders.values():
+            loader.dataset.stop()
+
+
+def make_trainer(
+    network: DualViewNetwork,
+    train: TrainConfig,
+    schema: Schema,
+    loaders: dict[str, MerlinDataLoader],
+    work: Path,
+    auxiliary: Auxiliary = _NOTHING,
+    report: Callable[[str], None] = lambda line: None,
+    evaluate: bool = True,
+    exclude_history: bool = False,
+) -> tr.Trainer:
+    """The Trainer of a network. train: its batch_size is set. loaders: `train` and `valid`. evaluate: after each epoch,
+    with a checkpoint.
+
+    exclude_history: validation ranks without the user's own items.
+    """
+    arguments = trainer_arguments(train, work, len(loaders["train"]), network.n_items, evaluate=evaluate)
+    return _Trainer(
+        model=to_t4rec(network, schema, train, auxiliary, exclude_history),
+        args=one_device(_Arguments(predict_top_k=0, **arguments)),
+        schema=schema,
+        train_dataloader=loaders["train"],
+        eval_dataloader=loaders["valid"],
+        compute_metrics=True,
+        callbacks=callbacks(train, report, evaluate),
+    )
+
+
+def _numbered(files: list[str], work: Path) -> str:
+    """The training rows in one file, with their numbers beside them, for self-distillation."""
+    path, start = work / "train.parquet", 0
+    with pq.ParquetWriter(path, pa.schema([(ITEM, pa.list_(pa.int64())), (ROW, pa.int64())])) as writer:
+        for file in files:
+            lists = pq.read_table(file, columns=[ITEM])[ITEM].combine_chunks()
+            writer.write_table(pa.table({ITEM: lists, ROW: np.arange(start, start + len(lists))}))
+            start += len(lists)
+    return str(path)

@@ -1,0 +1,40 @@
+"""The rank of each held-out item over the full catalogue, by which epochs are chosen."""
+
+import torch
+from torch import Tensor
+
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+
+
+def split_last(items: Tensor) -> tuple[Tensor, Tensor]:
+    """items: int64 [B, T + 1] right-padded -> histories [B, T] without each row's last item, and that, [B]."""
+    lengths = (items != PAD).sum(1, keepdim=True)
+    last = items.gather(1, lengths - 1)
+    step = torch.arange(items.shape[1] - 1, device=items.device)
+    return items[:, :-1].masked_fill(step >= lengths - 1, PAD), last.squeeze(1)
+
+
+def held_out_ranks(network: DualViewNetwork, items: Tensor, catalogue: Tensor, exclude_history: bool = False) -> Tensor:
+    """items: int64 [B, T + 1]; catalogue: float [V, views * d]. Ranks int64 [B] of the last items, 0 is the best.
+
+    exclude_history: the user's other items take no part in the ranking.
+    """
+    histories, wanted = split_last(items)
+    return ranks(network.user_states(histories) @ catalogue.T, histories, wanted, exclude_history)
+
+
+def ranks(scores: Tensor, histories: Tensor, wanted: Tensor, exclude_history: bool) -> Tensor:
+    """scores: float [B, V], changed in place; the ranks int64 [B] of `wanted`, int64 [B]."""
+    scores[:, :FIRST_ITEM] = -torch.inf
+    of_wanted = scores.gather(1, wanted.unsqueeze(1))
+    if exclude_history:
+        scores = scores.scatter(1, histories, -torch.inf)
+    return (scores > of_wanted).sum(1)
+
+
+def quality(ranks: Tensor, k: int = 10) -> dict[str, float]:
+    """HR@k and NDCG@k of ranks int64 [N]: `hr_at_<k>` and `ndcg_at_<k>`."""
+    hit = ranks < k
+    gain = hit / torch.log2(ranks.double() + 2)
+    return {f"hr_at_{k}": float(hit.double().mean()), f"ndcg_at_{k}": float(gain.mean())}
