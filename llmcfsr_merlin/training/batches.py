@@ -15,8 +15,7 @@ _SHARE = 4  # of the free memory of a GPU that a split may take
 class Batches:
     """{item_id: int64 [B, width] right-padded, row: int64 [B]} of a split, as a DataLoader gives them.
 
-    On the CPU a batch is as wide as its longest row; on a GPU all have one width, since what is recorded as a CUDA
-    graph has one shape.
+    On the CPU a batch is as wide as its longest row; on a GPU all are as wide as the split's, which the host knows.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcfsr_merlin.config.schema import TrainConfig
@@ -43,7 +44,7 @@ class Objective:
     """The training loss of a batch, a scalar.
 
     On a GPU a step of this network is some 300 kernels of a few microseconds, and starting them takes longer than they
-    do (measured on an H100: 17 ms a step, 1 ms as a graph). So the padded step is recorded once as a CUDA graph and
+    do (docs/gpu.md). So the padded step is recorded once as a CUDA graph and
     replayed, wherever its shapes allow; elsewhere, and on the CPU, padding is left out of the work.
     """
 
@@ -57,10 +58,11 @@ class Objective:
         """items: int64 [B, T + 1], right-padded; the last real item of a row is a target only. users: int64 [B], the
         rows' numbers, for self-distillation."""
         if items.is_cuda and self._can_record(items):
+            whole = F.pad(items, (0, self.network.max_length + 1 - items.shape[1]))  # every batch has one shape
             if self._recorded is None:
-                self._record(items)
-            if items.shape == self._shape:
-                return self._recorded(items)
+                self._record(whole)
+            if whole.shape == self._shape:
+                return self._recorded(whole)
         found = self.predicted(items)
         loss = self._loss(self.network, found.states, found.targets, self.settings).mean()
         if self.settings.align:
@@ -99,7 +101,7 @@ class Objective:
         half = torch.is_autocast_enabled()
         step = PaddedStep(self.network, self.settings)
         with torch.autocast("cuda", torch.bfloat16, enabled=half, cache_enabled=False):
-            self._recorded = torch.cuda.make_graphed_callables(step, (items.clone(),))
+            self._recorded = torch.cuda.make_graphed_callables(step, (items.clone(),), allow_unused_input=True)
         self._shape = items.shape
 
 
