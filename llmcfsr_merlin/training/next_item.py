@@ -1,6 +1,7 @@
 """The default procedure: next-item (or masked-item) training by Transformers4Rec's Trainer."""
 
 import llmcfsr_merlin.runtime.merlin_compat  # noqa: F401
+
 # isort: split
 from pathlib import Path
 

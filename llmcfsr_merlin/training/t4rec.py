@@ -6,6 +6,7 @@ task returns rows x items of logits, which its Trainer keeps: ours returns the r
 """
 
 import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
+
 # isort: split
 from typing import NamedTuple
 

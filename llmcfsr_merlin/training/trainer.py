@@ -1,6 +1,7 @@
 """Transformers4Rec's Trainer over the Merlin dataloader: made for a network and its splits, run, resumed."""
 
 import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
+
 # isort: split
 import math
 import sys
@@ -34,8 +35,9 @@ from llmcfsr_merlin.training.memory import ranked_users
 from llmcfsr_merlin.training.t4rec import Auxiliary, to_t4rec
 
 _ARGUMENTS = T4RecTrainingArguments.__dataclass_fields__
-_EVALUATION = "eval_strategy" if "eval_strategy" in _ARGUMENTS else "evaluation_strategy"  # renamed by transformers 4.41
-_ON_CPU = "use_cpu" if "use_cpu" in _ARGUMENTS else "no_cuda"  # renamed by 4.34
+# Renamed in transformers 4.41 and 4.34.
+_EVALUATION = "eval_strategy" if "eval_strategy" in _ARGUMENTS else "evaluation_strategy"
+_ON_CPU = "use_cpu" if "use_cpu" in _ARGUMENTS else "no_cuda"
 _BEST = "eval_/next-item/ndcg_at_10"
 # One pass over the weights instead of ten: a tenth of a step on CPU, where torch has it from 2.4 on.
 _ADAMW = "adamw_torch_fused" if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4) else "adamw_torch"
@@ -65,8 +67,8 @@ class _Trainer(tr.Trainer):
     def log(self, logs, start_time=None):
         super().log(logs)  # transformers 4.47 gives the time as well
 
-    # Transformers4Rec calls these two on its results; transformers 4.31 and 5.0 dropped them. Nothing is to be gathered:
-    # every process ranks all validation users.
+    # Transformers4Rec calls these two on its results; transformers 4.31 and 5.0 dropped them. Nothing is to be
+    # gathered: every process ranks all validation users.
     def _pad_across_processes(self, tensor, pad_index=-100):
         return tensor
 
