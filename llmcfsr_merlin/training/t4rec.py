@@ -7,6 +7,7 @@ ours returns the rank of the target.
 """
 
 import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
+
 # isort: split
 import torch
 import torchmetrics

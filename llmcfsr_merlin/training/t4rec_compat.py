@@ -14,9 +14,8 @@ os.environ.setdefault("USE_TF", "0")  # transformers 4 would import TensorFlow w
 
 
 def _restore_names() -> None:
-    import transformers.modeling_utils
-    import transformers.trainer
-
+    for name in ("transformers.modeling_utils", "transformers.trainer"):
+        importlib.import_module(name)
     hub = sys.modules["transformers"]  # transformers 5 puts another module in its place while it is being imported
     if not _has(hub, "TFTrainingArguments"):  # transformers 5.0 left TensorFlow; T4Rec's config derives from it
 

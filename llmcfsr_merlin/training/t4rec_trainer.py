@@ -1,6 +1,7 @@
 """Transformers4Rec's Trainer over the Merlin dataloader."""
 
 import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
+
 # isort: split
 from collections.abc import Callable
 from pathlib import Path

@@ -28,8 +28,9 @@ from llmcfsr_merlin.training.procedures import Training
 
 BEST = "eval_/next-item/ndcg_at_10"
 _ARGUMENTS = TrainingArguments.__dataclass_fields__
-_EVALUATION = "eval_strategy" if "eval_strategy" in _ARGUMENTS else "evaluation_strategy"  # renamed by 4.41
-_ON_CPU = "use_cpu" if "use_cpu" in _ARGUMENTS else "no_cuda"  # renamed by 4.34
+# Renamed in transformers 4.41 and 4.34.
+_EVALUATION = "eval_strategy" if "eval_strategy" in _ARGUMENTS else "evaluation_strategy"
+_ON_CPU = "use_cpu" if "use_cpu" in _ARGUMENTS else "no_cuda"
 # One pass over the weights instead of ten: a tenth of a step on CPU, where torch has it from 2.4 on.
 _ADAMW = "adamw_torch_fused" if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4) else "adamw_torch"
 # transformers 4.27 (the Merlin container) has no such argument: there the Trainer's own checkpoints, which live only

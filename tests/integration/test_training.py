@@ -167,6 +167,22 @@ def test_both_trainers_come_to_the_same_quality(learnable, tmp_path):
     assert best[0] == pytest.approx(best[1], rel=0.15)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpu_learns_what_the_cpu_learns(learnable, tmp_path, precision):
+    """Whether Merlin makes the batches on the GPU or, without its cudf, on the CPU."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        run = copy_of(learnable, tmp_path / device)
+        settings = ["train.epochs=12", "train.learning_rate=0.01", f"train.precision={precision}"]
+        config = configured(*settings, f"train.device={device}", "model.scorers.transitions.neighbours=20")
+        found[device] = train.run(config, run).counts["validation ndcg@10"]
+        Recommender.load(run)
+    assert found["cuda"] > 3 * 10 / 120 * 0.45
+    assert found["cuda"] == pytest.approx(found["cpu"], rel=0.25)
+
+
 def test_one_negative_stopped_early_says_that_it_may_only_have_rested(learnable, tmp_path, capsys):
     slow = ["train.patience=1", "train.epochs=9", "train.learning_rate=1e-9", "train.schedule=constant"]
     for loss, said in (("bce", True), ("full_softmax", False)):

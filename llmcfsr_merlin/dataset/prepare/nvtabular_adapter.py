@@ -4,6 +4,7 @@ One adapter: everything else of the preprocessing works on files and arrays, and
 """
 
 import llmcfsr_merlin.runtime.merlin_compat  # noqa: F401
+
 # isort: split
 import tempfile
 import warnings

@@ -97,9 +97,10 @@ class Columns:
 def read_partition(chunk: Chunk, gpu: bool) -> Columns:
     """Read a partition with cudf or, where there is no GPU, Arrow. InputError for a timestamp or row that is null."""
     if gpu:
-        from merlin.core.dispatch import cp, cudf
+        import cudf
+        import cupy
 
-        return read_frame(chunk, cudf, cp)
+        return read_frame(chunk, cudf, cupy)
     # Not pandas, which would make a Python object of every id: Arrow reads the dictionary pages as they are, 4 times
     # as fast. tests/property/test_prepare.py runs read_frame on pandas and compares.
     there = [*_NEEDED, *_optional(chunk)]

@@ -21,12 +21,27 @@ class Packing:
     length padded to their own longest.
     """
 
-    def __init__(self, real: Tensor):
-        """real: bool [B, T], true at a prefix of each row."""
-        self._real, self._copies = real, 1
+    def __init__(self, real: Tensor, capacity: int | None = None):
+        """real: bool [B, T], true at a prefix of each row.
+
+        capacity: M, whatever the number of real positions is, at most M: what is left over holds repeats that nothing
+        reads back. Then every shape is known beforehand, and no GPU makes the host wait.
+        """
+        self._real, self._copies, self._capacity = real, 1, capacity
         self.lengths = real.sum(1)  # int64 [B]
-        self.places = real.flatten().nonzero().squeeze(1)  # the one place where a GPU makes the host wait
+        flat = real.flatten()
+        if capacity is None:
+            self.places = flat.nonzero().squeeze(1)
+        else:
+            first = flat.long().argsort(descending=True, stable=True)
+            self.places = F.pad(first, (0, max(capacity - len(flat), 0)))[:capacity]
         self._groups: list[_Group] | None = None
+
+    @property
+    def used(self) -> Tensor:
+        """bool [M]: what stands for a real position; all, without a capacity."""
+        count = torch.arange(len(self.places), device=self.places.device).view(self._copies, -1)
+        return (count < (count[0, 0] + self.lengths.sum() + count[:, :1])).flatten()
 
     def repeat(self, copies: int) -> "Packing":
         repeated = copy(self)
