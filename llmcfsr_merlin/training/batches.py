@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.dataset.names import ITEM, ROW
+from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW
 
 _SHARE = 4  # of the free memory of a GPU that a split may take
 
 
 class Batches:
-    """{item_id: int64 [B, width] right-padded, row: int64 [B]} of a split, as a DataLoader gives them.
+    """{item_id: int64 [B, width] right-padded, row: int64 [B], count: items in it} of a split, as a DataLoader's.
 
     On the CPU a batch is as wide as its longest row; on a GPU all are as wide as the split's, which the host knows.
     """
@@ -30,6 +30,7 @@ class Batches:
         self._values = torch.from_numpy(values).to(self.device)
         self._lengths = torch.from_numpy(lengths.astype(np.int64)).to(self.device)
         self._starts = self._lengths.cumsum(0) - self._lengths
+        self._known_lengths = torch.from_numpy(lengths.astype(np.int64))  # to the host
         self._width = int(lengths.max()) if device.type == "cuda" else None
         self._shuffle, self._seed, self._epoch = shuffle, seed, 0
         self.batch_size, self.dataset = batch_size, range(len(lengths))  # as a DataLoader's, whose length is asked for
@@ -46,11 +47,15 @@ class Batches:
         if self._shuffle:
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
             rows = torch.randperm(len(self.dataset), generator=generator)
-        for chosen in rows.to(self.device).split(self.batch_size):
-            yield {ITEM: self._padded(chosen), ROW: chosen}
+        here = rows.to(self.device)
+        for start in range(0, len(rows), self.batch_size):
+            known = self._known_lengths[rows[start : start + self.batch_size]]
+            chosen = here[start : start + self.batch_size]
+            width = self._width or int(known.max())
+            yield {ITEM: self._padded(chosen, width), ROW: chosen, COUNT: int(known.sum())}
 
-    def _padded(self, rows: Tensor) -> Tensor:
+    def _padded(self, rows: Tensor, width: int) -> Tensor:
         lengths = self._lengths[rows].unsqueeze(1)
-        step = torch.arange(self._width or int(lengths.max()), device=self.device)
+        step = torch.arange(width, device=self.device)
         places = (self._starts[rows].unsqueeze(1) + step).clamp_max(len(self._values) - 1)
         return self._values[places].long().masked_fill(step >= lengths, 0)

@@ -43,26 +43,23 @@ class Predicted(NamedTuple):
 class Objective:
     """The training loss of a batch, a scalar.
 
-    On a GPU a step of this network is some 300 kernels of a few microseconds, and starting them takes longer than they
-    do (docs/gpu.md). So the padded step is recorded once as a CUDA graph and
-    replayed, wherever its shapes allow; elsewhere, and on the CPU, padding is left out of the work.
+    On a GPU a step of this network is some 500 kernels of a few microseconds, and starting them takes longer than they
+    do (docs/gpu.md). So wherever shapes allow, a step is recorded as a CUDA graph, one for each number of positions in
+    steps of an eighth, and replayed. Elsewhere, and on the CPU, it computes what is there and no more.
     """
 
     def __init__(self, network: DualViewNetwork, settings: TrainConfig, auxiliary: Auxiliary = _NOTHING):
         self.network, self.settings, self.auxiliary = network, settings, auxiliary
         self._loss = loss_function(settings.loss)
-        self._recorded: nn.Module | None = None
-        self._shape: torch.Size | None = None
+        self._recorded: dict[tuple[int, int], nn.Module] = {}
 
-    def __call__(self, items: Tensor, users: Tensor | None = None) -> Tensor:
+    def __call__(self, items: Tensor, users: Tensor | None = None, positions: int | None = None) -> Tensor:
         """items: int64 [B, T + 1], right-padded; the last real item of a row is a target only. users: int64 [B], the
-        rows' numbers, for self-distillation."""
-        if items.is_cuda and self._can_record(items):
-            whole = F.pad(items, (0, self.network.max_length + 1 - items.shape[1]))  # every batch has one shape
-            if self._recorded is None:
-                self._record(whole)
-            if whole.shape == self._shape:
-                return self._recorded(whole)
+        rows' numbers, for self-distillation. positions: how many have a target (of masked items: may have one), where
+        the host knows; a GPU need not be asked then.
+        """
+        if items.is_cuda and positions and self._can_record(positions):
+            return self._replayed(items, positions)
         found = self.predicted(items)
         loss = self._loss(self.network, found.states, found.targets, self.settings).mean()
         if self.settings.align:
@@ -87,44 +84,52 @@ class Objective:
         states = network.encode(network.embed(items[:, :-1], packing), packing)
         return Predicted(states, packing.pack(targets), packing.lengths.cumsum(0) - 1)
 
-    def _can_record(self, items: Tensor) -> bool:
-        scores = items.numel() * (self.network.n_items if self.settings.loss == "full_softmax" else 1)
+    def _can_record(self, positions: int) -> bool:
+        per_position = self.network.n_items if self.settings.loss == "full_softmax" else self.settings.negatives
         return (
             self.settings.loss in _FIXED_SHAPES
-            and scores <= _ROOM
+            and positions * per_position <= _ROOM
             and not self.settings.align
             and self.auxiliary.distillation is None
             and all(isinstance(block, Block) for block in self.network.blocks)
         )
 
-    def _record(self, items: Tensor) -> None:
-        half = torch.is_autocast_enabled()
-        step = PaddedStep(self.network, self.settings)
-        with torch.autocast("cuda", torch.bfloat16, enabled=half, cache_enabled=False):
-            self._recorded = torch.cuda.make_graphed_callables(step, (items.clone(),), allow_unused_input=True)
-        self._shape = items.shape
+    def _replayed(self, items: Tensor, positions: int) -> Tensor:
+        items = F.pad(items, (0, self.network.max_length + 1 - items.shape[1]))
+        unit = max(1 << (positions.bit_length() - 4), 1)  # an eighth of the power of two below
+        capacity = min(-(-positions // unit) * unit, items.numel())
+        key = len(items), capacity
+        if key not in self._recorded:
+            half = torch.is_autocast_enabled()
+            step = FixedStep(self.network, self.settings, capacity)
+            with torch.autocast("cuda", torch.bfloat16, enabled=half, cache_enabled=False):
+                self._recorded[key] = torch.cuda.make_graphed_callables(step, (items.clone(),), allow_unused_input=True)
+        return self._recorded[key](items)
 
 
-class PaddedStep(nn.Module):
-    """The same loss by tensors of fixed shapes: padding is computed as everything else, and left out of the mean."""
+class FixedStep(nn.Module):
+    """The same loss by tensors whose shapes do not depend on the batch: padding fills up to `capacity` positions, and
+    is left out of the mean."""
 
-    def __init__(self, network: DualViewNetwork, settings: TrainConfig):
+    def __init__(self, network: DualViewNetwork, settings: TrainConfig, capacity: int):
         super().__init__()
-        self.network, self.settings = network, settings
+        self.network, self.settings, self.capacity = network, settings, capacity
         self._loss = loss_function(settings.loss)
 
     def forward(self, items: Tensor) -> Tensor:
         """items: int64 [B, T + 1] -> the mean loss of the positions with a target, a scalar."""
         network = self.network
         if network.masked:
-            wanted = hide(items, self.settings.mask)
-            history, targets, real = items.masked_fill(wanted, MASK), items, items != PAD
+            hidden, real = hide(items, self.settings.mask), items != PAD
+            history, targets = items.masked_fill(hidden, MASK), items
+            packing = Packing(real, self.capacity)
+            wanted = packing.pack(hidden)
         else:
             history, targets, real = items[:, :-1], items[:, 1:], None
-            wanted = targets != PAD
-        states = network.encode(network.embed(history), real=real)
-        losses = self._loss(network, states.flatten(0, 1), targets.flatten(), self.settings)
-        wanted = wanted.flatten()
+            packing = Packing(targets != PAD, self.capacity)
+            wanted = packing.used
+        states = network.encode(network.embed(history, packing), packing, real)
+        losses = self._loss(network, states, packing.pack(targets), self.settings)
         return torch.where(wanted, losses, 0).sum() / wanted.sum()
 
 

@@ -29,8 +29,9 @@ class _Model(nn.Module):
         super().__init__()
         self.network, self._objective = network, objective
 
-    def forward(self, item_id: Tensor, row: Tensor) -> dict[str, Tensor]:
-        return {"loss": self._objective(item_id, row)}
+    def forward(self, item_id: Tensor, row: Tensor, count: int) -> dict[str, Tensor]:
+        positions = count if self.network.masked else count - len(item_id)  # no history for the first item
+        return {"loss": self._objective(item_id, row, positions)}
 
 
 class _Trainer(Resumable, Trainer):

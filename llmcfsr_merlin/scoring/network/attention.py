@@ -24,24 +24,22 @@ class Packing:
     def __init__(self, real: Tensor, capacity: int | None = None):
         """real: bool [B, T], true at a prefix of each row.
 
-        capacity: M, whatever the number of real positions is, at most M: what is left over holds repeats that nothing
-        reads back. Then every shape is known beforehand, and no GPU makes the host wait.
+        capacity: M, however many real positions there are, at most M: padding fills the rest and is computed like them.
+        Then every shape is known beforehand, and no GPU makes the host wait.
         """
-        self._real, self._copies, self._capacity = real, 1, capacity
+        self._real, self._copies, self._fixed = real, 1, capacity is not None
         self.lengths = real.sum(1)  # int64 [B]
         flat = real.flatten()
         if capacity is None:
             self.places = flat.nonzero().squeeze(1)
         else:
-            first = flat.long().argsort(descending=True, stable=True)
-            self.places = F.pad(first, (0, max(capacity - len(flat), 0)))[:capacity]
+            self.places = flat.long().argsort(descending=True, stable=True)[:capacity]
         self._groups: list[_Group] | None = None
 
     @property
     def used(self) -> Tensor:
-        """bool [M]: what stands for a real position; all, without a capacity."""
-        count = torch.arange(len(self.places), device=self.places.device).view(self._copies, -1)
-        return (count < (count[0, 0] + self.lengths.sum() + count[:, :1])).flatten()
+        """bool [M], false at padding."""
+        return torch.arange(len(self.places), device=self.places.device) < self.lengths.sum()
 
     def repeat(self, copies: int) -> "Packing":
         repeated = copy(self)
@@ -62,9 +60,9 @@ class Packing:
     def groups(self) -> "list[_Group]":
         """Rows by length, at most twice as long as their shortest: padding at most doubles the work of attention.
 
-        On a GPU all rows are one group: there a few large products are faster than many small ones.
+        With a capacity, and on a GPU, where few large products are faster than many small ones, all rows are one.
         """
-        if self._groups is None and self.places.is_cuda:
+        if self._groups is None and (self._fixed or self.places.is_cuda):
             order = torch.arange(len(self.places), device=self.places.device)
             self._groups = [_Group(order, self.places, self._real.repeat(self._copies, 1))]
         if self._groups is None:

@@ -16,7 +16,7 @@ A_GPU = "from dask.distributed.diagnostics import nvml\nnvml.device_get_count = 
 STATE = "from merlin.core.compat import HAS_GPU, cudf\nimport merlin.io\nprint(HAS_GPU, cudf is not None)\n"
 BATCH = """
 import sys, numpy as np, pyarrow as pa, pyarrow.parquet as pq, torch
-from llmcfsr_merlin.training import trainer
+from llmcfsr_merlin.training import t4rec_trainer as trainer
 from llmcfsr_merlin.dataset.names import ITEM
 from merlin.schema import ColumnSchema, Schema, Tags
 pq.write_table(pa.table({ITEM: pa.array([[3, 4], [5], [6, 7, 8]], pa.list_(pa.int64()))}), sys.argv[1])
