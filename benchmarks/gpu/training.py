@@ -47,9 +47,8 @@ def network_of(items: int, name: str):
 def training_of(files: dict, work: Path, config, **settings):
     from llmcfsr_merlin.training.procedures import Training
 
-    lines: list[str] = []
     train = config.train.model_copy(update={"batch_size": 256} | settings)
-    return Training(train, None, files, work, report=lines.append), lines
+    return Training(train, None, files, work)
 
 
 def speed(files: dict, name: str, items: int, precision: str, trainer: bool, epochs: int) -> dict:
@@ -65,7 +64,7 @@ def speed(files: dict, name: str, items: int, precision: str, trainer: bool, epo
         objective, loss = Objective(network, config.train), loss_function(config.train.loss)
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=CUDA)
         network.train()
-        for epoch in range(2):
+        for _ in range(2):
             wait()
             start = time.perf_counter()
             for number, batch in enumerate(batches):
@@ -112,7 +111,7 @@ def curve(files: dict, items: int, device: str, precision: str, work: Path, epoc
     network, config = network_of(items, "llm_cfsr")
     start = time.perf_counter()
     work.mkdir(parents=True, exist_ok=True)
-    training, lines = training_of(files, work, config, epochs=epochs, device=device, precision=precision)
+    training = training_of(files, work, config, epochs=epochs, device=device, precision=precision)
     if stop_after:
         def dying(line: str) -> None:
             if line.startswith(f"epoch {stop_after + 1}/"):

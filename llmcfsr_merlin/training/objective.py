@@ -133,6 +133,11 @@ class FixedStep(nn.Module):
         return torch.where(wanted, losses, 0).sum() / wanted.sum()
 
 
+def predicted_positions(network: DualViewNetwork, rows: int, items: int) -> int:
+    """Positions that may have a target in a batch of so many rows and items: a row's first item has no history."""
+    return items if network.masked else items - rows
+
+
 def hide(items: Tensor, share: float) -> Tensor:
     """BERT4Rec's training: which items, bool [B, T], are hidden and predicted; at least one a row, never all of two."""
     real = items != PAD

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from llmcfsr_merlin.config.schema import TrainConfig
 from llmcfsr_merlin.dataset.names import ITEM
@@ -14,9 +14,17 @@ from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.training.batches import Batches
 from llmcfsr_merlin.training.memory import ranked_users
-from llmcfsr_merlin.training.objective import Auxiliary, Objective
+from llmcfsr_merlin.training.objective import Auxiliary, Objective, predicted_positions
 from llmcfsr_merlin.training.procedures import Training
-from llmcfsr_merlin.training.trainer import BEST, Resumable, callbacks, one_device, run_trainer, trainer_arguments
+from llmcfsr_merlin.training.trainer import (
+    BEST,
+    Order,
+    Resumable,
+    callbacks,
+    one_device,
+    run_trainer,
+    trainer_arguments,
+)
 from llmcfsr_merlin.training.validation import held_out_ranks, quality
 
 _NOTHING = Auxiliary()
@@ -30,7 +38,7 @@ class _Model(nn.Module):
         self.network, self._objective = network, objective
 
     def forward(self, item_id: Tensor, row: Tensor, count: int) -> dict[str, Tensor]:
-        positions = count if self.network.masked else count - len(item_id)  # no history for the first item
+        positions = predicted_positions(self.network, len(item_id), count)
         return {"loss": self._objective(item_id, row, positions)}
 
 
@@ -58,16 +66,6 @@ class _Trainer(Resumable, Trainer):
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
-
-
-class _Order(TrainerCallback):
-    """Tells the batches which epoch it is; old Trainers tell torch's samplers alone."""
-
-    def __init__(self, batches: Batches):
-        self._batches = batches
-
-    def on_epoch_begin(self, args, state, control, **_):
-        self._batches.set_epoch(round(state.epoch or 0))
 
 
 def fit(
@@ -108,5 +106,5 @@ def make_trainer(
         batches=batches,
         valid=valid,
         exclude_history=exclude_history,
-        callbacks=[*callbacks(train, report, evaluate), _Order(batches)],
+        callbacks=[*callbacks(train, report, evaluate), Order(batches)],
     )

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers4rec.torch.block.base import BlockBase
 
 from llmcfsr_merlin.config.schema import TrainConfig
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, ROW
+from llmcfsr_merlin.dataset.names import COUNT, FIRST_ITEM, ITEM, ROW
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.ranker import select_top_k
-from llmcfsr_merlin.training.objective import Auxiliary, Objective
+from llmcfsr_merlin.training.objective import Auxiliary, Objective, predicted_positions
 from llmcfsr_merlin.training.validation import ranks, split_last
 
 
@@ -69,7 +69,9 @@ class NextItemTask(tr.NextItemPredictionTask):
         if training:
             none = items.new_empty(0)
             users = inputs[ROW].flatten().long() if ROW in inputs else None
-            return {"loss": self._objective(items, users), "labels": none, "predictions": none}
+            count = inputs.get(COUNT)  # of batches from memory
+            loss = self._objective(items, users, count and predicted_positions(network, len(items), count))
+            return {"loss": loss, "labels": none, "predictions": none}
         if self._catalogue is None or not testing:
             self._catalogue = network.catalogue()
         if testing:

@@ -20,6 +20,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.training.batches import Batches
 from llmcfsr_merlin.training.checkpoints import remove_old_checkpoints, seal_checkpoint, stale_epochs
 from llmcfsr_merlin.training.distillation import Distillation
 from llmcfsr_merlin.training.memory import ranked_users
@@ -56,11 +57,6 @@ class Resumable:
                     torch.distributed.all_reduce(weight.grad)
                     weight.grad /= torch.distributed.get_world_size()
         return loss
-
-    def _prepare_input(self, data):
-        if isinstance(data, torch.Tensor):  # pinned by the loader: the copy overlaps with what the GPU still computes
-            return data.to(self.args.device, non_blocking=True)
-        return super()._prepare_input(data)
 
     def _save_checkpoint(self, model, trial, **metrics):
         super()._save_checkpoint(model, trial, **metrics)  # metrics: until transformers 4.48
@@ -158,6 +154,16 @@ def run_trainer(
     if not history or not math.isfinite(history[-1]["loss"]):
         raise InputError("training ended without a finite loss: lower train.learning_rate")
     return history
+
+
+class Order(TrainerCallback):
+    """Tells the batches which epoch it is; old Trainers tell torch's samplers alone."""
+
+    def __init__(self, batches: Batches):
+        self._batches = batches
+
+    def on_epoch_begin(self, args, state, control, **_):
+        self._batches.set_epoch(round(state.epoch or 0))
 
 
 class _EpochReport(TrainerCallback):
