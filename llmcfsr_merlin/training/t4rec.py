@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers4rec.torch.block.base import BlockBase
 
 from llmcfsr_merlin.config.schema import TrainConfig
-from llmcfsr_merlin.dataset.names import COUNT, FIRST_ITEM, ITEM, ROW
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, ROW
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.ranker import select_top_k
 from llmcfsr_merlin.training.objective import Auxiliary, Objective, predicted_positions
@@ -64,12 +64,21 @@ class NextItemTask(tr.NextItemPredictionTask):
             self._catalogue = None  # weights are about to change
         return super().train(mode)
 
-    def forward(self, inputs: dict, targets=None, training: bool = False, testing: bool = False, top_k=None, **_):
+    def forward(
+        self,
+        inputs: dict,
+        targets=None,
+        training: bool = False,
+        testing: bool = False,
+        top_k: int | None = None,
+        count: int | None = None,
+        **_,
+    ):
+        """count: items in the batch, where the host knows."""
         network, items = self._network[0], inputs[ITEM].long()
         if training:
             none = items.new_empty(0)
             users = inputs[ROW].flatten().long() if ROW in inputs else None
-            count = inputs.get(COUNT)  # of batches from memory
             loss = self._objective(items, users, count and predicted_positions(network, len(items), count))
             return {"loss": loss, "labels": none, "predictions": none}
         if self._catalogue is None or not testing:

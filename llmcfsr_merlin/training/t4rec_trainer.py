@@ -21,7 +21,7 @@ from transformers4rec.config.trainer import T4RecTrainingArguments
 from transformers4rec.torch.utils.data_utils import MerlinDataLoader
 
 from llmcfsr_merlin.config.schema import TrainConfig
-from llmcfsr_merlin.dataset.names import ITEM, ROW, SCHEMA
+from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SCHEMA
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.training.batches import Batches
@@ -45,7 +45,17 @@ class _Trainer(Resumable, tr.Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         # transformers 4.46 gives the number of items in the batch as well, which Transformers4Rec does not take.
-        return super().compute_loss(model, inputs, return_outputs=return_outputs)
+        batch, beside = inputs
+        if not isinstance(beside, int):
+            return super().compute_loss(model, inputs, return_outputs=return_outputs)
+        outputs = model(batch, training=True, count=beside)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def prediction_step(self, model, inputs, *arguments, **settings):
+        batch, beside = inputs
+        if isinstance(beside, int):
+            beside = None
+        return super().prediction_step(model, (batch, beside), *arguments, **settings)
 
     def log(self, logs, start_time=None):
         super().log(logs)  # transformers 4.47 gives the time as well
@@ -83,7 +93,10 @@ def data_loader(
 
 
 class _Pairs:
-    """Batches as Transformers4Rec's Trainer takes them: with the targets, of which there are none, beside."""
+    """Batches as Transformers4Rec's Trainer takes them, in pairs of inputs and targets.
+
+    There are no targets beside the items; their place has the number of items, since inputs must be tensors.
+    """
 
     def __init__(self, batches: Batches):
         self.batches, self.dataset, self._batch_size = batches, batches.dataset, batches.batch_size
@@ -92,7 +105,8 @@ class _Pairs:
         return len(self.batches)
 
     def __iter__(self):
-        return ((batch, None) for batch in self.batches)
+        for batch in self.batches:
+            yield {name: batch[name] for name in (ITEM, ROW)}, batch[COUNT]
 
 
 def _flatten_by_numpy(loader: Loader) -> None:

@@ -17,11 +17,11 @@ STATE = "from merlin.core.compat import HAS_GPU, cudf\nimport merlin.io\nprint(H
 BATCH = """
 import sys, numpy as np, pyarrow as pa, pyarrow.parquet as pq, torch
 from llmcfsr_merlin.training import t4rec_trainer
-from llmcfsr_merlin.dataset.names import COUNT, ITEM
+from llmcfsr_merlin.dataset.names import ITEM
 torch.cuda.mem_get_info = lambda device: (0, 0)  # as if another process had it: batches stay on the CPU
 pq.write_table(pa.table({ITEM: pa.array([[3, 4], [5], [6, 7, 8]], pa.list_(pa.int64()))}), sys.argv[1])
 loader = t4rec_trainer.data_loader([sys.argv[1]], None, 2, False, torch.device("cuda"))
-print([batch[ITEM].tolist() for batch, _ in loader], [batch[COUNT] for batch, _ in loader])
+print([batch[ITEM].tolist() for batch, _ in loader], [count for _, count in loader])
 """
 FOUND = "[[[3, 4, 0], [5, 0, 0]], [[6, 7, 8]]] [3, 3]"
 
