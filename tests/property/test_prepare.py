@@ -1,5 +1,7 @@
 """prepare() against a pandas reference: the same rows for every partitioning, engine and order of the input."""
 
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
 from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, ROW, SPLITS, SUBSECOND, TIME, TRAIN_COUNT, USER
+from llmcfsr_merlin.dataset.prepare import prepare as features
+from llmcfsr_merlin.dataset.prepare.in_memory import InMemory
 from llmcfsr_merlin.dataset.prepare.partitions import read_frame
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.runtime.engine import Engine, engine, has_gpu
@@ -20,6 +24,8 @@ from llmcfsr_merlin.runtime.errors import InputError
 SMALL = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)
 
+# Ids whose order by bytes is not that of UTF-16, nor of a locale.
+_LETTERS = ("", "a", "Z", "\u00e9", "\u65e5", "\uffee", "\U0001f600")
 READ = "llmcfsr_merlin.dataset.prepare.shuffle.read_partition"
 
 
@@ -105,8 +111,8 @@ def logs(draw):
     count = draw(st.integers(1, 120))
     users, items = draw(st.integers(1, 12)), draw(st.integers(1, 12))
     log = pd.DataFrame({
-        USER: [f"u{x}" for x in (random.pareto(1, count)).astype(int) % users],
-        ITEM: [f"i{x}" for x in (random.pareto(0.7, count)).astype(int) % items],
+        USER: [_LETTERS[x % 7] + f"u{x}" for x in (random.pareto(1, count)).astype(int) % users],
+        ITEM: [f"i{x}" + _LETTERS[x % 7] for x in (random.pareto(0.7, count)).astype(int) % items],
         TIME: random.integers(-5, draw(st.sampled_from([1, 6, 2**40])), count),
         ROW: np.arange(count),
     })  # fmt: skip
@@ -138,9 +144,53 @@ class Pandas:
     """pandas with the one call of cudf that it has not: row groups of several files."""
 
     @staticmethod
-    def read_parquet(paths, columns, row_groups):
+    def read_parquet(paths, columns, row_groups, use_pandas_metadata):
         files = zip(map(pq.ParquetFile, paths), row_groups)
         return pd.concat([file.read_row_groups(groups, columns).to_pandas() for file, groups in files])
+
+    Series, concat = pd.Series, staticmethod(pd.concat)
+
+
+@contextmanager
+def in_memory(text: int):
+    """prepare() as on a GPU whose memory holds the log, on pandas and numpy; ids of `text` bytes are read at once."""
+
+    def device(free):
+        return nullcontext((Pandas, np))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "open_device", device)
+        patch.setattr(features, "InMemory", partial(InMemory, text=text))
+        patch.setattr(features, "shuffle", lambda *_: 1 / 0)
+        yield
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*")) if path.is_file() and "workflow" not in path.parts
+    }  # fmt: skip
+
+
+@SMALL
+@given(
+    log=logs(), config=configs, parts=st.sampled_from([1, 3, 50]), rows=st.sampled_from([1, 7, 10**6]),
+    workers=st.sampled_from([1, 4]), text=st.sampled_from([1, 300, 10**6]),
+)  # fmt: skip
+def test_in_memory_writes_the_same_bytes(tmp_path_factory, log, config, parts, rows, workers, text):
+    """The whole program of a GPU, on pandas and numpy. No proof for cudf and cupy themselves."""
+    tmp = tmp_path_factory.mktemp("memory")
+    with in_memory(text):
+        on = Engine("single", False, workers, 1 << 30, 1 << 30, device_memory=1 << 40)
+        report = check(log, config, tmp / "a", parts, rows, on)
+    if report:
+        on = Engine("single", False, workers, 1 << 30, rows * 160)
+        files = prepare(tmp / "a" / "in", tmp / "b", config, on)
+        assert content(tmp / "a" / "out") == content(tmp / "b")
+        sizes = ("shuffle_mb", "output_mb")
+        assert [(k, v) for k, v in report.items() if k not in sizes] == [
+            (k, v) for k, v in files.items() if k not in sizes
+        ]
 
 
 @SMALL
@@ -233,8 +283,6 @@ def test_k_core_needs_rounds(tmp_path):
 
 
 def test_stopped_run_continues(tmp_path, monkeypatch):
-    from llmcfsr_merlin.dataset.prepare import prepare as features
-
     log = pd.DataFrame({USER: [f"u{x % 7}" for x in range(200)], ITEM: [f"i{x % 11}" for x in range(200)], TIME: 0})
     log[ROW] = np.arange(200)
     source, on = write_log(tmp_path / "in", log, 4), Engine("single", False, 1, 1 << 30, 50 * 160)

@@ -29,7 +29,7 @@ def test_defaults_come_from_the_machine_and_are_printed(capfd, monkeypatch):
 
 
 def test_what_cannot_be(monkeypatch):
-    monkeypatch.setattr(cluster, "has_gpu", lambda: False)
+    monkeypatch.setattr(cluster, "_gpus", list)
     with pytest.raises(MissingDependency, match="needs a CUDA GPU"):
         engine(ClusterConfig(kind="cuda")).__enter__()
     for name, size in (("memory_limit", "much"), ("partition_size", "8 cats")):
