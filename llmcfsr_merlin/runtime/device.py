@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
 
+import numpy as np
+
 _ALIGN = 256  # bytes; rmm wants multiples of it
+
+
+def libraries() -> tuple[ModuleType, ModuleType]:
+    """(cudf, cupy)."""
+    if not hasattr(np, "row_stack"):  # numba-cuda up to 0.30, which cudf imports, has not heard of numpy 2.5
+        np.row_stack = np.vstack
+    return importlib.import_module("cudf"), importlib.import_module("cupy")
 
 
 @contextmanager
@@ -17,7 +26,7 @@ def open_device(free: int) -> Iterator[tuple[ModuleType, ModuleType]]:
     Drop every array before that. Where rmm has no such pool, each library allocates for itself: slower, not wrong.
     """
     os.environ.setdefault("KVIKIO_NTHREADS", str(min(os.cpu_count() or 1, 16)))  # threads that read one file
-    cudf, cupy = importlib.import_module("cudf"), importlib.import_module("cupy")
+    cudf, cupy = libraries()
     before = None
     with suppress(Exception):
         before = _start_pool(cupy, free // 2 // _ALIGN * _ALIGN)

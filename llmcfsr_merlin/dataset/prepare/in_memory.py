@@ -39,11 +39,11 @@ def fits(chunks: list[Chunk], free: int) -> bool:
     rows = sum(chunk.rows for chunk in chunks)
     if not free or rows > _MOST_ROWS:
         return False
-    return rows * (_BYTES_PER_ROW + 2 * sum(_widths(chunks).values())) < 0.85 * free
+    return rows * (_BYTES_PER_ROW + sum(2 * (width + 8) for width in _widths(chunks).values())) < 0.85 * free
 
 
 def _widths(chunks: list[Chunk]) -> dict[str, float]:
-    """Bytes of an id in a column of cudf (text and offset), by the first rows of a few partitions."""
+    """Bytes of text of an id in each column, by the first rows of a few partitions."""
     found = {USER: 1.0, ITEM: 1.0}
     for chunk in chunks[:: max(1, len(chunks) // 4)]:
         path, group = chunk.pieces[0]
@@ -51,7 +51,7 @@ def _widths(chunks: list[Chunk]) -> dict[str, float]:
         for name in found:
             texts = sample[sample.schema.get_field_index(name)].cast(pa.string())
             found[name] = max(found[name], (pc.sum(pc.binary_length(texts)).as_py() or 0) / len(texts))
-    return {name: width + 8 for name, width in found.items()}
+    return found
 
 
 class InMemory:
@@ -80,8 +80,7 @@ class InMemory:
             with self._step("number ids", chunk.rows):
                 codes = {}
                 for name in (USER, ITEM):
-                    codes[name] = ids[name].add(frame[name])
-                    frame = frame.drop(columns=name)
+                    codes[name] = ids[name].add(frame.pop(name))
                 null_user, null_item = codes[USER] < 0, codes[ITEM] < 0
                 keep = ~(null_user | null_item)
                 nulls["null_users"] += int(null_user.sum())

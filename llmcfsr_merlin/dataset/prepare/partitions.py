@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import ITEM, ROW, SUBSECOND, TIME, USER
+from llmcfsr_merlin.runtime.device import libraries
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import machine_failure
 
@@ -97,10 +98,7 @@ class Columns:
 def read_partition(chunk: Chunk, gpu: bool) -> Columns:
     """Read a partition with cudf or, where there is no GPU, Arrow. InputError for a timestamp or row that is null."""
     if gpu:
-        import cudf
-        import cupy
-
-        return read_frame(chunk, cudf, cupy)
+        return read_frame(chunk, *libraries())
     # Not pandas, which would make a Python object of every id: Arrow reads the dictionary pages as they are, 4 times
     # as fast. tests/property/test_prepare.py runs read_frame on pandas and compares.
     there = [*_NEEDED, *_optional(chunk)]

@@ -53,6 +53,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     """
     out, start = Path(out), time.perf_counter()
     folder = out / ".shuffle"
+    out.mkdir(parents=True, exist_ok=True)
     chunks, size = plan_chunks(interactions, engine.partition_rows, engine.workers)
     rows = sum(chunk.rows for chunk in chunks)
     cuts = user_boundaries(chunks, -(-rows // size), engine.workers)

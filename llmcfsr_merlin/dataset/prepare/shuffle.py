@@ -17,6 +17,7 @@ from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SUBSECOND, TIME, USER
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
 from llmcfsr_merlin.dataset.prepare.order import order_rows
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, read_partition
+from llmcfsr_merlin.runtime.device import libraries
 
 
 def user_boundaries(chunks: list[Chunk], buckets: int, threads: int = 1) -> pa.Array:
@@ -162,8 +163,7 @@ def sort_bucket(bucket: Path, *, gpu: bool) -> None:
             table[SUBSECOND].to_numpy() if SUBSECOND in table.column_names else np.zeros(len(table)) for table in tables
         ])  # fmt: skip
     if gpu:
-        import cupy
-
+        _, cupy = libraries()
         on_device = (None if keys is None else cupy.asarray(keys) for keys in (user, time, subsecond, row))
         by_time = to_host(order_rows(cupy, *on_device))
     else:
