@@ -205,8 +205,8 @@ def checks(small: bool) -> dict[str, str]:
     else:
         import cudf as frames
         import cupy as xp
+    from llmcfsr_merlin.dataset.prepare.ids import _by_hash, encode, to_arrow
     from llmcfsr_merlin.dataset.prepare.order import order_rows
-    from llmcfsr_merlin.dataset.prepare.partitions import encode, to_arrow
     from llmcfsr_merlin.dataset.prepare.shuffle import to_host
 
     texts = ["b", "", "\u00e9", "a", None, "\uffee", "\U0001f600", "Z", "a", "\u65e5\u672c", "b"]
@@ -221,6 +221,12 @@ def checks(small: bool) -> dict[str, str]:
         codes, distinct = encode(frames.Series(texts), xp)
         names = to_arrow(distinct).to_pylist()
         assert [None if code < 0 else names[code] for code in to_host(codes).tolist()] == texts
+
+    def hashed_texts():
+        found = _by_hash(frames.Series(texts), xp)
+        assert found is not None, "not by hash"
+        names = to_arrow(found[1]).to_pylist()
+        assert [None if code < 0 else names[code] for code in to_host(found[0]).tolist()] == texts
 
     def joined_texts():
         both = frames.concat([frames.Series(["x", "y"]), frames.Series(["z", "x"])], ignore_index=True)
@@ -276,7 +282,7 @@ def checks(small: bool) -> dict[str, str]:
 
     asked: list[Callable] = [order_of_texts, codes_of_texts, joined_texts, order_of_rows, arithmetic, parquet]
     results = {}
-    for check in [*asked, *(() if small else (pool,))]:
+    for check in [*asked, *(() if small else (hashed_texts, pool))]:
         start = time.perf_counter()
         try:
             check()
@@ -293,6 +299,7 @@ def alternatives(source: Path, small: bool) -> dict:
     import cudf
     import cupy
 
+    from llmcfsr_merlin.dataset.prepare.ids import _by_hash
     from llmcfsr_merlin.runtime.device import open_device
 
     files = sorted(map(str, source.glob("*.parquet")))
@@ -319,6 +326,7 @@ def alternatives(source: Path, small: bool) -> dict:
             return found
         for name in ("user_id", "item_id"):
             column = frame[name]
+            timed(f"{name}: by hash", partial(_by_hash, column, cupy))
             timed(f"{name}: factorize", column.factorize)
             distinct = timed(f"{name}: unique", column.unique)
             timed(f"{name}: hash_values", partial(column.hash_values, "xxhash64"))

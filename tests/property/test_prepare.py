@@ -151,12 +151,35 @@ class Pandas:
     Series, concat = pd.Series, staticmethod(pd.concat)
 
 
+class Hashed(pd.Series):
+    """A series with cudf's hash_values, of fewer than `hashes` different ones: few of them collide."""
+
+    hashes = 1 << 64
+
+    @property
+    def _constructor(self):
+        return Hashed
+
+    def hash_values(self, method: str) -> pd.Series:
+        assert method == "xxhash64"
+        return pd.Series(pd.util.hash_array(self.to_numpy(object)) % np.uint64(self.hashes - 1))
+
+
+class PandasWithHashes(Pandas):
+    class Frame(pd.DataFrame):
+        _constructor_sliced = Hashed
+
+    @staticmethod
+    def read_parquet(*arguments, **settings):
+        return PandasWithHashes.Frame(Pandas.read_parquet(*arguments, **settings))
+
+
 @contextmanager
-def in_memory(text: int):
+def in_memory(text: int, frames=Pandas):
     """prepare() as on a GPU whose memory holds the log, on pandas and numpy; ids of `text` bytes are read at once."""
 
     def device(free):
-        return nullcontext((Pandas, np))
+        return nullcontext((frames, np))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "open_device", device)
@@ -175,12 +198,13 @@ def content(out: Path) -> dict[str, bytes]:
 @SMALL
 @given(
     log=logs(), config=configs, parts=st.sampled_from([1, 3, 50]), rows=st.sampled_from([1, 7, 10**6]),
-    workers=st.sampled_from([1, 4]), text=st.sampled_from([1, 300, 10**6]),
+    workers=st.sampled_from([1, 4]), text=st.sampled_from([1, 300, 10**6]), hashes=st.sampled_from([0, 4, 1 << 64]),
 )  # fmt: skip
-def test_in_memory_writes_the_same_bytes(tmp_path_factory, log, config, parts, rows, workers, text):
+def test_in_memory_writes_the_same_bytes(tmp_path_factory, log, config, parts, rows, workers, text, hashes):
     """The whole program of a GPU, on pandas and numpy. No proof for cudf and cupy themselves."""
     tmp = tmp_path_factory.mktemp("memory")
-    with in_memory(text):
+    with in_memory(text, PandasWithHashes if hashes else Pandas), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hashed, "hashes", hashes)
         on = Engine("single", False, workers, 1 << 30, 1 << 30, device_memory=1 << 40)
         report = check(log, config, tmp / "a", parts, rows, on)
     if report:

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.config.schema import PrepareConfig
 from llmcfsr_merlin.dataset.names import ITEM, SEQUENCES, SPLITS, USER
 from llmcfsr_merlin.dataset.prepare.filters import apply_filters, count, survivors
+from llmcfsr_merlin.dataset.prepare.ids import Numbering
 from llmcfsr_merlin.dataset.prepare.order import order_rows
-from llmcfsr_merlin.dataset.prepare.partitions import Chunk, encode, load_frame, no_ids, times, to_arrow
+from llmcfsr_merlin.dataset.prepare.partitions import Chunk, load_frame, no_ids, times
 from llmcfsr_merlin.dataset.prepare.sequences import HELD_OUT, write_rows
 from llmcfsr_merlin.dataset.prepare.shuffle import to_host
 from llmcfsr_merlin.runtime.engine import Engine
@@ -71,7 +72,7 @@ class InMemory:
         Raises InputError where every id is null.
         """
         nulls = {"null_users": 0, "null_items": 0}
-        ids = {name: _Ids(self.frames, self.xp) for name in (USER, ITEM)}
+        ids = {name: Numbering(self.frames, self.xp) for name in (USER, ITEM)}
         clocks = []
         for chunk in self._reads():
             with self._step("read", chunk.rows):
@@ -225,39 +226,6 @@ class InMemory:
             yield
             if self.xp is not np:
                 self.xp.cuda.get_current_stream().synchronize()  # or the next step would be charged for this one
-
-
-class _Ids:
-    """The ids of one column, read in pieces. codes: int32 positions of each piece among its own distinct ids."""
-
-    def __init__(self, frames, xp):
-        self.frames, self.xp = frames, xp
-        self.codes: list = []
-        self._distinct: list = []
-
-    def add(self, column):
-        """Positions (int32, -1 for null) of a piece; those without null go to `codes`."""
-        codes, distinct = encode(column, self.xp)
-        self._distinct.append(self.frames.Series(distinct))
-        return codes
-
-    def settle(self) -> tuple:
-        """The codes of all pieces as positions (int32) in the sorted ids, and these. By bytes, as Arrow sorts."""
-        sizes = [len(distinct) for distinct in self._distinct]
-        place, every = None, self._distinct[0]
-        if len(sizes) > 1:
-            place, every = encode(self.frames.concat(self._distinct, ignore_index=True), self.xp)
-            every = self.frames.Series(every)
-        self._distinct.clear()
-        every = every.reset_index(drop=True).sort_values()
-        order = self.xp.asarray(every.index.values)
-        rank = self.xp.empty(len(order), "int32")
-        rank[order] = self.xp.arange(len(order), dtype="int32")
-        place = rank if place is None else rank[place]
-        starts = np.cumsum([0, *sizes]).tolist()
-        codes = [place[start:][piece] for start, piece in zip(starts, self.codes)]
-        self.codes.clear()
-        return codes[0] if len(codes) == 1 else self.xp.concatenate(codes), to_arrow(every)
 
 
 def _write(task: tuple, *, ids: pa.Array) -> None:

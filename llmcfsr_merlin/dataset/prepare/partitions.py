@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import ITEM, ROW, SUBSECOND, TIME, USER
+from llmcfsr_merlin.dataset.prepare.ids import encode, to_arrow
 from llmcfsr_merlin.runtime.device import libraries
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import machine_failure
@@ -148,22 +149,6 @@ def times(frame, xp) -> tuple:
     subsecond = xp.asarray(frame[SUBSECOND].fillna(0.0).values) if SUBSECOND in frame.columns else None
     time, row = (xp.asarray(frame[name].values) for name in (TIME, ROW))
     return time, _some(subsecond), row
-
-
-def encode(column, xp) -> tuple:
-    """A column of ids as int32 positions (-1 for null) among its distinct ids, and those, in any order."""
-    if str(column.dtype) == "category":
-        column = column.astype(column.cat.categories.dtype)
-    codes, distinct = column.factorize()
-    return xp.asarray(codes).astype("int32"), distinct
-
-
-def to_arrow(ids) -> pa.Array:
-    """Ids of a cudf or pandas index or series as one Arrow array of strings (large ones where they pass 2 GB)."""
-    values = ids.to_arrow() if hasattr(ids, "to_arrow") else pa.array(ids.to_numpy(), pa.string())
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    return values.cast(pa.string()) if values.nbytes < 1 << 31 else values.cast(pa.large_string())
 
 
 def _optional(chunk: Chunk) -> list[str]:
