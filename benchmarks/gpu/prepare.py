@@ -205,7 +205,7 @@ def checks(small: bool) -> dict[str, str]:
     else:
         import cudf as frames
         import cupy as xp
-    from llmcfsr_merlin.dataset.prepare.ids import _by_hash, encode, to_arrow
+    from llmcfsr_merlin.dataset.prepare.numbering import _by_hash, encode, to_arrow
     from llmcfsr_merlin.dataset.prepare.order import order_rows
     from llmcfsr_merlin.dataset.prepare.shuffle import to_host
 
@@ -299,7 +299,7 @@ def alternatives(source: Path, small: bool) -> dict:
     import cudf
     import cupy
 
-    from llmcfsr_merlin.dataset.prepare.ids import _by_hash
+    from llmcfsr_merlin.dataset.prepare.numbering import _by_hash
     from llmcfsr_merlin.runtime.device import open_device
 
     files = sorted(map(str, source.glob("*.parquet")))

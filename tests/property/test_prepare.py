@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
 from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, ROW, SPLITS, SUBSECOND, TIME, TRAIN_COUNT, USER
 from llmcfsr_merlin.dataset.prepare import prepare as features
-from llmcfsr_merlin.dataset.prepare.in_memory import InMemory
-from llmcfsr_merlin.dataset.prepare.partitions import read_frame
+from llmcfsr_merlin.dataset.prepare.in_memory import InMemory, fits
+from llmcfsr_merlin.dataset.prepare.partitions import plan_chunks, read_frame
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.runtime.engine import Engine, engine, has_gpu
 from llmcfsr_merlin.runtime.errors import InputError
@@ -217,6 +217,23 @@ def test_in_memory_writes_the_same_bytes(tmp_path_factory, log, config, parts, r
         ]
 
 
+def test_a_log_that_does_not_fit_after_all_goes_through_files(tmp_path, monkeypatch, capfd):
+    def full(*_):
+        raise MemoryError("std::bad_alloc: out_of_memory")
+
+    monkeypatch.setattr(features, "open_device", lambda free: nullcontext((Pandas, np)))
+    monkeypatch.setattr("llmcfsr_merlin.dataset.prepare.in_memory.order_rows", full)
+    on = Engine("single", False, 1, 1 << 30, 1 << 30, device_memory=1 << 40)
+    check(skewed(1000, 60), PrepareConfig(), tmp_path, 3, 400, on)
+    assert "does not fit the device after all" in capfd.readouterr().err
+
+
+def test_what_fits_the_device(tmp_path):
+    source = write_log(tmp_path / "in", skewed(1000, 60), 3)
+    chunks, _ = plan_chunks(source, 10**6, 1)
+    assert fits(chunks, 1 << 20) and not fits(chunks, 150_000) and not fits(chunks, 0)
+
+
 @SMALL
 @given(log=logs(), config=configs, rows=st.sampled_from([1, 7, 10**6]))
 def test_dataframe_path_equals_reference(tmp_path_factory, log, config, rows):
@@ -227,12 +244,18 @@ def test_dataframe_path_equals_reference(tmp_path_factory, log, config, rows):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not has_gpu(), reason="needs cudf, cupy, dask-cuda and a CUDA device")
-def test_gpu_equals_reference(tmp_path):
-    log = skewed(20_000, 500)
+@pytest.mark.skipif(not has_gpu(), reason="needs cudf, cupy and a CUDA device")
+@pytest.mark.parametrize("free", [None, 0], ids=["in memory", "through files"])
+def test_gpu_equals_reference(tmp_path, free):
+    log, config = skewed(20_000, 500), PrepareConfig(min_user=5, min_item=4, max_length=10)
+    log[SUBSECOND] = np.random.default_rng(0).choice([0.0, 0.25, 0.999], len(log))
     with engine(ClusterConfig(kind="cuda")) as on:
+        if free is not None:
+            on.device_memory = free
         for parts, rows in ((1, 10**6), (3, 4000), (50, 300)):
-            check(log, PrepareConfig(min_user=5, min_item=4, max_length=10), tmp_path / str(parts), parts, rows, on)
+            check(log, config, tmp_path / str(parts), parts, rows, on)
+            prepare(tmp_path / str(parts) / "in", tmp_path / "files", config, Engine("single", False, 4, 0, rows * 160))
+            assert content(tmp_path / str(parts) / "out") == content(tmp_path / "files")
 
 
 @settings(SMALL, max_examples=12)

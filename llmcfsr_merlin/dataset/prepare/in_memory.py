@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.config.schema import PrepareConfig
 from llmcfsr_merlin.dataset.names import ITEM, SEQUENCES, SPLITS, USER
 from llmcfsr_merlin.dataset.prepare.filters import apply_filters, count, survivors
-from llmcfsr_merlin.dataset.prepare.ids import Numbering
+from llmcfsr_merlin.dataset.prepare.numbering import Numbering
 from llmcfsr_merlin.dataset.prepare.order import order_rows
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, load_frame, no_ids, times
 from llmcfsr_merlin.dataset.prepare.sequences import HELD_OUT, write_rows

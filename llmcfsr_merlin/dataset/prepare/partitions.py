@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import ITEM, ROW, SUBSECOND, TIME, USER
-from llmcfsr_merlin.dataset.prepare.ids import encode, to_arrow
+from llmcfsr_merlin.dataset.prepare.numbering import encode, to_arrow
 from llmcfsr_merlin.runtime.device import libraries
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import machine_failure
