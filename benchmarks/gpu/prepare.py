@@ -246,6 +246,7 @@ def checks(small: bool) -> dict[str, str]:
         x = xp.asarray(np.array([3, 1, 3, 0], np.int32))
         assert to_host(xp.bincount(x, minlength=6)).tolist() == [1, 1, 0, 2, 0, 0]
         assert to_host(xp.cumsum(x)).tolist() == [3, 4, 7, 7]
+        assert to_host(xp.cumsum(x == 3)).tolist() == [1, 1, 2, 2]
         assert to_host(xp.flatnonzero(x == 3)).tolist() == [0, 2]
         y = xp.zeros(4, "int32")
         y[1:] = x[1:] != x[:-1]

@@ -204,17 +204,13 @@ class InMemory:
 
     def _reads(self) -> list[Chunk]:
         """The partitions joined, as far as the ids of one column stay below the limit of a column."""
-        most = max(1, int(self.text / max(_widths(self.chunks).values())))
+        most = int(self.text / max(_widths(self.chunks).values()))
         reads: list[Chunk] = []
-        for path, group, rows in (
-            (path, group, pq.ParquetFile(path).metadata.row_group(group).num_rows)
-            for chunk in self.chunks for path, group in chunk.pieces
-        ):  # fmt: skip
-            if reads and reads[-1].rows + rows <= most:
+        for chunk in self.chunks:
+            if reads and reads[-1].rows + chunk.rows <= most:
                 last = reads.pop()
-                reads.append(Chunk(last.index, (*last.pieces, (path, group)), last.rows + rows))
-            else:
-                reads.append(Chunk(len(reads), ((path, group),), rows))
+                chunk = Chunk(last.index, last.pieces + chunk.pieces, last.rows + chunk.rows)
+            reads.append(chunk)
         return reads
 
     def _joined(self, arrays):
