@@ -201,7 +201,7 @@ def _covers(architecture: str, major: int, minor: int) -> bool:
 def _cudf(execute: Callable[[str], tuple[int, str]]) -> list[Check]:
     if _located("cudf") is None:
         return [Check("cudf", "note", "not installed: preprocessing runs on pandas", "for GPUs: docs/environments.md")]
-    code, line = execute("import cudf, dask_cudf, dask_cuda; print(cudf.__version__)")
+    code, line = execute("import cudf, cupy; print(cudf.__version__)")
     if code:
         return [Check("cudf", "warn", line, "use the Merlin container, or set cluster.kind=local (CPU)")]
     return [Check("cudf", "ok", line)]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +46,10 @@ class Engine:
     partition: int
     """Target bytes of a partition in a worker's memory."""
     client: object = None
+    device_memory: int = 0
+    """Bytes free on the one GPU of this process; 0 where there is none or workers have theirs."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What each step took so far."""
 
     @property
     def partition_rows(self) -> int:
@@ -68,10 +72,25 @@ class Engine:
                 if rows and not quiet:
                     done = rows * bar.n / len(tasks)
                     bar.set_postfix_str(f"{done / max(time.perf_counter() - start, 1e-9):,.0f} rows/s")
-        seconds = max(time.perf_counter() - start, 1e-9)
-        speed = f", {rows:,} rows, {rows / seconds:,.0f} rows/s" if rows else ""
-        _say(f"{stage}: {len(tasks)} part{'s' * (len(tasks) != 1)} in {seconds:.1f} s{speed}")
+        self._done(stage, f"{len(tasks)} part{'s' * (len(tasks) != 1)}", start, rows)
         return results
+
+    @contextmanager
+    def step(self, stage: str, rows: int) -> Iterator[None]:
+        """Time work that this process does in one go, and say so as `map` does."""
+        start = time.perf_counter()
+        yield
+        self._done(stage, "in memory", start, rows)
+
+    def say(self, line: str) -> None:
+        """One line on stderr."""
+        _say(line)
+
+    def _done(self, stage: str, what: str, start: float, rows: int) -> None:
+        seconds = max(time.perf_counter() - start, 1e-9)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        speed = f", {rows:,} rows, {rows / seconds:,.0f} rows/s" if rows else ""
+        _say(f"{stage}: {what} in {seconds:.1f} s{speed}")
 
     def _run(self, function: Callable, tasks: Sequence) -> Iterator[tuple[int, object]]:
         if self.client is None:
@@ -106,31 +125,46 @@ def engine(config: "ClusterConfig") -> Iterator[Engine]:
     Raises MissingDependency where cuda was asked for and cudf, dask-cuda or a GPU is missing, and InputError for a
     scheduler that does not answer or a size that cannot be read.
     """
-    gpu_here = has_gpu()
-    kind = config.kind if config.kind != "auto" else ("cuda" if gpu_here else "single")
+    gpus = _gpus() if config.kind in ("auto", "cuda") else []
+    kind = config.kind if config.kind != "auto" else ("cuda" if gpus else "single")
+    alone = _one_process(config, len(gpus))
     if config.scheduler:
-        kind = "scheduler"
-    if kind == "cuda" and not gpu_here:
+        kind, alone = "scheduler", False
+    if kind == "cuda" and (not gpus or (not alone and _absent("dask_cuda"))):
+        missing = ", ".join(_absent("cudf", "cupy", *(() if alone else ("dask_cuda",))))
         raise MissingDependency(
-            "cluster.kind=cuda needs a CUDA GPU, cudf and dask-cuda, found "
-            f"{_missing() or 'no usable GPU'}: use the Merlin container or `pip install cudf-cu12 dask-cuda`, "
+            "cluster.kind=cuda needs a CUDA GPU, cudf and cupy, for several GPUs dask-cuda too, found "
+            f"{missing or 'no usable GPU'}: use the Merlin container or `pip install cudf-cu13 dask-cuda`, "
             "or set cluster.kind=local"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = config.workers or (len(_device_memory()) if kind == "cuda" else cores)
+    workers = config.workers or (len(gpus) if kind == "cuda" else cores)
+    if alone:  # threads: one GPU, whose results they write
+        workers = config.workers if config.kind == "auto" and config.workers else cores
     memory = _bytes(config.memory_limit, "cluster.memory_limit") or int(available_memory() * 0.7 / workers)
     wanted = _bytes(config.partition_size, "cluster.partition_size")
-    with _client(kind, config, workers, memory) as client:
+    with _client("single" if alone else kind, config, workers, memory) as client:
         gpu = kind == "cuda"
         if kind == "scheduler":
             workers, memory, gpu = _joined(client, config, memory)
-        chosen = Engine(kind, gpu, workers, memory, wanted or _partition(memory, gpu), client)
+        # All threads may be on the one device at once, where the log does not fit it in one go.
+        size = min(_partition(memory, False), gpus[0] // (2 * workers)) if alone else _partition(memory, gpu)
+        chosen = Engine(kind, gpu, workers, memory, wanted or size, client, gpus[0] if alone else 0)
         where = f", dashboard {client.dashboard_link}" if client is not None else ""
+        if alone:
+            where = f", {_size(gpus[0])} of GPU memory free"
         _say(
             f"engine: {kind} on {'GPU' if gpu else 'CPU'}, {workers} worker{'s' if workers > 1 else ''} "
             f"of {_size(memory)}, partitions of {_size(chosen.partition)} (about {chosen.partition_rows:,} rows){where}"
         )
         yield chosen
+
+
+def _one_process(config: "ClusterConfig", gpus: int) -> bool:
+    """Whether one GPU is used by this process: there is one, one is asked for, or dask-cuda is not there for more."""
+    if config.kind == "cuda":
+        return gpus > 0 and (config.workers or gpus) == 1
+    return gpus == 1 or (gpus > 1 and bool(_absent("dask_cuda")))
 
 
 def _partition(memory: int, gpu: bool) -> int:
@@ -227,8 +261,13 @@ def _joined(client, config: "ClusterConfig", memory: int) -> tuple[int, int, boo
 
 
 def has_gpu() -> bool:
-    """Whether cudf, dask-cuda and a CUDA device are here."""
-    return not _missing() and len(_device_memory()) > 0
+    """Whether cudf, cupy and a CUDA device are here."""
+    return bool(_gpus())
+
+
+def _gpus() -> list[int]:
+    """Free bytes of each GPU that can be used."""
+    return [] if _absent("cudf", "cupy") else _device_memory()
 
 
 def available_memory() -> int:
@@ -252,21 +291,38 @@ def print_counts(title: str, lines: Sequence[tuple[str, object]]) -> None:
     show(table, stderr=True)
 
 
-def _missing() -> str:
-    return ", ".join(f"no {name}" for name in ("cudf", "cupy", "dask_cuda") if importlib.util.find_spec(name) is None)
+def _absent(*names: str) -> list[str]:
+    """`no <name>` for each library that is not installed."""
+    return [f"no {name}" for name in names if importlib.util.find_spec(name) is None]
 
 
 def _device_memory() -> list[int]:
     """Free bytes of each GPU, by the driver's library: it makes no CUDA context, which belongs to the workers."""
     try:
         import pynvml
-
+    except ImportError:
+        return _by_runtime()
+    try:
         pynvml.nvmlInit()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(pynvml.nvmlDeviceGetCount()))))
         names = [name.strip() for name in visible.split(",") if name.strip()]
         by_index, by_name = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID
         devices = [by_index(int(name)) if name.isdigit() else by_name(name.encode()) for name in names]
         return [int(pynvml.nvmlDeviceGetMemoryInfo(device).free) for device in devices]
+    except Exception:  # no driver, no library, no device, a part of one: the runtime knows
+        return _by_runtime()
+
+
+def _by_runtime() -> list[int]:
+    """Free bytes of each GPU by the CUDA runtime, which makes a context on each."""
+    try:
+        import cupy
+
+        free = []
+        for number in range(cupy.cuda.runtime.getDeviceCount()):
+            with cupy.cuda.Device(number):
+                free.append(int(cupy.cuda.runtime.memGetInfo()[0]))
+        return free
     except Exception:  # no driver, no library, no device: all mean none
         return []
 

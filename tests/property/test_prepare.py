@@ -1,5 +1,7 @@
 """prepare() against a pandas reference: the same rows for every partitioning, engine and order of the input."""
 
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 
 from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
 from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, ROW, SPLITS, SUBSECOND, TIME, TRAIN_COUNT, USER
-from llmcfsr_merlin.dataset.prepare.partitions import read_frame
+from llmcfsr_merlin.dataset.prepare import prepare as features
+from llmcfsr_merlin.dataset.prepare.in_memory import InMemory, fits
+from llmcfsr_merlin.dataset.prepare.partitions import plan_chunks, read_frame
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.runtime.engine import Engine, engine, has_gpu
 from llmcfsr_merlin.runtime.errors import InputError
@@ -20,6 +24,8 @@ from llmcfsr_merlin.runtime.errors import InputError
 SMALL = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)
 
+# Ids whose order by bytes is not that of UTF-16, nor of a locale.
+_LETTERS = ("", "a", "Z", "\u00e9", "\u65e5", "\uffee", "\U0001f600")
 READ = "llmcfsr_merlin.dataset.prepare.shuffle.read_partition"
 
 
@@ -105,8 +111,8 @@ def logs(draw):
     count = draw(st.integers(1, 120))
     users, items = draw(st.integers(1, 12)), draw(st.integers(1, 12))
     log = pd.DataFrame({
-        USER: [f"u{x}" for x in (random.pareto(1, count)).astype(int) % users],
-        ITEM: [f"i{x}" for x in (random.pareto(0.7, count)).astype(int) % items],
+        USER: [_LETTERS[x % 7] + f"u{x}" for x in (random.pareto(1, count)).astype(int) % users],
+        ITEM: [f"i{x}" + _LETTERS[x % 7] for x in (random.pareto(0.7, count)).astype(int) % items],
         TIME: random.integers(-5, draw(st.sampled_from([1, 6, 2**40])), count),
         ROW: np.arange(count),
     })  # fmt: skip
@@ -138,9 +144,94 @@ class Pandas:
     """pandas with the one call of cudf that it has not: row groups of several files."""
 
     @staticmethod
-    def read_parquet(paths, columns, row_groups):
+    def read_parquet(paths, columns, row_groups, use_pandas_metadata):
         files = zip(map(pq.ParquetFile, paths), row_groups)
         return pd.concat([file.read_row_groups(groups, columns).to_pandas() for file, groups in files])
+
+    Series, concat = pd.Series, staticmethod(pd.concat)
+
+
+class Hashed(pd.Series):
+    """A series with cudf's hash_values, of fewer than `hashes` different ones: few of them collide."""
+
+    hashes = 1 << 64
+
+    @property
+    def _constructor(self):
+        return Hashed
+
+    def hash_values(self, method: str) -> pd.Series:
+        assert method == "xxhash64"
+        return pd.Series(pd.util.hash_array(self.to_numpy(object)) % np.uint64(self.hashes - 1))
+
+
+class PandasWithHashes(Pandas):
+    class Frame(pd.DataFrame):
+        _constructor_sliced = Hashed
+
+    @staticmethod
+    def read_parquet(*arguments, **settings):
+        return PandasWithHashes.Frame(Pandas.read_parquet(*arguments, **settings))
+
+
+@contextmanager
+def in_memory(text: int, frames=Pandas):
+    """prepare() as on a GPU whose memory holds the log, on pandas and numpy; ids of `text` bytes are read at once."""
+
+    def device(free):
+        return nullcontext((frames, np))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "open_device", device)
+        patch.setattr(features, "InMemory", partial(InMemory, text=text))
+        patch.setattr(features, "shuffle", lambda *_: 1 / 0)
+        yield
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*")) if path.is_file() and "workflow" not in path.parts
+    }  # fmt: skip
+
+
+@SMALL
+@given(
+    log=logs(), config=configs, parts=st.sampled_from([1, 3, 50]), rows=st.sampled_from([1, 7, 10**6]),
+    workers=st.sampled_from([1, 4]), text=st.sampled_from([1, 300, 10**6]), hashes=st.sampled_from([0, 4, 1 << 64]),
+)  # fmt: skip
+def test_in_memory_writes_the_same_bytes(tmp_path_factory, log, config, parts, rows, workers, text, hashes):
+    """The whole program of a GPU, on pandas and numpy. No proof for cudf and cupy themselves."""
+    tmp = tmp_path_factory.mktemp("memory")
+    with in_memory(text, PandasWithHashes if hashes else Pandas), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hashed, "hashes", hashes)
+        on = Engine("single", False, workers, 1 << 30, 1 << 30, device_memory=1 << 40)
+        report = check(log, config, tmp / "a", parts, rows, on)
+    if report:
+        on = Engine("single", False, workers, 1 << 30, rows * 160)
+        files = prepare(tmp / "a" / "in", tmp / "b", config, on)
+        assert content(tmp / "a" / "out") == content(tmp / "b")
+        sizes = ("shuffle_mb", "output_mb")
+        assert [(k, v) for k, v in report.items() if k not in sizes] == [
+            (k, v) for k, v in files.items() if k not in sizes
+        ]
+
+
+def test_a_log_that_does_not_fit_after_all_goes_through_files(tmp_path, monkeypatch, capfd):
+    def full(*_):
+        raise MemoryError("std::bad_alloc: out_of_memory")
+
+    monkeypatch.setattr(features, "open_device", lambda free: nullcontext((Pandas, np)))
+    monkeypatch.setattr("llmcfsr_merlin.dataset.prepare.in_memory.order_rows", full)
+    on = Engine("single", False, 1, 1 << 30, 1 << 30, device_memory=1 << 40)
+    check(skewed(1000, 60), PrepareConfig(), tmp_path, 3, 400, on)
+    assert "does not fit the device after all" in capfd.readouterr().err
+
+
+def test_what_fits_the_device(tmp_path):
+    source = write_log(tmp_path / "in", skewed(1000, 60), 3)
+    chunks, _ = plan_chunks(source, 10**6, 1)
+    assert fits(chunks, 1 << 20) and not fits(chunks, 150_000) and not fits(chunks, 0)
 
 
 @SMALL
@@ -153,12 +244,18 @@ def test_dataframe_path_equals_reference(tmp_path_factory, log, config, rows):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not has_gpu(), reason="needs cudf, cupy, dask-cuda and a CUDA device")
-def test_gpu_equals_reference(tmp_path):
-    log = skewed(20_000, 500)
+@pytest.mark.skipif(not has_gpu(), reason="needs cudf, cupy and a CUDA device")
+@pytest.mark.parametrize("free", [None, 0], ids=["in memory", "through files"])
+def test_gpu_equals_reference(tmp_path, free):
+    log, config = skewed(20_000, 500), PrepareConfig(min_user=5, min_item=4, max_length=10)
+    log[SUBSECOND] = np.random.default_rng(0).choice([0.0, 0.25, 0.999], len(log))
     with engine(ClusterConfig(kind="cuda")) as on:
+        if free is not None:
+            on.device_memory = free
         for parts, rows in ((1, 10**6), (3, 4000), (50, 300)):
-            check(log, PrepareConfig(min_user=5, min_item=4, max_length=10), tmp_path / str(parts), parts, rows, on)
+            check(log, config, tmp_path / str(parts), parts, rows, on)
+            prepare(tmp_path / str(parts) / "in", tmp_path / "files", config, Engine("single", False, 4, 0, rows * 160))
+            assert content(tmp_path / str(parts) / "out") == content(tmp_path / "files")
 
 
 @settings(SMALL, max_examples=12)
@@ -233,8 +330,6 @@ def test_k_core_needs_rounds(tmp_path):
 
 
 def test_stopped_run_continues(tmp_path, monkeypatch):
-    from llmcfsr_merlin.dataset.prepare import prepare as features
-
     log = pd.DataFrame({USER: [f"u{x % 7}" for x in range(200)], ITEM: [f"i{x % 11}" for x in range(200)], TIME: 0})
     log[ROW] = np.arange(200)
     source, on = write_log(tmp_path / "in", log, 4), Engine("single", False, 1, 1 << 30, 50 * 160)

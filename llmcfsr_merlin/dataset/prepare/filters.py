@@ -1,11 +1,12 @@
 """Filters of interactions: k-core to a fixed point, the papers' single pass, short histories.
 
-They work on the sorted buckets of shuffle.py. A bucket holds whole users, so counts of users are local to it; counts of
-items are summed over the buckets between two rounds.
+A pass is done by whoever holds the log: over the sorted buckets of shuffle.py, here, or in memory (in_memory.py). A
+bucket holds whole users, so counts of users are local to it; counts of items are summed over the buckets.
 """
 
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -15,13 +16,24 @@ from llmcfsr_merlin.runtime.engine import Engine
 from llmcfsr_merlin.runtime.errors import InputError
 
 
-def apply_filters(
-    buckets: list[Path], counts: np.ndarray, settings: PrepareConfig, engine: Engine, rows: int
-) -> tuple[np.ndarray, dict]:
-    """Filter the buckets: what round n left of one stands in kept-<n>.npy beside the whole arrays.
+class Round(Protocol):
+    """One pass over the whole log: drop items not kept, then users below min_user (counted before the items if raw).
 
-    counts: int64 [items], interactions of each item before filtering. Returns the counts afterwards and a report
-    {"filter": [{round, items, users}: interactions dropped], "min_sequence": interactions dropped}.
+    title, rows: for the progress; number: 1, 2, ...; keep: bool [items] or None for all. Returns int64 [items], the
+    interactions left of each item, and how many fell with their item and with their user.
+    """
+
+    def __call__(
+        self, title: str, rows: int, *, number: int, keep, min_user: int, raw: bool
+    ) -> tuple[np.ndarray, int, int]: ...
+
+
+def apply_filters(drop: Round, counts, settings: PrepareConfig, rows: int) -> tuple:
+    """Filter `rows` interactions by passes of `drop`.
+
+    counts: int64 [items], interactions of each item before filtering, of the array library of `drop`. Returns the
+    counts afterwards and a report {"filter": [{round, items, users}: interactions dropped], "min_sequence":
+    interactions dropped}.
 
     k_core alternates until every user has min_user and every item min_item interactions (the largest such set, so the
     order of dropping does not matter). one_pass drops an interaction, once, if its user or its item has too few in the
@@ -30,15 +42,14 @@ def apply_filters(
     min_user an item may end below min_item. Raises InputError where nothing is left.
     """
     report: dict = {"filter": []}
-    for bucket in buckets:  # of an earlier run that was stopped
-        for path in bucket.glob("kept-*.npy"):
-            path.unlink()
     number = 0
     while settings.filter != "none":
         number += 1
         keep = counts >= settings.min_item
-        step = partial(_round, number=number, keep=keep, min_user=settings.min_user, raw=settings.filter == "one_pass")
-        counts, by_item, by_user = _sum(engine.map(step, buckets, f"filter, round {number}", rows), len(counts))
+        raw = settings.filter == "one_pass"
+        counts, by_item, by_user = drop(
+            f"filter, round {number}", rows, number=number, keep=keep, min_user=settings.min_user, raw=raw
+        )
         report["filter"].append({"round": number, "items": by_item, "users": by_user})
         left = int(counts.sum())
         if left == 0:
@@ -50,9 +61,10 @@ def apply_filters(
             break
         rows = left
     before = int(counts.sum())
-    step = partial(_round, number=number + 1, keep=None, min_user=settings.min_sequence, raw=False)
-    counts, _, report["min_sequence"] = _sum(engine.map(step, buckets, "short histories", before), len(counts))
-    if counts.sum() == 0:
+    counts, _, report["min_sequence"] = drop(
+        "short histories", before, number=number + 1, keep=None, min_user=settings.min_sequence, raw=False
+    )
+    if int(counts.sum()) == 0:
         raise InputError(
             f"prepare.min_sequence={settings.min_sequence} left none of {before:,} interactions: no user has so many; "
             "lower prepare.min_item or set prepare.filter=none so that more stay"
@@ -66,20 +78,45 @@ def apply_filters(
     return counts, report
 
 
+def survivors(xp, user, item, users: int, keep, min_user: int, raw: bool) -> tuple:
+    """Masks (bool, of the array library `xp`) over interactions: whose item is kept, and who are left of those.
+
+    user, item: positions, users of them below `users`; keep, min_user, raw as in Round.
+    """
+    of_item = xp.ones(len(item), bool) if keep is None else keep[item]
+    stay = user if raw else user[of_item]
+    enough = count(xp, stay, users) >= min_user
+    return of_item, of_item & enough[user]
+
+
+def count(xp, positions, size: int):
+    """How often each of 0 .. size - 1 is among `positions`, int64."""
+    return xp.bincount(positions, minlength=size) if len(positions) else xp.zeros(size, "int64")
+
+
+def bucket_rounds(buckets: list[Path], items: int, engine: Engine) -> Round:
+    """Passes over buckets: what round n left of one stands in kept-<n>.npy beside the whole arrays."""
+    for bucket in buckets:  # of an earlier run that was stopped
+        for path in bucket.glob("kept-*.npy"):
+            path.unlink()
+
+    def drop(title: str, rows: int, **how) -> tuple[np.ndarray, int, int]:
+        return _sum(engine.map(partial(_round, **how), buckets, title, rows), items)
+
+    return drop
+
+
 def _round(
     bucket: Path, *, number: int, keep: np.ndarray | None, min_user: int, raw: bool
 ) -> tuple[np.ndarray, int, int]:
-    """One pass over a bucket: drop items not kept, then users below min_user (counted before the items if raw).
+    """One pass over a bucket.
 
     It reads what earlier rounds left and never changes that: dask runs a task again when the worker that holds its
     result dies, and the second answer must be the first one.
     """
     earlier = _rounds(bucket, number)
     user, item = _load(bucket, earlier)
-    of_item = np.ones(len(item), bool) if keep is None else keep[item]
-    stay = user if raw else user[of_item]
-    enough = np.bincount(stay, minlength=int(user[-1]) + 1 if len(user) else 1) >= min_user
-    both = of_item & enough[user]
+    of_item, both = survivors(np, user, item, int(user[-1]) + 1 if len(user) else 1, keep, min_user, raw)
     if not both.all():
         save_array(bucket / f"kept-{number:04d}.npy", np.stack([user[both], item[both]]))
     for path in earlier[:-1]:

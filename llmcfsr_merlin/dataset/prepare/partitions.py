@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import ITEM, ROW, SUBSECOND, TIME, USER
+from llmcfsr_merlin.dataset.prepare.numbering import encode, to_arrow
+from llmcfsr_merlin.runtime.device import libraries
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import machine_failure
 
@@ -97,10 +99,7 @@ class Columns:
 def read_partition(chunk: Chunk, gpu: bool) -> Columns:
     """Read a partition with cudf or, where there is no GPU, Arrow. InputError for a timestamp or row that is null."""
     if gpu:
-        import cudf
-        import cupy
-
-        return read_frame(chunk, cudf, cupy)
+        return read_frame(chunk, *libraries())
     # Not pandas, which would make a Python object of every id: Arrow reads the dictionary pages as they are, 4 times
     # as fast. tests/property/test_prepare.py runs read_frame on pandas and compares.
     there = [*_NEEDED, *_optional(chunk)]
@@ -122,24 +121,34 @@ def read_partition(chunk: Chunk, gpu: bool) -> Columns:
 
 
 def read_frame(chunk: Chunk, frames, xp) -> Columns:
-    """Read a partition with a dataframe library, `frames`, whose columns are arrays of `xp`.
+    """Read a partition with a dataframe library, `frames` (cudf or pandas), whose columns are arrays of `xp`.
 
     Written in what cudf and pandas share, so that this code runs where there is no GPU too.
     """
+    frame = load_frame(chunk, frames)
+    coded = [encode(frame[name], xp) for name in (USER, ITEM)]
+    (user, item), names = zip(*((codes, to_arrow(distinct)) for codes, distinct in coded))
+    return Columns(xp, user, item, *times(frame, xp), *names)
+
+
+def load_frame(chunk: Chunk, frames):
+    """The needed columns of a partition as a frame of `frames`. InputError for a timestamp or row that is null."""
     groups: dict[str, list[int]] = {}
     for path, group in chunk.pieces:
         groups.setdefault(path, []).append(group)
-    there = _optional(chunk)
-    frame = frames.read_parquet(list(groups), columns=[*_NEEDED, *there], row_groups=list(groups.values()))
+    columns = [*_NEEDED, *_optional(chunk)]
+    frame = frames.read_parquet(
+        list(groups), columns=columns, row_groups=list(groups.values()), use_pandas_metadata=False
+    )
     _no_nulls(chunk, {name: int(frame[name].isna().sum()) for name in (TIME, ROW)})
-    arrays, names = [], []
-    for name in (USER, ITEM):
-        codes, distinct = frame[name].factorize()  # -1 for null, in both libraries
-        arrays.append(xp.asarray(codes, dtype="int32"))
-        names.append(_arrow(distinct))
-    subsecond = xp.asarray(frame[SUBSECOND].fillna(0.0).values) if there else None
+    return frame
+
+
+def times(frame, xp) -> tuple:
+    """time, subsecond (None where all are 0) and row of a frame, as arrays of `xp`."""
+    subsecond = xp.asarray(frame[SUBSECOND].fillna(0.0).values) if SUBSECOND in frame.columns else None
     time, row = (xp.asarray(frame[name].values) for name in (TIME, ROW))
-    return Columns(xp, *arrays, time, _some(subsecond), row, *names)
+    return time, _some(subsecond), row
 
 
 def _optional(chunk: Chunk) -> list[str]:
@@ -153,11 +162,6 @@ def _some(subsecond):
     return None if subsecond is None or not bool(subsecond.any()) else subsecond
 
 
-def _arrow(index) -> pa.Array:
-    values = index.to_arrow() if hasattr(index, "to_arrow") else pa.array(index.to_numpy(), pa.string())
-    return (values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values).cast(pa.string())
-
-
 def _no_nulls(chunk: Chunk, nulls: dict[str, int]) -> None:
     for name, count in nulls.items():
         if count:
@@ -165,3 +169,8 @@ def _no_nulls(chunk: Chunk, nulls: dict[str, int]) -> None:
                 f"{chunk.pieces[0][0]}: expected a {name} in every row, found {count:,} without: "
                 "run `llmcfsr ingest --force`"
             )
+
+
+def no_ids(rows: int) -> InputError:
+    """The error where every row of a log is without a user or an item."""
+    return InputError(f"expected user and item ids, found none in {rows:,} interactions: check data.columns")

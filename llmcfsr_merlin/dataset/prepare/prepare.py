@@ -2,13 +2,14 @@
 
 NVTabular decides what the result is (nvtabular_adapter.py): Categorify gives the codes, and the sequence workflow the
 schema and the rows. Its Categorify and Groupby transform row by row in pandas (1.2 and 0.04 million rows/s a core), so
-each distinct id goes through the workflow once and rows follow as integers (shuffle.py, sequences.py); tests prove the
-result equal to the workflow's.
+each distinct id goes through the workflow once and rows follow as integers: in a device's memory (in_memory.py), or
+through files (shuffle.py, filters.py, sequences.py). Tests prove the result equal to the workflow's.
 """
 
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -30,13 +31,17 @@ from llmcfsr_merlin.dataset.names import (
     VOCABULARY,
 )
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
-from llmcfsr_merlin.dataset.prepare.filters import apply_filters
-from llmcfsr_merlin.dataset.prepare.partitions import Chunk, plan_chunks
+from llmcfsr_merlin.dataset.prepare.filters import apply_filters, bucket_rounds
+from llmcfsr_merlin.dataset.prepare.in_memory import InMemory, fits
+from llmcfsr_merlin.dataset.prepare.partitions import Chunk, no_ids, plan_chunks
 from llmcfsr_merlin.dataset.prepare.sequences import write_bucket
 from llmcfsr_merlin.dataset.prepare.shuffle import merge_items, scatter, sort_bucket, user_boundaries
+from llmcfsr_merlin.runtime.device import open_device
 from llmcfsr_merlin.runtime.engine import Engine, print_counts
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json
+
+_ADAPTER = "llmcfsr_merlin.dataset.prepare.nvtabular_adapter"
 
 
 def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engine) -> dict:
@@ -48,35 +53,83 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     """
     out, start = Path(out), time.perf_counter()
     folder = out / ".shuffle"
+    out.mkdir(parents=True, exist_ok=True)
     chunks, size = plan_chunks(interactions, engine.partition_rows, engine.workers)
     rows = sum(chunk.rows for chunk in chunks)
-    cuts = user_boundaries(chunks, -(-rows // size))
-    with ThreadPoolExecutor(1) as beside:  # Merlin takes seconds to import, for it brings torch
-        workflow = beside.submit(import_module, "llmcfsr_merlin.dataset.prepare.nvtabular_adapter")
-        nulls, raw, counts, buckets = shuffle(chunks, cuts, folder, engine)
-        counts, filtered = apply_filters(buckets, counts, settings, engine, rows - sum(nulls.values()))
-    disk = folder_size(folder)
-
-    left = np.flatnonzero(counts)
-    order = left[np.argsort(-counts[left], kind="stable")]  # ties by raw id, in which `raw` is sorted
-    ids = raw.take(pa.array(order))
-    code_of = np.zeros(len(raw), np.int64)
-    code_of[order] = workflow.result().categorify(ids.to_pandas(), out / "workflow")
-    save_array(folder / "codes.npy", code_of)
-    for name in (SEQUENCES, *SPLITS):  # parts of a stopped run
-        shutil.rmtree(out / name, ignore_errors=True)
-    write = partial(write_bucket, out=out, codes=folder / "codes.npy", max_length=settings.max_length)
-    parts = engine.map(write, buckets, "write", int(counts.sum()))
-    train = np.zeros(FIRST_ITEM + len(ids), np.int64)
-    for _, _, seen in parts:
-        train[: len(seen)] += seen
-    users, train_rows = (sum(part[position] for part in parts) for position in (0, 1))
-    report = {"rows_in": rows, **nulls, **filtered, "partitions": len(chunks), "buckets": len(buckets)}
+    cuts = user_boundaries(chunks, -(-rows // size), engine.workers)
+    with ThreadPoolExecutor(1) as beside, ExitStack() as device:
+        log: InMemory | _InFiles = _InFiles(chunks, cuts, engine, folder)
+        if fits(chunks, engine.device_memory):
+            log = InMemory(chunks, cuts, engine, *device.enter_context(open_device(engine.device_memory)))
+        beside.submit(import_module, _ADAPTER)  # Merlin takes seconds to import, for it brings torch
+        try:
+            nulls, raw, counts, filtered = _filtered(log, settings)
+        except (MemoryError, OverflowError):
+            if isinstance(log, _InFiles):
+                raise
+            engine.say("the log does not fit the device after all: through files, in partitions")
+            log = _InFiles(chunks, cuts, engine, folder)
+            device.close()
+            nulls, raw, counts, filtered = _filtered(log, settings)
+        disk = folder_size(folder)
+        left = np.flatnonzero(counts)
+        order = left[np.argsort(-counts[left], kind="stable")]  # ties by raw id, in which `raw` is sorted
+        ids = raw.take(pa.array(order))
+        code_of = np.zeros(len(raw), np.int64)
+        code_of[order] = np.arange(FIRST_ITEM, FIRST_ITEM + len(order))
+        proof = beside.submit(_categorify, ids, out / "workflow")
+        for name in (SEQUENCES, *SPLITS):  # parts of a stopped run
+            shutil.rmtree(out / name, ignore_errors=True)
+        users, train_rows, train = log.write(out, code_of, settings.max_length)
+        proof.result()
+    report = {"rows_in": rows, **nulls, **filtered, "partitions": len(chunks), "buckets": log.buckets}
     report |= finish(out, ids, counts[order], train[FIRST_ITEM:], users, train_rows, settings)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     report |= {"shuffle_mb": disk >> 20, "output_mb": folder_size(out) >> 20}
     _print(report, settings, time.perf_counter() - start)
     return report
+
+
+class _InFiles:
+    """A log in partitions and buckets, files below `folder`: what InMemory does, for any size and on any engine."""
+
+    def __init__(self, chunks: list[Chunk], cuts: pa.Array, engine: Engine, folder: Path):
+        self.chunks, self.cuts, self.engine, self.folder = chunks, cuts, engine, folder
+
+    @property
+    def buckets(self) -> int:
+        return len(self._buckets)
+
+    def load(self) -> tuple[dict[str, int], pa.Array, np.ndarray]:
+        nulls, raw, counts, self._buckets = shuffle(self.chunks, self.cuts, self.folder, self.engine)
+        return nulls, raw, counts
+
+    def filter(self, counts: np.ndarray, settings: PrepareConfig) -> tuple[np.ndarray, dict]:
+        drop = bucket_rounds(self._buckets, len(counts), self.engine)
+        counts, report = apply_filters(drop, counts, settings, int(counts.sum()))
+        self._left = int(counts.sum())
+        return counts, report
+
+    def write(self, out: Path, code_of: np.ndarray, max_length: int) -> tuple[int, int, np.ndarray]:
+        codes = self.folder / "codes.npy"
+        save_array(codes, code_of)
+        write = partial(write_bucket, out=out, codes=codes, max_length=max_length)
+        parts = self.engine.map(write, self._buckets, "write", self._left)
+        train = np.zeros(int(code_of.max()) + 1, np.int64)
+        for _, _, seen in parts:
+            train[: len(seen)] += seen
+        users, train_rows = (sum(part[position] for part in parts) for position in (0, 1))
+        return users, train_rows, train
+
+
+def _filtered(log: InMemory | _InFiles, settings: PrepareConfig) -> tuple[dict, pa.Array, np.ndarray, dict]:
+    nulls, raw, counts = log.load()
+    return nulls, raw, *log.filter(counts, settings)
+
+
+def _categorify(ids: pa.Array, save: Path) -> None:
+    """Have NVTabular number the items, and save its workflow: it raises where its codes are not those of the rows."""
+    import_module(_ADAPTER).categorify(ids.to_pandas(), save)
 
 
 def shuffle(
@@ -96,7 +149,7 @@ def shuffle(
     dropped = engine.map(partial(scatter, folder=folder, boundaries=cuts, gpu=engine.gpu), chunks, "shuffle", rows)
     nulls = {name: sum(part[name] for part in dropped) for name in ("null_users", "null_items")}
     if sum(nulls.values()) == rows:
-        raise InputError(f"expected user and item ids, found none in {rows:,} interactions: check data.columns")
+        raise no_ids(rows)
     raw, counts = merge_items(folder, chunks)
     buckets = sorted(path for path in folder.iterdir() if path.is_dir())
     engine.map(partial(sort_bucket, gpu=engine.gpu), buckets, "sort", rows)

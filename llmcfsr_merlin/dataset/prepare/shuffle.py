@@ -4,6 +4,7 @@ The shuffle goes through files: memory stays at one partition a worker however l
 not made again. Numbers live on the device (numpy or cupy); the distinct ids of a partition live in Arrow.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SUBSECOND, TIME, USER
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
+from llmcfsr_merlin.dataset.prepare.order import order_rows
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, read_partition
+from llmcfsr_merlin.runtime.device import libraries
 
 
-def user_boundaries(chunks: list[Chunk], buckets: int) -> pa.Array:
+def user_boundaries(chunks: list[Chunk], buckets: int, threads: int = 1) -> pa.Array:
     """At most buckets - 1 user ids that cut the users, in id order, into buckets of about equal interactions.
 
     From a sample of the log: where the cuts fall changes the files' sizes, never the rows or their order.
@@ -25,10 +28,8 @@ def user_boundaries(chunks: list[Chunk], buckets: int) -> pa.Array:
     if buckets == 1:
         return pa.array([], pa.string())
     step = max(1, len(chunks) // 16)
-    sample = [
-        pq.ParquetFile(path).read_row_group(group, columns=[USER])[USER]
-        for path, group in (chunk.pieces[0] for chunk in chunks[::step])
-    ]
+    with ThreadPoolExecutor(threads) as pool:
+        sample = list(pool.map(_users, [chunk.pieces[0] for chunk in chunks[::step]]))
     ids = pa.chunked_array([piece for column in sample for piece in column.cast(pa.string()).chunks], pa.string())
     ids = ids.drop_null().take(pa.array(np.arange(0, len(ids) - ids.null_count, max(1, len(ids) // 100_000))))
     if len(ids) == 0:
@@ -36,6 +37,11 @@ def user_boundaries(chunks: list[Chunk], buckets: int) -> pa.Array:
     ids = ids.take(pc.sort_indices(ids)).combine_chunks()
     cuts = ids.take(pa.array(np.unique(np.arange(1, buckets) * len(ids) // buckets)))
     return cuts.unique()
+
+
+def _users(piece: tuple[str, int]) -> pa.ChunkedArray:
+    path, group = piece
+    return pq.ParquetFile(path).read_row_group(group, columns=[USER])[USER]
 
 
 def scatter(chunk: Chunk, *, folder: Path, boundaries: pa.Array, gpu: bool) -> dict:
@@ -71,8 +77,8 @@ def scatter(chunk: Chunk, *, folder: Path, boundaries: pa.Array, gpu: bool) -> d
     order = xp.argsort(bucket, **kind) if len(boundaries) else slice(None)
     ends = xp.cumsum(xp.bincount(bucket, minlength=len(boundaries) + 1)).tolist()
     place = np.empty(len(users), np.int32)  # position of a user among its bucket's users
-    user, item, time, row = (_host(values[order]) for values in (user, item, time, row))
-    subsecond = None if columns.subsecond is None else _host(columns.subsecond[keep][order])
+    user, item, time, row = (to_host(values[order]) for values in (user, item, time, row))
+    subsecond = None if columns.subsecond is None else to_host(columns.subsecond[keep][order])
     start = 0
     for number, end in enumerate(ends):
         if end > start:
@@ -156,7 +162,12 @@ def sort_bucket(bucket: Path, *, gpu: bool) -> None:
         subsecond = np.concatenate([
             table[SUBSECOND].to_numpy() if SUBSECOND in table.column_names else np.zeros(len(table)) for table in tables
         ])  # fmt: skip
-    by_time = _order(user, time, subsecond, row, gpu)
+    if gpu:
+        _, cupy = libraries()
+        on_device = (None if keys is None else cupy.asarray(keys) for keys in (user, time, subsecond, row))
+        by_time = to_host(order_rows(cupy, *on_device))
+    else:
+        by_time = order_rows(np, user, time, subsecond, row)
     save_array(bucket / "user.npy", user[by_time])
     save_array(bucket / "item.npy", item[by_time])  # last: it says that the bucket is sorted
     for path in pieces:
@@ -164,32 +175,6 @@ def sort_bucket(bucket: Path, *, gpu: bool) -> None:
         path.with_suffix(".users").unlink()
 
 
-def _order(user: np.ndarray, time: np.ndarray, subsecond: np.ndarray | None, row: np.ndarray, gpu: bool) -> np.ndarray:
-    """Permutation that sorts by (user, time, subsecond, row)."""
-    ties = (row,) if subsecond is None else (row, subsecond)
-    if gpu:
-        import cupy
-
-        # One array of one type: floats from 0 on sort as their bits do.
-        keys = [x.view(np.int64) if x.dtype == np.float64 else x for x in (*ties, time, user)]
-        return cupy.asnumpy(cupy.lexsort(cupy.stack([cupy.asarray(x, dtype="int64") for x in keys])))
-    first = int(time.min())
-    bits = max(1, (int(time.max()) - first).bit_length())
-    if bits + max(1, int(user.max()).bit_length()) > 63:
-        return np.lexsort((*ties, time, user))
-    # One sort of one packed integer, then the few equal ones by what is left: three times as fast as a lexsort.
-    key = (user.astype(np.int64) << bits) | (time - first)
-    order = np.argsort(key)
-    key = key[order]
-    same = key[1:] == key[:-1]
-    if same.any():
-        tied = np.zeros(len(key), bool)
-        tied[1:] |= same
-        tied[:-1] |= same
-        at = np.flatnonzero(tied)
-        order[at] = order[at][np.lexsort((*(tie[order[at]] for tie in ties), key[at]))]
-    return order
-
-
-def _host(values) -> np.ndarray:
+def to_host(values) -> np.ndarray:
+    """A numpy or cupy array as numpy."""
     return values if isinstance(values, np.ndarray) else values.get()

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +30,7 @@ def test_defaults_come_from_the_machine_and_are_printed(capfd, monkeypatch):
 
 
 def test_what_cannot_be(monkeypatch):
-    monkeypatch.setattr(cluster, "has_gpu", lambda: False)
+    monkeypatch.setattr(cluster, "_gpus", list)
     with pytest.raises(MissingDependency, match="needs a CUDA GPU"):
         engine(ClusterConfig(kind="cuda")).__enter__()
     for name, size in (("memory_limit", "much"), ("partition_size", "8 cats")):
@@ -56,6 +57,58 @@ def test_dask_cuda_is_given(settings, pool, most, limit):
     assert set(given) <= set(parameters)
 
 
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine with that many GPUs of 80 GiB free, with or without dask-cuda; clusters are named, not started."""
+
+    def machine(number: int, dask: bool = True) -> None:
+        missing = {"cudf": number == 0, "cupy": number == 0, "dask_cuda": not dask}
+        monkeypatch.setattr(cluster, "_absent", lambda *names: [f"no {name}" for name in names if missing[name]])
+        monkeypatch.setattr(cluster, "_device_memory", lambda: [80 * GB] * number)
+        monkeypatch.setattr(cluster, "available_memory", lambda: 64 * GB)
+        monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda _: range(16), raising=False)
+
+    @contextmanager
+    def client(kind, *_):
+        yield None if kind == "single" else SimpleNamespace(dashboard_link=kind)
+
+    monkeypatch.setattr(cluster, "_client", client)
+    return machine
+
+
+@pytest.mark.parametrize(
+    "number, dask, settings, kind, workers, alone",
+    [
+        (1, False, {}, "cuda", 16, True),  # one GPU needs no dask; its results are written by all cores
+        (1, False, {"workers": 4}, "cuda", 4, True),
+        (1, False, {"kind": "cuda"}, "cuda", 16, True),
+        (1, True, {"kind": "cuda", "workers": 2}, "cuda", 2, False),
+        (2, True, {}, "cuda", 2, False),
+        (2, False, {}, "cuda", 16, True),  # the first of them
+        (2, True, {"kind": "cuda", "workers": 1}, "cuda", 16, True),
+        (1, True, {"kind": "single"}, "single", 16, False),
+        (0, True, {}, "single", 16, False),
+    ],
+)
+def test_where_gpus_are_used(gpus, number, dask, settings, kind, workers, alone):
+    gpus(number, dask)
+    with engine(ClusterConfig(**settings)) as on:
+        assert (on.kind, on.gpu, on.workers) == (kind, kind == "cuda", workers)
+        assert on.device_memory == (80 * GB if alone else 0) and (on.client is None) == (alone or kind == "single")
+        if alone:  # the same partitions, and so the same files, as without the GPU
+            with engine(ClusterConfig(**settings | {"kind": "single"})) as other:
+                assert other.workers != workers or other.partition == on.partition
+
+
+def test_what_a_gpu_needs(gpus):
+    gpus(0)
+    with pytest.raises(MissingDependency, match="found no cudf, no cupy"):
+        engine(ClusterConfig(kind="cuda")).__enter__()
+    gpus(2, dask=False)
+    with pytest.raises(MissingDependency, match="found no dask_cuda"):
+        engine(ClusterConfig(kind="cuda")).__enter__()
+
+
 def test_more_than_the_gpu_has():
     for settings in ({"rmm_pool_size": "90GiB"}, {"device_memory_limit": "90GiB"}):
         with pytest.raises(InputError, match=r"at most the 80\.0 GiB that are free"):
@@ -74,6 +127,14 @@ def test_free_device_memory_follows_the_visible_devices(monkeypatch):
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert cluster._device_memory() == [size * GB for size in free]
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed: the CUDA runtime is asked
+    here = SimpleNamespace(getDeviceCount=lambda: 2, memGetInfo=lambda: (7 * GB, 80 * GB))
+    cuda = SimpleNamespace(runtime=here, Device=lambda number: nullcontext())
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    assert cluster._device_memory() == [7 * GB] * 2
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert cluster._device_memory() == []
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert cluster._partition(64 * GB, gpu=True) == GB // 8 and cluster._partition(64 * GB, gpu=False) == GB // 2
 

