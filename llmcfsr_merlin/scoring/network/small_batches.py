@@ -13,6 +13,7 @@ from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # rows of the graphs; a batch takes the smallest that holds it
 _BACKBONES = (Block, MaskedBlock)  # blocks that neither wait for the device nor have shapes that depend on data
+_RECORDING = threading.Lock()  # CUDA records one graph of a process at a time
 _log = logging.getLogger("llmcfsr_merlin")
 States = Callable[[Tensor], Tensor]
 
@@ -51,7 +52,8 @@ class SmallBatches:
         with self._lock:
             if size not in self._graphs and not self._failed:
                 try:
-                    self._graphs[size] = Graph(self._states, size, self._max_length, histories.device)
+                    with _RECORDING:
+                        self._graphs[size] = Graph(self._states, size, self._max_length, histories.device)
                 except Exception as error:  # what cannot be recorded differs by driver, torch and backbone
                     self._failed = True
                     _log.warning("the network runs without CUDA graphs (%s)", " ".join(str(error).split())[:200])

@@ -152,9 +152,10 @@ def _of_catalogue_on_gpu(histories: Tensor, real: Tensor, units: Tensor, room: i
         lengths = torch.full((1,), len(items), device=items.device)
     else:
         items, lengths = histories[real], real.sum(1)
-    read = units[items]
-    best = units.new_empty(len(lengths), len(units))
-    size = max(room // max(len(items), 1), 1024)
+    best = units.new_zeros(len(lengths), len(units))
+    if not len(items):  # segment_reduce divides by their number
+        return best
+    read, size = units[items], max(room // len(items), 1024)
     for start in range(0, len(units), size):
         match = read @ units[start : start + size].T
         best[:, start : start + size] = torch.segment_reduce(match, "max", lengths=lengths, unsafe=True, initial=-2.0)

@@ -45,7 +45,7 @@ def test_content_is_the_largest_cosine_of_the_history_and_the_same_by_coldness()
 def test_content_by_segments_as_on_a_gpu(room):
     scorer = build(lexical=8).scorers["content"]
     every = histories([2, 9, 30], [7], [], list(range(20, 32)), [5, 5, 2])
-    for rows in (every, every[:1], every[1:2], every[2:3]):
+    for rows in (every, every[:1], every[1:2], every[2:3], every[[2, 2]]):
         found = _of_catalogue_on_gpu(rows, rows >= FIRST_ITEM, scorer.units, room)
         torch.testing.assert_close(found, scorer.cosine(rows))
 
