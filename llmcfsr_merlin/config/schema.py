@@ -265,6 +265,9 @@ class EmbedConfig(Section):
     quantisation: Literal["none", "8bit", "4bit"] = "none"
     """8bit and 4bit need bitsandbytes and a CUDA GPU."""
     batch_size: int = Field(64, ge=1)
+    """Texts a batch on a CPU."""
+    batch_tokens: int = Field(65_536, ge=1)
+    """Tokens a batch on a GPU, padding included; it is halved where memory does not hold it."""
     device: str = "auto"
     workers: int = Field(1, ge=1)
     """Processes that encode shards side by side; on CUDA worker w uses GPU w."""
