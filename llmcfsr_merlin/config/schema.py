@@ -548,7 +548,8 @@ class ServeConfig(Section):
     """Items scored exactly, found by the content match of 64 dimensions; 0: all. For hundreds of thousands of items."""
     max_batch_size: int = Field(64, ge=1)
     max_queue_delay_us: int = Field(500, ge=0)
-    device: Literal["cpu", "gpu"] = "cpu"
+    device: Literal["cpu", "gpu", "auto"] = "cpu"
+    """Of the model. gpu: `instances` on every GPU; auto: on a GPU where the server has one, else on the CPU."""
     instances: int = Field(1, ge=1)
 
     @model_validator(mode="after")

@@ -80,9 +80,14 @@ class Rank:
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["rank"])
         from llmcfsr_merlin.recommender import Recommender
+        from llmcfsr_merlin.runtime.machine import choose_device
+        from llmcfsr_merlin.scoring.network.small_batches import SIZES
 
+        chosen = choose_device(device, "serve.device")
         self.tag, self.limits = bundle.tag, limits
-        self.recommender = Recommender.load(bundle.directory, device, shortlist=limits.shortlist)
+        self.recommender = Recommender.load(bundle.directory, str(chosen), shortlist=limits.shortlist)
+        # On a GPU each size is recorded at its first batch: no user waits for that.
+        self.warm_up_rows = SIZES if chosen.type == "cuda" else (1,)
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
         results = each(requests, self._checked)
