@@ -89,6 +89,7 @@ class Recommender:
         share = vocabulary.counts / max(vocabulary.counts.sum(), 1)
         self.popularity = torch.tensor(share, dtype=torch.float32)  # what an empty history gets
         self.popularity[:FIRST_ITEM] = -torch.inf
+        self.popularity = self.popularity.to(ranker.device)
 
     @classmethod
     def load(
@@ -161,12 +162,11 @@ class Recommender:
         """Codes int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, items); code 0 where none is left."""
         codes, scores = self.ranker.top_k(encoded.codes, k, blocked)
         if encoded.fallback.any():
-            rows = torch.tensor(encoded.fallback.nonzero()[0])
+            rows = torch.from_numpy(encoded.fallback.nonzero()[0]).to(codes.device)
             popularity = self.popularity.expand(len(rows), -1)
             if blocked is not None:
                 popularity = popularity.masked_fill(blocked[rows], -torch.inf)
-            best = select_top_k(popularity, codes.shape[1])
-            codes[rows.to(codes.device)], scores[rows.to(codes.device)] = (part.to(codes.device) for part in best)
+            codes[rows], scores[rows] = select_top_k(popularity, codes.shape[1])
         return codes.cpu().numpy(), scores.cpu().numpy()
 
     def blocked(
@@ -179,16 +179,12 @@ class Recommender:
         """Bool [B, V] of the items each row must not get; None where nothing is blocked. Unknown ids are ignored."""
         if not any(exclude_seen) and not any(one is not None for one in (*allow, *deny)):
             return None
-        mask = torch.zeros(len(encoded.seen), len(self.vocabulary), dtype=torch.bool)
-        for row, seen in enumerate(encoded.seen):
-            if allow[row] is not None:
-                mask[row] = True
-                mask[row, self.encoder.known(allow[row])] = False
-            if deny[row] is not None:
-                mask[row, self.encoder.known(deny[row])] = True
-            if exclude_seen[row]:
-                mask[row, seen] = True
-        return mask
+        known = self.encoder.known
+        allowed = [None if one is None else known(one) for one in allow]
+        denied = [[] if one is None else known(one) for one in deny]
+        return self.ranker.blocked(
+            allowed, [codes + (seen if out else []) for codes, seen, out in zip(denied, encoded.seen, exclude_seen)]
+        )
 
     def answer(
         self,

@@ -266,6 +266,9 @@ class EmbedConfig(Section):
     quantisation: Literal["none", "8bit", "4bit"] = "none"
     """8bit and 4bit need bitsandbytes and a CUDA GPU."""
     batch_size: int = Field(64, ge=1)
+    """Texts a batch on a CPU."""
+    batch_tokens: int = Field(65_536, ge=1)
+    """Tokens a batch on a GPU, padding included; it is halved where memory does not hold it."""
     device: str = "auto"
     workers: int = Field(1, ge=1)
     """Processes that encode shards side by side; on CUDA worker w uses GPU w."""
@@ -546,7 +549,8 @@ class ServeConfig(Section):
     """Items scored exactly, found by the content match of 64 dimensions; 0: all. For hundreds of thousands of items."""
     max_batch_size: int = Field(64, ge=1)
     max_queue_delay_us: int = Field(500, ge=0)
-    device: Literal["cpu", "gpu"] = "cpu"
+    device: Literal["cpu", "gpu", "auto"] = "cpu"
+    """Of the model. gpu: `instances` on every GPU; auto: on a GPU where the server has one, else on the CPU."""
     instances: int = Field(1, ge=1)
 
     @model_validator(mode="after")

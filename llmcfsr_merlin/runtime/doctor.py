@@ -184,7 +184,7 @@ def _torch(execute: Callable[[str], tuple[int, str]]) -> list[Check]:
             action = "preprocess on the CPU: Merlin's container ends at Hopper (docs/environments.md, Blackwell)"
             checks.append(Check("GPU", "note", found, action))
         else:
-            checks.append(Check("GPU", "ok", found))
+            checks.append(Check("GPU", "ok", found, "training and encoding take it, serving by serve.device=gpu"))
     return checks
 
 

@@ -5,10 +5,10 @@ import torch
 from llmcfsr_merlin.runtime.errors import InputError
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one; InputError for a device that is not there."""
+def choose_device(name: str, setting: str = "train.device") -> torch.device:
+    """`auto` is the GPU where there is one; InputError, which names `setting`, for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"train.device: expected a CUDA device for {name!r}, found none: use cpu or auto")
+        raise InputError(f"{setting}: expected a CUDA device for {name!r}, found none: use cpu or auto")
     return torch.device(name)

@@ -30,6 +30,7 @@ class Ensemble(nn.Module):
         self.names = list(scorers)
         self.parts = nn.ModuleList(scorers.values())
         self.vectors = vectors
+        self._active: list[Scorer] | None = None
         if self.names and not any(bool(part.weights.any()) for part in self.parts):
             self.parts[0].weights[0] = 1.0  # the scale of a score is free: the others are weighed against the first
 
@@ -80,9 +81,18 @@ class Ensemble(nn.Module):
         places = {f.feature.name: f for f in self.features}
         for name, weight in weights.items():
             self.scorers[places[name].scorer].weights[places[name].place] = weight
+        self._active = None
+
+    @property
+    def active(self) -> list[Scorer]:
+        """The scorers with a weight. Asked once after `prepare` or `set_weights`: on a GPU the answer is waited for."""
+        if self._active is None:
+            self._active = [part for part in self.parts if bool(part.weights.any())]
+        return self._active
 
     def prepare(self, bulk: bool = False) -> "Ensemble":
         """Compute once what all scores share. bulk: many histories will be scored."""
+        self._active = None
         with torch.no_grad():
             for part in self.parts:
                 part.prepare(bulk)
@@ -91,10 +101,9 @@ class Ensemble(nn.Module):
     def scores(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         """histories: int64 [B, L] right-padded -> float32 [B, V], or [B, C] for candidates int64 [B, C] of each row."""
         total = None
-        for part in self.parts:
-            if bool(part.weights.any()):
-                score = part.weighted(histories, items)
-                total = score if total is None else total + score
+        for part in self.active:
+            score = part.weighted(histories, items)
+            total = score if total is None else total + score
         if total is None:
             raise InputError("every weight of the model is 0: calibrate it, or set a weight")
         if items is None:
@@ -114,7 +123,7 @@ class Ensemble(nn.Module):
 
     def candidates(self, histories: Tensor, count: int) -> Tensor:
         """What the scorers put forward for exact re-ranking: int64 [B, C], ascending in each row, 0 for repeats."""
-        found = [part.candidates(histories, count) for part in self.parts if bool(part.weights.any())]
+        found = [part.candidates(histories, count) for part in self.active]
         items = torch.cat(found, dim=1).sort(dim=1).values
         repeat = torch.zeros_like(items, dtype=torch.bool)
         repeat[:, 1:] = items[:, 1:] == items[:, :-1]
@@ -139,7 +148,7 @@ class Ensemble(nn.Module):
 
     def graph(self, batch_size: int = 64) -> nn.Module:
         """histories int64 [B, L] -> scores float [B, V] as a traceable module; reserved rows are not masked."""
-        return _Sum([part.graph(batch_size) for part in self.parts if bool(part.weights.any())])
+        return _Sum([part.graph(batch_size) for part in self.active])
 
 
 class _Sum(nn.Module):

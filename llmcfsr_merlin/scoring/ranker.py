@@ -1,12 +1,15 @@
 """The one top-k over the catalogue, shared by evaluation, `recommend` and serving."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.ensemble import Ensemble
+
+_SPARE = 32  # places beyond k that are looked at for ties
 
 
 def pad(histories: Sequence[Sequence[int]], max_length: int) -> Tensor:
@@ -36,6 +39,26 @@ class Ranker:
         """Ragged encoded ids -> int64 [B, L] right-padded; the last `max_length` items are kept."""
         return pad(histories, self.max_length)
 
+    def blocked(self, allow: Sequence[Sequence[int] | None], block: Sequence[Sequence[int]]) -> Tensor:
+        """Bool [B, V] for `top_k`, from codes of each row: all but those of `allow`, where there is one, and `block`.
+
+        It is filled on the device: for a large catalogue it is far larger than what names the items.
+        """
+        mask = torch.zeros(len(block), self.n_items, dtype=torch.bool, device=self.device)
+        listed = [row for row, codes in enumerate(allow) if codes is not None]
+        if listed:
+            mask[torch.tensor(listed, device=self.device)] = True
+            mask[self._places([(row, allow[row]) for row in listed])] = False
+        mask[self._places(enumerate(block))] = True
+        return mask
+
+    def _places(self, codes: Iterable[tuple[int, Sequence[int]]]) -> tuple[Tensor, Tensor]:
+        """Rows and codes, int64 [N] each on the device, of some rows' codes."""
+        rows, lists = zip(*codes)
+        lists = [np.asarray(one, dtype=np.int64) for one in lists]
+        places = np.stack([np.repeat(np.array(rows), list(map(len, lists))), np.concatenate(lists)])
+        return tuple(torch.from_numpy(places).to(self.device))
+
     @torch.inference_mode()
     def scores(self, histories: Tensor) -> Tensor:
         """histories int64 [B, L] right-padded -> float32 [B, V], -inf on reserved rows."""
@@ -43,7 +66,7 @@ class Ranker:
             raise ValueError(
                 f"expected histories of at most {self.max_length} items, found {histories.shape[1]}: use pad()"
             )
-        return self.model.scores(histories.to(self.device))
+        return self.model.scores(self._on_device(histories))
 
     @torch.inference_mode()
     def top_k(self, histories: Tensor, k: int, blocked: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -53,11 +76,17 @@ class Ranker:
         """
         k = min(k, self.n_items - FIRST_ITEM)
         if 0 < k < self.shortlist:
-            return self._top_of_candidates(histories.to(self.device), k, blocked)
+            return self._top_of_candidates(self._on_device(histories), k, blocked)
         scores = self.scores(histories)
         if blocked is not None:
             scores = scores.masked_fill(blocked.to(scores.device), -torch.inf)
         return select_top_k(scores, k)
+
+    def _on_device(self, histories: Tensor) -> Tensor:
+        if self.device.type != "cpu" and not histories.is_cuda and len(histories):
+            # Counted here: columns of nothing but padding cost a GPU as much as others.
+            histories = histories[:, : max(int((histories != PAD).sum(1).max()), 1)]
+        return histories.to(self.device)
 
     def _top_of_candidates(self, histories: Tensor, k: int, blocked: Tensor | None) -> tuple[Tensor, Tensor]:
         items = self.model.candidates(histories, self.shortlist)
@@ -78,15 +107,25 @@ def select_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     >>> select_top_k(torch.tensor([[-torch.inf, 2.0, 3.0, 3.0]]), 2)[0].tolist()
     [[2, 3]]
     """
-    values, _ = scores.topk(k, dim=1)
-    threshold = values[:, -1:]
-    # topk picks any of the items that tie at the threshold: take the whole tie and keep its smallest places.
-    above = scores > threshold
-    tied = scores == threshold
+    # topk picks any of the items that tie at the k-th: where the next few hold the whole tie, sorting them will do.
+    picked, places = scores.topk(min(k + _SPARE, scores.shape[1]), dim=1)
+    cut = (picked[:, k - 1] == picked[:, -1]) & (picked[:, -1] > -torch.inf)
+    places, order = places.sort(dim=1)
+    picked = picked.gather(1, order)
+    order = picked.argsort(dim=1, descending=True, stable=True)[:, :k]
+    places, picked = places.gather(1, order), picked.gather(1, order)
+    if scores.shape[1] > k + _SPARE and bool(cut.any()):
+        places[cut], picked[cut] = _with_long_ties(scores[cut], k)
+    return places.masked_fill(picked == -torch.inf, 0), picked
+
+
+def _with_long_ties(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same by the whole row: all that ties at the k-th, of which the smallest places are kept."""
+    threshold = scores.topk(k, dim=1).values[:, -1:]
+    above, tied = scores > threshold, scores == threshold
     room = k - above.sum(1, keepdim=True)
     chosen = above | (tied & (tied.cumsum(1) <= room))
     places = chosen.nonzero()[:, 1].view(len(scores), k)  # ascending in each row
     picked = scores.gather(1, places)
     order = picked.argsort(dim=1, descending=True, stable=True)
-    places, picked = places.gather(1, order), picked.gather(1, order)
-    return places.masked_fill(picked == -torch.inf, 0), picked
+    return places.gather(1, order), picked.gather(1, order)

@@ -64,13 +64,14 @@ class FitContext:
     """What `fit` gets beside the data.
 
     scratch: a folder for temporary files. train: trains a network in place and returns its history (one dict per
-    epoch); which procedure that is, is a setting of the recipe. report: takes lines of progress.
+    epoch); which procedure that is, is a setting of the recipe. report: takes lines of progress. device: to fit on.
     """
 
     scratch: Path
     train: Callable[[nn.Module], list[dict]]
     report: Callable[[str], None] = lambda line: None
     history: list[dict] = field(default_factory=list)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class Scorer(nn.Module):

@@ -44,7 +44,10 @@ class StepModel:
         parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         # `llmcfsr serve` gives Triton a link; errors name the folder itself, and the command that writes it.
         directory = Path(args["model_repository"]).resolve() / args["model_version"] / FOLDER
-        device = "cpu" if args["model_instance_kind"] == "CPU" else f"cuda:{args['model_instance_device_id']}"
+        if args["model_instance_kind"] == "GPU":
+            device = f"cuda:{args['model_instance_device_id']}"
+        else:  # where the choice is Triton's (KIND_AUTO), it takes the CPU for the python backend
+            device = "auto" if parameters.get("device") == "auto" else "cpu"
         self._outputs = [output["name"] for output in config["output"]]
         self._inputs = _INPUTS[self.step]
         self._log = os.environ.get("LLMCFSR_LOG_REQUESTS") == "1"
@@ -122,16 +125,22 @@ class StepModel:
             self._counters[2].increment(len(results) - len(good))
 
     def _warm_up(self) -> None:
-        if self.step in _FIRST:
+        if self.step is steps.Encode:
             self._run([{"HISTORY": np.array([[b""]], dtype=object)}])
+        if self.step is steps.Recommend:
+            for rows in self._run.rank.warm_up_rows:
+                self._run([{"HISTORY": np.full((rows, 1), b"", dtype=object)}])
         if self.step is steps.Rank:
             length = self._run.recommender.ranker.max_length
-            codes = np.full((1, length), 3, np.int64)
-            one = np.ones((1, 1), np.int32)
-            none, tag = np.array([[steps.NO_LIST]]), np.array([[self._run.tag]])
-            self._run(
-                [{"CODES": codes, "K": one, "BLOCK": np.zeros((1, 1), np.int64), "ALLOW_CODES": none, "BUNDLE": tag}]
-            )
+            one = {
+                "CODES": np.full((1, length), 3, np.int64),
+                "K": np.ones((1, 1), np.int32),
+                "BLOCK": np.zeros((1, 1), np.int64),
+                "ALLOW_CODES": np.array([[steps.NO_LIST]]),
+                "BUNDLE": np.array([[self._run.tag]]),
+            }
+            for rows in self._run.warm_up_rows:
+                self._run([{name: np.repeat(value, rows, 0) for name, value in one.items()}])
 
 
 def _counters(version: str) -> list:

@@ -1,5 +1,6 @@
 """How a tritonserver is started: the binary, its arguments, its environment, its private folder."""
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.serving.access import restrictions
-from llmcfsr_merlin.serving.repository import FRONT, format_of
+from llmcfsr_merlin.serving.repository import FRONT, format_of, needs_gpu
 from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE
 
 # Triton writes the paths into a line for bash, unquoted.
@@ -47,6 +48,25 @@ def binary_for(repository: Path) -> Path:
             "backend: serve it in a Triton or Merlin container, or export with serve.format=python"
         )
     return binary
+
+
+def check_device(repository: Path) -> None:
+    """InputError where the repository was exported for GPUs and the driver shows none."""
+    if needs_gpu(repository) and not _gpus():
+        raise InputError(
+            f"{repository} was exported with serve.device=gpu, and this machine shows no GPU: serve it on one, or "
+            "`llmcfsr export` with serve.device=cpu or auto"
+        )
+
+
+def _gpus() -> int:
+    """GPUs that the driver shows to this process (CUDA_VISIBLE_DEVICES counts); 0 without a driver."""
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        return 0 if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) else count.value
+    except (OSError, AttributeError):
+        return 0
 
 
 def private_folder(repository: Path, binary: Path) -> Path:

@@ -78,6 +78,11 @@ def format_of(repository: Path) -> str:
     return next((form for form, file in GRAPHS.items() if (newest / file).is_file()), "python")
 
 
+def needs_gpu(repository: Path) -> bool:
+    """Whether a model of the repository runs on GPUs alone."""
+    return any("KIND_GPU" in (Path(repository) / model / CONFIG).read_text() for model in _models(repository))
+
+
 def versions(repository: Path) -> list[int]:
     """Numbers of the complete versions, ascending."""
     holder = Path(repository) / ("rank" if layout(repository) == "ensemble" else FRONT)
@@ -97,7 +102,8 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
         "shortlist": serve.shortlist,
         "max_length": bundle.max_length,
         "instances": serve.instances,
-        "kind": "KIND_GPU" if serve.device == "gpu" else "KIND_CPU",
+        "device": serve.device,
+        "kind": f"KIND_{serve.device.upper()}",
         "version": version,
         **_graph_settings(serve),
     }

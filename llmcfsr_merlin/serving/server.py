@@ -97,6 +97,7 @@ class Server:
 
     def start(self) -> "Server":
         layout(self.repository)
+        launch.check_device(self.repository)
         self._binary = launch.binary_for(self.repository)
         if self.timeout <= 0:
             raise InputError(f"--start-timeout: expected more than 0 seconds, found {self.timeout:g}")

@@ -80,9 +80,14 @@ class Rank:
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["rank"])
         from llmcfsr_merlin.recommender import Recommender
+        from llmcfsr_merlin.runtime.machine import choose_device
+        from llmcfsr_merlin.scoring.network.small_batches import SIZES
 
+        chosen = choose_device(device, "serve.device")
         self.tag, self.limits = bundle.tag, limits
-        self.recommender = Recommender.load(bundle.directory, device, shortlist=limits.shortlist)
+        self.recommender = Recommender.load(bundle.directory, str(chosen), shortlist=limits.shortlist)
+        # On a GPU each size is recorded at its first batch: no user waits for that.
+        self.warm_up_rows = SIZES if chosen.type == "cuda" else (1,)
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
         results = each(requests, self._checked)
@@ -138,18 +143,11 @@ class Rank:
 
     def _blocked(self, requests: list[Tensors]):
         """Bool tensor [B, V] of what each row must not get; None where nothing is blocked."""
-        import torch
-
         if not any((r["ALLOW_CODES"][:, 0] != NO_LIST).any() or r["BLOCK"].any() for r in requests):
             return None
-        rows = [(a, b) for r in requests for a, b in zip(r["ALLOW_CODES"], r["BLOCK"])]
-        mask = torch.zeros(len(rows), self.recommender.ranker.n_items, dtype=torch.bool)
-        for row, (allow, block) in enumerate(rows):
-            if allow[0] != NO_LIST:
-                mask[row] = True
-                mask[row, torch.from_numpy(allow)] = False
-            mask[row, torch.from_numpy(block)] = True  # code 0, the padding of both lists, never scores anyway
-        return mask
+        allow = [None if row[0] == NO_LIST else row for request in requests for row in request["ALLOW_CODES"]]
+        block = [row for request in requests for row in request["BLOCK"]]
+        return self.recommender.ranker.blocked(allow, block)  # code 0, the padding of both, never scores anyway
 
 
 class Decode:

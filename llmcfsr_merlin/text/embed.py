@@ -131,6 +131,7 @@ def _encode_worker(
         source,
         out / TUNED if recipe.tuned else None,
         batch_size=config.batch_size,
+        batch_tokens=config.batch_tokens,
         device=device,
         enricher=_enricher(config, recipe, out),
     )

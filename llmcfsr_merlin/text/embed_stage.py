@@ -18,7 +18,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     """Write run_dir/embed from run_dir/ingest/items and run_dir/prepare/vocabulary.parquet."""
     run_dir = Path(run_dir)
     source = resolve(config.embed.model, config.embed.revision)
-    settings = config.embed.model_dump(exclude={"batch_size", "device", "workers"}) | {"weights": source.sha256}
+    ways = {"batch_size", "batch_tokens", "device", "workers"}  # of computing the same
+    settings = config.embed.model_dump(exclude=ways) | {"weights": source.sha256}
 
     def work(out: Path) -> dict:
         ids = pq.read_table(run_dir / "prepare" / VOCABULARY, columns=[ITEM])[ITEM].to_pylist()

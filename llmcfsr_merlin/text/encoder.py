@@ -1,11 +1,17 @@
 """Texts to vectors: tokenised once, sorted by length, padded batch by batch, pooled with the mask, L2-normalised."""
 
+import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.text.language_models import ModelSource, load_model, load_tokenizer, longest_input, pick_device
+
+BATCH_TOKENS = 1 << 16  # measured on an H100: from there on a model of MiniLM's size keeps it busy
+_log = logging.getLogger("llmcfsr_merlin")
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -29,13 +35,25 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
 class TextEncoder:
     """A language model as a function from texts to unit vectors."""
 
-    def __init__(self, model, tokenizer, *, pooling: str = "mean", max_tokens: int = 128, batch_size: int = 64):
-        """model: a bare transformers model; tokenizer: its tokenizer; batch_size: texts a batch."""
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        *,
+        pooling: str = "mean",
+        max_tokens: int = 128,
+        batch_size: int = 64,
+        batch_tokens: int = BATCH_TOKENS,
+    ):
+        """model: a bare transformers model; tokenizer: its tokenizer.
+
+        batch_size: texts a batch on a CPU; batch_tokens: tokens a batch on a GPU, padding included.
+        """
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.max_tokens = max_tokens
-        self.batch_size = batch_size
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
 
     @classmethod
     def load(
@@ -45,6 +63,7 @@ class TextEncoder:
         pooling: str = "mean",
         max_tokens: int = 128,
         batch_size: int = 64,
+        batch_tokens: int = BATCH_TOKENS,
         dtype: str = "float32",
         device: str = "auto",
         quantisation: str = "none",
@@ -53,13 +72,26 @@ class TextEncoder:
         max_tokens = min(max_tokens, longest_input(source.folder) or max_tokens)
         model = load_model(source, dtype, pick_device(device), quantisation)
         return cls(
-            model, load_tokenizer(source, max_tokens), pooling=pooling, max_tokens=max_tokens, batch_size=batch_size
+            model,
+            load_tokenizer(source, max_tokens),
+            pooling=pooling,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
         )
 
     @property
     def dimension(self) -> int:
         """Length of the vectors."""
         return self.model.config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, cut at max_tokens, not padded."""
@@ -81,34 +113,96 @@ class TextEncoder:
         for row, values in enumerate(tokens):
             ids[row, : len(values)] = values
             mask[row, : max(1, len(values))] = 1
-        device = next(self.model.parameters()).device
-        return {
-            "input_ids": torch.from_numpy(ids).to(device, non_blocking=True),
-            "attention_mask": torch.from_numpy(mask).to(device, non_blocking=True),
-        }
+        device, tensors = self.device, {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        if device.type == "cuda":  # from pinned memory a copy waits for nothing
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Unit vectors (B, D) float32 of a batch of token lists; gradients follow torch's mode."""
         batch = self.batch(tokens)
-        return pool(self.model(**batch).last_hidden_state, batch["attention_mask"], self.pooling)
+        mask = batch["attention_mask"]
+        if len(set(map(len, tokens))) == 1:  # nothing is padded: without a mask, attention takes its faster kernels
+            del batch["attention_mask"]
+        return pool(self.model(**batch).last_hidden_state, mask, self.pooling)
 
     def encode_tokens(
         self, tokens: Sequence[Sequence[int]], progress: Callable[[int], object] | None = None
     ) -> np.ndarray:
         """Unit vectors (N, D) float32 in the given order. Longest first: running out of memory shows at once.
 
-        progress: called with the number of texts after each batch.
+        progress: called with the number of texts after each batch. A batch that does not fit a GPU's memory is halved,
+        and those after it; InputError where one text does not.
         """
         vectors = np.empty((len(tokens), self.dimension), dtype=np.float32)
-        order = sorted(range(len(tokens)), key=lambda index: -len(tokens[index]))
+        lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+        order = np.argsort(-lengths, kind="stable")
+        lengths = lengths[order]
+        on_gpu, launched, start = self.on_gpu, deque(), 0
+
+        def finish() -> None:
+            chosen, wait = launched.popleft()
+            vectors[chosen] = wait()
+            if progress:
+                progress(len(chosen))
+
         with torch.inference_mode():
-            for start in range(0, len(order), self.batch_size):
-                chosen = order[start : start + self.batch_size]
-                vectors[chosen] = self.forward([tokens[index] for index in chosen]).cpu().numpy()
-                if progress:
-                    progress(len(chosen))
+            while start < len(order):
+                size = texts_that_fit(lengths[start:], self.batch_tokens) if on_gpu else self.batch_size
+                chosen = order[start : start + size]
+                wait = self._launch([tokens[index] for index in chosen])
+                if wait is None:
+                    self._halve(len(chosen), int(lengths[start]))
+                    continue
+                start += size
+                launched.append((chosen, wait))
+                if len(launched) > on_gpu:  # a GPU computes the next batch while this one is taken
+                    finish()
+            while launched:
+                finish()
         return vectors
+
+    def _launch(self, tokens: Sequence[Sequence[int]]) -> Callable[[], np.ndarray] | None:
+        """What waits for the vectors of a batch, which is launched; None where a GPU's memory does not hold it."""
+        try:
+            found = self.forward(tokens)
+        except torch.cuda.OutOfMemoryError:
+            return None
+        if found.device.type != "cuda":
+            return found.numpy
+        copy = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(found.device))
+
+        def wait() -> np.ndarray:
+            copied.synchronize()
+            return copy.numpy()
+
+        return wait
+
+    def _halve(self, texts: int, longest: int) -> None:
+        if texts == 1:
+            raise InputError(
+                f"out of memory on the GPU with one text of {longest} tokens: set embed.max_tokens lower, "
+                "embed.dtype=bfloat16, or use a smaller embed.model"
+            )
+        self.batch_tokens = texts * max(longest, 1) // 2
+        torch.cuda.empty_cache()
+        _log.warning("out of memory on the GPU: embed.batch_tokens=%d from here on", self.batch_tokens)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors (N, D) float32 of texts."""
         return self.encode_tokens(self.tokenise(texts))
+
+
+def texts_that_fit(lengths: np.ndarray, tokens: int) -> int:
+    """How many of the first texts a batch takes; lengths: int64 [N], descending; tokens: padding included.
+
+    Only those of the first one's length where they fill at least half of it: then nothing is padded.
+
+    >>> texts_that_fit(np.array([8, 8, 8, 7, 7, 2]), 32), texts_that_fit(np.array([8, 7, 7, 2]), 32)
+    (3, 4)
+    """
+    fit = max(tokens // max(int(lengths[0]), 1), 1)
+    alike = int(np.searchsorted(-lengths, -lengths[0], side="right"))
+    return alike if fit <= 2 * alike and alike < fit else min(fit, len(lengths))

@@ -15,7 +15,7 @@ from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.dataset.vector_checks import check_encoded
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json, write_json
-from llmcfsr_merlin.text.encoder import TextEncoder
+from llmcfsr_merlin.text.encoder import BATCH_TOKENS, TextEncoder
 from llmcfsr_merlin.text.enrichment import Enricher
 from llmcfsr_merlin.text.language_models import ModelSource, resolve_recorded
 from llmcfsr_merlin.text.lexical import Lexical
@@ -102,6 +102,7 @@ class ItemEncoder:
         tuned: Path | None = None,
         *,
         batch_size: int = 64,
+        batch_tokens: int = BATCH_TOKENS,
         device: str = "auto",
         enricher: Enricher | None = None,
     ):
@@ -109,7 +110,7 @@ class ItemEncoder:
         self.prompter = recipe.prompter()
         self.source = source
         self.tuned = tuned
-        self.batch_size = batch_size
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.device = device
         self.enricher = enricher
         self._encoder: TextEncoder | None = None
@@ -134,6 +135,7 @@ class ItemEncoder:
                 pooling=self.recipe.pooling,
                 max_tokens=self.recipe.max_tokens,
                 batch_size=self.batch_size,
+                batch_tokens=self.batch_tokens,
                 dtype=self.recipe.dtype,
                 device=self.device,
                 quantisation=self.recipe.quantisation,

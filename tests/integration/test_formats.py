@@ -103,7 +103,8 @@ def test_a_graph_of_other_weights_does_not_pass_the_check(tmp_path, form):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"layout": "merged"}, {"format": "torchscript"}, {"format": "torchscript", "device": "gpu", "instances": 2},
+    [{}, {"device": "auto"}, {"layout": "merged"}, {"layout": "merged", "device": "gpu"},
+     {"format": "torchscript"}, {"format": "torchscript", "device": "gpu", "instances": 2},
      {"format": "onnx"}, {"format": "onnx", "device": "gpu", "tensorrt": True}],
     ids=str,
 )  # fmt: skip

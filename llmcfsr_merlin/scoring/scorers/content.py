@@ -14,6 +14,7 @@ COLD_COUNT = 3  # training interactions at which the weight of cold items counts
 _REDUCED = 64  # leading dimensions by which candidates are generated
 _BULK = 500_000_000  # cosines of all pairs of items that are kept at once: 2 GB
 _ROOM = 1 << 22  # cosines held at once while the catalogue is read in parts
+_GPU_ROOM = 1 << 28  # the same on a GPU: 1 GB
 _GRAPH_ROOM = 1 << 26  # the same for a full batch of a graph, which cannot drop padding
 
 
@@ -45,10 +46,11 @@ class ContentScorer(Scorer):
         return scorer
 
     def prepare(self, bulk: bool = False) -> None:
-        """bulk: the cosines of all pairs of items are computed once if they fit in 2 GB."""
+        """bulk: the cosines of all pairs of items are computed once if they fit in 2 GB; a GPU is faster without."""
         self._units = self._unit_vectors()
         self._reduced = None
-        self._similarity = self._units @ self._units.T if bulk and len(self._units) ** 2 <= _BULK else None
+        bulk = bulk and not self._units.is_cuda and len(self._units) ** 2 <= _BULK
+        self._similarity = self._units @ self._units.T if bulk else None
 
     @property
     def units(self) -> Tensor:
@@ -84,7 +86,10 @@ class ContentScorer(Scorer):
         if items is None:
             if units is None and self._similarity is not None:
                 return self._of_all_pairs(histories, real)
-            return _of_catalogue(histories[real], real.sum(1).tolist(), self.units if units is None else units)
+            units = self.units if units is None else units
+            if units.is_cuda:
+                return _of_catalogue_on_gpu(histories, real, units)
+            return _of_catalogue(histories[real], real.sum(1).tolist(), units)
         match = self.units[histories] @ self.units[items].transpose(1, 2)  # [B, L, C]
         return match.masked_fill(~real.unsqueeze(-1), -1.0).amax(1) * real.any(1, keepdim=True)
 
@@ -137,6 +142,24 @@ def _of_catalogue(items: Tensor, lengths: list[int], units: Tensor) -> Tensor:
             if len(part):
                 torch.amax(part, 0, out=best[row, start : start + size])
     return best
+
+
+def _of_catalogue_on_gpu(histories: Tensor, real: Tensor, units: Tensor, room: int = _GPU_ROOM) -> Tensor:
+    """The same in few kernels, waiting for the device once (to count the real items) or, for one history, never."""
+    if len(histories) == 1:
+        # Padding reads the largest code instead: an item of the history, or a reserved row, whose cosines are 0.
+        items = torch.where(real, histories, histories.amax(1, keepdim=True)).flatten()
+        lengths = torch.full((1,), len(items), device=items.device)
+    else:
+        items, lengths = histories[real], real.sum(1)
+    best = units.new_zeros(len(lengths), len(units))
+    if not len(items):  # segment_reduce divides by their number
+        return best
+    read, size = units[items], max(room // len(items), 1024)
+    for start in range(0, len(units), size):
+        match = read @ units[start : start + size].T
+        best[:, start : start + size] = torch.segment_reduce(match, "max", lengths=lengths, unsafe=True, initial=-2.0)
+    return best.mul_(real.any(1, keepdim=True))
 
 
 def _reduce(vectors: Tensor, sample: int = 100_000) -> Tensor:

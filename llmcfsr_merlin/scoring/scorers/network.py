@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from llmcfsr_merlin.config.schema import NetworkSettings
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.scoring.network.small_batches import SmallBatches, can_record
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 
 
@@ -24,6 +25,7 @@ class NetworkScorer(Scorer):
         super().__init__(settings, shape, vectors)
         self.network = DualViewNetwork(settings, shape.n_items, shape.max_length, vectors)
         self._candidates: Tensor | None = None
+        self._small: SmallBatches | None = None
 
     @classmethod
     def fit(cls, settings: NetworkSettings, dataset, vectors: ItemVectors, context: FitContext) -> "NetworkScorer":
@@ -35,6 +37,11 @@ class NetworkScorer(Scorer):
 
     def prepare(self, bulk: bool = False) -> None:
         self._candidates = self.network.catalogue()
+        self._small = None if bulk else SmallBatches(self.network.user_states, self.network.max_length)
+
+    def _apply(self, *arguments, **options):
+        self._candidates = self._small = None  # of the device and type that the weights leave
+        return super()._apply(*arguments, **options)
 
     @property
     def catalogue(self) -> Tensor:
@@ -44,7 +51,8 @@ class NetworkScorer(Scorer):
         return self._candidates
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
-        states = self.network.user_states(histories)
+        small = self._small is not None and can_record(self.network, histories)
+        states = self._small(histories) if small else self.network.user_states(histories)
         if items is None:
             return (states @ self.catalogue.T).unsqueeze(0)
         return (self.catalogue[items] @ states.unsqueeze(-1)).squeeze(-1).unsqueeze(0)
@@ -62,7 +70,7 @@ class NetworkScorer(Scorer):
         self.network.n_items = self.network.items.n_items = self.shape.n_items
         if self.network.items.collaborative is not None:
             self.network.items.collaborative.num_embeddings = self.shape.n_items
-        self._candidates = None
+        self._candidates = self._small = None
 
     @classmethod
     def memory_bytes(cls, settings: NetworkSettings, shape: Shape) -> int:

@@ -20,7 +20,7 @@ import scipy.sparse
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
 
-_SPAN, _BACKWARD, _SHRINKAGE = 20, 0.3, 5.0
+SPAN, BACKWARD, SHRINKAGE = 20, 0.3, 5.0
 _ROOM = 1 << 26  # pairs held at once
 _SEQUENCES = 1 << 14  # read at once
 
@@ -36,18 +36,18 @@ def count_transitions(
     """
     codes, weights = np.zeros((rows, neighbours), np.int32), np.zeros((rows, neighbours), np.float32)
     scale = np.sqrt(np.maximum(train_counts, 1)).astype(np.float32)
-    parts = 2 * _SPAN * int(train_counts.sum()) // room + 1
+    parts = 2 * SPAN * int(train_counts.sum()) // room + 1
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        for start, table in _sums(files, _bounds(train_counts, rows, parts), Path(folder), room):
+        for start, table in _sums(files, item_parts(train_counts, rows, parts), Path(folder), room):
             source = np.repeat(np.arange(start, start + table.shape[0]), np.diff(table.indptr))
-            table.data /= scale[source] * scale[table.indices] + _SHRINKAGE
+            table.data /= scale[source] * scale[table.indices] + SHRINKAGE
             place, kept = largest_of_each_row(table, neighbours)
             codes[source[kept], place] = table.indices[kept]
             weights[source[kept], place] = table.data[kept]
     return codes, weights
 
 
-def _bounds(train_counts: np.ndarray, rows: int, parts: int) -> list[int]:
+def item_parts(train_counts: np.ndarray, rows: int, parts: int) -> list[int]:
     """Where to cut the items into parts of about as many interactions each: 0, ..., rows."""
     wanted = np.linspace(0, train_counts.sum(), parts + 1)[1:-1]
     return np.unique([0, *(np.searchsorted(train_counts.cumsum(), wanted) + 1), rows]).tolist()
@@ -79,15 +79,15 @@ def _tables(files: Sequence[str], rows: int, room: int) -> Iterator[scipy.sparse
     table = scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(_SEQUENCES, columns=[ITEM]):
-            forward = _forward(*_sequences(batch.column(ITEM)), rows)
-            table = table + forward + _BACKWARD * forward.T
+            forward = _forward(*sequences_of(batch.column(ITEM)), rows)
+            table = table + forward + BACKWARD * forward.T
             if table.nnz > room // 4:
                 yield table
                 table = scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
     yield table
 
 
-def _sequences(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+def sequences_of(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     """Codes int32 [M] of all sequences, one after the other, and the row of each, [M]."""
     codes = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
     lengths = np.diff(lists.offsets.to_numpy(zero_copy_only=False))
@@ -95,9 +95,9 @@ def _sequences(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _forward(codes: np.ndarray, row: np.ndarray, rows: int) -> scipy.sparse.csr_matrix:
-    """Sums of distance^-1/2 over all pairs of a sequence up to _SPAN places apart, earlier item by later, [V, V]."""
+    """Sums of distance^-1/2 over all pairs of a sequence up to SPAN places apart, earlier item by later, [V, V]."""
     sources, followers, weights = [], [], []
-    for distance in range(1, min(_SPAN, len(row) - 1) + 1):
+    for distance in range(1, min(SPAN, len(row) - 1) + 1):
         earlier, later = codes[:-distance], codes[distance:]
         pair = (row[distance:] == row[:-distance]) & (earlier >= FIRST_ITEM) & (later >= FIRST_ITEM)
         sources.append(earlier[pair])

@@ -7,6 +7,7 @@ from llmcfsr_merlin.config.schema import TransitionSettings
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.transition_counts import count_transitions
+from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on, fits
 
 RECENCY = 0.8  # decay per step into the past
 
@@ -32,9 +33,11 @@ class TransitionScorer(Scorer):
     def fit(cls, settings: TransitionSettings, dataset, vectors: ItemVectors, context: FitContext):
         context.report("counting item-to-item transitions")
         scorer = cls(settings, dataset.shape, vectors)
-        items, weights = count_transitions(
-            dataset.files("train"), dataset.shape.n_items, dataset.train_counts, settings.neighbours, context.scratch
-        )
+        known = dataset.files("train"), dataset.shape.n_items, dataset.train_counts, settings.neighbours
+        if fits(dataset.train_counts, context.device):
+            items, weights = count_transitions_on(context.device, *known)
+        else:
+            items, weights = count_transitions(*known, context.scratch)
         scorer.next_items.copy_(torch.from_numpy(items))
         scorer.next_weights.copy_(torch.from_numpy(weights))
         return scorer

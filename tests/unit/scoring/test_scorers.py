@@ -8,6 +8,7 @@ from llmcfsr_merlin.config.schema import SCORERS, ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ranker import Ranker
 from llmcfsr_merlin.scoring.scorer import NewItems
+from llmcfsr_merlin.scoring.scorers.content import _of_catalogue_on_gpu
 from tests.models import random_model
 from tests.unit.scoring.test_network import DIMENSION, LENGTH, ROWS, build, histories
 
@@ -38,6 +39,15 @@ def test_content_is_the_largest_cosine_of_the_history_and_the_same_by_coldness()
     torch.testing.assert_close(cold, plain * scorer.coldness)
     scorer.prepare(bulk=True)
     torch.testing.assert_close(scorer(history)[0], plain)
+
+
+@pytest.mark.parametrize("room", [1, 1 << 20])
+def test_content_by_segments_as_on_a_gpu(room):
+    scorer = build(lexical=8).scorers["content"]
+    every = histories([2, 9, 30], [7], [], list(range(20, 32)), [5, 5, 2])
+    for rows in (every, every[:1], every[1:2], every[2:3], every[[2, 2]]):
+        found = _of_catalogue_on_gpu(rows, rows >= FIRST_ITEM, scorer.units, room)
+        torch.testing.assert_close(found, scorer.cosine(rows))
 
 
 def test_the_content_score_is_the_mean_of_both_cosines_by_the_share():

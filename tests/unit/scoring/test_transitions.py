@@ -4,11 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
 from llmcfsr_merlin.scoring.scorers.transition_counts import count_transitions
+from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on
 
 ROWS = 12
 SEQUENCES = st.lists(st.lists(st.integers(2, ROWS - 1), max_size=25), min_size=1, max_size=8)
@@ -31,14 +33,23 @@ def reference(sequences: list[list[int]], counts: np.ndarray) -> np.ndarray:
     return w / (np.outer(scale, scale) + 5)
 
 
+def on_the_device(files, rows, counts, neighbours, folder, room):
+    """The way of a GPU, on this CPU's tensors."""
+    return count_transitions_on(torch.device("cpu"), files, rows, counts, neighbours, room)
+
+
+WAYS = pytest.mark.parametrize("count", [count_transitions, on_the_device])
+
+
+@WAYS
 @settings(deadline=None, max_examples=50)
-@given(SEQUENCES, st.sampled_from([1, 100, 1 << 20]))
-def test_transitions_are_those_of_a_plain_loop(tmp_path_factory, sequences, room):
+@given(sequences=SEQUENCES, room=st.sampled_from([1, 100, 1 << 20]))
+def test_transitions_are_those_of_a_plain_loop(tmp_path_factory, sequences, room, count):
     folder = tmp_path_factory.mktemp("sequences")
     half = len(sequences) // 2
     files = [write(folder / "0.parquet", sequences[:half]), write(folder / "1.parquet", sequences[half:])]
     counts = np.bincount([code for row in sequences for code in row], minlength=ROWS)
-    codes, weights = count_transitions(files, ROWS, counts, ROWS, folder, room)
+    codes, weights = count(files, ROWS, counts, ROWS, folder, room)
     found = np.zeros((ROWS, ROWS))
     assert sorted(path.name for path in folder.iterdir()) == ["0.parquet", "1.parquet"]  # nothing is left behind
     for row, (neighbours, values) in enumerate(zip(codes, weights)):
@@ -47,10 +58,39 @@ def test_transitions_are_those_of_a_plain_loop(tmp_path_factory, sequences, room
     np.testing.assert_allclose(found, reference(sequences, counts), rtol=1e-5)
 
 
+@WAYS
 @pytest.mark.parametrize("room", [1, 1 << 20])
-def test_the_largest_are_kept_ties_by_the_smaller_code(tmp_path, room):
+def test_the_largest_are_kept_ties_by_the_smaller_code(tmp_path, room, count):
     file = write(tmp_path / "0.parquet", [[3, 9], [3, 9], [3, 5], [3, 7], [4, 3]])
-    codes, weights = count_transitions([file], ROWS, np.full(ROWS, 4), 2, tmp_path, room)
+    codes, weights = count([file], ROWS, np.full(ROWS, 4), 2, tmp_path, room)
     assert codes[3].tolist() == [9, 5]
     assert codes[5].tolist() == [3, 0] and weights[5, 1] == 0
     np.testing.assert_allclose(weights[3], np.array([2, 1]) / 9, rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(SEQUENCES, st.sampled_from([1, 1 << 20]), st.integers(1, 4))
+def test_both_ways_keep_the_same_neighbours(tmp_path_factory, sequences, room, neighbours):
+    """Where sums that are equal on paper differ in their last bit, either may come first: the values agree."""
+    folder = tmp_path_factory.mktemp("sequences")
+    files, counts = [write(folder / "0.parquet", sequences)], np.full(ROWS, 4)
+    codes, weights = count_transitions(files, ROWS, counts, neighbours, folder, room)
+    found, values = on_the_device(files, ROWS, counts, neighbours, folder, room)
+    assert (found.dtype, values.dtype, found.shape) == (codes.dtype, weights.dtype, codes.shape)
+    np.testing.assert_allclose(values, weights, rtol=1e-5)
+    differ = found != codes
+    dense = reference(sequences, counts)
+    rows = np.nonzero(differ)[0]
+    np.testing.assert_allclose(dense[rows, found[differ]], dense[rows, codes[differ]], rtol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("room", [1000, None])
+def test_a_gpu_counts_what_the_cpu_counts(tmp_path, room):
+    random = np.random.default_rng(0)
+    sequences = [random.integers(2, ROWS, random.integers(0, 40)).tolist() for _ in range(200)]
+    file, counts = write(tmp_path / "0.parquet", sequences), np.full(ROWS, 400)
+    _, weights = count_transitions([file], ROWS, counts, ROWS, tmp_path)
+    _, values = count_transitions_on(torch.device("cuda"), [file], ROWS, counts, ROWS, room)
+    np.testing.assert_allclose(values, weights, rtol=1e-5)

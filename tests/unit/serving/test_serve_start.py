@@ -81,6 +81,27 @@ def test_serve_refuses_a_busy_port_before_loading(tmp_path, listening, capsys, m
     assert f"metrics port {listening}" in shown.err and shown.err.count("\n") == 1 and "ready" not in shown.out
 
 
+@pytest.mark.parametrize("layout", ["ensemble", "merged"])
+def test_a_repository_for_gpus_needs_one(tmp_path, capsys, monkeypatch, layout):
+    monkeypatch.setattr(launch, "binary_for", lambda repository: pytest.fail("a GPU was taken to be there"))
+    for device in ("gpu", "auto", "cpu"):
+        serve = ServeConfig(layout=layout, device=device)
+        export(write_model(tmp_path / device / "train"), tmp_path / device / "repo", serve)
+    monkeypatch.setattr(launch, "_gpus", lambda: 0)
+    assert main(["serve", str(tmp_path / "gpu/repo")]) == 1
+    shown = capsys.readouterr()
+    assert "serve.device=gpu, and this machine shows no GPU" in shown.err and shown.err.count("\n") == 1
+    launch.check_device(tmp_path / "auto/repo")
+    launch.check_device(tmp_path / "cpu/repo")
+    monkeypatch.setattr(launch, "_gpus", lambda: 1)
+    launch.check_device(tmp_path / "gpu/repo")
+
+
+def test_a_driver_that_is_not_there_shows_no_gpu(monkeypatch):
+    monkeypatch.setattr(launch.ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(name)))
+    assert launch._gpus() == 0
+
+
 def test_a_run_directory_and_a_repository_are_served(tmp_path):
     export(write_model(tmp_path / "train"), tmp_path / "run/export/model_repo", ServeConfig())
     assert repository_of(tmp_path / "run") == repository_of(tmp_path / "run/export/model_repo")

@@ -1,11 +1,13 @@
 """The served steps trust none of their inputs, and an error stays with its request."""
 
+import json
 import subprocess
 import sys
 import types
 
 import numpy as np
 import pytest
+import torch
 
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
@@ -139,6 +141,31 @@ def model(triton, trained, tmp_path, monkeypatch):
          "model_instance_kind": "CPU"}
     )  # fmt: skip
     return made
+
+
+@pytest.mark.parametrize(
+    "kind, parameter, wanted",
+    [("GPU", "gpu", "cuda:1"), ("CPU", "auto", "auto"), ("CPU", "cpu", "cpu"), ("CPU", None, "cpu")],
+)
+def test_the_device_of_a_step(triton, kind, parameter, wanted, tmp_path):
+    given = []
+    step = lambda directory, limits, device: given.append(device)  # noqa: E731
+    made = type("Model", (triton.StepModel,), {"step": staticmethod(step)})()
+    triton._INPUTS[step] = ()
+    parameters = {} if parameter is None else {"device": {"string_value": parameter}}
+    made.initialize(
+        {"model_config": json.dumps({"output": [], "parameters": parameters}), "model_repository": str(tmp_path),
+         "model_version": "1", "model_name": "rank", "model_instance_kind": kind, "model_instance_device_id": "1"}
+    )  # fmt: skip
+    assert given == [wanted]
+
+
+def test_a_gpu_that_torch_does_not_see_is_one_line(trained):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(InputError, match=r"serve.device: expected a CUDA device for 'cuda:0', found none"):
+        Rank(trained, Limits(10), "cuda:0")
+    assert Rank(trained, Limits(10), "auto").recommender.ranker.device.type == "cpu"
 
 
 def request(value, request_id: str = "") -> Request:
