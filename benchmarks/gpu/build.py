@@ -20,10 +20,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from prune import prune
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu.prune import prune  # noqa: E402
+
 MIB = 1 << 20
 FOLDER_LIMIT = 60 * MIB
 COPY_LIMIT = 64 * MIB  # a folder and the repository

@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +70,7 @@ def _parity(found: dict) -> list[Row]:
             value for part in found.values() for name, value in part.items()
             if label in name and isinstance(value, float)
         ]  # fmt: skip
+        errors += [math.inf for part in found.values() if "error" in part]
         worst = max(errors, default=None)
         table.append(_at_most(f"device against CPU, {label}: largest relative error", worst, limit))
     same = found.get("ranking", {}).get("same_top10")
@@ -124,7 +126,8 @@ def _text(value: object) -> str:
 
 def report(results: dict) -> str:
     """The table, a line for each step that did not end well, and what machine it was."""
-    table = [("figure", "found", "goal", "reached"), *((*row[:3], _verdict(row)) for row in rows(results))]
+    dry = results.get("small", False)
+    table = [("figure", "found", "goal", "reached"), *((*row[:3], _verdict(row, dry)) for row in rows(results))]
     widths = [max(len(line[place]) for line in table) for place in range(4)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table]
     for name, step in results["steps"].items():
@@ -138,13 +141,13 @@ def report(results: dict) -> str:
     seconds = sum(step["seconds"] for step in results["steps"].values())
     lines.append(f"{machine.get('device')}, driver {machine.get('driver')}, torch {machine.get('torch')}, "
                  f"{machine.get('cores')} cores, commit {results.get('commit')}, {seconds:.0f} s in all")  # fmt: skip
-    if results.get("small"):
+    if dry:
         lines.append("a dry run at small sizes: its figures mean nothing")
     return "\n".join(lines)
 
 
-def _verdict(row: Row) -> str:
-    if not row.goal:
+def _verdict(row: Row, dry: bool) -> str:
+    if not row.goal or dry:
         return ""
     return {None: "not run", True: "yes", False: "NO"}[row.reached]
 

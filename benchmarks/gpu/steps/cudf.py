@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from record import Skip
+
+from benchmarks.gpu.record import Skip
 
 NAMES = ["b", "é", "a", "Z", "\U0001f600", "zz", None, "\uffff", "a"]
 

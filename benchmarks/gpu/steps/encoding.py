@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from common import CUDA, DEVICE, median, seconds, wait
-from record import Skip
 
+from benchmarks.gpu.common import CUDA, DEVICE, median, seconds, wait
+from benchmarks.gpu.record import Skip
 from llmcfsr_merlin.config.schema import TuneConfig
 from llmcfsr_merlin.text.encoder import TextEncoder
 from llmcfsr_merlin.text.tuning.contrastive import Embedder, cached_backward, info_nce, length_chunks
@@ -71,7 +71,8 @@ def encoding(encoder: TextEncoder, items: int, peaks: dict[str, float]) -> dict:
     flops = 2 * _weights(encoder.model) * count
     return {
         "items_per_second": round(items / taken), "tokens_per_second": round(count / taken), "items": items,
-        "mean_tokens": round(count / items, 1), "attention": encoder.model.config._attn_implementation,
+        "mean_tokens": round(count / items, 1),
+        "attention": getattr(encoder.model.config, "_attn_implementation", None),  # transformers 4.36 and newer
         **_shares(flops / taken / 1e12, peaks),
     }  # fmt: skip
 

@@ -8,7 +8,8 @@ from importlib import metadata
 
 import psutil
 import torch
-from common import CUDA, DEVICE, median
+
+from benchmarks.gpu.common import CUDA, DEVICE, median
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "transformers", "peft", "cupy-cuda13x", "cudf-cu13", "nvtabular")
 # Dense bf16 TFLOP/s of the data sheets (SXM), by a word of the device's name.

@@ -3,8 +3,8 @@
 from contextlib import contextmanager
 
 import torch
-from common import DEVICE, LENGTH, histories, model
 
+from benchmarks.gpu.common import DEVICE, LENGTH, histories, model
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.schema import LOSSES, presets
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
@@ -14,11 +14,11 @@ from llmcfsr_merlin.scoring.registry import BUILT_IN, scorer_class
 from llmcfsr_merlin.scoring.scorer import ItemVectors, Shape
 from llmcfsr_merlin.training.losses import loss_function
 
-ITEMS = 2000
+ITEMS = 2000  # more than the negatives of a batch, which are then drawn
 
 
 def run(record, small: bool) -> None:
-    users = 16 if small else 64
+    users = 8 if small else 64
     codes = torch.from_numpy(histories(users, ITEMS))
     record.part("ranking", lambda: ranking(codes[:, :LENGTH]))
     for name in BUILT_IN:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import CUDA, DEVICE, LENGTH, histories, model, wait
 
+from benchmarks.gpu.common import CUDA, DEVICE, LENGTH, histories, model, wait
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.stage import seal
@@ -19,12 +19,12 @@ from llmcfsr_merlin.scoring.checkpoint import save_model
 from llmcfsr_merlin.serving.request import Limits
 from llmcfsr_merlin.serving.steps import NO_LIST, Rank
 
-SHORTLIST = 1000
+SHORTLIST = 1000  # candidates
 
 
 def run(record, small: bool) -> None:
-    for items in (2000,) if small else (100_000, 1_000_000):
-        record.part(f"{items} items", lambda items=items: served(items, 5 if small else 200))
+    for items in (500,) if small else (100_000, 1_000_000):
+        record.part(f"{items} items", lambda items=items: served(items, 2 if small else 200))
 
 
 def served(items: int, calls: int) -> dict:
