@@ -92,7 +92,8 @@ def cached(cache: Path, name: str, inputs: list[Path], make: Callable[[Path], No
 
 def pip(python: str, *words: object) -> None:
     """Run pip; one line and exit code 1 where it fails, below what it said."""
-    if subprocess.run([python, "-m", "pip", *map(str, words)], check=False).returncode:
+    environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}  # make's, for .venv
+    if subprocess.run([python, "-m", "pip", *map(str, words)], env=environment, check=False).returncode:
         sys.exit(f"pip {words[0]} failed (above): is the package index reachable?")
 
 

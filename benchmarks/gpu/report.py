@@ -1,10 +1,11 @@
 """The figures of a run of the GPU kit beside their goals, as a table.
 
     python benchmarks/gpu/report.py OUT/gpu.json           # print it
-    python benchmarks/gpu/report.py OUT/gpu.json --save    # and keep it: benchmarks/results/gpu/<date>-<card>.json
+    python benchmarks/gpu/report.py OUT/gpu.json --save    # and keep it: benchmarks/results/gpu/<date>-<card>[-2].json
 """
 
 import argparse
+import itertools
 import json
 import math
 import re
@@ -152,10 +153,12 @@ def _verdict(row: Row, dry: bool) -> str:
     return {None: "not run", True: "yes", False: "NO"}[row.reached]
 
 
-def kept_name(results: dict) -> str:
-    """<date>-<card>.json, the card in small letters: nvidia-h100."""
+def kept_as(results: dict, folder: Path = RESULTS) -> Path:
+    """<date>-<card>.json, the card in small letters: nvidia-h100; a number at the end where that is there already."""
     card = re.sub(r"[^a-z0-9]+", "-", str(results.get("machine", {}).get("device", "unknown")).lower())
-    return f"{results['date']}-{re.sub(r'-[0-9]+gb.*', '', card)}.json"
+    name = f"{results['date']}-{re.sub(r'-[0-9]+gb.*', '', card)}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for name in names if not (path := folder / f"{name}.json").exists())
 
 
 def main() -> None:
@@ -166,9 +169,10 @@ def main() -> None:
     results = json.loads(chosen.results.read_text())
     print(report(results))
     if chosen.save:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / kept_name(results)).write_text(json.dumps(results, indent=1) + "\n")
-        print(f"kept as {RESULTS / kept_name(results)}")
+        target = kept_as(results)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"kept as {target}")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def test_a_failed_part_is_noted_and_the_step_goes_on(tmp_path):
     assert written["found"]["good"]["x"] == 1
 
 
-def test_report_says_what_was_reached():
+def test_report_says_what_was_reached(tmp_path):
     found = {
         "1000000 items": {"exact": {"p50_ms": 2.5, "p99_ms": 3.5, "users_per_second": 600}},
         "100000 items": {"exact": {"p50_ms": 2.0}},
@@ -92,9 +92,10 @@ def test_report_says_what_was_reached():
     assert rows["prepare 100,000,000 rows: times 2 CPU cores"].reached is False
     assert rows["encode, LLaMA 7B: share of the data sheet's peak"].reached is None
     assert "prepare: cut after 9 s" in report.report({"steps": steps})
-    assert report.kept_name({"date": "2026-11-26", "machine": {"device": "NVIDIA H100 80GB HBM3"}}) == (
-        "2026-11-26-nvidia-h100.json"
-    )
+    run = {"date": "2026-11-26", "machine": {"device": "NVIDIA H100 80GB HBM3"}}
+    assert report.kept_as(run, tmp_path).name == "2026-11-26-nvidia-h100.json"
+    report.kept_as(run, tmp_path).touch()
+    assert report.kept_as(run, tmp_path).name == "2026-11-26-nvidia-h100-2.json"
 
 
 def test_a_folder_over_its_limit_is_refused_in_a_line(tmp_path, monkeypatch):

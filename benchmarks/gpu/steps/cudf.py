@@ -16,9 +16,9 @@ NAMES = ["b", "é", "a", "Z", "\U0001f600", "zz", None, "\uffff", "a"]
 def run(record, small: bool) -> None:
     try:
         frames, arrays = _rapids()
-    except ImportError as missing:
+    except Skip:
         if not small:
-            raise Skip(f"cudf is not installed ({missing})") from missing
+            raise
         frames, arrays = pd, np  # a dry run of the same code
     record("frames", f"{frames.__name__} {frames.__version__}")
     record.part("sum", lambda: {"sum": int(frames.Series([1, 2]).sum())})
@@ -31,9 +31,15 @@ def run(record, small: bool) -> None:
 def _rapids():
     if not hasattr(np, "row_stack"):  # numpy 2.5 removed it; numba-cuda up to 0.30.4 looks it up where a GPU is
         np.row_stack = np.vstack
-    import cudf
-    import cupy
-
+    try:
+        import cudf
+        import cupy
+    except ImportError as missing:
+        raise Skip(f"cudf cannot be imported: {missing}") from missing
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise Skip(f"cudf has no device: {error}") from error
     return cudf, cupy
 
 
