@@ -21,10 +21,10 @@ unpack() {  # unpack 1|2
 shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2] + ".part", "wb"), 1 << 22)
 os.replace(sys.argv[2] + ".part", sys.argv[2])' "$kit/1/libcudf.so.xz" "$site/libcudf.so" >"$site/libcudf.log" 2>&1 &
     cp "$kit/1/libcudf.path" "$site/"
-    tar -C "$site/packages" -xJf "$kit/1/python.tar.xz"
+    "$python" -m tarfile --filter data -e "$kit/1/python.tar.xz" "$site/packages"
   else
     [ -e "$site/libcudf.path" ] || { echo "part 1 has not been unpacked on this machine: run check.sh OUT 1 first"; exit 1; }
-    tar -C "$site/packages" -xJf "$kit/2/rapids.tar.xz"
+    "$python" -m tarfile --filter data -e "$kit/2/rapids.tar.xz" "$site/packages"
     wait_for_libcudf
     mv "$site/libcudf.so" "$site/packages/$(cat "$site/libcudf.path")"
   fi
