@@ -19,7 +19,7 @@ LIBPYTHON = { lib=libpython$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.
 	test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq -y $$lib || echo "for serving: apt-get install $$lib"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow soak lint docs lock clean
+.PHONY: help setup demo test test-slow soak lint docs lock gpu-kit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ docs: $(STAMP)  ## the documentation as a site in build/site, with the Python re
 
 lock: $(STAMP)  ## write the installed versions into constraints.txt, the other Python's kept
 	$(BIN)/python .ci/lock.py $(BIN)/python $(CONSTRAINTS)
+
+gpu-kit:  ## what a bare GPU machine needs, in two folders of build/gpu-kit (ARGS="--arch 80"; docs/gpu.md)
+	python3 benchmarks/gpu/build.py $(ARGS)
 
 clean:  ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

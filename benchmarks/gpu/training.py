@@ -17,6 +17,13 @@ import torch
 from benchmarks.gpu.common import BEAUTY, CUDA, DEVICE, LENGTH, model, wait
 
 Save = Callable[[dict], None]
+SYSTEMS = [
+    ("float32", "trainer"),
+    ("float32", "transformers4rec's trainer"),
+    ("float32", "plain loop"),
+    ("float32", "loop of recorded steps"),
+    ("bfloat16", "trainer"),
+]
 
 
 def write_log(folder: Path, users: int, items: int, seed: int = 0) -> dict[str, list[str]]:
@@ -51,39 +58,26 @@ def training_of(files: dict, work: Path, config, **settings):
     return Training(train, None, files, work)
 
 
-def speed(files: dict, name: str, items: int, precision: str, trainer: bool, epochs: int) -> dict:
-    """Sequences a second of an epoch after the first; trainer: by the project's, else by a plain loop."""
+def speed(files: dict, name: str, items: int, precision: str, system: str, epochs: int) -> dict:
+    """Sequences a second by one of SYSTEMS, what it does once in a training (imports, recording) left out."""
     from llmcfsr_merlin.training.batches import Batches
-    from llmcfsr_merlin.training.losses import loss_function
-    from llmcfsr_merlin.training.objective import Objective
 
     network, config = network_of(items, name)
     network.to(DEVICE)
     batches = Batches(files["train"], 256, DEVICE, shuffle=True)
-    if not trainer:
-        objective, loss = Objective(network, config.train), loss_function(config.train.loss)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=CUDA)
-        network.train()
-        for _ in range(2):
-            wait()
-            start = time.perf_counter()
-            for number, batch in enumerate(batches):
-                with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                    found = objective.predicted(batch["item_id"])
-                    value = loss(network, found.states, found.targets, config.train).mean()
-                optimizer.zero_grad()
-                value.backward()
-                torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-                optimizer.step()
-                if number == 40:
-                    break
-            wait()
-        return {"sequences_per_second": round((number + 1) * 256 / (time.perf_counter() - start))}
-    from llmcfsr_merlin.training.plain_trainer import make_trainer
-
+    if system in ("plain loop", "loop of recorded steps"):
+        return {"sequences_per_second": _loop(network, config.train, batches, precision, system)}
+    train = config.train.model_copy(update={"batch_size": 256, "epochs": epochs, "precision": precision})
     with tempfile.TemporaryDirectory() as work:
-        train = config.train.model_copy(update={"batch_size": 256, "epochs": epochs, "precision": precision})
-        made = make_trainer(network, train, batches, batches, Path(work), evaluate=False)
+        if system == "trainer":
+            from llmcfsr_merlin.training.plain_trainer import make_trainer
+
+            made = make_trainer(network, train, batches, batches, Path(work), evaluate=False)
+        else:
+            from llmcfsr_merlin.training.t4rec_trainer import Pairs, make_trainer
+
+            loaders = dict.fromkeys(("train", "valid"), Pairs(batches))
+            made = make_trainer(network, train, None, loaders, Path(work), evaluate=False)
         made.args.max_steps = 5
         start = time.perf_counter()
         made.train()
@@ -93,10 +87,31 @@ def speed(files: dict, name: str, items: int, precision: str, trainer: bool, epo
         start = time.perf_counter()
         made.train()
         wait()
-        return {
-            "sequences_per_second": round(epochs * len(batches.dataset) / (time.perf_counter() - start)),
-            "first_steps_seconds": round(first, 2),
-        }
+    rate = epochs * len(batches.dataset) / (time.perf_counter() - start)
+    return {"sequences_per_second": round(rate), "first_steps_seconds": round(first, 2)}
+
+
+def _loop(network, train, batches, precision: str, system: str) -> int:
+    from llmcfsr_merlin.training.objective import Objective, predicted_positions
+
+    objective = Objective(network, train)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=CUDA)
+    network.train()
+    for _ in range(2):
+        wait()
+        start = time.perf_counter()
+        for batch in batches:
+            items, known = batch["item_id"], None
+            if system != "plain loop":
+                known = predicted_positions(network, len(items), batch["count"])
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                loss = objective(items, batch["row"], known)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            optimizer.step()
+        wait()
+    return round(len(batches.dataset) / (time.perf_counter() - start))
 
 
 class _Stop(Exception):
@@ -134,11 +149,10 @@ def run(small: bool, save: Save) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         files = write_log(Path(folder), users, items)
         for name in ("llm_cfsr", "sasrec"):
-            for precision in ("float32", "bfloat16"):
-                for trainer in (True, False):
-                    label = f"{name}, {precision}, {'trainer' if trainer else 'plain loop'}"
-                    found["speed"][label] = speed(files, name, items, precision, trainer, 2 if small else 6)
-                    save(found)
+            for precision, system in SYSTEMS:
+                label = f"{name}, {precision}, {system}"
+                found["speed"][label] = speed(files, name, items, precision, system, 2 if small else 6)
+                save(found)
         device = DEVICE.type
         for label, arguments in {
             "device, float32": (device, "float32", 0),

@@ -49,7 +49,7 @@ def fit_model(
     procedure = training_procedure(train.procedure)
     training = Training(train, dataset, {"train": files, "valid": valid}, work, item_table, exclude_history, report)
     torch.manual_seed(train.seed)
-    context = FitContext(work, partial(procedure, training), report)
+    context = FitContext(work, partial(procedure, training), report, device=device)
     fitted = Ensemble.fit(model, dataset, context)
     _warn_of_rest(train, context.history, report)
     if len(fitted.features) > 1:

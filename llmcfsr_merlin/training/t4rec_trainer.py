@@ -76,14 +76,14 @@ def load_schema(prepared: Path) -> Schema:
 
 def data_loader(
     paths: list[str], schema: Schema, batch_size: int, shuffle: bool, device: torch.device, seed: int = 0
-) -> "MerlinDataLoader | _Pairs":
+) -> "MerlinDataLoader | Pairs":
     """Batches of ragged item codes; the model pads each batch to its own longest row.
 
     Merlin's dataloader, on a GPU if it has the cudf that it was written for. Without it, it would make the batches of a
     GPU on the CPU, at a tenth of the speed at which the GPU takes them: there they come from memory.
     """
     if device.type == "cuda" and (not HAS_GPU or cudf is None):
-        return _Pairs(Batches(paths, batch_size, device, shuffle=shuffle, seed=seed))
+        return Pairs(Batches(paths, batch_size, device, shuffle=shuffle, seed=seed))
     dataset = Dataset(paths, engine="parquet", cpu=device.type == "cpu", schema=schema)
     loader = MerlinDataLoader.from_schema(schema, dataset, batch_size, shuffle=shuffle)
     loader.dataset._buff.put_wait = 0.05  # the stock microsecond polls away a third of a core
@@ -92,7 +92,7 @@ def data_loader(
     return loader
 
 
-class _Pairs:
+class Pairs:
     """Batches as Transformers4Rec's Trainer takes them, in pairs of inputs and targets.
 
     There are no targets beside the items; their place has the number of items, since inputs must be tensors.
@@ -159,7 +159,7 @@ def make_trainer(
     network: DualViewNetwork,
     train: TrainConfig,
     schema: Schema,
-    loaders: dict[str, MerlinDataLoader | _Pairs],
+    loaders: dict[str, MerlinDataLoader | Pairs],
     work: Path,
     auxiliary: Auxiliary = _NOTHING,
     report: Callable[[str], None] = lambda line: None,
@@ -181,7 +181,7 @@ def make_trainer(
         compute_metrics=True,
         callbacks=[
             *callbacks(train, report, evaluate),
-            *(Order(loader.batches) for loader in loaders.values() if isinstance(loader, _Pairs)),
+            *(Order(loader.batches) for loader in loaders.values() if isinstance(loader, Pairs)),
         ],
     )
 

@@ -172,7 +172,7 @@ def test_both_trainers_do_the_same_steps(learnable, tmp_path, monkeypatch):
 
 
 def from_memory(files, schema, batch_size, shuffle, device, seed=0):
-    return t4rec_trainer._Pairs(Batches(files, batch_size, device, shuffle=shuffle, seed=seed))
+    return t4rec_trainer.Pairs(Batches(files, batch_size, device, shuffle=shuffle, seed=seed))
 
 
 @pytest.mark.gpu
