@@ -105,9 +105,8 @@ class Pandas:
 def run(kind: str, source: Path, out: Path, small: bool, merlin: bool, warm: Path) -> dict:
     """What one process does: imports, for the GPU a run on the log `warm`, then prepare() on `source`."""
     if kind == "cpu-2":
-        cores = sorted(os.sched_getaffinity(0))[:2]
-        os.sched_setaffinity(0, cores)
-        pa.set_cpu_count(len(cores))
+        os.sched_setaffinity(0, _two_cores())
+        pa.set_cpu_count(2)
     report: dict = {"run": kind, "cores": len(os.sched_getaffinity(0))}
     start = time.perf_counter()
     if merlin:
@@ -138,6 +137,18 @@ def run(kind: str, source: Path, out: Path, small: bool, merlin: bool, warm: Pat
         report["alternatives"] = alternatives(source, small)
     report["peak_host_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     return report
+
+
+def _two_cores() -> list[int]:
+    """Two that are not two threads of one core, as far as the machine says."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    try:
+        path = Path(f"/sys/devices/system/cpu/cpu{first}/topology/thread_siblings_list")
+        ends = [list(map(int, part.split("-"))) for part in path.read_text().strip().split(",")]
+        same = {core for span in ends for core in range(span[0], span[-1] + 1)}
+    except (OSError, ValueError):
+        same = set()
+    return [first, *([core for core in others if core not in same] or others)[:1]]
 
 
 def _merlin(report: dict) -> None:

@@ -14,8 +14,9 @@ _ALIGN = 256  # bytes; rmm wants multiples of it
 
 def libraries() -> tuple[ModuleType, ModuleType]:
     """(cudf, cupy)."""
-    if not hasattr(np, "row_stack"):  # numba-cuda up to 0.30, which cudf imports, has not heard of numpy 2.5
-        np.row_stack = np.vstack
+    for old, new in (("row_stack", "vstack"), ("in1d", "isin"), ("trapz", "trapezoid")):
+        if not hasattr(np, old):  # numba-cuda 0.30, which cudf imports, has not heard of numpy 2.5
+            setattr(np, old, getattr(np, new))
     return importlib.import_module("cudf"), importlib.import_module("cupy")
 
 
