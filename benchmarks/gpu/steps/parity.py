@@ -127,7 +127,7 @@ def _gradient(name: str, kind: str, codes: torch.Tensor, device: torch.device, b
     with _draws_on_the_cpu(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         packing = Packing(codes[:, 1:] != PAD)
         states = network.encode(network.embed(codes[:, :-1], packing), packing)
-        value = loss_function(kind)(network, states, packing.pack(codes[:, 1:]), config.train)
+        value = loss_function(kind)(network, states, packing.pack(codes[:, 1:]), config.train).mean()
     value.backward()
     steps = [weight.grad.flatten().cpu() for weight in network.parameters() if weight.grad is not None]
     return value.detach(), torch.cat(steps)
