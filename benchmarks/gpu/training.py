@@ -148,6 +148,8 @@ def run(small: bool, save: Save) -> dict:
     found: dict = {"speed": {}, "curve": {}}
     with tempfile.TemporaryDirectory() as folder:
         files = write_log(Path(folder), users, items)
+        (few := Path(folder) / "few").mkdir()
+        some = write_log(few, users // 4, items // 4)  # for the CPU beside
         for name in ("llm_cfsr", "sasrec"):
             for precision, system in SYSTEMS:
                 label = f"{name}, {precision}, {system}"
@@ -162,7 +164,7 @@ def run(small: bool, save: Save) -> dict:
         }.items():
             where, precision, stop = arguments
             work = Path(folder) / "work"
-            found["curve"][label] = curve(files, items, where, precision, work, epochs, stop)
+            found["curve"][label] = curve(some, items // 4, where, precision, work, epochs, stop)
             shutil.rmtree(work)
             save(found)
     return found

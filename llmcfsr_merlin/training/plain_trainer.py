@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from llmcfsr_merlin.config.schema import TrainConfig
@@ -18,6 +18,7 @@ from llmcfsr_merlin.training.objective import Auxiliary, Objective, predicted_po
 from llmcfsr_merlin.training.procedures import Training
 from llmcfsr_merlin.training.trainer import (
     BEST,
+    KnownParts,
     Order,
     Resumable,
     callbacks,
@@ -30,7 +31,7 @@ from llmcfsr_merlin.training.validation import held_out_ranks, quality
 _NOTHING = Auxiliary()
 
 
-class _Model(nn.Module):
+class _Model(KnownParts):
     """Batches to losses, as the Trainer asks for them."""
 
     def __init__(self, network: DualViewNetwork, objective: Objective):
@@ -54,7 +55,7 @@ class _Trainer(Resumable, Trainer):
     def evaluate(self, *_, **__) -> dict[str, float]:
         """NDCG@10 and HR@10 of the held-out items in full ranking, under the names of Transformers4Rec's Trainer."""
         start, network = time.perf_counter(), self.model.network
-        network.eval()
+        self.model.eval()
         with torch.inference_mode():
             catalogue = network.catalogue()
             ranks = [

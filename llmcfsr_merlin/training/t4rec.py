@@ -20,6 +20,7 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, ROW
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.ranker import select_top_k
 from llmcfsr_merlin.training.objective import Auxiliary, Objective, predicted_positions
+from llmcfsr_merlin.training.trainer import KnownParts
 from llmcfsr_merlin.training.validation import ranks, split_last
 
 
@@ -118,9 +119,13 @@ class RankMetric(torchmetrics.Metric):
         return {f"hr_at_{self.k}": self.hits / rows, f"ndcg_at_{self.k}": self.gains / rows}
 
 
+class _Model(KnownParts, tr.Model):
+    pass
+
+
 def to_t4rec(
     network: DualViewNetwork, schema, config: TrainConfig, auxiliary: Auxiliary, exclude_history: bool = False
 ) -> tr.Model:
     """A Transformers4Rec Model of the network; both share their weights."""
     task = NextItemTask(network, Objective(network, config, auxiliary), exclude_history)
-    return tr.Model(tr.Head(DualViewBody(network, schema), task))
+    return _Model(tr.Head(DualViewBody(network, schema), task))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed
 from safetensors.torch import load_file
+from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from llmcfsr_merlin.config.schema import TrainConfig
@@ -73,6 +74,23 @@ class Resumable:
             _reconstruct = np.zeros(0).__reduce__()[0]  # numpy 2.0 moved it from numpy.core to numpy._core
             allow([_reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32)), type(np.dtype(np.int64))])
         super()._load_rng_state(checkpoint)
+
+
+class KnownParts(nn.Module):
+    """Before a model for a Trainer, which asks for its modules and parameters several times a step: here once, since
+    none comes or goes while it is trained. On a GPU looking for them took longer than half a step."""
+
+    _known: list | None = None
+
+    def train(self, mode: bool = True):
+        return self if mode == self.training else super().train(mode)
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True):
+        if prefix or not recurse or not remove_duplicate:
+            return super().named_parameters(prefix, recurse, remove_duplicate)
+        if self._known is None:
+            self._known = list(super().named_parameters())
+        return iter(self._known)
 
 
 def trainer_arguments(

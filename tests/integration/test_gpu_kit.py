@@ -23,7 +23,10 @@ def run_check(out: Path, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", check.STEPS)
+# Each run of the script that `prepare` calls is a process that imports Merlin.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "prepare" else []) for name in check.STEPS]
+)
 def test_step_at_small_size(name, tmp_path):
     record = Record(tmp_path / f"{name}.json")
     try:
@@ -62,6 +65,34 @@ def test_a_cut_step_keeps_what_it_had(tmp_path, monkeypatch):
     assert written["status"] == "cut" and written["found"] == {"a": 1} and written["seconds"] < 30
     check._run_limited("machine", tmp_path, True, 0)
     assert json.loads((tmp_path / "machine.json").read_text())["why"] == "no time was left"
+
+
+def test_figures_of_prepare():
+    from benchmarks.gpu.steps.prepare import summary
+
+    gpu = {"second": {"rows_per_second": 300}, "rows_per_second": 100}
+    entry = {"rows": 10, "gpu": gpu, "cpu": {"rows_per_second": 30}, "cpu-2": {"rows_per_second": 20}}
+    found = summary(entry | {"equal_cpu": "bytes", "equal_cpu-2": False}, 20)
+    assert (found["rows_per_second"], found["times_two_cores"], found["times_all_cores"]) == (300, 15, 10)
+    assert found["equal"] is False and "error" not in found
+    found = summary({"rows": 100, "gpu": gpu, "cpu": {"failed": "stopped after 9 s"}}, 20)
+    assert found["times_two_cores"] == 15 and "equal" not in found and found["error"] == "stopped after 9 s"
+    assert summary({"rows": 100}, None)["rows_per_second"] is None
+
+
+def test_figures_of_training():
+    from benchmarks.gpu.steps.training import figures
+
+    speeds = {"float32, trainer": 90, "bfloat16, trainer": 120, "float32, plain loop": 100, "bfloat16, plain loop": 100}
+    found = {"speed": {f"sasrec, {label}": {"sequences_per_second": value} for label, value in speeds.items()}}
+    made = figures(found, {"sasrec": 10})
+    assert made == {
+        "sasrec speed": {
+            "sequences_per_second": 120, "precision": "bfloat16", "share_of_plain_loop": 1.2, "times_two_cores": 12.0,
+        }
+    }  # fmt: skip
+    curves = {"device, float32": {"ndcg@10": [0.1, 0.22]}, "cpu": {"ndcg@10": [0.1, 0.2]}}
+    assert figures({"curve": curves}, {})["same as CPU"]["relative_difference"] == pytest.approx(0.1)
 
 
 def test_no_more_files_than_come_back():

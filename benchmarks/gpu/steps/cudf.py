@@ -29,8 +29,9 @@ def run(record, small: bool) -> None:
 
 
 def _rapids():
-    if not hasattr(np, "row_stack"):  # numpy 2.5 removed it; numba-cuda up to 0.30.4 looks it up where a GPU is
-        np.row_stack = np.vstack
+    for old, new in (("row_stack", "vstack"), ("in1d", "isin"), ("trapz", "trapezoid")):
+        if not hasattr(np, old):  # numpy 2.5 removed them; numba-cuda up to 0.30.4 looks them up where a GPU is
+            setattr(np, old, getattr(np, new))
     try:
         import cudf
         import cupy

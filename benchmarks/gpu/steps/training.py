@@ -57,7 +57,7 @@ def figures(found: dict, two_cores: dict[str, float]) -> dict:
 
 def on_two_cores(small: bool) -> dict:
     """Sequences a second of each model on two cores of this machine, of an epoch of some thousand users."""
-    users = 200 if small else 4000
+    users = 200 if small else 2000
     items = 300 if small else BEAUTY[1]
     cores = sorted(os.sched_getaffinity(0))[:2]
     done = subprocess.run(
