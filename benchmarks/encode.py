@@ -117,7 +117,7 @@ def memory(count: int) -> dict:
 def _one(folder: Path, count: int) -> None:
     import resource
 
-    from llmcfsr_merlin.config.schema import EmbedConfig
+    from llmcfsr_merlin.config.embed_settings import EmbedConfig
     from llmcfsr_merlin.text.embed import embed_table
     from llmcfsr_merlin.text.language_models import resolve
 

@@ -58,7 +58,8 @@ def generate(folder: Path, rows: int, seed: int = 0) -> None:
 
 
 def ours(source: Path, out: Path, workers: int, memory: str, kind: str) -> None:
-    from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
+    from llmcfsr_merlin.config.cluster_settings import ClusterConfig
+    from llmcfsr_merlin.config.prepare_settings import PrepareConfig
     from llmcfsr_merlin.dataset.prepare.prepare import prepare
     from llmcfsr_merlin.runtime.engine import engine
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from llmcfsr_merlin.config.old_settings import renamed
-from llmcfsr_merlin.config.schema import presets
+from llmcfsr_merlin.config.presets import presets
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import resource
 

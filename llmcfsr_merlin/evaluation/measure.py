@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from llmcfsr_merlin.config.schema import EvaluateConfig
+from llmcfsr_merlin.config.evaluate_settings import EvaluateConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import CASES, METRICS, RANKS, USER, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary

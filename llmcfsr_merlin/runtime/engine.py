@@ -26,7 +26,7 @@ from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import clear_failures
 
 if TYPE_CHECKING:
-    from llmcfsr_merlin.config.schema import ClusterConfig
+    from llmcfsr_merlin.config.cluster_settings import ClusterConfig
 
 # Resident bytes that one interaction costs a worker at the widest point (ids, keys and the permutation of a sort).
 BYTES_PER_ROW = 160

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.registry import scorer_class

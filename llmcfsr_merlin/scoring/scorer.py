@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import Section
+from llmcfsr_merlin.config.section import Section
 from llmcfsr_merlin.dataset.dataset import Dataset, Shape
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmcfsr_merlin.config.schema import NULL_VALUES
+from llmcfsr_merlin.config.data_settings import NULL_VALUES
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, VOCABULARY
 from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary

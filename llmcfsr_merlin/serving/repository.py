@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from string import Template
 
-from llmcfsr_merlin.config.schema import ServeConfig
+from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import resource

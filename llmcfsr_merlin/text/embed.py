@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config.schema import EmbedConfig
+from llmcfsr_merlin.config.embed_settings import EmbedConfig
 from llmcfsr_merlin.dataset.item_vectors import vectors_array, vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
 from llmcfsr_merlin.dataset.vector_checks import check_finite

@@ -21,7 +21,8 @@ import torch.multiprocessing
 import transformers
 from safetensors.torch import load_file
 
-from llmcfsr_merlin.config.schema import NetworkSettings, TrainConfig
+from llmcfsr_merlin.config.scorer_settings import NetworkSettings
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.runtime.errors import InputError

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmcfsr_merlin.config.schema import TrainConfig
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.extensions import load_class

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers4rec.torch.block.base import BlockBase
 from transformers4rec.torch.masking import MaskedLanguageModeling
 
-from llmcfsr_merlin.config.schema import TrainConfig
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD, ROW
 from llmcfsr_merlin.scoring.network.attention import Packing
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork

@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from transformers4rec.config.trainer import T4RecTrainingArguments
 from transformers4rec.torch.utils.data_utils import MerlinDataLoader
 
-from llmcfsr_merlin.config.schema import TrainConfig
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import ITEM, SCHEMA
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors

@@ -8,7 +8,7 @@ from datetime import datetime, time, timedelta, timezone
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config.schema import DataConfig
+from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.raw import amazon, yelp
 from llmcfsr_merlin.dataset.raw.columnar import ParquetParser, refuse_lists
 from llmcfsr_merlin.dataset.raw.delimited import DelimitedParser

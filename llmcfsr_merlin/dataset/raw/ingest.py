@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from llmcfsr_merlin.config.schema import DataConfig
+from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEMS, ROW
 from llmcfsr_merlin.dataset.raw import formats
 from llmcfsr_merlin.dataset.raw.columnar import ParquetParser

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import NetworkSettings
+from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.scoring.network.attention import CrossAttention, Packing, PairFusion
 from llmcfsr_merlin.scoring.network.backbones import block_class

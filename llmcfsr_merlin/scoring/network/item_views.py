@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import NetworkSettings
+from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, NULL
 
 _CHUNK = 65536  # vectors in double precision at a time

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmcfsr_merlin.config.schema import EASESettings
+from llmcfsr_merlin.config.scorer_settings import EASESettings
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.histories import distinct, training_matrix

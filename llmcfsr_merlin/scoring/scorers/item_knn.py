@@ -5,7 +5,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.config.schema import ItemKNNSettings
+from llmcfsr_merlin.config.scorer_settings import ItemKNNSettings
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.histories import distinct, training_matrix
 from llmcfsr_merlin.scoring.scorers.transition_counts import largest_of_each_row

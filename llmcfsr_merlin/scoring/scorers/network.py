@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import NetworkSettings
+from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape

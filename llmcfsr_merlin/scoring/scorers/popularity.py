@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.config.schema import PopularitySettings
+from llmcfsr_merlin.config.scorer_settings import PopularitySettings
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
 
 

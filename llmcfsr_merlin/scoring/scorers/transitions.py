@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.config.schema import TransitionSettings
+from llmcfsr_merlin.config.scorer_settings import TransitionSettings
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.transition_counts import count_transitions

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config.schema import EmbedConfig
+from llmcfsr_merlin.config.embed_settings import EmbedConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json, sha256_file, write_json

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig, presets
+from llmcfsr_merlin.config.model_settings import ModelConfig
+from llmcfsr_merlin.config.presets import presets
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.runtime.errors import InputError
 
 HIDDEN = "model.scorers.network.hidden"

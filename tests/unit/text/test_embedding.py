@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmcfsr_merlin.config.schema import EmbedConfig
+from llmcfsr_merlin.config.embed_settings import EmbedConfig
 from llmcfsr_merlin.dataset.item_vectors import load_item_table, vectors_column
 from llmcfsr_merlin.dataset.vector_checks import check_encoded
 from llmcfsr_merlin.runtime.errors import InputError
