@@ -90,10 +90,21 @@ def search(arguments) -> None:
 
 
 def config(arguments) -> None:
-    """The whole tree as YAML."""
+    """The whole tree as YAML, bare or explained; or what a recipe may say, as a JSON schema."""
+    if arguments.schema:
+        from llmcfsr_merlin.config.describe import json_schema
+
+        print(json_schema(Config))
+        return
+    settings = _config(arguments)
+    if arguments.explain:
+        from llmcfsr_merlin.config.describe import described
+
+        print(described(settings), end="")
+        return
     import yaml
 
-    print(yaml.safe_dump(_config(arguments).model_dump(mode="json"), sort_keys=False), end="")
+    print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
 
 
 def serve(arguments) -> int:

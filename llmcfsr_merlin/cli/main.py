@@ -97,8 +97,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     search.add_argument("--space", type=Path, help="YAML of lists, e.g. train.negatives: [256, 1024] (default: ours)")
     search.add_argument("--trials", type=int, default=12, help="settings to train (default 12)")
 
-    config = verb("config", "config", "show the settings of a recipe, defaults filled in")
-    _recipe(config)
+    config = verb("config", "config", "show the settings of a recipe, defaults filled in, and explain them")
+    config.add_argument("recipe", nargs="?", help="a recipe's name or a YAML file (default: the defaults alone)")
+    _overrides(config)
+    config.add_argument("--explain", action="store_true", help="what each setting means, as a comment above it")
+    config.add_argument("--schema", action="store_true", help="a JSON schema of recipes, for editors")
 
     serve = verb("serve", "serve", "serve an exported run by a tritonserver, started again when it fails")
     serve.add_argument("run", type=Path, help="run directory, e.g. runs/demo, or a model repository")
@@ -158,9 +161,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 def _recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a recipe's name (demo, yelp, fashion, beauty) or a YAML file")
     parser.add_argument("--run", type=Path, help="run directory (default runs/<recipe>)")
+    _overrides(parser)
+    parser.add_argument("--force", action="store_true", help="run also what is up to date")
+
+
+def _overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="apply a model preset, e.g. sasrec, or a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. train.epochs=3")
-    parser.add_argument("--force", action="store_true", help="run also what is up to date")
 
 
 def _run(parser: argparse.ArgumentParser) -> None:

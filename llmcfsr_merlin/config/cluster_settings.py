@@ -15,6 +15,7 @@ class ClusterConfig(Section):
     scheduler: str | None = None
     """Address of an existing dask scheduler to join, e.g. tcp://10.0.0.1:8786."""
     workers: int | None = Field(None, ge=1)
+    """Processes (local), GPUs (cuda) or threads (single) that work side by side; unset: one a core or GPU."""
     memory_limit: str | None = None
     """Per worker, e.g. "4GB"."""
     partition_size: str | None = None

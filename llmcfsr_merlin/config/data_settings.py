@@ -40,12 +40,15 @@ class TableColumns(Section):
     """Columns of a generic CSV, Parquet or JSON-lines log: names, or positions from 0."""
 
     user: str | int = "user_id"
+    """Column of the user id."""
     item: str | int = "item_id"
+    """Column of the item id."""
     time: str | int | None = "timestamp"
     """Numbers or dates (data.time_unit, data.time_format); None: rows are taken in file order."""
     order: str | int | None = "order"
     """Position in the user's order, used where the log has no time column."""
     rating: str | int | None = "rating"
+    """Stars or the like, for min_rating; a log without the column is read too."""
     names: tuple[str, ...] = ()
     """All columns in order, for CSV, TSV or space-separated files without a header line."""
 
@@ -82,10 +85,13 @@ class DataConfig(Section):
     header: bool | None = None
     """Whether the first line of delimited files names the columns; None: found from it."""
     item_delimiter: Delimiter | None = None
-    """As delimiter, of the item metadata; so the next three."""
+    """As delimiter, of the item metadata."""
     item_quoting: Quoting = "auto"
+    """As quoting, of the item metadata."""
     item_encoding: Encoding | None = None
+    """As encoding, of the item metadata."""
     item_header: bool | None = None
+    """As header, of the item metadata."""
     max_dropped: float = Field(0.5, ge=0, le=1)
     """Share of the rows that may be dropped because they cannot be read (filters do not count): more is refused."""
     time_unit: Literal["s", "ms", "us", "ns", "days", "excel_days"] | None = None
@@ -108,8 +114,11 @@ class DataConfig(Section):
     duplicates: Literal["keep", "drop"] = "keep"
     """Repeated rows of one (user, item, time): repeat purchases are kept by the papers."""
     synthetic_users: int = Field(2000, ge=1)
+    """format=synthetic: users generated."""
     synthetic_items: int = Field(1000, ge=20)
+    """format=synthetic: items generated."""
     synthetic_seed: int = 0
+    """format=synthetic: another seed is another log."""
 
     @field_validator("format")
     @classmethod

@@ -12,13 +12,17 @@ class EnrichConfig(Section):
     """Attributes that a language model writes for sparse items before they are embedded (off by default)."""
 
     enabled: bool = False
+    """Enrich before embedding."""
     model: str = ""
     """Hugging Face name or folder of a causal language model (safetensors only)."""
     revision: str | None = None
+    """Branch, tag or commit of the model."""
     fewer_than: int = Field(3, ge=1)
     """Items with fewer attributes are enriched."""
     max_new_tokens: int = Field(48, ge=1)
+    """Longest text that the model may write for an item."""
     batch_size: int = Field(16, ge=1)
+    """Items that the model writes for at a time."""
 
 
 class EmbedConfig(Section):
@@ -39,13 +43,17 @@ class EmbedConfig(Section):
     pooling: Literal["mean", "last"] = "mean"
     """last: the last real token, for causal models such as LLaMA."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the language model's weights; the vectors are stored as float32."""
     quantisation: Literal["none", "8bit", "4bit"] = "none"
     """8bit and 4bit need bitsandbytes and a CUDA GPU."""
     batch_size: int = Field(64, ge=1)
+    """Prompts that are encoded at a time."""
     device: str = "auto"
+    """auto: the GPU where there is one; else cpu, cuda or cuda:1."""
     workers: int = Field(1, ge=1)
     """Processes that encode shards side by side; on CUDA worker w uses GPU w."""
     reduction: Literal["none", "pca", "whiten", "standardise"] = "none"
+    """How the vectors are mapped before they are stored."""
     dimension: int | None = Field(None, ge=2)
     """Dimension after pca or whiten; None keeps the model's."""
     lexical: int = Field(128, ge=0)

@@ -12,8 +12,11 @@ class EvaluateConfig(Section):
     """Ranking quality on the test items (stage `evaluate`)."""
 
     ks: tuple[int, ...] = (5, 10, 20)
+    """Lengths of the list that the metrics are measured at."""
     protocols: tuple[Literal["full", "sampled"], ...] = ("full", "sampled")
+    """full: the target among all items; sampled: among sampled_negatives."""
     sampled_negatives: int = Field(100, ge=1)
+    """Items drawn per user, none of them in the user's sequence (protocol sampled)."""
     exclude_history: bool = False
     """Full protocol: leave the user's history (but never the target) out of the ranking."""
     tail_item: int = Field(4, ge=1)
@@ -25,7 +28,9 @@ class EvaluateConfig(Section):
     baselines: tuple[str, ...] = ("popularity", "sasrec")
     """Model presets of pipelines/models that are measured beside the model."""
     batch_size: int = Field(256, ge=1)
+    """Users ranked at a time."""
     seed: int = 42
+    """Of the sampled negatives."""
 
     @field_validator("baselines")
     @classmethod

@@ -18,9 +18,13 @@ class NetworkSettings(Section):
     views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative",)
     """null_space (alone): whitened leading directions of the vectors, frozen, beside trainable ones (AlphaFuse)."""
     hidden: int = Field(64, ge=4)
+    """Size of the views and of the user state."""
     layers: int = Field(2, ge=1)
+    """Blocks of the encoder."""
     heads: int = Field(2, ge=1)
+    """Attention heads; hidden is a multiple of them."""
     dropout: float = Field(0.3, ge=0, lt=1)
+    """Share of the activations that training drops."""
     cross_attention: Literal["residual", "replace"] = "residual"
     """residual: a view adds what it reads of the other one; replace: it becomes that (LLM-ESR)."""
     fuse_embedding: bool = False
@@ -86,7 +90,9 @@ class ItemKNNSettings(Section):
     """The scorer `item_knn`; the defaults were chosen on the validation items of amazon_beauty."""
 
     neighbours: int = Field(300, ge=1)
+    """Items kept per item, the most similar ones."""
     shrinkage: float = Field(10.0, ge=0)
+    """Added to the denominator of the cosine, against chance among rare items."""
 
 
 class EASESettings(Section):

@@ -1,4 +1,7 @@
-"""What every section of the settings is: frozen, with its unknown keys, wrong types and values out of range refused."""
+"""What every section of the settings is: frozen, with its unknown keys, wrong types and values out of range refused.
+
+The text below a setting is its description: `llmcfsr config --explain` and `--schema` show it.
+"""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -7,7 +10,7 @@ NAME = r"^[\w.-]*[\w-][\w.-]*$"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def known_or_own(name: str, known: tuple[str, ...]) -> str:

@@ -17,12 +17,17 @@ class ServeConfig(Section):
     tensorrt: bool = False
     """Let the onnxruntime backend run the graph by TensorRT; needs format=onnx and device=gpu."""
     max_top_k: int = Field(100, ge=1)
+    """Longest list that a request may ask for."""
     shortlist: int = Field(0, ge=0)
     """Items scored exactly, found by the content match of 64 dimensions; 0: all. For hundreds of thousands of items."""
     max_batch_size: int = Field(64, ge=1)
+    """Most histories of a request, and of a batch that Triton makes of several."""
     max_queue_delay_us: int = Field(500, ge=0)
+    """Microseconds that a request may wait for others to share its batch."""
     device: Literal["cpu", "gpu"] = "cpu"
+    """Where the model's step runs."""
     instances: int = Field(1, ge=1)
+    """Copies of the model's step that Triton runs side by side."""
 
     @model_validator(mode="after")
     def _consistent(self):

@@ -28,19 +28,23 @@ class TrainConfig(Section):
     """A model of pipelines/models whose trained item table the semantic view is aligned to (LLMEmb); None: the other
     view."""
     align_temperature: float = Field(0.1, gt=0)
+    """Of the contrastive loss of align."""
     distil: float = Field(0.0, ge=0)
     """Weight of the self-distillation from users with similar text (LLM-ESR)."""
     distil_users: int = Field(10, ge=1)
     """Similar users whose mean state is the teacher."""
     epochs: int = Field(16, ge=1)
+    """Most passes over the training sequences; patience may end it before."""
     batch_size: int | None = Field(None, ge=1)
     """Sequences a step; None: 256, fewer (at least 16) where that would leave an epoch less than 64 steps."""
     processes: int = Field(1, ge=1)
     """Processes that train together, one a GPU (on the CPU they share the cores) and each on its share of a step."""
     learning_rate: float = Field(2e-3, gt=0)
+    """Highest learning rate of AdamW."""
     schedule: Literal["constant", "linear"] = "linear"
     """linear: the learning rate rises over the first twentieth of the steps and falls to zero at the last epoch."""
     weight_decay: float = Field(0.0, ge=0)
+    """Of AdamW."""
     patience: int = Field(5, ge=1)
     """Epochs without a better validation NDCG@10 before training stops."""
     validation_users: int = Field(10_000, ge=1)
@@ -48,8 +52,11 @@ class TrainConfig(Section):
     tail_tolerance: float = Field(0.01, ge=0, lt=1)
     """Allowed relative drop of validation NDCG@10 in the head/tail trade-off of calibration."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: mixed precision; the weights stay float32."""
     seed: int = 42
+    """Of weights, shuffling, negatives and dropout."""
     device: str = "auto"
+    """auto: the GPU where there is one; else cpu or cuda."""
 
     @field_validator("align_to")
     @classmethod
