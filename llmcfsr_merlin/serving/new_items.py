@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from llmcfsr_merlin.config.data_settings import NULL_VALUES
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, VOCABULARY
 from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import remove
 from llmcfsr_merlin.runtime.lock import run_lock
-from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST
+from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST, remake
 from llmcfsr_merlin.runtime.ownership import claim
 from llmcfsr_merlin.runtime.stage import Manifest, hash_json, seal
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
@@ -22,6 +23,25 @@ from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.serving.bundle import Bundle
 
 Encode = Callable[[list[dict]], np.ndarray]
+
+
+def check_trained_on(trained: Path, embedded: Path) -> None:
+    """InputError unless the model of stage train in `trained` was trained on the vectors of stage embed in `embedded`.
+
+    Word vectors fitted again have other axes: new items would be compared with old ones by meaningless numbers.
+    """
+    inputs = Manifest.load(trained).inputs
+    if inputs.get("embed") == Manifest.load(embedded).identity:
+        return
+    # Of an earlier version, or embedded again with the same result: compared by value.
+    dataset = Dataset(trained, embedded)
+    model = load_model(trained, dataset.vocabulary.hash)
+    for name, kept in model.vectors.named_buffers():
+        if getattr(dataset.shape, name) != kept.shape[1] or not np.array_equal(dataset.vectors(name), kept.numpy()):
+            raise InputError(
+                f"expected in {embedded} the vectors that the model was trained on, found others: "
+                f"{remake(trained, 'train')}"
+            )
 
 
 def add_items(

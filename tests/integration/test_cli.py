@@ -203,9 +203,7 @@ def test_bad_input_ends_with_one_line_and_a_code(name, tmp_path, monkeypatch, ca
 
 
 def test_a_bug_is_named_and_traced_only_on_demand(monkeypatch, capsys):
-    from llmcfsr_merlin.cli import commands
-
-    monkeypatch.setattr(commands, "config", lambda _: 1 / 0)
+    monkeypatch.setattr(Config, "load", lambda *_: 1 / 0)
     assert main(["config", "demo"]) == 3
     shown = capsys.readouterr().err
     assert "unexpected ZeroDivisionError" in shown
