@@ -1,6 +1,7 @@
 """`llmcfsr <verb>`: one verb a stage, and what is done with a finished run; each stands in a `*_verb.py`."""
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -21,6 +22,7 @@ from llmcfsr_merlin.cli import (
     vectors_report_verb,
 )
 from llmcfsr_merlin.cli.item_ids import separate
+from llmcfsr_merlin.cli.log import shown
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import machine_failure
 
@@ -51,13 +53,16 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # OpenMP's threads spin while they wait: where something else needs the core, training was measured 8 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    _quiet()
+    if not arguments.verbose:
+        _quiet()
+    level = logging.DEBUG if arguments.verbose else logging.WARNING if arguments.quiet else logging.INFO
     try:
         from llmcfsr_merlin.runtime.arrow import check_arrow
 
         if arguments.verb != "doctor":
             check_arrow()
-        return arguments.run_verb(arguments) or 0
+        with shown(level, origin=arguments.verbose):
+            return arguments.run_verb(arguments) or 0
     except BrokenPipeError:  # `llmcfsr ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -94,6 +99,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
             groups[group] = added.add_subparsers(required=True, metavar="ACTION")
         added = (groups[group] if group else top).add_parser(action, help=verb.help, description=verb.help)
         added.add_argument("--traceback", action="store_true", help="show where an error comes from")
+        said = added.add_mutually_exclusive_group()
+        said.add_argument("-q", "--quiet", action="store_true", help="say nothing but warnings, errors and the answer")
+        said.add_argument("-v", "--verbose", action="store_true", help="say when and where, and what libraries warn of")
         added.set_defaults(run_verb=verb.run)
         verb.arguments(added)
         if verb.item_ids:
@@ -102,7 +110,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 
 def _quiet() -> None:
-    """Merlin and transformers warn at every import; --traceback is for those who look for causes."""
+    """Merlin and transformers warn at every import; --verbose is for those who look for causes."""
     import warnings
 
     warnings.simplefilter("ignore")

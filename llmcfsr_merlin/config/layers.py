@@ -16,7 +16,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import resource
 
 Settings = dict[str, Any]
-_log = logging.getLogger("llmcfsr_merlin")
+_log = logging.getLogger(__name__)
 _said: set[str] = set()
 _LONGEST_RECIPE = 1 << 20  # bytes
 _MOST_NODES = 100_000  # of a recipe with its aliases written out

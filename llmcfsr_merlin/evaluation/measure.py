@@ -1,7 +1,7 @@
 """The evaluate stage's work: every recipe ranked on the same stored cases, ranks and metrics written.
 """
 
-import sys
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from llmcfsr_merlin.evaluation.ranks import RECIPE, ScoreFunction, rank_users, r
 from llmcfsr_merlin.evaluation.significance import compare
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import write_json
+
+_log = logging.getLogger(__name__)
 
 
 def measure(
@@ -42,10 +44,7 @@ def measure(
         what = f"users are ranked against {found}, all that they had nothing to do with"
         if found == "0" and "full" in protocols:
             protocols, what = ("full",), "everybody had all of them, so only the full protocol is measured"
-        print(
-            f"warning: the catalogue has too few items for evaluate.sampled_negatives={negatives}: {what}",
-            file=sys.stderr,
-        )
+        _log.warning("the catalogue has too few items for evaluate.sampled_negatives=%d: %s", negatives, what)
     counts = tail_counts(prepare, settings)
     metrics: list[dict] = []
 

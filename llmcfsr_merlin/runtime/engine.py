@@ -5,6 +5,7 @@ them wherever the engine is. Nothing large travels between workers: they share t
 """
 
 import importlib.util
+import logging
 import os
 import sys
 import time
@@ -17,16 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from llmcfsr_merlin.runtime.console import show
+from llmcfsr_merlin.runtime.console import rendered
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import clear_failures
 
 if TYPE_CHECKING:
     from llmcfsr_merlin.config.cluster_settings import ClusterConfig
+
+_log = logging.getLogger(__name__)
 
 # Resident bytes that one interaction costs a worker at the widest point (ids, keys and the permutation of a sort).
 BYTES_PER_ROW = 160
@@ -70,7 +72,7 @@ class Engine:
                     bar.set_postfix_str(f"{done / max(time.perf_counter() - start, 1e-9):,.0f} rows/s")
         seconds = max(time.perf_counter() - start, 1e-9)
         speed = f", {rows:,} rows, {rows / seconds:,.0f} rows/s" if rows else ""
-        _say(f"{stage}: {len(tasks)} part{'s' * (len(tasks) != 1)} in {seconds:.1f} s{speed}")
+        _log.info(f"{stage}: {len(tasks)} part{'s' * (len(tasks) != 1)} in {seconds:.1f} s{speed}")
         return results
 
     def _run(self, function: Callable, tasks: Sequence) -> Iterator[tuple[int, object]]:
@@ -126,7 +128,7 @@ def engine(config: "ClusterConfig") -> Iterator[Engine]:
             workers, memory, gpu = _joined(client, config, memory)
         chosen = Engine(kind, gpu, workers, memory, wanted or _partition(memory, gpu), client)
         where = f", dashboard {client.dashboard_link}" if client is not None else ""
-        _say(
+        _log.info(
             f"engine: {kind} on {'GPU' if gpu else 'CPU'}, {workers} worker{'s' if workers > 1 else ''} "
             f"of {_size(memory)}, partitions of {_size(chosen.partition)} (about {chosen.partition_rows:,} rows){where}"
         )
@@ -243,13 +245,13 @@ def available_memory() -> int:
 
 
 def print_counts(title: str, lines: Sequence[tuple[str, object]]) -> None:
-    """A two-column table on stderr: rows in, dropped (and why), out."""
+    """Log a two-column table: rows in, dropped (and why), out."""
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
     for name, value in lines:
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    show(table, stderr=True)
+    _log.info(rendered(table))
 
 
 def _missing() -> str:
@@ -269,10 +271,6 @@ def _device_memory() -> list[int]:
         return [int(pynvml.nvmlDeviceGetMemoryInfo(device).free) for device in devices]
     except Exception:  # no driver, no library, no device: all mean none
         return []
-
-
-def _say(line: str) -> None:
-    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _bytes(text: str | None, key: str) -> int | None:

@@ -5,6 +5,7 @@ killed stage leaves either the old result or the new one. Its manifest records t
 configuration and of the manifests it read); a stage whose key stands, and whose files are as it wrote them, is skipped.
 """
 
+import logging
 import os
 import threading
 import time
@@ -21,6 +22,8 @@ from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.lock import run_lock
 from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST, Manifest, hash_json, seal
 from llmcfsr_merlin.runtime.ownership import claim, discard, standing
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["MANIFEST", "Manifest", "hash_json", "run_stage", "seal", "sha256_file", "write_json"]
 
@@ -75,12 +78,12 @@ def _run_stage(
     found = standing(final)
     if found is None and final.is_dir() and any(final.iterdir()):
         what = "cannot be read" if (final / MANIFEST).is_file() else "is missing"
-        print(f"{stage}: {final / MANIFEST} {what}, so the stage runs again", flush=True)
+        _log.warning("%s: %s %s, so the stage runs again", stage, final / MANIFEST, what)
     if not force and found is not None and found.key == key:
         fault = found.fault(final, remembered=True)
         if fault is None:
             return found, False
-        print(f"{stage}: {fault}, so the stage runs again", flush=True)
+        _log.warning("%s: %s, so the stage runs again", stage, fault)
     if not force and (partial / MANIFEST).is_file():  # stopped between sealing and renaming
         manifest = Manifest.load(partial)
         if manifest.key == key and manifest.fault(partial) is None:
@@ -104,10 +107,10 @@ def _run_stage(
             if not resumed or expected:
                 raise
             reason = " ".join(str(error).split())[:120]
-            print(
-                f"{stage}: what a stopped run left cannot be used ({type(error).__name__}: {reason}): starting again",
-                flush=True,
-            )
+            _log.warning(
+                "%s: what a stopped run left cannot be used (%s: %s): starting again",
+                stage, type(error).__name__, reason,
+            )  # fmt: skip
             remove(partial, KEY)
             _begin(partial, key)
             counts = work(partial)

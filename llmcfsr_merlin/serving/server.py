@@ -3,13 +3,13 @@
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -24,6 +24,8 @@ from llmcfsr_merlin.serving.ports import reserve, resolve
 from llmcfsr_merlin.serving.probe import DIRECT, probe
 from llmcfsr_merlin.serving.repository import FRONT, layout
 from llmcfsr_merlin.serving.wire import STOPPING
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["Server", "find_tritonserver"]
 DRAIN_SECONDS = 15.0  # what requests in flight get when the server stops
@@ -183,7 +185,7 @@ class Server:
             if not hidden and self.log:
                 hidden = True
                 if not hide(self._process.pid, self._key):
-                    print("note: `ps` shows the server's key to every user of this machine", file=sys.stderr)
+                    _log.warning("`ps` shows the server's key to every user of this machine")
             if self._is_ours():
                 reason = self.trouble(max(deadline - time.monotonic(), 0.1))
                 if reason is None:

@@ -6,10 +6,13 @@ process ranks all validation users: with equal weights all come to the same deci
 
 import json
 import os
+import threading
 import uuid
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +102,7 @@ def fit_in_processes(
     (work / _REFUSED).unlink(missing_ok=True)  # of an earlier try
     report(f"{count} processes, {job.train.batch_size} sequences a step in each")
     try:
-        torch.multiprocessing.spawn(_work, (job,), nprocs=count)
+        _spawn(job, report)
     except torch.multiprocessing.ProcessRaisedException:
         if (work / _REFUSED).is_file():
             raise InputError((work / _REFUSED).read_text()) from None
@@ -114,7 +117,27 @@ def fit_in_processes(
     return json.loads((work / _HISTORY).read_text())
 
 
-def _work(rank: int, job: _Job) -> None:
+def _spawn(job: _Job, report: Callable[[str], None]) -> None:
+    """Run the processes to their end; what the first one reports is reported here."""
+    lines, said = torch.multiprocessing.get_context("spawn").Pipe(duplex=False)
+    processes = torch.multiprocessing.spawn(_work, (job, said), nprocs=job.train.processes, join=False)
+    said.close()  # the processes have it: as the last one ends, so do the lines
+    relay = threading.Thread(target=_relay, args=(lines, report), daemon=True)
+    relay.start()
+    try:
+        while not processes.join():
+            pass
+    finally:
+        relay.join(timeout=5)
+
+
+def _relay(lines: Connection, report: Callable[[str], None]) -> None:
+    with suppress(EOFError, OSError):
+        while True:
+            report(lines.recv_bytes().decode())
+
+
+def _work(rank: int, job: _Job, said: Connection) -> None:
     warnings.simplefilter("ignore")  # as the command line does
     transformers.logging.set_verbosity_error()
     if job.train.device != "cpu" and torch.cuda.device_count():
@@ -145,7 +168,7 @@ def _work(rank: int, job: _Job) -> None:
             schema,
             folder,
             Auxiliary(job.item_table),
-            _say if rank == 0 else lambda line: None,
+            (lambda line: said.send_bytes(line.encode())) if rank == 0 else lambda line: None,
             job.exclude_history,
             None if job.checkpoint is None else str(folder / job.checkpoint),
         )
@@ -157,10 +180,6 @@ def _work(rank: int, job: _Job) -> None:
         raise
     finally:
         torch.distributed.destroy_process_group()
-
-
-def _say(line: str) -> None:
-    print(f"  {line}", flush=True)
 
 
 def _weights(network: DualViewNetwork) -> dict[str, torch.Tensor]:

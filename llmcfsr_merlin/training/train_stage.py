@@ -1,5 +1,6 @@
 """Stage train: sequences and item vectors -> the fitted model, and beside it the baselines that are trained."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.training.fit import fit_model
+
+_log = logging.getLogger(__name__)
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
@@ -48,7 +51,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
         embedded = run_dir / "embed" if config.model.reads else None
         dataset = Dataset(run_dir / "prepare", embedded, config.prepare.max_length)
         checkpoints = out / ".checkpoints"
-        print(f"training {config.model.name}", flush=True)
+        _log.info("training %s", config.model.name)
         model, history = fit_model(
             config.model,
             config.train,
@@ -57,7 +60,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
             item_table=None if teacher is None else _item_table(teacher, dataset, config),
             exclude_history=config.evaluate.exclude_history,
             tail_item=config.evaluate.tail_item,
-            report=lambda line: print(f"  {line}", flush=True),
+            report=lambda line: _log.info("  %s", line),
         )
         shutil.rmtree(checkpoints)
         shutil.copy2(dataset.prepared / VOCABULARY, out / VOCABULARY)

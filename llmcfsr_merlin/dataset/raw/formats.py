@@ -1,6 +1,6 @@
 """What each data.format is made of: the fields of its log and the attributes of its items."""
 
-import sys
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta, timezone
@@ -19,6 +19,8 @@ from llmcfsr_merlin.dataset.raw.records import JsonParser, Layout, place
 from llmcfsr_merlin.dataset.raw.source import Source
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.extensions import load_class
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,8 @@ class Format:
             roles = [names[0] for names in (self.log.user, self.log.item, self.log.time, self.log.rating) if names]
             dialect = detect(source, text, roles if log else [*self.item_fields, "title"])
             if dialect.guessed:
-                print(
-                    f"{source.path}: no header line; columns: {', '.join(name or '-' for name in dialect.names)} "
-                    f"(set {text.columns} if this is wrong)", file=sys.stderr,
-                )  # fmt: skip
+                names = ", ".join(name or "-" for name in dialect.names)
+                _log.info("%s: no header line; columns: %s (set %s if this is wrong)", source.path, names, text.columns)
             return list(dialect.names), dialect
         if source.kind in ("json", "literal"):
             return list(dict.fromkeys(name for record in source.records() for name in record)), None

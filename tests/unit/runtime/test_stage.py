@@ -71,7 +71,7 @@ def test_a_damaged_stage_runs_again_and_is_refused_as_input(damage, tmp_path, ca
         read(tmp_path)
     assert "\n" not in str(raised.value) and not (tmp_path / "prepare").exists()
     assert stage(tmp_path)[1] is True
-    assert capsys.readouterr().out.count("so the stage runs again") == 1
+    assert capsys.readouterr().err.count("so the stage runs again") == 1
     assert stage(tmp_path)[1] is False
     assert read(tmp_path)[1] is True
 
@@ -149,7 +149,7 @@ def test_a_users_file_in_a_stage_that_is_replaced_is_kept(tmp_path, capsys):
     (tmp_path / "ingest" / "parts" / "notes.txt").write_text("mine")
     stage(tmp_path, force=True)
     assert (tmp_path / "ingest.kept" / "parts" / "notes.txt").read_text() == "mine"
-    assert "ingest.kept" in capsys.readouterr().out
+    assert "ingest.kept" in capsys.readouterr().err
     assert not (tmp_path / ".ingest.old").exists()
     assert stage(tmp_path)[1] is False
 
@@ -211,7 +211,7 @@ def test_what_a_stopped_run_left_and_cannot_be_used_is_started_again(tmp_path, c
         stage(tmp_path, work=work, resumable=True)
     finish = True
     assert stage(tmp_path, work=work, resumable=True)[1] is True
-    assert "starting again" in capsys.readouterr().out
+    assert "starting again" in capsys.readouterr().err
 
 
 def test_a_bug_is_not_hidden_by_starting_again(tmp_path):

@@ -1,0 +1,14 @@
+"""What every test has."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from llmcfsr_merlin.cli.log import shown
+
+
+@pytest.fixture(autouse=True)
+def _lines_on_stderr() -> Iterator[None]:
+    """What the library logs is shown as the command line shows it: tests read it where users do."""
+    with shown():
+        yield
