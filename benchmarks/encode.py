@@ -4,7 +4,7 @@
     python benchmarks/encode.py memory --items 10000 100000 1000000
 
 `speed`: the same MiniLM, prompts, threads and batch size in one process, peers in turn, median of the repeats.
-`memory`: the whole stage (Parquet to Parquet, 384 dimensions, whitening) with a one-layer model, so that a million
+`memory`: the whole stage (Parquet to Parquet, 384 dimensions, PCA) with a one-layer model, so that a million
 items take minutes; peak resident memory of a fresh process each. Results are added to benchmarks/results/encode.json.
 """
 
@@ -122,7 +122,7 @@ def _one(folder: Path, count: int) -> None:
     from llmcfsr_merlin.text.language_models import resolve
 
     config = EmbedConfig(
-        model=str(folder / "model"), template="beauty", max_tokens=16, batch_size=256, device="cpu", reduction="whiten"
+        model=str(folder / "model"), template="beauty", max_tokens=16, batch_size=256, device="cpu", reduction="pca"
     )
     ids = pq.read_table(folder / "items", columns=[ITEM])[ITEM].to_pylist()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

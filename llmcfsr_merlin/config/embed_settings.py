@@ -52,10 +52,11 @@ class EmbedConfig(Section):
     """auto: the GPU where there is one; else cpu, cuda or cuda:1."""
     workers: int = Field(1, ge=1)
     """Processes that encode shards side by side; on CUDA worker w uses GPU w."""
-    reduction: Literal["none", "pca", "whiten", "standardise"] = "none"
-    """How the vectors are mapped before they are stored."""
+    reduction: Literal["none", "pca", "standardise"] = "none"
+    """Of the stored vectors, for all that read them. pca: the `dimension` directions of most variance; standardise:
+    every column to variance 1. Whitening is the network's (model.scorers.network.whiten)."""
     dimension: int | None = Field(None, ge=2)
-    """Dimension after pca or whiten; None keeps the model's."""
+    """Dimension after pca; None keeps the model's."""
     lexical: int = Field(128, ge=0)
     """Dimensions of the lexical vectors (word vectors trained on the prompts) beside the model's; 0: none."""
     tune: TuneConfig = TuneConfig()
@@ -63,8 +64,8 @@ class EmbedConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.dimension and self.reduction not in ("pca", "whiten"):
-            raise ValueError(f"dimension ({self.dimension}) needs reduction pca or whiten, found {self.reduction}")
+        if self.dimension and self.reduction != "pca":
+            raise ValueError(f"dimension ({self.dimension}) needs reduction=pca, found {self.reduction}")
         if self.enrich.enabled and not self.enrich.model:
             raise ValueError("enrich.enabled needs enrich.model, a causal language model's name or folder")
         if self.tune.enabled and self.tune.method == "full" and self.quantisation != "none":

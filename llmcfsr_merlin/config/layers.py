@@ -1,6 +1,7 @@
 """Settings as flat layers, {"train.epochs": 3}, that lie one over the other: recipe, model preset, overrides."""
 
 import copy
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -39,7 +40,8 @@ def flatten(tree: Mapping) -> Settings:
                 continue
             if path not in _said:
                 _said.add(path)
-                _log.warning("setting %s is of an earlier version, today it is %s", path, ", ".join(new) or "gone")
+                today = ", ".join(f"{name}={json.dumps(one, default=str)}" for name, one in new.items()) or "gone"
+                _log.warning("setting %s=%s is of an earlier version, today it is %s", path, value, today)
             flat |= new
     return flat
 

@@ -36,7 +36,7 @@ class NetworkSettings(Section):
     pca_init: bool = False
     """Start the collaborative table from the PCA of the semantic vectors."""
     whiten: bool = False
-    """Whiten the vectors before the adapter."""
+    """Whiten the vectors before the adapter, for the semantic view alone: other scorers read them as stored."""
     cold_shrinkage: float | None = Field(None, ge=0)
     """k in the weight n / (n + k) of a candidate's collaborative part; 0: only unseen items lose it; None: off."""
     item_dropout: float = Field(0.0, ge=0, lt=1)
