@@ -180,12 +180,12 @@ class Recommender:
         if not any(exclude_seen) and not any(one is not None for one in (*allow, *deny)):
             return None
         mask = torch.zeros(len(encoded.seen), len(self.vocabulary), dtype=torch.bool)
-        for row, seen in enumerate(encoded.seen):
-            if allow[row] is not None:
+        for row, (seen, only, never) in enumerate(zip(encoded.seen, allow, deny)):
+            if only is not None:
                 mask[row] = True
-                mask[row, self.encoder.known(allow[row])] = False
-            if deny[row] is not None:
-                mask[row, self.encoder.known(deny[row])] = True
+                mask[row, self.encoder.known(only)] = False
+            if never is not None:
+                mask[row, self.encoder.known(never)] = True
             if exclude_seen[row]:
                 mask[row, seen] = True
         return mask

@@ -5,6 +5,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from llmcfsr_merlin.cli.verb import Verb
 from llmcfsr_merlin.runtime.errors import InputError
@@ -72,13 +73,13 @@ def _run(arguments: Namespace) -> None:
         print(f"{answers.unknown[0]} id(s) of the history are unknown and were left out")
 
 
-def _filters(arguments: Namespace, known: Callable[[list[str]], Sequence[bool]]) -> dict[str, list[str]]:
+def _filters(arguments: Namespace, known: Callable[[list[str]], Sequence[bool]]) -> dict[str, Any]:
     """--allow and --deny as lists. `a,b` is one id where the model has it, else two. known: of ids, which it has."""
-    filters = {}
+    filters: dict[str, Any] = {}
     for name in ("allow", "deny"):
         if not (given := getattr(arguments, name)):
             continue
-        ids = []
+        ids: list[str] = []
         for text, whole in zip(given, known(given)):
             ids += [text] if whole else text.split(",")
         unknown = [raw for raw, there in zip(ids, known(ids)) if not there]

@@ -47,7 +47,7 @@ class Config(Schema):
         model: a path, or the name of one in pipelines/models; its sections `model` and `train` win over the recipe's.
         Raises InputError with one line that names the key, what was expected and what was found.
         """
-        above = {}
+        above: Settings = {}
         for text in overrides:
             above |= override(text)
         if recipe and Path(recipe).name == RECORD and Path(recipe).is_file():  # the settings of a run, as a recipe

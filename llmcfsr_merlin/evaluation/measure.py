@@ -63,9 +63,10 @@ def measure(
         masks = group_masks(
             result.ranks, counts, train_counts, tail_item=settings.tail_item, tail_user=settings.tail_user
         )
-        about = {"dataset": name, "recipe": model, "seed": seed}
-        metrics.extend(group_metrics(result.ranks, masks, settings.ks, **about))
-        metrics.extend(catalogue_metrics(result.catalogue, len(result.ranks), **about))
+        metrics.extend(group_metrics(result.ranks, masks, settings.ks, dataset=name, recipe=model, seed=seed))
+        metrics.extend(
+            catalogue_metrics(result.catalogue, len(result.ranks), dataset=name, recipe=model, seed=seed)
+        )
         return result.ranks
 
     write_ranks(directory / RANKS, ((model, seed, ranked(model)) for model in models))

@@ -72,7 +72,7 @@ class Engine:
                     bar.set_postfix_str(f"{done / max(time.perf_counter() - start, 1e-9):,.0f} rows/s")
         seconds = max(time.perf_counter() - start, 1e-9)
         speed = f", {rows:,} rows, {rows / seconds:,.0f} rows/s" if rows else ""
-        _log.info(f"{stage}: {len(tasks)} part{'s' * (len(tasks) != 1)} in {seconds:.1f} s{speed}")
+        _say(f"{stage}: {len(tasks)} part{'s' * (len(tasks) != 1)} in {seconds:.1f} s{speed}")
         return results
 
     def _run(self, function: Callable, tasks: Sequence) -> Iterator[tuple[int, object]]:
@@ -128,7 +128,7 @@ def engine(config: "ClusterConfig") -> Iterator[Engine]:
             workers, memory, gpu = _joined(client, config, memory)
         chosen = Engine(kind, gpu, workers, memory, wanted or _partition(memory, gpu), client)
         where = f", dashboard {client.dashboard_link}" if client is not None else ""
-        _log.info(
+        _say(
             f"engine: {kind} on {'GPU' if gpu else 'CPU'}, {workers} worker{'s' if workers > 1 else ''} "
             f"of {_size(memory)}, partitions of {_size(chosen.partition)} (about {chosen.partition_rows:,} rows){where}"
         )
@@ -251,7 +251,7 @@ def print_counts(title: str, lines: Sequence[tuple[str, object]]) -> None:
     table.add_column(justify="right")
     for name, value in lines:
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    _log.info(rendered(table))
+    _say(rendered(table))
 
 
 def _missing() -> str:
@@ -271,6 +271,10 @@ def _device_memory() -> list[int]:
         return [int(pynvml.nvmlDeviceGetMemoryInfo(device).free) for device in devices]
     except Exception:  # no driver, no library, no device: all mean none
         return []
+
+
+def _say(line: str) -> None:
+    _log.info("%s", line)
 
 
 def _bytes(text: str | None, key: str) -> int | None:

@@ -1,7 +1,7 @@
 """The model: scorers and their weights. Everything that needs a score asks the ensemble, which knows none by name."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,8 @@ class Ensemble(nn.Module):
         self.names = list(scorers)
         self.parts = nn.ModuleList(scorers.values())
         self.vectors = vectors
-        if self.names and not any(bool(part.weights.any()) for part in self.parts):
-            self.parts[0].weights[0] = 1.0  # the scale of a score is free: the others are weighed against the first
+        if self.names and not any(bool(part.weights.any()) for part in self._parts):
+            self._parts[0].weights[0] = 1.0  # the scale of a score is free: the others are weighed against the first
 
     @classmethod
     def fit(cls, config: ModelConfig, dataset, context: FitContext) -> "Ensemble":
@@ -55,11 +55,15 @@ class Ensemble(nn.Module):
 
     @property
     def scorers(self) -> dict[str, Scorer]:
-        return dict(zip(self.names, self.parts))
+        return dict(zip(self.names, self._parts))
+
+    @property
+    def _parts(self) -> list[Scorer]:
+        return cast(list[Scorer], list(self.parts))
 
     @property
     def device(self) -> torch.device:
-        return self.parts[0].weights.device
+        return self._parts[0].weights.device
 
     @property
     def features(self) -> list[WeightedFeature]:
@@ -84,14 +88,14 @@ class Ensemble(nn.Module):
     def prepare(self, bulk: bool = False) -> "Ensemble":
         """Compute once what all scores share. bulk: many histories will be scored."""
         with torch.no_grad():
-            for part in self.parts:
+            for part in self._parts:
                 part.prepare(bulk)
         return self
 
     def scores(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         """histories: int64 [B, L] right-padded -> float32 [B, V], or [B, C] for candidates int64 [B, C] of each row."""
         total = None
-        for part in self.parts:
+        for part in self._parts:
             if bool(part.weights.any()):
                 score = part.weighted(histories, items)
                 total = score if total is None else total + score
@@ -105,7 +109,7 @@ class Ensemble(nn.Module):
 
     def each_feature(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         """All features, unweighted, in the order of `features`: float [F, B, V], or [F, B, C]."""
-        return torch.cat([part(histories, items) for part in self.parts])
+        return torch.cat([part(histories, items) for part in self._parts])
 
     def explain(self, histories: Tensor, items: Tensor) -> dict[str, Tensor]:
         """What each feature adds to the score of items int64 [B, C]: feature -> float [B, C]; they sum to the score."""
@@ -114,7 +118,7 @@ class Ensemble(nn.Module):
 
     def candidates(self, histories: Tensor, count: int) -> Tensor:
         """What the scorers put forward for exact re-ranking: int64 [B, C], ascending in each row, 0 for repeats."""
-        found = [part.candidates(histories, count) for part in self.parts if bool(part.weights.any())]
+        found = [part.candidates(histories, count) for part in self._parts if bool(part.weights.any())]
         items = torch.cat(found, dim=1).sort(dim=1).values
         repeat = torch.zeros_like(items, dtype=torch.bool)
         repeat[:, 1:] = items[:, 1:] == items[:, :-1]
@@ -125,21 +129,21 @@ class Ensemble(nn.Module):
 
         InputError if no scorer with a weight could score them, or one cannot grow.
         """
-        if not any(part.scores_new_items for part in self.parts):
+        if not any(part.scores_new_items for part in self._parts):
             raise InputError(
                 "expected a model that scores items by their text (a semantic view or a content score), found "
                 f"{self.config.name}, where each item has a row of its own: a new item needs retraining there"
             )
-        for part in self.parts:
+        for part in self._parts:
             part.check_new_items()
         self.vectors.append(new)
-        for part in self.parts:
+        for part in self._parts:
             part.append_items(new)
         self.shape = self.shape._replace(n_items=self.shape.n_items + new.count)
 
     def graph(self, batch_size: int = 64) -> nn.Module:
         """histories int64 [B, L] -> scores float [B, V] as a traceable module; reserved rows are not masked."""
-        return _Sum([part.graph(batch_size) for part in self.parts if bool(part.weights.any())])
+        return _Sum([part.graph(batch_size) for part in self._parts if bool(part.weights.any())])
 
 
 class _Sum(nn.Module):

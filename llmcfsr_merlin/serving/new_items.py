@@ -22,7 +22,7 @@ from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.serving.bundle import Bundle
 
-Encode = Callable[[list[dict]], np.ndarray]
+Encode = Callable[[list[dict]], np.ndarray | None]
 
 
 def check_trained_on(trained: Path, embedded: Path) -> None:
@@ -102,7 +102,7 @@ def _write(
     new = NewItems(
         len(rows),
         None if model.shape.semantic is None else _checked(encode(attributes), (len(rows), model.shape.semantic)),
-        None if lexical is None else _checked(encode_words(attributes), (len(rows), lexical)),
+        None if lexical is None or encode_words is None else _checked(encode_words(attributes), (len(rows), lexical)),
     )
     model.append_items(new)
     none = np.zeros(len(ids), np.int64)

@@ -33,7 +33,7 @@ class Reduction:
         pca keeps the `dimension` directions of most variance; standardise scales each of the D columns to variance 1.
         Raises InputError where `dimension` exceeds D or what the rows can tell.
         """
-        count, total, product = 0, 0.0, 0.0
+        count, total, product = 0, np.zeros(()), np.zeros(())
         for batch in batches:
             batch = np.asarray(batch, dtype=np.float64)
             count, total = count + len(batch), total + batch.sum(0)

@@ -72,6 +72,7 @@ def fit_in_processes(
     InputError for more processes than GPUs (unless on the CPU), or than users, and for self-distillation, whose memory
     of all users would have to be shared.
     """
+    assert train.batch_size is not None, "fit_model chooses one"
     count, device = train.processes, choose_device(train.device)
     if device.type == "cuda" and count > torch.cuda.device_count():
         raise InputError(f"train.processes: expected at most {torch.cuda.device_count()} (the GPUs), found {count}")
@@ -155,7 +156,7 @@ def _work(rank: int, job: _Job, said: Connection) -> None:
         network = DualViewNetwork(job.network, *job.shape[:2], ItemVectors(job.shape))
         start = load_file(str(job.work / _START))
         network.items.log_share.copy_(start.pop(_LOG_SHARE))
-        if _SEMANTIC in start:
+        if network.items.vectors.semantic is not None:
             network.items.vectors.semantic.copy_(start.pop(_SEMANTIC))
         network.load_state_dict(start)
         folder = job.work / f"process-{rank}"

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -145,7 +146,7 @@ def _choices(config: Config, key: str, values) -> list:
 
 
 def _at(config: Config, key: str):
-    value = config.model_dump(mode="json")
+    value: Any = config.model_dump(mode="json")
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value

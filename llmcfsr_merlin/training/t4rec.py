@@ -16,6 +16,7 @@ from transformers4rec.torch.masking import MaskedLanguageModeling
 
 from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD, ROW
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.attention import Packing
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.item_views import MASK
@@ -130,6 +131,8 @@ class NextItemTask(tr.NextItemPredictionTask):
                 teacher, temperature = self._auxiliary.item_table, self._train.align_temperature
                 loss = loss + self._train.align * alignment(network, wanted, teacher, temperature)
             if self._auxiliary.distillation is not None:
+                if inputs.users is None:
+                    raise InputError("train.distil needs a causal backbone: masked training has no state of a user")
                 last = states[inputs.last]
                 loss = loss + self._train.distil * self._auxiliary.distillation(inputs.users, last)
             return {"loss": loss, "labels": wanted[:0], "predictions": wanted[:0]}
@@ -153,6 +156,9 @@ class RankMetric(torchmetrics.Metric):
     """HR@10 and NDCG@10 as running sums over ranks: memory does not grow with the rows evaluated."""
 
     full_state_update = False
+    hits: Tensor
+    gains: Tensor
+    rows: Tensor
 
     def __init__(self, k: int = 10):
         super().__init__()

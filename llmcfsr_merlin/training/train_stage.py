@@ -21,6 +21,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
+from llmcfsr_merlin.scoring.scorers.network import NetworkScorer
 from llmcfsr_merlin.training.fit import fit_model
 
 _log = logging.getLogger(__name__)
@@ -95,8 +96,9 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
 
 def _item_table(teacher: Path, dataset: Dataset, config: Config) -> np.ndarray:
     """The trained item table [V, d] of a baseline."""
-    network = load_model(teacher, dataset.vocabulary.hash).scorers["network"].network
-    table, hidden = network.items.collaborative, config.model.network.hidden
+    scorer = load_model(teacher, dataset.vocabulary.hash).scorers.get("network")
+    table = scorer.network.items.collaborative if isinstance(scorer, NetworkScorer) else None
+    hidden = config.model.network.hidden if config.model.network else None
     if table is None or table.embedding_dim != hidden:
         raise InputError(f"train.align_to: expected a model with an item table of width {hidden}, found {teacher.name}")
     return table.weight.detach().numpy()

@@ -54,7 +54,7 @@ class Format:
             if position >= len(names)
         }
         fields = {role: position for role, position in fields.items() if position < len(names)}
-        if source.kind == "delimited":
+        if dialect is not None:
             return DelimitedParser(fields, dialect, constants)
         if source.kind == "parquet":
             refuse_lists(source, fields)
@@ -94,11 +94,12 @@ class Format:
                 raise InputError(f"{source.path} cannot be read as Parquet: {' '.join(str(error).split())}") from error
         if source.kind == "delimited" and self.tables:
             log = text is self.text
-            roles = [names[0] for names in (self.log.user, self.log.item, self.log.time, self.log.rating) if names]
+            columns = (self.log.user, self.log.item, self.log.time, self.log.rating)
+            roles = [names[0] for names in columns if names]
             dialect = detect(source, text, roles if log else [*self.item_fields, "title"])
             if dialect.guessed:
-                names = ", ".join(name or "-" for name in dialect.names)
-                _log.info("%s: no header line; columns: %s (set %s if this is wrong)", source.path, names, text.columns)
+                shown = ", ".join(name or "-" for name in dialect.names)
+                _log.info("%s: no header line; columns: %s (set %s if this is wrong)", source.path, shown, text.columns)
             return list(dialect.names), dialect
         if source.kind in ("json", "literal"):
             return list(dict.fromkeys(name for record in source.records() for name in record)), None

@@ -156,7 +156,7 @@ class _Run:
             parser = self.format.parser(source)
             place = Place(str(path), known=self.known)
             times = self._times(source, parser)
-            if source.kind == "parquet":
+            if isinstance(parser, ParquetParser):
                 rows = 0
                 for batch in parser.batches(_BATCH):
                     at = replace(place, before=rows)

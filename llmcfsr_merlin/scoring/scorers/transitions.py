@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from llmcfsr_merlin.config.scorer_settings import TransitionSettings
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.transition_counts import count_transitions
@@ -11,7 +12,7 @@ from llmcfsr_merlin.scoring.scorers.transition_counts import count_transitions
 RECENCY = 0.8  # decay per step into the past
 
 
-class TransitionScorer(Scorer):
+class TransitionScorer(Scorer[TransitionSettings]):
     """log(1 + 100 * sum over t of 0.8^age(t) * w(h_t, i)), age 0 for the last item of the history.
 
     w(h, i) is the weight of the transition from h to i (transition_counts.py), kept for the `neighbours` largest of
@@ -22,6 +23,9 @@ class TransitionScorer(Scorer):
     FEATURES = (Feature("transitions"),)
     PER_ITEM = ("next_items", "next_weights")
 
+    next_items: Tensor
+    next_weights: Tensor
+
     def __init__(self, settings: TransitionSettings, shape: Shape, vectors: ItemVectors):
         super().__init__(settings, shape, vectors)
         table = (shape.n_items, settings.neighbours)
@@ -29,7 +33,7 @@ class TransitionScorer(Scorer):
         self.register_buffer("next_weights", torch.zeros(table))
 
     @classmethod
-    def fit(cls, settings: TransitionSettings, dataset, vectors: ItemVectors, context: FitContext):
+    def fit(cls, settings: TransitionSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
         context.report("counting item-to-item transitions")
         scorer = cls(settings, dataset.shape, vectors)
         items, weights = count_transitions(

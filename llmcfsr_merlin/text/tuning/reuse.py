@@ -42,10 +42,12 @@ def tune_stage(
     sequences_dir: part-*.parquet of lists of codes (whole histories); their last two items, validation and test, are
     never paired. previous: an earlier result, taken over where settings, model, items and pairs are unchanged.
     """
-    if config.tune.cooccurrence and sequences_dir is None:
-        raise InputError("embed.tune.cooccurrence: expected the sequences of the stage prepare, found none")
     items, codes = gather_items(encoder, shards, vocabulary_ids, config.tune.max_items)
-    neighbours = training_neighbours(sequences_dir, codes, len(vocabulary_ids)) if config.tune.cooccurrence else None
+    neighbours = None
+    if config.tune.cooccurrence:
+        if sequences_dir is None:
+            raise InputError("embed.tune.cooccurrence: expected the sequences of the stage prepare, found none")
+        neighbours = training_neighbours(sequences_dir, codes, len(vocabulary_ids))
     key = _key(config, encoder.recipe, items, neighbours)
     folder = out / TUNED
     for known in (folder, previous / TUNED if previous else folder):
