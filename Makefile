@@ -51,9 +51,10 @@ test-slow: $(STAMP)  ## the long tests too: soak, large data
 soak: $(STAMP)  ## ten minutes of mixed load on a server: flat memory, no unexpected refusal (SECONDS_OF_LOAD=600)
 	LLMCFSR_SOAK=$(or $(SECONDS_OF_LOAD),600) $(BIN)/python -m pytest -m slow tests/integration/test_soak.py $(ARGS)
 
-lint: $(STAMP)  ## ruff and the import contract on the code, hadolint on the Dockerfile
+lint: $(STAMP)  ## ruff, the import contract and mypy on the code, hadolint on the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
 docs: $(STAMP)  ## the documentation as a site in build/site, with the Python reference
@@ -67,5 +68,5 @@ gpu-kit:  ## what a bare GPU machine needs, in two folders of build/gpu-kit (ARG
 	python3 benchmarks/gpu/build.py $(ARGS)
 
 clean:  ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

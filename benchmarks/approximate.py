@@ -24,7 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmcfsr_merlin.config.schema import ContentSettings, ModelConfig, Section
+from llmcfsr_merlin.config.model_settings import ModelConfig
+from llmcfsr_merlin.config.scorer_settings import ContentSettings
+from llmcfsr_merlin.config.section import Section
 from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ensemble import Ensemble

@@ -4,7 +4,7 @@
     python benchmarks/encode.py memory --items 10000 100000 1000000
 
 `speed`: the same MiniLM, prompts, threads and batch size in one process, peers in turn, median of the repeats.
-`memory`: the whole stage (Parquet to Parquet, 384 dimensions, whitening) with a one-layer model, so that a million
+`memory`: the whole stage (Parquet to Parquet, 384 dimensions, PCA) with a one-layer model, so that a million
 items take minutes; peak resident memory of a fresh process each. Results are added to benchmarks/results/encode.json.
 """
 
@@ -117,12 +117,12 @@ def memory(count: int) -> dict:
 def _one(folder: Path, count: int) -> None:
     import resource
 
-    from llmcfsr_merlin.config.schema import EmbedConfig
+    from llmcfsr_merlin.config.embed_settings import EmbedConfig
     from llmcfsr_merlin.text.embed import embed_table
     from llmcfsr_merlin.text.language_models import resolve
 
     config = EmbedConfig(
-        model=str(folder / "model"), template="beauty", max_tokens=16, batch_size=256, device="cpu", reduction="whiten"
+        model=str(folder / "model"), template="beauty", max_tokens=16, batch_size=256, device="cpu", reduction="pca"
     )
     ids = pq.read_table(folder / "items", columns=[ITEM])[ITEM].to_pylist()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

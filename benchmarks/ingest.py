@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config.schema import DataConfig
+from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEM, RATING, ROW, TIME, USER
 from llmcfsr_merlin.dataset.raw.ingest import ingest
 

@@ -58,7 +58,8 @@ def generate(folder: Path, rows: int, seed: int = 0) -> None:
 
 
 def ours(source: Path, out: Path, workers: int, memory: str, kind: str) -> None:
-    from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
+    from llmcfsr_merlin.config.cluster_settings import ClusterConfig
+    from llmcfsr_merlin.config.prepare_settings import PrepareConfig
     from llmcfsr_merlin.dataset.prepare.prepare import prepare
     from llmcfsr_merlin.runtime.engine import engine
 
@@ -250,9 +251,13 @@ def main() -> None:
     parser.add_argument("--polars-rows", type=int, default=20_000_000, help="largest log for the in-memory polars")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each system but python; the median counts")
     parser.add_argument("--repeat-rows", type=int, default=10_000_000, help="larger logs are run once")
-    parser.add_argument("--scratch", type=Path, default=None)
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--scratch", type=Path, help="folder for the logs and outputs (default: the system's)")
+    parser.add_argument("--out", type=Path, help="JSON file of the results")
     arguments = parser.parse_args()
+    if arguments.scratch and not arguments.scratch.is_dir():
+        parser.exit(1, f"--scratch: expected a folder, found none at {arguments.scratch}: make it first\n")
+    if arguments.out and not arguments.out.parent.is_dir():  # said now, not when all is measured
+        parser.exit(1, f"--out: expected a file in a folder, found no {arguments.out.parent}: make it first\n")
     results = []
     for rows in arguments.rows:
         with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import quality_tables
 
+from llmcfsr_merlin.cli.log import shown
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import (
@@ -318,4 +319,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with shown():
+        main()

@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import ServeConfig
+from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary

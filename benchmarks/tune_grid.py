@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config.schema import TuneConfig
+from llmcfsr_merlin.config.tune_settings import TuneConfig
 from llmcfsr_merlin.dataset.names import ITEM, ITEMS
 from llmcfsr_merlin.runtime.stage import write_json
 from llmcfsr_merlin.text.diagnostics.intrinsic import next_item_retrieval

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from llmcfsr_merlin.config.embed_settings import EmbedConfig
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import EmbedConfig
 from llmcfsr_merlin.dataset.item_vectors import load_item_table, vectors_column
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, HAS_TEXT, ITEM, ITEMS, SEQUENCES, VECTOR, VECTORS
 from llmcfsr_merlin.runtime.stage import write_json

@@ -3,9 +3,12 @@
 Public names are imported on first use, so that `import llmcfsr_merlin` needs no GPU, cudf, Triton or torch.
 """
 
+import logging
 from importlib import import_module
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # nothing is said unless the caller asks for it
 
 _PUBLIC = {
     "Config": "llmcfsr_merlin.config.load",

@@ -1,5 +1,6 @@
 """The stages in reading order: ingest, prepare, embed, train, evaluate, export, run one after the other."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -11,6 +12,8 @@ from llmcfsr_merlin.runtime.files import remove_temporary
 from llmcfsr_merlin.runtime.layout import STAGES
 from llmcfsr_merlin.runtime.lock import run_lock
 from llmcfsr_merlin.runtime.stage import MANIFEST, Manifest
+
+_log = logging.getLogger(__name__)
 
 # Imported when they run: each brings its own libraries.
 _STAGES = {
@@ -29,12 +32,12 @@ def run_stages(
     stages: Sequence[str] = STAGES,
     *,
     force: bool = False,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = _log.info,
 ) -> dict[str, Manifest]:
     """Run stages one after the other into `run_dir` (default runs/<config.name>); what is up to date is skipped.
 
-    A model without semantic vectors skips `embed`. Returns the manifests by stage. Raises InputError where another
-    process writes into run_dir.
+    A model without semantic vectors skips `embed`. report: takes a line as a stage begins and as it ends. Returns the
+    manifests by stage. Raises InputError where another process writes into run_dir.
     """
     run_dir = Path(run_dir or Path("runs") / config.name)
     with clear_failures(str(run_dir)), run_lock(run_dir):

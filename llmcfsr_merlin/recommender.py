@@ -22,7 +22,7 @@ from llmcfsr_merlin.runtime.manifest import Manifest, hash_json, seal
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.ranker import Ranker, pad, select_top_k
 
-_log = logging.getLogger("llmcfsr_merlin")
+_log = logging.getLogger(__name__)
 _ROWS = 512  # histories scored together: memory holds that many rows of the catalogue
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.config.old_settings import upgrade_settings
-from llmcfsr_merlin.config.schema import ModelConfig
 from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ensemble import Ensemble

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llmcfsr_merlin.config.schema import Section
+from llmcfsr_merlin.config.section import Section
 from llmcfsr_merlin.dataset.names import ITEM, TITLE
 from llmcfsr_merlin.dataset.raw.formats import Format
 from llmcfsr_merlin.dataset.raw.records import Layout

@@ -175,7 +175,8 @@ def _stand_in() -> None:
 
 
 def _prepare(kind: str, source: Path, out: Path, small: bool) -> dict:
-    from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
+    from llmcfsr_merlin.config.cluster_settings import ClusterConfig
+    from llmcfsr_merlin.config.prepare_settings import PrepareConfig
     from llmcfsr_merlin.dataset.prepare import prepare as stage
     from llmcfsr_merlin.runtime.engine import engine
 

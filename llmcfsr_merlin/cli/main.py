@@ -1,28 +1,46 @@
-"""`llmcfsr <verb>`: one verb a stage, and what is done with a finished run.
-
-Each verb imports what it needs when it runs (commands.py), so that `--help` is quick and needs nothing.
-"""
+"""`llmcfsr <verb>`: one verb a stage, and what is done with a finished run; each stands in a `*_verb.py`."""
 
 import argparse
+import logging
 import os
 import sys
 import traceback
-from pathlib import Path
 
 from llmcfsr_merlin import __version__
-from llmcfsr_merlin.cli.arguments import separate
+from llmcfsr_merlin.cli import (
+    check_served_verb,
+    config_verb,
+    demo_verb,
+    doctor_verb,
+    items_add_verb,
+    prompt_verb,
+    recommend_verb,
+    report_verb,
+    search_verb,
+    serve_verb,
+    stage_verbs,
+    vectors_report_verb,
+)
+from llmcfsr_merlin.cli.item_ids import separate
+from llmcfsr_merlin.cli.log import shown
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import machine_failure
-from llmcfsr_merlin.runtime.layout import STAGES
 
-_STAGE_HELP = {
-    "ingest": "raw logs and metadata -> Parquet of interactions and items",
-    "prepare": "filters, ids, sequences and splits, by NVTabular",
-    "embed": "item attributes -> semantic vectors, by a language model",
-    "train": "the model, and the trained baselines of the result table",
-    "evaluate": "ranking quality on the test items, overall and on the long tail",
-    "export": "a Triton model repository",
-}
+VERBS = (
+    demo_verb.VERB,
+    *stage_verbs.VERBS,
+    search_verb.VERB,
+    config_verb.VERB,
+    serve_verb.VERB,
+    recommend_verb.VERB,
+    check_served_verb.VERB,
+    report_verb.VERB,
+    items_add_verb.VERB,
+    vectors_report_verb.VERB,
+    prompt_verb.VERB,
+    doctor_verb.VERB,
+)
+_GROUPS = {"items": "new items without retraining", "vectors": "semantic vectors"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,14 +53,16 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # OpenMP's threads spin while they wait: where something else needs the core, training was measured 8 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    _quiet()
+    if not arguments.verbose:
+        _quiet()
+    level = logging.DEBUG if arguments.verbose else logging.WARNING if arguments.quiet else logging.INFO
     try:
-        from llmcfsr_merlin.cli import commands
         from llmcfsr_merlin.runtime.arrow import check_arrow
 
-        if arguments.command != "doctor":
+        if arguments.verb != "doctor":
             check_arrow()
-        return getattr(commands, arguments.command)(arguments) or 0
+        with shown(level, origin=arguments.verbose):
+            return arguments.run_verb(arguments) or 0
     except BrokenPipeError:  # `llmcfsr ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -70,105 +90,27 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     """The parser, and those of the verbs that take item ids."""
     parser = argparse.ArgumentParser(prog="llmcfsr", description="Long-tail recommendation: raw logs to Triton.")
     parser.add_argument("--version", action="version", version=__version__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, command: str, text: str, group=verbs) -> argparse.ArgumentParser:
-        added = group.add_parser(name, help=text, description=text)
+    top = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    of_items, groups = {}, {}
+    for verb in VERBS:
+        group, _, action = verb.name.rpartition(" ")
+        if group and group not in groups:
+            added = top.add_parser(group, help=_GROUPS[group], description=_GROUPS[group])
+            groups[group] = added.add_subparsers(required=True, metavar="ACTION")
+        added = (groups[group] if group else top).add_parser(action, help=verb.help, description=verb.help)
         added.add_argument("--traceback", action="store_true", help="show where an error comes from")
-        added.set_defaults(command=command)
-        return added
-
-    demo = verb("demo", "demo", "everything on generated data: raw logs to recommendations served by Triton")
-    demo.add_argument("--run", type=Path, help="run directory (default runs/demo)")
-    demo.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-
-    everything = verb("run", "run", "all stages of a recipe")
-    everything.set_defaults(stages=STAGES)
-    _recipe(everything)
-    for stage in STAGES:
-        added = verb(stage, "run", _STAGE_HELP[stage])
-        added.set_defaults(stages=(stage,))
-        _recipe(added)
-        if stage == "evaluate":
-            added.add_argument("--against", type=Path, metavar="RUN", help="paired tests against another run's model")
-
-    search = verb("search", "search", "choose settings on the validation items, by Optuna")
-    _recipe(search)
-    search.add_argument("--space", type=Path, help="YAML of lists, e.g. train.negatives: [256, 1024] (default: ours)")
-    search.add_argument("--trials", type=int, default=12, help="settings to train (default 12)")
-
-    config = verb("config", "config", "show the settings of a recipe, defaults filled in")
-    _recipe(config)
-
-    serve = verb("serve", "serve", "serve an exported run by a tritonserver, started again when it fails")
-    serve.add_argument("run", type=Path, help="run directory, e.g. runs/demo, or a model repository")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
-    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
-        serve.add_argument(f"--{name}-port", type=int, default=port, help=f"default {port}; 0 takes a free one")
-    serve.add_argument("--start-timeout", type=float, default=120, metavar="SECONDS", help="default 120")
-    serve.add_argument("--key-file", type=Path, help="where the key to load models is written (default: its folder)")
-    serve.add_argument("--log-requests", action="store_true", help="one line a request")
-
-    recommend = verb("recommend", "recommend", "the best items for a history, from a run or from a server")
-    recommend.add_argument(
-        "items", nargs="*", metavar="ITEM", help="raw item ids, oldest first; a leading dash is no matter"
-    )
-    recommend.add_argument("--run", type=Path, help="run directory; with --url it only adds titles and users")
-    recommend.add_argument("--url", help="server, e.g. grpc://localhost:8001 or http://localhost:8000")
-    recommend.add_argument("--user", metavar="ID", help="take the history of this user of --run")
-    recommend.add_argument("-k", type=int, default=10, help="how many (default 10)")
-    recommend.add_argument("--exclude-seen", action="store_true", help="leave out the items of the history")
-    for name, text in (("allow", "only these items"), ("deny", "never these items")):
-        recommend.add_argument(
-            f"--{name}", action="append", default=[], metavar="ID", help=f"{text}; give it again for another id, or a,b"
-        )
-    recommend.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
-
-    check = verb("check-served", "check_served", "compare a server with the library on users of the run (release gate)")
-    _run(check)
-    check.add_argument("--url", required=True)
-    check.add_argument("--users", type=int, help="how many, drawn at random (default: all)")
-    check.add_argument("-k", type=int, default=10)
-
-    report = verb("report", "report", "one HTML page of a run's results, with figures and examples")
-    _run(report)
-    report.add_argument("--out", type=Path, help="folder (default RUN/report)")
-    report.add_argument("--users", type=int, default=5, help="example users (default 5)")
-
-    items = verb("items", "items", "new items without retraining").add_subparsers(required=True, metavar="ACTION")
-    add = verb("add", "add_items", "encode new items and write a model that recommends them", items)
-    _run(add)
-    add.add_argument("file", type=Path, help="item_id and attributes: JSON lines, CSV or Parquet")
-    add.add_argument("--out", type=Path, required=True, help="new run directory: trained model and model repository")
-
-    vectors = verb("vectors", "vectors", "semantic vectors").add_subparsers(required=True, metavar="ACTION")
-    judged = verb("report", "vectors_report", "judge the vectors of a run without training a recommender", vectors)
-    _run(judged)
-    judged.add_argument("--out", type=Path, help="folder (default RUN/vectors-report)")
-    judged.add_argument("--tail-below", type=int, default=4, help="train count below which an item is tail (default 4)")
-
-    prompt = verb("prompt", "prompt", "the prompt of items, and two augmented copies")
-    _recipe(prompt)
-    prompt.add_argument("items", nargs="+", metavar="ITEM", help="raw item ids")
-
-    verb("doctor", "doctor", "what is installed, what does not fit, and the fix")
-    return parser, {"recommend": recommend, "prompt": prompt}
-
-
-def _recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a recipe's name (demo, yelp, fashion, beauty) or a YAML file")
-    parser.add_argument("--run", type=Path, help="run directory (default runs/<recipe>)")
-    parser.add_argument("--model", help="apply a model preset, e.g. sasrec, or a YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. train.epochs=3")
-    parser.add_argument("--force", action="store_true", help="run also what is up to date")
-
-
-def _run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
+        said = added.add_mutually_exclusive_group()
+        said.add_argument("-q", "--quiet", action="store_true", help="say nothing but warnings, errors and the answer")
+        said.add_argument("-v", "--verbose", action="store_true", help="say when and where, and what libraries warn of")
+        added.set_defaults(run_verb=verb.run)
+        verb.arguments(added)
+        if verb.item_ids:
+            of_items[verb.name] = added
+    return parser, of_items
 
 
 def _quiet() -> None:
-    """Merlin and transformers warn at every import; --traceback is for those who look for causes."""
+    """Merlin and transformers warn at every import; --verbose is for those who look for causes."""
     import warnings
 
     warnings.simplefilter("ignore")

@@ -3,6 +3,7 @@
 import difflib
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 
 def explain(error: ValidationError, section: type[BaseModel], prefix: str = "") -> str:
@@ -10,11 +11,13 @@ def explain(error: ValidationError, section: type[BaseModel], prefix: str = "") 
     return "; ".join(_line(one, section, prefix) for one in error.errors())
 
 
-def _line(error: dict, section: type[BaseModel], prefix: str) -> str:
+def _line(error: ErrorDetails, section: type[BaseModel], prefix: str) -> str:
     where = prefix + ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation
+            below = section.model_fields[str(part)].annotation
+            assert isinstance(below, type) and issubclass(below, BaseModel), "keys are refused by sections alone"
+            section = below
         close = difflib.get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(section.model_fields)}"
         return f"unknown key {where} ({hint})"

@@ -1,6 +1,7 @@
 """Settings as flat layers, {"train.epochs": 3}, that lie one over the other: recipe, model preset, overrides."""
 
 import copy
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -11,12 +12,12 @@ from typing import Any
 import yaml
 
 from llmcfsr_merlin.config.old_settings import renamed
-from llmcfsr_merlin.config.schema import presets
+from llmcfsr_merlin.config.presets import presets
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import resource
 
 Settings = dict[str, Any]
-_log = logging.getLogger("llmcfsr_merlin")
+_log = logging.getLogger(__name__)
 _said: set[str] = set()
 _LONGEST_RECIPE = 1 << 20  # bytes
 _MOST_NODES = 100_000  # of a recipe with its aliases written out
@@ -39,7 +40,8 @@ def flatten(tree: Mapping) -> Settings:
                 continue
             if path not in _said:
                 _said.add(path)
-                _log.warning("setting %s is of an earlier version, today it is %s", path, ", ".join(new) or "gone")
+                today = ", ".join(f"{name}={json.dumps(one, default=str)}" for name, one in new.items()) or "gone"
+                _log.warning("setting %s=%s is of an earlier version, today it is %s", path, value, today)
             flat |= new
     return flat
 

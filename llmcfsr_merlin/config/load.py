@@ -8,28 +8,16 @@ types and values out of range are errors that name the key. Paths in a recipe ma
 import json
 from pathlib import Path
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import PrivateAttr, ValidationError
 
 from llmcfsr_merlin.config.explain import explain
 from llmcfsr_merlin.config.layers import Settings, apply, flatten, override, preset, read_recipe, recipes
-from llmcfsr_merlin.config.schema import (
-    NAME,
-    ClusterConfig,
-    DataConfig,
-    EmbedConfig,
-    EvaluateConfig,
-    ModelConfig,
-    PrepareConfig,
-    Section,
-    ServeConfig,
-    TrainConfig,
-    presets,
-)
+from llmcfsr_merlin.config.presets import presets
+from llmcfsr_merlin.config.schema import DEFAULT, Schema
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import RECORD
 from llmcfsr_merlin.runtime.stage import write_json
 
-DEFAULT = "llm_cfsr"  # the model of a recipe that names none
 CUSTOM = "custom"  # the name of a model whose recipe lists its scorers and gives it none
 _LAYERS = "layers"  # in RECORD
 _SECTIONS = ("data", "prepare", "train")  # what a record has, whichever version wrote it
@@ -39,18 +27,9 @@ _BASELINES = {"item_knn": "model.scorers.item_knn.", "ease": "model.scorers.ease
 _SHARED = ("hidden", "layers", "heads", "dropout")
 
 
-class Config(Section):
+class Config(Schema):
     """The whole configuration; `name` is also the default run directory, runs/<name>."""
 
-    name: str = Field("run", pattern=NAME, max_length=100)
-    data: DataConfig = DataConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    prepare: PrepareConfig = PrepareConfig()
-    embed: EmbedConfig = EmbedConfig()
-    model: ModelConfig = Field(default_factory=lambda: ModelConfig.model_validate(apply({}, preset(DEFAULT))["model"]))
-    train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    serve: ServeConfig = ServeConfig()
     _recipe: Settings = PrivateAttr(default_factory=dict)
     _preset: Settings | None = PrivateAttr(None)
     """The model preset that lies over the recipe; None: the recipe's own model, or DEFAULT."""
@@ -68,7 +47,7 @@ class Config(Section):
         model: a path, or the name of one in pipelines/models; its sections `model` and `train` win over the recipe's.
         Raises InputError with one line that names the key, what was expected and what was found.
         """
-        above = {}
+        above: Settings = {}
         for text in overrides:
             above |= override(text)
         if recipe and Path(recipe).name == RECORD and Path(recipe).is_file():  # the settings of a run, as a recipe

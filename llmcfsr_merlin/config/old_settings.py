@@ -38,6 +38,8 @@ def renamed(path: str, value: Any) -> dict[str, Any] | None:
     """What a setting of version 0.1 is today; None for a setting of today."""
     if path in _RENAMED:
         return {_RENAMED[path]: value}
+    if path == "embed.reduction" and value == "whiten":  # the network's view is as before with its own `whiten`
+        return {path: "pca"}
     if path == "model.content_match":
         return {} if value else {"model.scorers.content": None}
     if path == "model.transition_neighbours":

@@ -111,6 +111,8 @@ class Dataset:
 
     def reloaded(self) -> "Dataset":
         """Its run directory as it is now, e.g. after stage `embed`."""
+        if self.run is None:
+            raise InputError("expected a dataset of a run directory, found one without")
         dataset = Dataset.load(self.run)
         dataset._temporary = self._temporary
         return dataset
@@ -159,6 +161,8 @@ class Dataset:
         return load_item_table(self.vocabulary.ids.tolist(), self._vectors_dir(name)).vectors
 
     def _vectors_dir(self, name: str) -> Path:
+        if self.embedded is None:
+            raise InputError(f"expected {name} vectors of the items, found a dataset without: run stage embed")
         return self.embedded / _FOLDERS[name]
 
     def reading(self, vectors: Collection[str]) -> "Dataset":

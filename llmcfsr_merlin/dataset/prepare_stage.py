@@ -29,6 +29,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     previous = Path(config.prepare.extend) if config.prepare.extend else None
     settings = config.prepare.model_dump()
     if previous is not None:
-        settings["extend"] = Manifest.load(previous).key
+        earlier = Manifest.load(previous)
+        earlier.check_format(previous)
+        settings["extend"] = earlier.key
     manifest, _ = run_stage(run_dir, "prepare", settings, {"ingest": [INTERACTIONS]}, work, force=force, resumable=True)
     return manifest

@@ -1,6 +1,7 @@
 """Stage evaluate: the model and its baselines, ranked on the same stored cases."""
 
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     settings = {"name": config.name, "seed": config.train.seed} | config.evaluate.model_dump()
     fitted = [other.model for name, other in others.items() if name not in folders]
     settings["fitted"] = [model.model_dump() for model in fitted]
-    inputs = {"prepare": [VOCABULARY, SEQUENCES, *(["train/", "valid/"] if fitted else [])]}
+    inputs: dict[str, Sequence[str]] = {"prepare": [VOCABULARY, SEQUENCES, *(["train/", "valid/"] if fitted else [])]}
     inputs |= dict.fromkeys(folders.values(), ())
     if any(model.reads for model in fitted):
         inputs["embed"] = [VECTORS, LEXICAL]

@@ -1,14 +1,14 @@
 """The evaluate stage's work: every recipe ranked on the same stored cases, ranks and metrics written.
 """
 
-import sys
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from llmcfsr_merlin.config.schema import EvaluateConfig
+from llmcfsr_merlin.config.evaluate_settings import EvaluateConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import CASES, METRICS, RANKS, USER, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
@@ -18,6 +18,8 @@ from llmcfsr_merlin.evaluation.ranks import RECIPE, ScoreFunction, rank_users, r
 from llmcfsr_merlin.evaluation.significance import compare
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import write_json
+
+_log = logging.getLogger(__name__)
 
 
 def measure(
@@ -42,10 +44,7 @@ def measure(
         what = f"users are ranked against {found}, all that they had nothing to do with"
         if found == "0" and "full" in protocols:
             protocols, what = ("full",), "everybody had all of them, so only the full protocol is measured"
-        print(
-            f"warning: the catalogue has too few items for evaluate.sampled_negatives={negatives}: {what}",
-            file=sys.stderr,
-        )
+        _log.warning("the catalogue has too few items for evaluate.sampled_negatives=%d: %s", negatives, what)
     counts = tail_counts(prepare, settings)
     metrics: list[dict] = []
 
@@ -64,9 +63,10 @@ def measure(
         masks = group_masks(
             result.ranks, counts, train_counts, tail_item=settings.tail_item, tail_user=settings.tail_user
         )
-        about = {"dataset": name, "recipe": model, "seed": seed}
-        metrics.extend(group_metrics(result.ranks, masks, settings.ks, **about))
-        metrics.extend(catalogue_metrics(result.catalogue, len(result.ranks), **about))
+        metrics.extend(group_metrics(result.ranks, masks, settings.ks, dataset=name, recipe=model, seed=seed))
+        metrics.extend(
+            catalogue_metrics(result.catalogue, len(result.ranks), dataset=name, recipe=model, seed=seed)
+        )
         return result.ranks
 
     write_ranks(directory / RANKS, ((model, seed, ranked(model)) for model in models))

@@ -42,7 +42,8 @@ def compare(
     if any(len(mask) != len(users) for mask in masks.values()):
         raise ValueError(f"expected masks over the {len(users)} users of the base")
     generator = np.random.default_rng(seed)
-    rows = []
+    rows: list[dict] = []
+    p_values = []
     for protocol, column in RANK.items():
         if column not in ranks or column not in base:
             continue
@@ -53,6 +54,7 @@ def compare(
             for metric in ours:
                 value, reference = ours[metric][mask], theirs[metric][mask]
                 low, high, p = paired_test(value - reference, confidence, resamples, generator)
+                p_values.append(p)
                 mean, before = float(value.mean()), float(reference.mean())
                 rows.append(
                     {
@@ -69,7 +71,7 @@ def compare(
                         "count": int(mask.sum()),
                     }
                 )
-    for row, corrected in zip(rows, holm([row["p"] for row in rows])):
+    for row, corrected in zip(rows, holm(p_values)):
         row["p_holm"] = corrected
     return rows
 
@@ -109,9 +111,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    p_values = np.asarray(p_values, np.float64)
-    order = np.argsort(p_values, kind="stable")
-    stepped = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1))
+    found = np.asarray(p_values, np.float64)
+    order = np.argsort(found, kind="stable")
+    stepped = np.maximum.accumulate(found[order] * np.arange(len(order), 0, -1))
     corrected = np.empty_like(stepped)
     corrected[order] = np.minimum(stepped, 1)
     return corrected.tolist()

@@ -5,6 +5,7 @@ them wherever the engine is. Nothing large travels between workers: they share t
 """
 
 import importlib.util
+import logging
 import os
 import sys
 import time
@@ -17,16 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from llmcfsr_merlin.runtime.console import show
+from llmcfsr_merlin.runtime.console import rendered
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import clear_failures
 
 if TYPE_CHECKING:
-    from llmcfsr_merlin.config.schema import ClusterConfig
+    from llmcfsr_merlin.config.cluster_settings import ClusterConfig
+
+_log = logging.getLogger(__name__)
 
 # Resident bytes that one interaction costs a worker at the widest point (ids, keys and the permutation of a sort).
 BYTES_PER_ROW = 160
@@ -282,13 +284,13 @@ def available_memory() -> int:
 
 
 def print_counts(title: str, lines: Sequence[tuple[str, object]]) -> None:
-    """A two-column table on stderr: rows in, dropped (and why), out."""
+    """Log a two-column table: rows in, dropped (and why), out."""
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
     for name, value in lines:
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    show(table, stderr=True)
+    _say(rendered(table))
 
 
 def _absent(*names: str) -> list[str]:
@@ -328,7 +330,7 @@ def _by_runtime() -> list[int]:
 
 
 def _say(line: str) -> None:
-    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    _log.info("%s", line)
 
 
 def _bytes(text: str | None, key: str) -> int | None:

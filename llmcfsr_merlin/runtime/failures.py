@@ -80,7 +80,7 @@ def _named(error: BaseException, smaller: str | None) -> str | None:
         return f"out of memory on the GPU: {fewer}"
     if isinstance(error, MemoryError):
         return f"out of memory: {fewer}"
-    kind = _KIND.get(error.errno) if isinstance(error, OSError) else None
+    kind = _KIND.get(error.errno or 0) if isinstance(error, OSError) else None
     if kind is None and isinstance(error, FileNotFoundError):
         return None
     foreign = type(error).__module__.startswith(_LIBRARIES)

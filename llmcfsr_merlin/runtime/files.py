@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 CHECKSUMS = "checksums.json"  # in a stage's directory: what was hashed, and what the file was like then
@@ -47,11 +48,8 @@ def write_json(path: Path, value) -> None:
 
 def save_tensors(tensors: Mapping, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write tensors (all of torch or all of numpy) as safetensors to a temporary name, sync, and rename."""
-    if all(type(tensor).__module__ == "numpy" for tensor in tensors.values()):
-        from safetensors.numpy import save_file
-    else:
-        from safetensors.torch import save_file
-
+    of_numpy = all(type(tensor).__module__ == "numpy" for tensor in tensors.values())
+    save_file = import_module("safetensors.numpy" if of_numpy else "safetensors.torch").save_file
     temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     try:
         save_file(dict(tensors), str(temporary), metadata=metadata)

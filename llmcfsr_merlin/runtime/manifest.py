@@ -12,7 +12,7 @@ from pathlib import Path
 from llmcfsr_merlin import __version__
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import CHECKSUMS, Checksums, open_to_umask, sha256_file, sync, write_json
-from llmcfsr_merlin.runtime.layout import BASELINES, RECORD, STAGES
+from llmcfsr_merlin.runtime.layout import BASELINES, FORMATS, RECORD, STAGES
 
 MANIFEST = "manifest.json"
 KEY = ".key"  # in a directory that a stage is still working on: the key of what it works on
@@ -42,6 +42,7 @@ class Manifest:
     `key` hashes its configuration and inputs, `counts` is what the stage reports (rows in, dropped, out, ...),
     `files` maps each file (relative path) to its sha256, `seconds` is wall time and `peak_memory_mb` the peak
     resident memory of the process and its children while it ran. `inputs`: the identity of each stage that it read.
+    `format`: of what it wrote, as in layout.FORMATS.
     """
 
     stage: str
@@ -52,6 +53,7 @@ class Manifest:
     seconds: float = 0.0
     peak_memory_mb: int = 0
     inputs: dict[str, str] = field(default_factory=dict)
+    format: int = 1  # of manifests that do not say
 
     @property
     def identity(self) -> str:
@@ -102,6 +104,14 @@ class Manifest:
             checksums.save()
         return None
 
+    def check_format(self, directory: Path) -> None:
+        """InputError where a stage of this version would take what is in the directory for what it is not."""
+        if self.format != (today := format_of(self.stage)):
+            raise InputError(
+                f"{directory} was written by version {self.versions.get('llmcfsr-merlin', 'unknown')} in format "
+                f"{self.format}, this version {__version__} reads {today}: {remake(Path(directory), self.stage)}"
+            )
+
     def below(self, *prefixes: str) -> list[str]:
         """The files whose relative path starts with one of these; all without any."""
         return [name for name in self.files if not prefixes or name.startswith(prefixes)]
@@ -136,10 +146,17 @@ def seal(
     checksums = Checksums(directory)
     files = {name: checksums.sha256(name) for name in names}
     checksums.save()
-    manifest = Manifest(stage, key, counts, files, _versions(), round(seconds, 2), peak_memory_mb, inputs or {})
+    manifest = Manifest(
+        stage, key, counts, files, _versions(), round(seconds, 2), peak_memory_mb, inputs or {}, format_of(stage)
+    )
     write_json(directory / MANIFEST, asdict(manifest))
     sync(directory)
     return manifest
+
+
+def format_of(stage: str) -> int:
+    """The format that a stage writes today; any other name is of a baseline, which train writes."""
+    return FORMATS.get(stage, FORMATS["train"])
 
 
 def remake(directory: Path, stage: str, force: bool = False) -> str:

@@ -1,5 +1,6 @@
 """Which folders are ours to replace. What this project did not write is never removed: it is refused, or kept aside."""
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import CHECKSUMS, Checksums, remove
 from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST, Manifest
+
+_log = logging.getLogger(__name__)
 
 MARK = ".llmcfsr"  # an empty file that says that a folder's results are of this project
 _WORDS = (b'"stage"', b'"key"', b'"counts"', b'"files"', b'"versions"', b'"peak_memory_mb"')
@@ -76,7 +79,7 @@ def discard(folder: Path, kept: Path) -> None:
     while place.exists():
         number, place = number + 1, kept.with_name(f"{kept.name}-{number}")
     folder.rename(place)
-    print(f"{kept.stem}: files that the replaced stage did not write were kept in {place}", flush=True)
+    _log.warning("%s: files that the replaced stage did not write were kept in %s", kept.stem, place)
 
 
 def claim_results(folder: Path, names: Iterable[str]) -> None:

@@ -2,9 +2,11 @@
 
 A stage owns one directory of the run. It writes into `.<stage>.partial` and renames when it is complete, so that a
 killed stage leaves either the old result or the new one. Its manifest records the key (a hash of the stage's
-configuration and of the manifests it read); a stage whose key stands, and whose files are as it wrote them, is skipped.
+configuration, of its format and of the manifests it read); a stage whose key stands, and whose files are as it wrote
+them, is skipped.
 """
 
+import logging
 import os
 import threading
 import time
@@ -13,14 +15,15 @@ from pathlib import Path
 
 import psutil
 
-from llmcfsr_merlin import __version__
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import clear_failures, machine_failure
 from llmcfsr_merlin.runtime.files import remove, remove_temporary, sha256_file, sync, write_json
 from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.lock import run_lock
-from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST, Manifest, hash_json, seal
+from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST, Manifest, format_of, hash_json, seal
 from llmcfsr_merlin.runtime.ownership import claim, discard, standing
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["MANIFEST", "Manifest", "hash_json", "run_stage", "seal", "sha256_file", "write_json"]
 
@@ -65,8 +68,9 @@ def _run_stage(
     run.mkdir(parents=True, exist_ok=True)
     final, partial, old = run / stage, run / f".{stage}.partial", run / f".{stage}.old"
     read = {name: Manifest.load(run / name) for name in inputs}
-    keys = {name: manifest.key for name, manifest in read.items()}
-    key = hash_json({"stage": stage, "settings": settings, "inputs": keys, "version": __version__})
+    for name, manifest in read.items():
+        manifest.check_format(run / name)
+    key = _key(stage, settings, {name: manifest.key for name, manifest in read.items()})
     claim(partial)
     if os.path.lexists(final):
         discard(old, _kept(final))
@@ -75,12 +79,14 @@ def _run_stage(
     found = standing(final)
     if found is None and final.is_dir() and any(final.iterdir()):
         what = "cannot be read" if (final / MANIFEST).is_file() else "is missing"
-        print(f"{stage}: {final / MANIFEST} {what}, so the stage runs again", flush=True)
+        _log.warning("%s: %s %s, so the stage runs again", stage, final / MANIFEST, what)
+    if found is not None and found.format != format_of(stage):
+        _log.info("%s: its files are of another version of this project, so the stage runs again", stage)
     if not force and found is not None and found.key == key:
         fault = found.fault(final, remembered=True)
         if fault is None:
             return found, False
-        print(f"{stage}: {fault}, so the stage runs again", flush=True)
+        _log.warning("%s: %s, so the stage runs again", stage, fault)
     if not force and (partial / MANIFEST).is_file():  # stopped between sealing and renaming
         manifest = Manifest.load(partial)
         if manifest.key == key and manifest.fault(partial) is None:
@@ -104,10 +110,10 @@ def _run_stage(
             if not resumed or expected:
                 raise
             reason = " ".join(str(error).split())[:120]
-            print(
-                f"{stage}: what a stopped run left cannot be used ({type(error).__name__}: {reason}): starting again",
-                flush=True,
-            )
+            _log.warning(
+                "%s: what a stopped run left cannot be used (%s: %s): starting again",
+                stage, type(error).__name__, reason,
+            )  # fmt: skip
             remove(partial, KEY)
             _begin(partial, key)
             counts = work(partial)
@@ -115,6 +121,13 @@ def _run_stage(
     manifest = seal(partial, stage, key, counts, time.perf_counter() - start, memory.peak_mb, identities)
     _replace(final, partial, old)
     return manifest, True
+
+
+def _key(stage: str, settings: dict, inputs: dict[str, str]) -> str:
+    """A hash of all that decides on a stage's output. Format 1 goes by the name of the version that began with it."""
+    number = format_of(stage)
+    written = {"version": "0.1.0"} if number == 1 else {"format": number}
+    return hash_json({"stage": stage, "settings": settings, "inputs": inputs} | written)
 
 
 def _begin(partial: Path, key: str) -> None:

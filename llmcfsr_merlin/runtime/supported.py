@@ -28,7 +28,7 @@ SUPPORTED = (
     Supported("dask-cuda", "22.12", "23.12", "23.10.0", "newer ones pull a newer dask"),
     Supported("pyarrow", "8", "16", "14.0.2", "newer ones want numpy 2"),
     Supported("setuptools", "40", "81", "80.10.2", "nvtabular imports pkg_resources, which 81 removed"),
-    Supported("pydantic", "2.5", "3", "2.14.3"),
+    Supported("pydantic", "2.7", "3", "2.14.3"),
     Supported("safetensors", "0.3", "1", "0.8.0"),
 )
 

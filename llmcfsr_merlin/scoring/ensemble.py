@@ -1,12 +1,12 @@
 """The model: scorers and their weights. Everything that needs a score asks the ensemble, which knows none by name."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.registry import scorer_class
@@ -31,8 +31,8 @@ class Ensemble(nn.Module):
         self.parts = nn.ModuleList(scorers.values())
         self.vectors = vectors
         self._active: list[Scorer] | None = None
-        if self.names and not any(bool(part.weights.any()) for part in self.parts):
-            self.parts[0].weights[0] = 1.0  # the scale of a score is free: the others are weighed against the first
+        if self.names and not any(bool(part.weights.any()) for part in self._parts):
+            self._parts[0].weights[0] = 1.0  # the scale of a score is free: the others are weighed against the first
 
     @classmethod
     def fit(cls, config: ModelConfig, dataset, context: FitContext) -> "Ensemble":
@@ -56,11 +56,15 @@ class Ensemble(nn.Module):
 
     @property
     def scorers(self) -> dict[str, Scorer]:
-        return dict(zip(self.names, self.parts))
+        return dict(zip(self.names, self._parts))
+
+    @property
+    def _parts(self) -> list[Scorer]:
+        return cast(list[Scorer], list(self.parts))
 
     @property
     def device(self) -> torch.device:
-        return self.parts[0].weights.device
+        return self._parts[0].weights.device
 
     @property
     def features(self) -> list[WeightedFeature]:
@@ -94,7 +98,7 @@ class Ensemble(nn.Module):
         """Compute once what all scores share. bulk: many histories will be scored."""
         self._active = None
         with torch.no_grad():
-            for part in self.parts:
+            for part in self._parts:
                 part.prepare(bulk)
         return self
 
@@ -114,7 +118,7 @@ class Ensemble(nn.Module):
 
     def each_feature(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         """All features, unweighted, in the order of `features`: float [F, B, V], or [F, B, C]."""
-        return torch.cat([part(histories, items) for part in self.parts])
+        return torch.cat([part(histories, items) for part in self._parts])
 
     def explain(self, histories: Tensor, items: Tensor) -> dict[str, Tensor]:
         """What each feature adds to the score of items int64 [B, C]: feature -> float [B, C]; they sum to the score."""
@@ -134,15 +138,15 @@ class Ensemble(nn.Module):
 
         InputError if no scorer with a weight could score them, or one cannot grow.
         """
-        if not any(part.scores_new_items for part in self.parts):
+        if not any(part.scores_new_items for part in self._parts):
             raise InputError(
                 "expected a model that scores items by their text (a semantic view or a content score), found "
                 f"{self.config.name}, where each item has a row of its own: a new item needs retraining there"
             )
-        for part in self.parts:
+        for part in self._parts:
             part.check_new_items()
         self.vectors.append(new)
-        for part in self.parts:
+        for part in self._parts:
             part.append_items(new)
         self.shape = self.shape._replace(n_items=self.shape.n_items + new.count)
 

@@ -6,16 +6,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import Section
+from llmcfsr_merlin.config.section import Section
 from llmcfsr_merlin.dataset.dataset import Dataset, Shape
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 
+SettingsT = TypeVar("SettingsT", bound=Section)
 WEIGHT_GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -26,7 +27,8 @@ class Feature(NamedTuple):
     grid: tuple[float, ...] = WEIGHT_GRID
 
 
-class NewItems(NamedTuple):
+@dataclass(frozen=True)
+class NewItems:
     """Items that no training has seen. semantic: float32 [n, D], lexical: [n, E], None for a model without."""
 
     count: int
@@ -36,6 +38,9 @@ class NewItems(NamedTuple):
 
 class ItemVectors(nn.Module):
     """The frozen vectors of all items, one copy that every scorer reads; rows below FIRST_ITEM are zero."""
+
+    semantic: Tensor | None
+    lexical: Tensor | None
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -74,7 +79,7 @@ class FitContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-class Scorer(nn.Module):
+class Scorer(nn.Module, Generic[SettingsT]):
     """One term of the score.
 
     Subclasses set Settings and FEATURES and implement `fit` and `forward`; state is in parameters and buffers, so that
@@ -89,14 +94,17 @@ class Scorer(nn.Module):
     DATA_SIZED: ClassVar[tuple[str, ...]] = ()
     """Names of the buffers whose shape the data decides: they are as large as what is saved."""
 
-    def __init__(self, settings: Section, shape: Shape, vectors: ItemVectors):
+    weights: Tensor
+    """float [F], one a feature."""
+
+    def __init__(self, settings: SettingsT, shape: Shape, vectors: ItemVectors):
         super().__init__()
         self.settings, self.shape = settings, shape
         self.vectors = vectors
         self.register_buffer("weights", torch.zeros(len(self.FEATURES)))
 
     @classmethod
-    def fit(cls, settings: Section, dataset: Dataset, vectors: ItemVectors, context: FitContext) -> "Scorer":
+    def fit(cls, settings: SettingsT, dataset: Dataset, vectors: ItemVectors, context: FitContext) -> "Scorer":
         """A scorer fitted on the training part of a dataset."""
         raise NotImplementedError
 
@@ -152,7 +160,7 @@ class Scorer(nn.Module):
         """InputError if the scorer cannot grow."""
 
     @classmethod
-    def memory_bytes(cls, settings: Section, shape: Shape) -> int:
+    def memory_bytes(cls, settings: SettingsT, shape: Shape) -> int:
         """Peak memory of fitting the scorer, in bytes, without the vectors themselves."""
         return 0
 

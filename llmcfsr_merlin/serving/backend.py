@@ -5,6 +5,7 @@ import os
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # exists only inside Triton
@@ -15,7 +16,7 @@ from llmcfsr_merlin.serving.bundle import FOLDER
 from llmcfsr_merlin.serving.request import Limits
 from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE, STOPPING, Unreadable, reader
 
-_INPUTS = {
+_INPUTS: dict[type[Any], tuple[str, ...]] = {
     steps.Encode: ("HISTORY", "TOP_K", "EXCLUDE_SEEN", "ALLOW", "DENY"),
     steps.Rank: ("CODES", "K", "BLOCK", "ALLOW_CODES", "BUNDLE"),
     steps.Decode: ("ITEM_CODES", "SCORES", "K", "RANKED"),
@@ -36,7 +37,7 @@ class Failure(Exception):
 class StepModel:
     """Base of every template's TritonPythonModel; a template only names its step."""
 
-    step: type
+    step: type[Any]
 
     def initialize(self, args: dict) -> None:
         """Verify and load the bundle of this version, then answer one request so that the first user does not wait."""
@@ -59,7 +60,7 @@ class StepModel:
         self._stopping = os.path.join(folder, STOPPING) if folder and self.step in _FIRST else None
         self._own_id = os.environ.get(REQUEST_VARIABLE)
         self._run = self.step(directory, limits, device)
-        self._counters = _counters(args["model_version"]) if "UNKNOWN" in self._outputs else None
+        self._counters = _counters(args["model_version"]) if "UNKNOWN" in self._outputs else []
         self._warm_up()
 
     def execute(self, requests: list) -> list:

@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +58,7 @@ class Client:
 
     def _connect(self) -> None:
         if self._grpc:
-            options = {"channel_args": _channel_options(self._address)}
+            options: dict[str, Any] = {"channel_args": _channel_options(self._address)}
         else:
             options = {"connection_timeout": self.timeout, "network_timeout": self.timeout}
         self._connection = self._triton.InferenceServerClient(self._address, **options)

@@ -10,6 +10,7 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ class RankGraph(nn.Module):
     Returns ITEM_CODES int64 [B, k], SCORES float32 [B, k] and RANKED int64 [B, 1]: the tag, -1 for another bundle's.
     """
 
+    popularity: Tensor
+    reserved: Tensor
+
     def __init__(self, recommender: Recommender, tag: int, k: int, max_batch_size: int):
         super().__init__()
         ranker = recommender.ranker
@@ -53,7 +57,7 @@ class RankGraph(nn.Module):
         blocked = blocked | self.reserved | (listed & ~allowed)
         best, found = scores.masked_fill(blocked, -torch.inf).topk(self.k, dim=1)
         none = best == -torch.inf
-        ranked = torch.where(self.tag == BUNDLE, BUNDLE, torch.full_like(BUNDLE, -1))
+        ranked = torch.where(torch.eq(BUNDLE, self.tag), BUNDLE, torch.full_like(BUNDLE, -1))
         return found.masked_fill(none, PAD), best.masked_fill(none, 0.0), ranked
 
 
@@ -77,6 +81,8 @@ def check_graph(bundle: Bundle, path: Path, max_top_k: int, sample: Tensors) -> 
     found = run_graph(path, sample)
     k = np.full((len(sample["CODES"]), 1), max_top_k, np.int32)
     (wanted,) = Rank(bundle.directory, Limits(max_top_k))([{**sample, "K": k}])
+    if isinstance(wanted, InputError):
+        raise wanted
     width = found["SCORES"].shape[1]
     difference = float(np.abs(found["SCORES"] - wanted["SCORES"][:, :width]).max())
     if difference > TOLERANCE or ((found["ITEM_CODES"] == PAD) != (wanted["ITEM_CODES"][:, :width] == PAD)).any():
@@ -114,10 +120,10 @@ def _sample(graph: RankGraph, bundle: Bundle, rows: int) -> Tensors:
 def _write_onnx(graph: RankGraph, example: tuple, path: Path) -> None:
     _onnxruntime()
     # The exporter by tracing: the newer one needs onnxscript and torch 2.5.
-    older = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    older: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     axes = {name: {0: "rows"} for name in (*INPUTS, *OUTPUTS)}
     axes["BLOCK"][1], axes["ALLOW_CODES"][1] = "blocked", "allowed"
-    names = {"input_names": list(INPUTS), "output_names": list(OUTPUTS), "dynamic_axes": axes}
+    names: dict[str, Any] = {"input_names": list(INPUTS), "output_names": list(OUTPUTS), "dynamic_axes": axes}
     torch.onnx.export(graph, example, str(path), opset_version=OPSET, **names, **older)
 
 

@@ -7,21 +7,41 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmcfsr_merlin.config.schema import NULL_VALUES
+from llmcfsr_merlin.config.data_settings import NULL_VALUES
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, VOCABULARY
 from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import remove
 from llmcfsr_merlin.runtime.lock import run_lock
-from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST
+from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST, remake
 from llmcfsr_merlin.runtime.ownership import claim
 from llmcfsr_merlin.runtime.stage import Manifest, hash_json, seal
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.serving.bundle import Bundle
 
-Encode = Callable[[list[dict]], np.ndarray]
+Encode = Callable[[list[dict]], np.ndarray | None]
+
+
+def check_trained_on(trained: Path, embedded: Path) -> None:
+    """InputError unless the model of stage train in `trained` was trained on the vectors of stage embed in `embedded`.
+
+    Word vectors fitted again have other axes: new items would be compared with old ones by meaningless numbers.
+    """
+    inputs = Manifest.load(trained).inputs
+    if inputs.get("embed") == Manifest.load(embedded).identity:
+        return
+    # Of an earlier version, or embedded again with the same result: compared by value.
+    dataset = Dataset(trained, embedded)
+    model = load_model(trained, dataset.vocabulary.hash)
+    for name, kept in model.vectors.named_buffers():
+        if getattr(dataset.shape, name) != kept.shape[1] or not np.array_equal(dataset.vectors(name), kept.numpy()):
+            raise InputError(
+                f"expected in {embedded} the vectors that the model was trained on, found others: "
+                f"{remake(trained, 'train')}"
+            )
 
 
 def add_items(
@@ -82,7 +102,7 @@ def _write(
     new = NewItems(
         len(rows),
         None if model.shape.semantic is None else _checked(encode(attributes), (len(rows), model.shape.semantic)),
-        None if lexical is None else _checked(encode_words(attributes), (len(rows), lexical)),
+        None if lexical is None or encode_words is None else _checked(encode_words(attributes), (len(rows), lexical)),
     )
     model.append_items(new)
     none = np.zeros(len(ids), np.int64)

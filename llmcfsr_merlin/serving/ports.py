@@ -23,7 +23,7 @@ def reserve(host: str, wanted: dict[str, int]) -> dict[str, int]:
 def resolve(host: str) -> str:
     """The IPv4 address of `host`; Triton's HTTP server takes no name."""
     try:
-        return socket.getaddrinfo(host or "0.0.0.0", None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+        return str(socket.getaddrinfo(host or "0.0.0.0", None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
         raise InputError(f"--host: expected an IPv4 address or a name of this machine, found {host!r}") from error
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from string import Template
 
-from llmcfsr_merlin.config.schema import ServeConfig
+from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import resource
@@ -135,7 +135,7 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
 
 def _graph_settings(serve: ServeConfig) -> dict[str, str]:
     """What the ensemble calls the outputs of `rank`, and how onnxruntime runs it."""
-    outputs = ("ITEM_CODES", "SCORES", "RANKED")
+    outputs: tuple[str, ...] = ("ITEM_CODES", "SCORES", "RANKED")
     if serve.format == "torchscript":  # the pytorch backend knows outputs by their place alone
         outputs = tuple(f"{name}__{place}" for place, name in enumerate(outputs))
     tensorrt = 'optimization { execution_accelerators { gpu_execution_accelerator : [ { name : "tensorrt" } ] } }'

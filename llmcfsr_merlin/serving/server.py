@@ -3,13 +3,13 @@
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -24,6 +24,8 @@ from llmcfsr_merlin.serving.ports import reserve, resolve
 from llmcfsr_merlin.serving.probe import DIRECT, probe
 from llmcfsr_merlin.serving.repository import FRONT, layout
 from llmcfsr_merlin.serving.wire import STOPPING
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["Server", "find_tritonserver"]
 DRAIN_SECONDS = 15.0  # what requests in flight get when the server stops
@@ -59,7 +61,7 @@ class Server:
         self.key_file = Path(key_file).absolute() if key_file else None
         self.ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._folder: Path | None = None
-        self._key: str | None = None
+        self._key = ""
         self._process: subprocess.Popen | None = None
         self._answers = False
 
@@ -77,7 +79,19 @@ class Server:
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._started().pid
+
+    def _started(self) -> subprocess.Popen:
+        if self._process is None:
+            raise InputError("expected a started server: use it as `with Server(...)`")
+        return self._process
+
+    @property
+    def _private(self) -> Path:
+        """The folder of this start: repository, log and key."""
+        if self._folder is None:
+            raise InputError("expected a started server: use it as `with Server(...)`")
+        return self._folder
 
     @property
     def running(self) -> bool:
@@ -125,18 +139,18 @@ class Server:
             self._drain()
         self._kill()
         with contextlib.suppress(OSError):
-            if self._key and self._key in self.key_file.read_text():  # and not that of another server
+            if self._key and self.key_file and self._key in self.key_file.read_text():  # and not that of another server
                 self.key_file.unlink()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def trouble(self, timeout: float) -> str | None:
         """None if the server answers a real request, else what is wrong with it."""
-        code = self._process.poll()
+        code = self._started().poll()
         if code is not None:
             return f"ended {_ending(code)}"
         reason = probe(self.http_url, timeout, self._request_id)
-        code = self._process.poll()
+        code = self._started().poll()
         return reason if code is None or reason is None else f"ended {_ending(code)}"
 
     def reload(self) -> None:
@@ -158,33 +172,33 @@ class Server:
         return "127.0.0.1" if self.host in ("0.0.0.0", "") else self.host
 
     def _launch(self) -> None:
-        with open(self._folder / "server.log", "wb") as log:
+        with open(self._private / "server.log", "wb") as log:
             # A session of its own: the stubs are stopped as one group, and Ctrl-C reaches us first.
             self._process = subprocess.Popen(
                 self._command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=launch.environment(self._binary, self._folder, self._request_id, self.log_requests, self.threads),
+                env=launch.environment(self._binary, self._private, self._request_id, self.log_requests, self.threads),
                 start_new_session=True,
                 preexec_fn=_end_with_parent if threading.current_thread() is threading.main_thread() else None,
             )
         self._wait()
 
     def _command(self) -> list[str]:
-        return launch.command(self._binary, self._folder, self._address, self.ports, self._key)
+        return launch.command(self._binary, self._private, self._address, self.ports, self._key)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + self.timeout
         hidden, reason = False, None
         while time.monotonic() < deadline:
-            code = self._process.poll()
+            code = self._started().poll()
             if code is not None:
                 raise InputError(f"tritonserver ended {_ending(code)}. {self.reason()}")
             if not hidden and self.log:
                 hidden = True
-                if not hide(self._process.pid, self._key):
-                    print("note: `ps` shows the server's key to every user of this machine", file=sys.stderr)
+                if not hide(self.pid, self._key):
+                    _log.warning("`ps` shows the server's key to every user of this machine")
             if self._is_ours():
                 reason = self.trouble(max(deadline - time.monotonic(), 0.1))
                 if reason is None:
@@ -202,7 +216,7 @@ class Server:
             with DIRECT.open(f"{self.http_url}/v2", timeout=2) as reply:
                 named = json.load(reply).get("name")
             with DIRECT.open(self.metrics_url, timeout=2):  # the port that Triton opens last
-                return named == self._folder.name and self._process.poll() is None
+                return named == self._private.name and self.running
         except (OSError, ValueError):
             return False
 
@@ -214,7 +228,7 @@ class Server:
         until = time.monotonic() + DRAIN_SECONDS
         probe(self.http_url, DRAIN_SECONDS, self._request_id)
         with contextlib.suppress(OSError):
-            (self._folder / STOPPING).touch()
+            (self._private / STOPPING).touch()
         start = time.monotonic()
         if start < until:
             probe(self.http_url, until - start, self._request_id)
@@ -230,12 +244,12 @@ class Server:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         _await_group(process.pid)
-        for leftover in Path("/dev/shm").glob(f"{launch.shm_prefix(self._folder)}*"):
+        for leftover in Path("/dev/shm").glob(f"{launch.shm_prefix(self._private)}*"):
             leftover.unlink(missing_ok=True)
 
     def reason(self) -> str:
         """The lines of the log that say why the server failed."""
-        text = self.log.replace(str(self._folder / "repository"), str(self.repository))
+        text = self.log.replace(str(self._private / "repository"), str(self.repository))
         lines = text.splitlines()
         if "unrecognized option" in text or "unknown option" in text.lower():
             return "It does not know an option: expected tritonserver 2.51 (container 24.10) or newer"

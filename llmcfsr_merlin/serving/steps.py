@@ -124,7 +124,8 @@ class Rank:
         codes = np.concatenate([request["CODES"] for request in requests])
         k = np.concatenate([request["K"] for request in requests])[:, 0]
         longest = max(int((codes != PAD).sum(1).max()), 1)  # right-padded: the rest is padding in every row
-        encoded = Encoded(torch.from_numpy(codes[:, :longest]), None, (codes == PAD).all(1), [])
+        told = np.zeros(len(codes), np.int64)  # `encode` has said which ids are unknown
+        encoded = Encoded(torch.from_numpy(codes[:, :longest]), told, (codes == PAD).all(1), [])
         items, scores = self.recommender.rank(encoded, int(k.max()), self._blocked(requests))
         scores = np.where(items >= FIRST_ITEM, scores, 0).astype(np.float32)
         answers, start = [], 0
@@ -188,12 +189,19 @@ class Recommend:
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
         results = self.encode(requests)
-        good = [i for i, result in enumerate(results) if not isinstance(result, InputError)]
-        ranked = self.rank([results[i] for i in good])
-        decoded = self.decode([{**rank, "K": results[i]["K"]} for i, rank in zip(good, ranked)])
+        encoded = _good(results)
+        ranked = dict(zip(encoded, self.rank(list(encoded.values()))))
+        results = [ranked.get(i, result) for i, result in enumerate(results)]
+        good = _good(results)
+        decoded = self.decode([{**rank, "K": encoded[i]["K"]} for i, rank in good.items()])
         for i, answer in zip(good, decoded):
-            results[i] = {**answer, **{name: results[i][name] for name in ("UNKNOWN", "FALLBACK")}}
+            said = {name: encoded[i][name] for name in ("UNKNOWN", "FALLBACK")}
+            results[i] = answer if isinstance(answer, InputError) else answer | said
         return results
+
+
+def _good(results: list[Result]) -> dict[int, Tensors]:
+    return {i: result for i, result in enumerate(results) if not isinstance(result, InputError)}
 
 
 def _check_rows(tensors: Tensors, names: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ step turns into an error of its request.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,14 +26,14 @@ class Unreadable(np.ndarray):
         array.reason = reason
         return array
 
-    def reshape(self, *shape) -> "Unreadable":
+    def reshape(self, *shape: Any, **_: Any) -> "Unreadable":
         return self
 
 
 class _Flat(np.ndarray):
     """Elements in order, not yet in their shape."""
 
-    def reshape(self, *shape) -> np.ndarray:
+    def reshape(self, *shape: Any, **_: Any) -> np.ndarray:
         elements = self.view(np.ndarray)
         try:
             return elements.reshape(*shape)

@@ -1,5 +1,6 @@
 """The stage `embed` as a function: items table in, vectors and recipe out."""
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config.schema import EmbedConfig
+from llmcfsr_merlin.config.embed_settings import EmbedConfig
 from llmcfsr_merlin.dataset.item_vectors import vectors_array, vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
 from llmcfsr_merlin.dataset.vector_checks import check_finite
@@ -34,6 +35,8 @@ from llmcfsr_merlin.text.shards import (
 )
 from llmcfsr_merlin.text.tuning.reuse import tune_stage
 from llmcfsr_merlin.text.workers import run_workers, worker_device
+
+_log = logging.getLogger(__name__)
 
 ENRICHED = "enriched"
 FIT_ROWS = 200_000  # the reduction and the lexical vectors are fitted on at most this many rows, spread evenly
@@ -174,7 +177,7 @@ def write_lexical(out: Path, dimension: int, shards: Sequence[Shard], encoder: I
     shutil.rmtree(out / LEXICAL, ignore_errors=True)  # of a stopped call
     if not dimension:
         return 0
-    print("  lexical vectors ...", flush=True)
+    _log.info("  lexical vectors ...")
     step = max(1, -(-sum(int(shard.keep.sum()) for shard in shards) // FIT_ROWS))
     sample = [prompt for shard in shards for prompt in encoder.prompts(read_rows(shard).to_pylist()[::step])]
     lexical = Lexical.fit(sample, dimension)

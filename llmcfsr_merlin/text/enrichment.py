@@ -4,12 +4,13 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from llmcfsr_merlin.config.schema import EnrichConfig
+from llmcfsr_merlin.config.embed_settings import EnrichConfig
 from llmcfsr_merlin.dataset.raw.clean_text import clean
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import machine_failure
@@ -37,7 +38,7 @@ class Enricher:
         self.source = source
         self.cache = cache
         self.device = pick_device(device)
-        self._model = self._tokenizer = None
+        self._loaded: tuple[Any, Any] | None = None
         self._texts: dict[bytes, str] = {}
         for path in sorted(cache.glob("part-*.parquet")) if cache else ():
             table = pq.read_table(path)
@@ -84,9 +85,9 @@ class Enricher:
         temporary.replace(self.cache / f"part-{name}.parquet")
 
     def _generate(self, rows: Sequence[Attributes]) -> list[str]:
-        if self._model is None:
-            self._load()
-        tokenizer, texts = self._tokenizer, []
+        if self._loaded is None:
+            self._loaded = self._load()
+        (model, tokenizer), texts = self._loaded, []
         for start in range(0, len(rows), self.settings.batch_size):
             prompts = [
                 INSTRUCTION.format(item="; ".join(f"{label}: {value}" for label, value in row))
@@ -95,7 +96,7 @@ class Enricher:
             batch = tokenizer(prompts, return_tensors="pt", padding=True, truncation=True, max_length=_MAX_PROMPT)
             width = batch["input_ids"].shape[1]
             with torch.inference_mode():
-                output = self._model.generate(
+                output = model.generate(
                     input_ids=batch["input_ids"].to(self.device),
                     attention_mask=batch["attention_mask"].to(self.device),
                     max_new_tokens=self.settings.max_new_tokens,
@@ -106,7 +107,8 @@ class Enricher:
                 texts.append(clean(row.strip().split("\n")[0], 500))
         return texts
 
-    def _load(self) -> None:
+    def _load(self) -> tuple[Any, Any]:
+        """The language model and its tokenizer."""
         from transformers import AutoModelForCausalLM
 
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
@@ -118,6 +120,6 @@ class Enricher:
             if machine_failure(error):
                 raise
             raise InputError(f"enrich.model: {self.source.name} is no causal language model ({error})") from error
-        self._model = model.to(self.device).eval()
-        self._tokenizer = load_tokenizer(self.source, _MAX_PROMPT)
-        self._tokenizer.padding_side = "left"  # generation goes on behind the last token
+        tokenizer = load_tokenizer(self.source, _MAX_PROMPT)
+        tokenizer.padding_side = "left"  # generation goes on behind the last token
+        return model.to(self.device).eval(), tokenizer

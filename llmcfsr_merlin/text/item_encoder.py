@@ -128,7 +128,7 @@ class ItemEncoder:
     def encoder(self) -> TextEncoder:
         """The text encoder, loaded at the first use."""
         if self._encoder is None:
-            adapter = self.tuned and (self.tuned / ADAPTER).is_file()
+            adapter = self.tuned if self.tuned and (self.tuned / ADAPTER).is_file() else None
             source = replace(self.source, folder=str(self.tuned)) if self.tuned and not adapter else self.source
             self._encoder = TextEncoder.load(
                 source,
@@ -141,7 +141,7 @@ class ItemEncoder:
                 quantisation=self.recipe.quantisation,
             )
             if adapter:
-                self._encoder.model = load_adapter(self._encoder.model, self.tuned).eval()
+                self._encoder.model = load_adapter(self._encoder.model, adapter).eval()
         return self._encoder
 
     def attributes(self, rows: Sequence[Mapping[str, object]]) -> list[Attributes]:
@@ -161,7 +161,7 @@ class ItemEncoder:
         """
         prompts = self.prompts(rows)
         content = [hashlib.blake2b(prompt.encode(), digest_size=16).digest() if prompt else None for prompt in prompts]
-        first = {}  # content -> the first row that has it
+        first: dict[bytes, int] = {}  # content -> the first row that has it
         for row, digest in enumerate(content):
             if digest is not None:
                 first.setdefault(digest, row)
@@ -170,12 +170,12 @@ class ItemEncoder:
         new = [digest for digest in first if digest not in known]
         tokens = self.encoder.tokenise([prompts[first[digest]] for digest in new]) if new else []
         # Different texts can be the same tokens (letter case, cut ends); those are encoded once as well.
-        distinct = {}
+        distinct: dict[tuple[int, ...], list[bytes]] = {}
         for digest, row_tokens in zip(new, tokens):
             distinct.setdefault(tuple(row_tokens), []).append(digest)
         if distinct:
             encoded = self.encoder.encode_tokens(list(distinct), progress)
-            ids = [rows[first[digests[0]]].get(ITEM) for digests in distinct.values()]
+            ids = [str(rows[first[digests[0]]].get(ITEM)) for digests in distinct.values()]
             check_encoded(encoded, ids, f"model {self.recipe.model['name']}")
             for vector, digests in zip(encoded, distinct.values()):
                 known.update(dict.fromkeys(digests, vector))
@@ -189,7 +189,7 @@ class ItemEncoder:
             np.array([digest is not None for digest in content], dtype=bool),
             content,
             cached=sum(digest in taken for digest in content),
-            tokens=sum(map(len, distinct)),
+            tokens=sum(len(row) for row in distinct),
             cut=sum(len(row) >= self.encoder.max_tokens for row in tokens),
         )
 

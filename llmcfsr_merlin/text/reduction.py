@@ -1,4 +1,4 @@
-"""Reduction of the vectors: PCA, whitening or standardisation, fitted once, stored, and applied to new items later."""
+"""Reduction of the vectors: PCA or standardisation, fitted once, stored, and applied to new items later."""
 
 import json
 from collections.abc import Iterable
@@ -30,10 +30,10 @@ class Reduction:
     def fit(cls, method: str, batches: Iterable[np.ndarray], dimension: int | None = None) -> "Reduction":
         """Fit on batches of rows (n, D). Memory is D x D, whatever the number of rows.
 
-        pca keeps the `dimension` directions of most variance; whiten also scales each to variance 1; standardise scales
-        each of the D columns to variance 1. Raises InputError where `dimension` exceeds D or what the rows can tell.
+        pca keeps the `dimension` directions of most variance; standardise scales each of the D columns to variance 1.
+        Raises InputError where `dimension` exceeds D or what the rows can tell.
         """
-        count, total, product = 0, 0.0, 0.0
+        count, total, product = 0, np.zeros(()), np.zeros(())
         for batch in batches:
             batch = np.asarray(batch, dtype=np.float64)
             count, total = count + len(batch), total + batch.sum(0)
@@ -59,11 +59,7 @@ class Reduction:
         # The sign of an eigenvector is arbitrary; fixing it makes two fits of the same data equal.
         directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(size)])
         explained = float(values[:kept].sum() / max(values.sum(), 1e-30))
-        matrix = directions[:, :kept]
-        if method == "whiten":
-            variance = values[:kept]
-            matrix = matrix * np.where(variance > _NULL * values[0], 1 / np.sqrt(np.maximum(variance, 1e-30)), 0.0)
-        matrix = np.ascontiguousarray(matrix, dtype=np.float32)
+        matrix = np.ascontiguousarray(directions[:, :kept], dtype=np.float32)
         return cls(method, mean.astype(np.float32), matrix, round(explained, 6))
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:

@@ -58,7 +58,8 @@ def plan_shards(
     known = np.flatnonzero(codes >= 0)
     _, first = np.unique(codes[known], return_index=True)
     keep[known[first]] = True
-    shards, offset = [], 0
+    shards: list[Shard] = []
+    offset = 0
     for file, column in zip(files, columns):
         for start in range(0, len(column), rows):
             stop = min(start + rows, len(column))
@@ -80,7 +81,8 @@ class VectorCache:
 
     def __init__(self, directory: Path, key: str):
         """directory: an `encoded` folder; shards that another recipe (key) made are ignored."""
-        self._files, hashes, places = [], [], []
+        self._files: list[Path] = []
+        hashes, places = [], []
         for path in sorted(Path(directory).glob("part-*.parquet")) if directory.is_dir() else ():
             try:
                 file = pq.ParquetFile(path)

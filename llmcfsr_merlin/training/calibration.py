@@ -40,7 +40,7 @@ class ValidationBatches:
                     number += 1
                     if (number - 1) % self.every == 0:
                         some = rows[start : start + self.size]
-                        histories = pad([row[:-1] for row in some], len(some[-1]))
+                        histories = pad([row[:-1].tolist() for row in some], len(some[-1]))
                         yield histories.to(self.device), torch.tensor([int(row[-1]) for row in some]).to(self.device)
 
     def coarse(self) -> "ValidationBatches":
@@ -147,7 +147,7 @@ def _climb(measured: _Measured, grids: list[tuple[float, ...]], start: Point) ->
     best = start
     for _ in range(_PASSES):
         measured.measure(_neighbours(best, grids))
-        found = max(measured.overall, key=measured.overall.get)
+        found = max(measured.overall, key=measured.overall.__getitem__)
         if found == best:
             break
         best = found

@@ -6,9 +6,13 @@ process ranks all validation users: with equal weights all come to the same deci
 
 import json
 import os
+import threading
 import uuid
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +24,8 @@ import torch.multiprocessing
 import transformers
 from safetensors.torch import load_file
 
-from llmcfsr_merlin.config.schema import NetworkSettings, TrainConfig
+from llmcfsr_merlin.config.scorer_settings import NetworkSettings
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Dataset, Shape
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.runtime.errors import InputError
@@ -60,6 +65,7 @@ def fit_in_processes(trainer: str, network: DualViewNetwork, training: Training,
     users, and for self-distillation, whose memory of all users would have to be shared.
     """
     train, files, work, report = training.settings, training.files, training.work, training.report
+    assert train.batch_size is not None, "fit_model chooses one"
     count, device = train.processes, choose_device(train.device)
     if device.type == "cuda" and count > torch.cuda.device_count():
         raise InputError(f"train.processes: expected at most {torch.cuda.device_count()} (the GPUs), found {count}")
@@ -91,7 +97,7 @@ def fit_in_processes(trainer: str, network: DualViewNetwork, training: Training,
     (work / _REFUSED).unlink(missing_ok=True)  # of an earlier try
     report(f"{count} processes, {job.train.batch_size} sequences a step in each")
     try:
-        torch.multiprocessing.spawn(_work, (job,), nprocs=count)
+        _spawn(job, report)
     except torch.multiprocessing.ProcessRaisedException:
         if (work / _REFUSED).is_file():
             raise InputError((work / _REFUSED).read_text()) from None
@@ -106,7 +112,27 @@ def fit_in_processes(trainer: str, network: DualViewNetwork, training: Training,
     return json.loads((work / _HISTORY).read_text())
 
 
-def _work(rank: int, job: _Job) -> None:
+def _spawn(job: _Job, report: Callable[[str], None]) -> None:
+    """Run the processes to their end; what the first one reports is reported here."""
+    lines, said = torch.multiprocessing.get_context("spawn").Pipe(duplex=False)
+    processes = torch.multiprocessing.spawn(_work, (job, said), nprocs=job.train.processes, join=False)
+    said.close()  # the processes have it: as the last one ends, so do the lines
+    relay = threading.Thread(target=_relay, args=(lines, report), daemon=True)
+    relay.start()
+    try:
+        while not processes.join():
+            pass
+    finally:
+        relay.join(timeout=5)
+
+
+def _relay(lines: Connection, report: Callable[[str], None]) -> None:
+    with suppress(EOFError, OSError):
+        while True:
+            report(lines.recv_bytes().decode())
+
+
+def _work(rank: int, job: _Job, said: Connection) -> None:
     warnings.simplefilter("ignore")  # as the command line does
     transformers.logging.set_verbosity_error()
     if job.train.device != "cpu" and torch.cuda.device_count():
@@ -124,7 +150,7 @@ def _work(rank: int, job: _Job) -> None:
         network = DualViewNetwork(job.network, *job.shape[:2], ItemVectors(job.shape))
         start = load_file(str(job.work / _START))
         network.items.log_share.copy_(start.pop(_LOG_SHARE))
-        if _SEMANTIC in start:
+        if network.items.vectors.semantic is not None:
             network.items.vectors.semantic.copy_(start.pop(_SEMANTIC))
         network.load_state_dict(start)
         folder = job.work / f"process-{rank}"
@@ -134,7 +160,7 @@ def _work(rank: int, job: _Job) -> None:
             {"train": [str(job.work / f"share-{rank}.parquet")], "valid": job.valid},
             folder,
             exclude_history=job.exclude_history,
-            report=_say if rank == 0 else lambda line: None,
+            report=(lambda line: said.send_bytes(line.encode())) if rank == 0 else lambda line: None,
         )
         checkpoint = None if job.checkpoint is None else str(folder / job.checkpoint)
         history = fit_of(job.trainer)(network, training, Auxiliary(job.item_table), checkpoint)
@@ -146,10 +172,6 @@ def _work(rank: int, job: _Job) -> None:
         raise
     finally:
         torch.distributed.destroy_process_group()
-
-
-def _say(line: str) -> None:
-    print(f"  {line}", flush=True)
 
 
 def _weights(network: DualViewNetwork) -> dict[str, torch.Tensor]:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig
+from llmcfsr_merlin.config.model_settings import ModelConfig
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.runtime.engine import available_memory

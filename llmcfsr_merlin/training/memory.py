@@ -1,6 +1,6 @@
 """Estimate peak training memory and fail early."""
 
-from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.registry import scorer_class

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import TrainConfig
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import PAD
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.attention import Packing
 from llmcfsr_merlin.scoring.network.backbones import Block
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
@@ -66,6 +67,8 @@ class Objective:
             table, temperature = self.auxiliary.item_table, self.settings.align_temperature
             loss = loss + self.settings.align * alignment(self.network, found.targets, table, temperature)
         if self.auxiliary.distillation is not None:
+            if found.last is None:
+                raise InputError("train.distil needs a causal backbone: masked training has no state of a user")
             loss = loss + self.settings.distil * self.auxiliary.distillation(users, found.states[found.last])
         return loss
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from llmcfsr_merlin.config.schema import TrainConfig
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork

@@ -3,6 +3,7 @@
     procedure(training, network) -> history: trains the network in place to its best epoch
 """
 
+import importlib.util
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmcfsr_merlin.config.schema import TrainConfig
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.extensions import load_class
@@ -35,14 +36,22 @@ class Training(NamedTuple):
     report: Callable[[str], None] = lambda line: None
 
 
+def resolved(name: str) -> str:
+    """The procedure that `auto` is here."""
+    if name != "auto":
+        return name
+    return "transformers4rec" if importlib.util.find_spec("transformers4rec") else "transformers"
+
+
 def training_procedure(name: str) -> Callable[[Training, DualViewNetwork], list[dict]]:
     """A procedure by its name or by `module:function`; InputError for an unknown one."""
+    name = resolved(name)
     if name in PROCEDURES:
         module, _, function = PROCEDURES[name].partition(":")
         return getattr(import_module(module), function)
     if ":" in name:
         return load_class(name)
-    raise InputError(f"train.procedure: expected {', '.join(PROCEDURES)} or module:function, found {name!r}")
+    raise InputError(f"train.procedure: expected auto, {', '.join(PROCEDURES)} or module:function, found {name!r}")
 
 
 def fit_of(name: str) -> Callable[..., list[dict]]:

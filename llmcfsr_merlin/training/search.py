@@ -4,10 +4,12 @@ The search works on a dataset whose test items cannot be read.
 """
 
 import json
+import logging
 import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,6 +24,8 @@ from llmcfsr_merlin.runtime.ownership import claim_results
 from llmcfsr_merlin.runtime.stage import Manifest, hash_json, write_json
 from llmcfsr_merlin.training.calibration import ValidationBatches, ndcg, validation_ranks
 from llmcfsr_merlin.training.fit import fit_model
+
+_log = logging.getLogger(__name__)
 
 TRIALS, BEST, JOURNAL = "trials.json", "best.yaml", "journal.log"
 
@@ -69,9 +73,9 @@ def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int) 
             if old.params == settings:  # nothing new to learn, nothing to pay
                 trial.set_user_attr("found", old.user_attrs["found"])
                 return old.value
-        print(f"trial {len(finished()) + 1} of {trials}: {_said(settings)}", flush=True)
+        _log.info("trial %d of %d: %s", len(finished()) + 1, trials, _said(settings))
         found = _try(config.with_settings(settings), dataset, out / f"trial-{trial.number}")
-        print(f"  validation NDCG@10 {found['ndcg@10']:.4f}, tail {found['tail ndcg@10']:.4f}", flush=True)
+        _log.info("  validation NDCG@10 %.4f, tail %.4f", found["ndcg@10"], found["tail ndcg@10"])
         trial.set_user_attr("found", found)
         return found["ndcg@10"]
 
@@ -87,7 +91,7 @@ def _try(config: Config, dataset: Dataset, work: Path) -> dict:
     exclude = config.evaluate.exclude_history
     model, history = fit_model(
         config.model, config.train, dataset, work, exclude_history=exclude, tail_item=config.evaluate.tail_item,
-        report=lambda line: print(f"  {line}", flush=True),
+        report=lambda line: _log.info("  %s", line),
     )  # fmt: skip
     shutil.rmtree(work)
     batches = ValidationBatches(dataset.files("valid"), config.evaluate.batch_size, model.device)
@@ -142,7 +146,7 @@ def _choices(config: Config, key: str, values) -> list:
 
 
 def _at(config: Config, key: str):
-    value = config.model_dump(mode="json")
+    value: Any = config.model_dump(mode="json")
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value

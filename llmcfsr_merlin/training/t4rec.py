@@ -15,7 +15,7 @@ import transformers4rec.torch as tr
 from torch import Tensor
 from transformers4rec.torch.block.base import BlockBase
 
-from llmcfsr_merlin.config.schema import TrainConfig
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, ROW
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.ranker import select_top_k
@@ -100,6 +100,9 @@ class RankMetric(torchmetrics.Metric):
     """HR@10 and NDCG@10 as running sums over ranks: memory does not grow with the rows evaluated."""
 
     full_state_update = False
+    hits: Tensor
+    gains: Tensor
+    rows: Tensor
 
     def __init__(self, k: int = 10):
         super().__init__()

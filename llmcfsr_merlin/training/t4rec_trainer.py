@@ -20,7 +20,7 @@ from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from transformers4rec.config.trainer import T4RecTrainingArguments
 from transformers4rec.torch.utils.data_utils import MerlinDataLoader
 
-from llmcfsr_merlin.config.schema import TrainConfig
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SCHEMA
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork

@@ -1,5 +1,6 @@
 """Stage train: sequences and item vectors -> the fitted model, and beside it the baselines that are trained."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,11 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
+from llmcfsr_merlin.scoring.scorers.network import NetworkScorer
 from llmcfsr_merlin.training.fit import fit_model
+from llmcfsr_merlin.training.procedures import resolved
+
+_log = logging.getLogger(__name__)
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
@@ -48,7 +53,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
         embedded = run_dir / "embed" if config.model.reads else None
         dataset = Dataset(run_dir / "prepare", embedded, config.prepare.max_length)
         checkpoints = out / ".checkpoints"
-        print(f"training {config.model.name}", flush=True)
+        _log.info("training %s", config.model.name)
         model, history = fit_model(
             config.model,
             config.train,
@@ -57,7 +62,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
             item_table=None if teacher is None else _item_table(teacher, dataset, config),
             exclude_history=config.evaluate.exclude_history,
             tail_item=config.evaluate.tail_item,
-            report=lambda line: print(f"  {line}", flush=True),
+            report=lambda line: _log.info("  %s", line),
         )
         shutil.rmtree(checkpoints)
         shutil.copy2(dataset.prepared / VOCABULARY, out / VOCABULARY)
@@ -75,7 +80,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
 
     settings = {
         "model": config.model.model_dump(),
-        "train": config.train.model_dump(exclude={"device"}),
+        "train": config.train.model_dump(exclude={"device"}) | {"procedure": resolved(config.train.procedure)},
         "max_length": config.prepare.max_length,
         "exclude_history": config.evaluate.exclude_history,
     }
@@ -92,8 +97,9 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
 
 def _item_table(teacher: Path, dataset: Dataset, config: Config) -> np.ndarray:
     """The trained item table [V, d] of a baseline."""
-    network = load_model(teacher, dataset.vocabulary.hash).scorers["network"].network
-    table, hidden = network.items.collaborative, config.model.network.hidden
+    scorer = load_model(teacher, dataset.vocabulary.hash).scorers.get("network")
+    table = scorer.network.items.collaborative if isinstance(scorer, NetworkScorer) else None
+    hidden = config.model.network.hidden if config.model.network else None
     if table is None or table.embedding_dim != hidden:
         raise InputError(f"train.align_to: expected a model with an item table of width {hidden}, found {teacher.name}")
     return table.weight.detach().numpy()

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,17 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def call(capsys):
-    """The command in this process, which has imported everything already; returns its standard output."""
+    """The command in this process, which has imported everything already; returns its standard output.
 
-    def run_verb(*arguments) -> str:
+    said: what it shall have said meanwhile, on standard error.
+    """
+
+    def run_verb(*arguments, said: Sequence[str] = ()) -> str:
         capsys.readouterr()
         code = main(list(map(str, arguments)))
         shown = capsys.readouterr()
         assert code == 0, shown.out + shown.err
+        assert all(line in shown.err for line in said), shown.err
         return shown.out
 
     return run_verb
@@ -70,9 +75,16 @@ def test_search_ends_with_a_model_file(run, call, tmp_path):
 
 
 def test_a_second_run_skips_every_stage(run, call):
-    shown = call("run", "demo", "--run", run, *SET)
-    for stage in STAGES:
-        assert f"{stage}: nothing changed, skipped" in shown
+    said = [f"{stage}: nothing changed, skipped" for stage in STAGES]
+    call("run", "demo", "--run", run, *SET, said=said)
+
+
+def test_quiet_leaves_the_answer_and_verbose_says_where_a_line_comes_from(run, capsys):
+    assert main(["run", "demo", "--run", str(run), *SET, "--quiet"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "" and json.loads(last_line(shown.out))["run"] == str(run)
+    assert main(["ingest", "demo", "--run", str(run), *SET, "-v"]) == 0
+    assert " llmcfsr_merlin.pipeline: ingest: nothing changed, skipped\n" in capsys.readouterr().err
 
 
 def test_the_demo_ends_with_served_recommendations_by_title(run):
@@ -156,8 +168,8 @@ def test_evaluate_against_another_run(run, call, tmp_path):
     other.mkdir()
     for stage in ("ingest", "prepare", "embed"):
         (other / stage).symlink_to(run / stage)
-    shown = call("run", "demo", "--model", "sasrec", "--run", other, *SET, "--set", "evaluate.baselines=[]")
-    assert "embed: not needed" in shown
+    alone = ["--set", "evaluate.baselines=[]"]
+    call("run", "demo", "--model", "sasrec", "--run", other, *SET, *alone, said=["embed: not needed"])
     shown = call("evaluate", "demo", "--run", run, "--against", other, *SET)
     assert "llm_cfsr against sasrec" in shown
 
@@ -203,9 +215,7 @@ def test_bad_input_ends_with_one_line_and_a_code(name, tmp_path, monkeypatch, ca
 
 
 def test_a_bug_is_named_and_traced_only_on_demand(monkeypatch, capsys):
-    from llmcfsr_merlin.cli import commands
-
-    monkeypatch.setattr(commands, "config", lambda _: 1 / 0)
+    monkeypatch.setattr(Config, "load", lambda *_: 1 / 0)
     assert main(["config", "demo"]) == 3
     shown = capsys.readouterr().err
     assert "unexpected ZeroDivisionError" in shown

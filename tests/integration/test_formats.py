@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import ServeConfig
+from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.bundle import Bundle
 from llmcfsr_merlin.serving.graph import check_graph, run_graph

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmcfsr_merlin import Config, Dataset, InputError, Recommender
-from llmcfsr_merlin.config.schema import presets
+from llmcfsr_merlin.config.presets import presets
 from llmcfsr_merlin.dataset import ingest_stage
 from tests.worlds import attribute_world
 

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from distributed import Client, LocalCluster
 
+from llmcfsr_merlin.config.cluster_settings import ClusterConfig
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
+from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset import prepare_stage as stage
 from llmcfsr_merlin.dataset.names import ITEM, ROW, TIME, USER
 from llmcfsr_merlin.dataset.prepare import filters

@@ -44,3 +44,12 @@ def test_compare(benchmark):
     assert found["equal_results"] and found["speed_up_of_ours"] == {"10": {"python": 12.0}}
     assert found["growth_exponents"] == {"10 to 100": {"seconds": 1.0, "peak_memory_mb": 0.0, "peak_disk_mb": 1.0}}
     assert not benchmark.compare([entry(10, "ours", 1), entry(10, "polars", 2, sequences="y")])["equal_results"]
+
+
+@pytest.mark.parametrize(("option", "place"), [("--scratch", "nowhere"), ("--out", "nowhere/results.json")])
+def test_a_folder_that_is_not_there_is_one_line(benchmark, option, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["preprocess.py", option, str(tmp_path / place)])
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main()
+    shown = capsys.readouterr().err
+    assert stopped.value.code == 1 and shown.startswith(f"{option}: expected") and shown.count("\n") == 1

@@ -104,7 +104,7 @@ def test_a_second_writer_is_refused_by_name_and_readers_are_not(recipe, run, cap
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert main(["run", str(recipe), "--run", str(run)]) == 0
-    assert capsys.readouterr().out.count("nothing changed, skipped") == len(STAGES)
+    assert capsys.readouterr().err.count("nothing changed, skipped") == len(STAGES)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmcfsr_merlin.config.schema import ServeConfig
+from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving.launch import find_tritonserver

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from llmcfsr_merlin.config.schema import ServeConfig
+from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving.parity import check_served

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import presets
+from llmcfsr_merlin.config.presets import presets
 from llmcfsr_merlin.dataset import prepare_stage as prepare
 from llmcfsr_merlin.dataset.dataset import Dataset, read_sequences
 from llmcfsr_merlin.dataset.item_vectors import vectors_column

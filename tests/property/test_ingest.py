@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcfsr_merlin.config.schema import DataConfig
+from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.raw.ids import clean_id
 from llmcfsr_merlin.dataset.raw.ingest import ingest
 from llmcfsr_merlin.runtime.errors import InputError

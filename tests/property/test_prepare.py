@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmcfsr_merlin.config.schema import ClusterConfig, PrepareConfig
+from llmcfsr_merlin.config.cluster_settings import ClusterConfig
+from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, ROW, SPLITS, SUBSECOND, TIME, TRAIN_COUNT, USER
 from llmcfsr_merlin.dataset.prepare import prepare as features
 from llmcfsr_merlin.dataset.prepare.in_memory import InMemory, fits

@@ -1,5 +1,6 @@
 """The package and its command line start without the heavy and the optional packages."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_the_block_blocks():
 
 
 @pytest.mark.parametrize(
-    "module", ["", ".config.load", ".runtime.stage", ".runtime.lock", ".runtime.doctor", ".cli.commands"]
+    "module", ["", ".config.load", ".runtime.stage", ".runtime.lock", ".runtime.doctor", ".cli.main"]
 )
 def test_light_modules_import_without_heavy_packages(module):
     done = run_blocked(f"import llmcfsr_merlin{module}")
@@ -72,3 +73,27 @@ def test_doctor_reports_what_is_missing_instead_of_failing():
     done = run_blocked("from llmcfsr_merlin.runtime.doctor import main\nsys.exit(main())")
     assert "text encoder" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_nothing_is_said_unless_the_caller_asks_for_it(tmp_path):
+    code = (
+        "import logging, sys\n"
+        "from llmcfsr_merlin import Config, run_stages\n"
+        "if sys.argv[2:]: logging.basicConfig(level='INFO')\n"
+        "config = Config.load('demo', ['data.synthetic_users=60', 'data.synthetic_items=40'])\n"
+        "run_stages(config, sys.argv[1], ['ingest'])"
+    )
+    command = [sys.executable, "-c", code]
+    silent = subprocess.run([*command, tmp_path / "a"], capture_output=True, text=True, timeout=120, check=True)
+    assert silent.stdout + silent.stderr == ""
+    asked = subprocess.run([*command, tmp_path / "b", "x"], capture_output=True, text=True, timeout=120, check=True)
+    assert "INFO:llmcfsr_merlin.pipeline:ingest: done in" in asked.stderr and "rows read" in asked.stderr
+    assert asked.stdout == ""
+
+
+def test_only_the_command_line_prints():
+    """And what is a command of its own: doctor, serve in the foreground, a container's health check."""
+    own = {"console.py", "doctor.py", "supervise.py", "probe.py"}
+    modules = [path for path in (ROOT / "llmcfsr_merlin").rglob("*.py") if path.parent.name != "cli"]
+    calls = {path.name for path in modules for line in path.read_text().splitlines() if re.match(r"\s*print\(", line)}
+    assert calls <= own

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gpu.common import CUDA, DEVICE, median, seconds, wait
 from benchmarks.gpu.record import Skip
-from llmcfsr_merlin.config.schema import TuneConfig
+from llmcfsr_merlin.config.embed_settings import TuneConfig
 from llmcfsr_merlin.text.encoder import TextEncoder
 from llmcfsr_merlin.text.tuning.contrastive import Embedder, cached_backward, info_nce, length_chunks
 from llmcfsr_merlin.text.tuning.lora import attach_lora

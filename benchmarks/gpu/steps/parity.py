@@ -6,7 +6,8 @@ import torch
 
 from benchmarks.gpu.common import DEVICE, LENGTH, histories, model
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import LOSSES, presets
+from llmcfsr_merlin.config.presets import presets
+from llmcfsr_merlin.config.train_settings import LOSSES
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.network.attention import Packing
 from llmcfsr_merlin.scoring.ranker import Ranker

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llmcfsr_merlin.config.schema import PrepareConfig
+from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
 from llmcfsr_merlin.runtime.engine import Engine
 from llmcfsr_merlin.runtime.errors import InputError

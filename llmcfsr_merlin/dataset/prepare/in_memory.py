@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config.schema import PrepareConfig
+from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.names import ITEM, SEQUENCES, SPLITS, USER
 from llmcfsr_merlin.dataset.prepare.filters import apply_filters, count, survivors
 from llmcfsr_merlin.dataset.prepare.numbering import Numbering

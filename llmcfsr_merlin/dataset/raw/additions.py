@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config.schema import DataConfig
+from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.dataset.raw import formats
 from llmcfsr_merlin.dataset.raw.lines import LineReader

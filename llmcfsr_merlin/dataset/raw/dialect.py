@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from llmcfsr_merlin.config.data_settings import Quoting
 from llmcfsr_merlin.dataset.raw import quotes
 from llmcfsr_merlin.dataset.raw.source import Source
 from llmcfsr_merlin.runtime.errors import InputError
@@ -28,7 +29,7 @@ class Text:
 
     prefix: str = "data."
     delimiter: str | None = None
-    quoting: str = "auto"
+    quoting: Quoting = "auto"
     header: bool | None = None
     names: tuple[str, ...] = ()
     wanted: tuple[str | int | None, ...] = ()
@@ -96,7 +97,7 @@ class _Reading:
         return len(self.widths) == 1 and min(self.widths) > 1
 
 
-def detect(source: Source, text: Text, roles: Sequence[str]) -> Dialect:
+def detect(source: Source, text: Text, roles: Sequence[str | int]) -> Dialect:
     """The dialect of a file. roles: what user, item, time and rating are called in a file of numbers without names.
 
     Raises InputError, which names the setting, where the lines can be read in more than one way.
@@ -114,8 +115,8 @@ def detect(source: Source, text: Text, roles: Sequence[str]) -> Dialect:
     return _named(source, text, roles, dialect, reading)
 
 
-def _read(text: str, delimiter: str, quoting: str) -> _Reading:
-    meant = quoting if quoting != "auto" else "double" if delimiter in ",;|" else "minimal"
+def _read(text: str, delimiter: str, quoting: Quoting) -> _Reading:
+    meant: quotes.Quoting = quoting if quoting != "auto" else "double" if delimiter in ",;|" else "minimal"
     dialect = Dialect((), delimiter, meant)
     data = dialect.normalised(text.encode())
     rows = list(quotes.split(data, dialect.mark, meant, _LOOKED_AT))
@@ -156,7 +157,7 @@ def _fits(reading: _Reading, text: Text) -> bool:
     return bool(wanted) and all(name in reading.first for name in wanted)
 
 
-def _named(source: Source, text: Text, roles: Sequence[str], dialect: Dialect, reading: _Reading) -> Dialect:
+def _named(source: Source, text: Text, roles: Sequence[str | int], dialect: Dialect, reading: _Reading) -> Dialect:
     first = reading.first
     if text.names:
         # R's row names and a delimiter at the end of the rows make the header shorter or longer than the rows.
@@ -176,8 +177,8 @@ def _named(source: Source, text: Text, roles: Sequence[str], dialect: Dialect, r
         names = [role if isinstance(role, str) else f"column {n}" for n, role in enumerate(roles[:2])]
         names += [f"column {n}" for n in range(2, len(first))]
         return replace(dialect, names=tuple(names[: len(first)]), header=False, skip=skip)
-    names = _guessed(source, text, roles, [cells for _, cells in reading.rows], len(first))
-    return replace(dialect, names=names, header=False, skip=skip, guessed=True)
+    guessed = _guessed(source, text, roles, [cells for _, cells in reading.rows], len(first))
+    return replace(dialect, names=guessed, header=False, skip=skip, guessed=True)
 
 
 def _after(dialect: Dialect, reading: _Reading, header: bool) -> int:
@@ -231,9 +232,11 @@ def _rows_names(source: Source, text: Text, names: tuple[str, ...], reading: _Re
     return names
 
 
-def _guessed(source: Source, text: Text, roles: Sequence[str], rows: list[list[str]], width: int) -> tuple[str, ...]:
+def _guessed(
+    source: Source, text: Text, roles: Sequence[str | int], rows: list[list[str]], width: int
+) -> tuple[str, ...]:
     """Names of the columns of a file of numbers: user and item come first, times and ratings show which they are."""
-    names = list(roles[:2]) + [""] * (width - 2)
+    names = [str(role) for role in roles[:2]] + [""] * (width - 2)
     if width > 2:
         columns = [[_number(cells[n]) for cells in rows if len(cells) == width] for n in range(width)]
         times = [n for n in range(2, width) if _are_times(columns[n])]
@@ -244,9 +247,9 @@ def _guessed(source: Source, text: Text, roles: Sequence[str], rows: list[list[s
                 f"show which they are: say it by position, e.g. --set '{text.columns}={{user: 0, item: 1, rating: 2, "
                 "time: 3}' (time: null where there is none)"
             )
-        names[times[0]] = roles[2]
+        names[times[0]] = str(roles[2])
         if ratings and len(roles) > 3:
-            names[ratings[0]] = roles[3]
+            names[ratings[0]] = str(roles[3])
     return tuple(names)
 
 

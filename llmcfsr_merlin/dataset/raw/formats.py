@@ -1,6 +1,6 @@
 """What each data.format is made of: the fields of its log and the attributes of its items."""
 
-import sys
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta, timezone
@@ -8,7 +8,7 @@ from datetime import datetime, time, timedelta, timezone
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config.schema import DataConfig
+from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.raw import amazon, yelp
 from llmcfsr_merlin.dataset.raw.columnar import ParquetParser, refuse_lists
 from llmcfsr_merlin.dataset.raw.delimited import DelimitedParser
@@ -19,6 +19,8 @@ from llmcfsr_merlin.dataset.raw.records import JsonParser, Layout, place
 from llmcfsr_merlin.dataset.raw.source import Source
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.extensions import load_class
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Format:
             if position >= len(names)
         }
         fields = {role: position for role, position in fields.items() if position < len(names)}
-        if source.kind == "delimited":
+        if dialect is not None:
             return DelimitedParser(fields, dialect, constants)
         if source.kind == "parquet":
             refuse_lists(source, fields)
@@ -92,13 +94,12 @@ class Format:
                 raise InputError(f"{source.path} cannot be read as Parquet: {' '.join(str(error).split())}") from error
         if source.kind == "delimited" and self.tables:
             log = text is self.text
-            roles = [names[0] for names in (self.log.user, self.log.item, self.log.time, self.log.rating) if names]
+            columns = (self.log.user, self.log.item, self.log.time, self.log.rating)
+            roles = [names[0] for names in columns if names]
             dialect = detect(source, text, roles if log else [*self.item_fields, "title"])
             if dialect.guessed:
-                print(
-                    f"{source.path}: no header line; columns: {', '.join(name or '-' for name in dialect.names)} "
-                    f"(set {text.columns} if this is wrong)", file=sys.stderr,
-                )  # fmt: skip
+                shown = ", ".join(name or "-" for name in dialect.names)
+                _log.info("%s: no header line; columns: %s (set %s if this is wrong)", source.path, shown, text.columns)
             return list(dialect.names), dialect
         if source.kind in ("json", "literal"):
             return list(dict.fromkeys(name for record in source.records() for name in record)), None

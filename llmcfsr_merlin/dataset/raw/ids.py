@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
+from typing import SupportsInt, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -52,13 +53,13 @@ def clean_id(value: object) -> str | None:
         if isinstance(inner, Mapping):
             raise NotAnId(f"expected an id, found the object {_short(value)}")
         return clean_id(inner)
-    if isinstance(value, (list, tuple, set, frozenset)) or getattr(value, "ndim", 0):
+    if isinstance(value, (list, tuple, set, frozenset)) or bool(getattr(value, "ndim", False)):
         raise NotAnId(f"expected an id, found the list {_short(value)}")
     if isinstance(value, (Real, Decimal)) and not isinstance(value, bool):
         if value != value:
             return None
-        if abs(value) != float("inf") and value == int(value):
-            return str(int(value))
+        if abs(value) != float("inf") and value == (whole := int(cast(SupportsInt, value))):
+            return str(whole)
     return str(value).strip(_SPACE) or None
 
 

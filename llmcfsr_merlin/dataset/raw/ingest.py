@@ -4,6 +4,7 @@ One thread reads (and unpacks) the files in blocks of whole lines; all cores par
 so that the result is the same for any number of workers. Memory holds a few blocks, and 8 bytes a user and item.
 """
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from llmcfsr_merlin.config.schema import DataConfig
+from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEMS, ROW
 from llmcfsr_merlin.dataset.raw import formats
 from llmcfsr_merlin.dataset.raw.columnar import ParquetParser
@@ -48,6 +49,8 @@ from llmcfsr_merlin.dataset.raw.times import SETTING as TIME_FORMAT
 from llmcfsr_merlin.dataset.raw.times import TimeReader
 from llmcfsr_merlin.runtime.engine import print_counts
 from llmcfsr_merlin.runtime.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 _SMALL = 4 * BLOCK  # bytes of a file below which starting processes costs more than it saves
 _BATCH = 65_536  # rows of Parquet that one task takes
@@ -153,7 +156,7 @@ class _Run:
             parser = self.format.parser(source)
             place = Place(str(path), known=self.known)
             times = self._times(source, parser)
-            if source.kind == "parquet":
+            if isinstance(parser, ParquetParser):
                 rows = 0
                 for batch in parser.batches(_BATCH):
                     at = replace(place, before=rows)
@@ -212,8 +215,8 @@ class _Run:
             )
 
     def _report(self, counts: Tally, lost: tuple[str, ...], noted: tuple[str, ...], read: int, what: str) -> None:
-        for line in check_dropped(counts, lost, noted, read, self.settings.max_dropped, what):
-            print(line, file=sys.stderr)
+        for level, line in check_dropped(counts, lost, noted, read, self.settings.max_dropped, what):
+            _log.log(level, line)
 
     def _lines(self, source: Source, parser, block: int | None = None) -> LineReader:
         return LineReader(

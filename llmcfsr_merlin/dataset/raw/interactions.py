@@ -96,7 +96,7 @@ def _clean(raw: pa.Table, first_row: int, rules: Rules, dropped: Tally, times: T
     read = _times(raw, times, rules)
     columns[TIME] = read.seconds if read else columns[ROW]
     columns[SUBSECOND] = pa.array(read.rest) if read else np.zeros(raw.num_rows)
-    if "time" in raw.column_names:
+    if read and "time" in raw.column_names:
         dropped["mixed_time_units"] += read.mixed
         if read.seconds.null_count:
             columns["unreadable"] = pc.and_(pc.is_null(read.seconds), _given(raw["time"], rules.nulls))

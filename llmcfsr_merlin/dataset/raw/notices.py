@@ -1,6 +1,8 @@
-"""What ingest read, but its reader may not have meant: lines on stderr, beside the counts in the manifest."""
+"""What ingest read, but its reader may not have meant: warnings, beside the counts in the manifest."""
 
-import sys
+import logging
+
+_log = logging.getLogger(__name__)
 
 _JOINED = 0.2  # share of the log's items that some metadata should know
 _NOTES = {
@@ -16,21 +18,18 @@ _WHAT = {"times": "times", "mixed": "times", "unread": "ratings", "inexact": "id
 
 
 def warn(counts: dict, unmatched: tuple[list[str], list[str]]) -> None:
-    """Print a line for each count that asks for a look.
+    """A warning for each count that asks for a look.
 
     unmatched: a few ids of metadata that are not in the log, and of the log's items without metadata.
     """
     for name, text in _NOTES.items():
         if counts.get(name):
-            _line(f"{counts[name]:,} {_WHAT[name.partition('_')[0]]} {text}")
+            _log.warning(f"{counts[name]:,} {_WHAT[name.partition('_')[0]]} {text}")
     found = counts.get("items_with_metadata", 0)
     if counts.get("metadata_read") and found < _JOINED * counts["items"]:
         of_metadata, of_log = ("; ".join(map(repr, ids)) or "none" for ids in unmatched)
-        _line(
+        _log.warning(
             f"metadata was found for {found:,} of {counts['items']:,} items: check that data.items and the log name "
             f"items alike (only in metadata: {of_metadata}; only in the log: {of_log})"
         )
 
-
-def _line(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)

@@ -210,7 +210,7 @@ def _meant(piece: bytes, mark: bytes, quoting: Quoting, width: int, kind: str) -
     """The cells of a record or a stray line; None: as Arrow reads it."""
     if kind == "record" and quoting != "minimal" and (not width or _arrow_width(piece, mark, quoting) == width):
         return None
-    readings = [quoting, "backslash"] if quoting == "double" and b'\\"' in piece else [quoting]
+    readings: list[Quoting] = [quoting, "backslash"] if quoting == "double" and b'\\"' in piece else [quoting]
     for reading in readings:
         cells = _cells(piece, mark, reading, strict=len(readings) > 1)
         if len(cells) == width:
@@ -254,7 +254,9 @@ def _arrow_width(piece: bytes, mark: bytes, quoting: Quoting) -> int:
     piece = piece.removesuffix(b"\n").removesuffix(b"\r")
     width, position = 0, -1
     while position < len(piece):
-        position = _rules(mark, quoting).field.match(piece, position + 1).end()
+        field_ = _rules(mark, quoting).field.match(piece, position + 1)
+        assert field_, "a field may be empty"
+        position = field_.end()
         width += 1
         if not piece.startswith(mark, position):
             break

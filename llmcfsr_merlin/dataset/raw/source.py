@@ -37,12 +37,15 @@ _MARKERS = re.compile(r"_SUCCESS|_metadata|_common_metadata|_committed_.*|_start
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
+Kind = Literal["json", "literal", "delimited", "parquet"]
+
+
 @dataclass(frozen=True)
 class Source:
     """One input file and what it holds."""
 
     path: Path
-    kind: Literal["json", "literal", "delimited", "parquet"]
+    kind: Kind
     """json: one JSON object a line; literal: one Python literal a line (Amazon 2014); delimited: CSV, TSV, spaces."""
     gzip: bool = False
     head: tuple[str, ...] = ()
@@ -215,7 +218,7 @@ def sniff(path: Path, encoding: str | None = None) -> Source:
         raise InputError(f"{path}: expected rows, found a Git LFS pointer: fetch the file with `git lfs pull`")
     if first.lower().startswith(("<!doctype", "<html", "<?xml")):
         raise InputError(f"{path}: expected rows, found HTML or XML: download the file again, or convert it to CSV")
-    kind = "json" if first.startswith("{") else "delimited"
+    kind: Kind = "json" if first.startswith("{") else "delimited"
     if kind == "json" and not any(map(_is_json, head)) and any(map(_is_literal, head)):
         kind = "literal"
     return Source(path, kind, packed, head, "\n".join(text) + "\n", codec, encoding is not None, newline)

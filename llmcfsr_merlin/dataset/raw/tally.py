@@ -1,5 +1,6 @@
 """What was dropped on the way in: counted by reason, with the place of the first row."""
 
+import logging
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
@@ -72,15 +73,18 @@ def _line(data: bytes, number: int) -> str:
 
 def check_dropped(
     tally: Tally, reasons: tuple[str, ...], noted: tuple[str, ...], read: int, limit: float, what: str
-) -> list[str]:
-    """A line for each reason that cost rows, and a warning where they are many; InputError where more than `limit`.
+) -> list[tuple[int, str]]:
+    """What to log: a line for each reason that cost rows, and a warning where they are many.
 
     reasons: for which rows were dropped; noted: what is told, but kept. read: rows read. limit: share of them that may
-    be unreadable (data.max_dropped). what: interactions or items.
+    be unreadable (data.max_dropped); InputError where more are. what: interactions or items.
     """
     lost = {name: tally[name] for name in reasons if tally[name]}
     told = lost | {name: tally[name] for name in noted if tally[name]}
-    lines = [f"{what}: {name.replace('_', ' ')}: {count:,}{_first(tally, name)}" for name, count in told.items()]
+    lines = [
+        (logging.INFO, f"{what}: {name.replace('_', ' ')}: {count:,}{_first(tally, name)}")
+        for name, count in told.items()
+    ]
     total = sum(lost.values())
     unreadable = {name: count for name, count in lost.items() if name not in _ABSENT}
     if read and sum(unreadable.values()) > limit * read:
@@ -94,7 +98,7 @@ def check_dropped(
             f"data.max_dropped={min(1, total / read + 0.005):.2f}"
         )
     if read and total > _WARN * read:
-        lines.append(f"warning: {what}: {total:,} of {read:,} rows ({total / read:.1%}) could not be read")
+        lines.append((logging.WARNING, f"{what}: {total:,} of {read:,} rows ({total / read:.1%}) could not be read"))
     return lines
 
 

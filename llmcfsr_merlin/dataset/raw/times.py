@@ -324,7 +324,7 @@ def _dates_of(values: np.ndarray, digits: int) -> tuple[np.ndarray, np.ndarray, 
     rest = np.zeros(len(values))
     if digits == 17:
         rest, values = (values % 1000) / 1000, values // 1000
-    clock = []
+    clock: list[np.ndarray] = []
     for _ in range((min(digits, 14) - 8) // 2):
         clock.insert(0, values % 100)
         values = values // 100

@@ -7,6 +7,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from llmcfsr_merlin.evaluation.groups import DECILES
 from llmcfsr_merlin.evaluation.report.figures import decile_figure, training_figure
@@ -60,7 +61,7 @@ def write_report(
         if name not in recipes:
             raise InputError(f"expected metrics of recipe {name!r}, found {', '.join(sorted(recipes)) or 'none'}")
     directory.mkdir(parents=True, exist_ok=True)
-    words = {"negatives": negatives, "exclude_history": exclude_history}
+    words: dict[str, Any] = {"negatives": negatives, "exclude_history": exclude_history}
     parts = [f"<h1>{escape(title)}</h1>"]
     for dataset in dict.fromkeys(row["dataset"] for row in metrics):
         rows = [row for row in metrics if row["dataset"] == dataset]
@@ -82,13 +83,13 @@ def write_report(
             parts.append(f'<p class="note">Below each value the relative difference to {escape(focus)}.</p>')
             part = [row for row in rows if row["recipe"] in (focus, *ablation)]
             parts += _result_tables(part, metric_names, focus, focus, words)
-    for other, rows in (comparisons or {}).items():
+    for other, paired in (comparisons or {}).items():
         parts.append(f"<h2>Paired tests: {escape(focus)} against {escape(other)}</h2>")
         parts.append(
             '<p class="note">Difference of the means over the same users, 95% percentile bootstrap interval, two-sided '
             "sign-flip permutation test, Holm-corrected over the whole table; bold where p is below 0.05.</p>"
         )
-        parts.append(_comparison_table(rows, focus, other))
+        parts.append(_comparison_table(paired, focus, other))
     if histories:
         parts.append("<h2>Training</h2>")
         parts.append(

@@ -5,16 +5,20 @@ modules as Transformers4Rec blocks, and both share every weight.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import NetworkSettings
+from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.scoring.network.attention import CrossAttention, Packing, PairFusion
 from llmcfsr_merlin.scoring.network.backbones import block_class
 from llmcfsr_merlin.scoring.network.item_views import MASK, ItemViews
+
+if TYPE_CHECKING:
+    from llmcfsr_merlin.scoring.scorer import ItemVectors
 
 
 class DualViewNetwork(nn.Module):
@@ -30,7 +34,7 @@ class DualViewNetwork(nn.Module):
     the history) or GRU4Rec, by the backbone.
     """
 
-    def __init__(self, config: NetworkSettings, n_items: int, max_length: int, vectors: nn.Module):
+    def __init__(self, config: NetworkSettings, n_items: int, max_length: int, vectors: "ItemVectors"):
         """n_items: V, reserved rows included. vectors: holds `semantic`, the frozen vectors float [V, D], or None."""
         super().__init__()
         self.config, self.n_items, self.max_length = config, n_items, max_length

@@ -1,13 +1,17 @@
 """Both views of an item: a trainable collaborative table and an adapter over frozen semantic vectors."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import NetworkSettings
+from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, NULL
+
+if TYPE_CHECKING:
+    from llmcfsr_merlin.scoring.scorer import ItemVectors
 
 _CHUNK = 65536  # vectors in double precision at a time
 MASK = NULL  # what bert4rec reads in place of an item to predict: no history contains it
@@ -22,7 +26,16 @@ class ItemViews(nn.Module):
     the d/2 leading whitened directions, frozen, beside d/2 trainable ones that start at zero (AlphaFuse, SIGIR 2025).
     """
 
-    def __init__(self, config: NetworkSettings, n_items: int, vectors: nn.Module):
+    collaborative: nn.Embedding | None
+    semantic: nn.Sequential | None
+    null_space: nn.Embedding | None
+    confidence: Tensor
+    log_share: Tensor
+    center: Tensor
+    whitening: Tensor
+    leading: Tensor
+
+    def __init__(self, config: NetworkSettings, n_items: int, vectors: "ItemVectors"):
         """vectors: holds `semantic`, the frozen vectors float [V, D], or None there."""
         super().__init__()
         semantic_dimension = None if vectors.semantic is None else vectors.semantic.shape[1]
@@ -94,19 +107,18 @@ class ItemViews(nn.Module):
             if self.training and self.item_dropout:
                 confidence = confidence * (torch.rand_like(confidence) >= self.item_dropout)
             views.append(self.collaborative(items) * confidence[items].unsqueeze(-1))
-        if self.semantic is not None:
-            views.append(self._adapted(items))
+        if self.semantic is not None and self.vectors.semantic is not None:
+            views.append(self._adapted(self.vectors.semantic[items], *self.semantic))
         if self.null_space is not None:
             views.append(torch.cat([self.leading[items], self.null_space(items)], dim=-1))
         return views
 
-    def _adapted(self, items: Tensor) -> Tensor:
-        """Semantic views [..., d] of the whitened vectors (v - center) @ whitening.
+    def _adapted(self, vectors: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
+        """Semantic views [..., d] of the whitened vectors [..., D], (v - center) @ whitening.
 
         Whitening and two linear maps without activation are one map, D x d: it costs less an item, and no whitened
         table is kept.
         """
-        first, second = self.semantic
         weight = second.weight @ first.weight @ self.whitening.T
         bias = second.weight @ first.bias + second.bias - weight @ self.center
-        return F.linear(self.vectors.semantic[items], weight, bias)
+        return F.linear(vectors, weight, bias)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import ContentSettings
+from llmcfsr_merlin.config.scorer_settings import ContentSettings
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 
@@ -18,7 +19,7 @@ _GPU_ROOM = 1 << 28  # the same on a GPU: 1 GB
 _GRAPH_ROOM = 1 << 26  # the same for a full batch of a graph, which cannot drop padding
 
 
-class ContentScorer(Scorer):
+class ContentScorer(Scorer[ContentSettings]):
     """max over t of cos(v(h_t), v(i)), and the same times the coldness of i.
 
     Raw vectors, not the d-dimensional views: it restores what the bottleneck of the network drops. The second feature
@@ -32,6 +33,8 @@ class ContentScorer(Scorer):
         Feature("content_cold", (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)),
     )
 
+    coldness: Tensor
+
     def __init__(self, settings: ContentSettings, shape: Shape, vectors: ItemVectors):
         super().__init__(settings, shape, vectors)
         self.register_buffer("coldness", torch.ones(shape.n_items))
@@ -40,7 +43,7 @@ class ContentScorer(Scorer):
         self._reduced: Tensor | None = None
 
     @classmethod
-    def fit(cls, settings: ContentSettings, dataset, vectors: ItemVectors, context: FitContext) -> "ContentScorer":
+    def fit(cls, settings: ContentSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
         scorer = cls(settings, dataset.shape, vectors)
         scorer.coldness.copy_(1 / (1 + torch.from_numpy(dataset.train_counts).float() / COLD_COUNT))
         return scorer
@@ -56,10 +59,12 @@ class ContentScorer(Scorer):
     def units(self) -> Tensor:
         """Vectors of unit norm, [V, D] or [V, D + E] with lexical ones, zero on reserved rows."""
         if self._units is None:
-            self.prepare()
+            self._units = self._unit_vectors()
         return self._units
 
     def _unit_vectors(self) -> Tensor:
+        if self.vectors.semantic is None:
+            raise ValueError("the content score needs item vectors")
         semantic = F.normalize(self.vectors.semantic, dim=-1)
         share = self.settings.lexical_share
         if self.vectors.lexical is None or not share:
@@ -85,22 +90,13 @@ class ContentScorer(Scorer):
         real = histories >= FIRST_ITEM
         if items is None:
             if units is None and self._similarity is not None:
-                return self._of_all_pairs(histories, real)
+                return _of_all_pairs(self._similarity, histories, real)
             units = self.units if units is None else units
             if units.is_cuda:
                 return _of_catalogue_on_gpu(histories, real, units)
             return _of_catalogue(histories[real], real.sum(1).tolist(), units)
         match = self.units[histories] @ self.units[items].transpose(1, 2)  # [B, L, C]
         return match.masked_fill(~real.unsqueeze(-1), -1.0).amax(1) * real.any(1, keepdim=True)
-
-    def _of_all_pairs(self, histories: Tensor, real: Tensor) -> Tensor:
-        """Rows of the table are gathered instead of multiplied again per history, and padding costs nothing."""
-        best = self._similarity[histories[:, 0]]
-        for step in range(1, histories.shape[1]):
-            rows = real[:, step].nonzero().squeeze(1)
-            if len(rows):
-                best[rows] = torch.maximum(best[rows], self._similarity[histories[rows, step]])
-        return best * real.any(1, keepdim=True)
 
     def candidates(self, histories: Tensor, count: int) -> Tensor:
         """By the cosine of the leading 64 dimensions, which reads an eighth of the memory."""
@@ -125,6 +121,16 @@ class ContentScorer(Scorer):
 
     def graph(self, batch_size: int = 64) -> nn.Module:
         return _Graph(self, batch_size)
+
+
+def _of_all_pairs(similarity: Tensor, histories: Tensor, real: Tensor) -> Tensor:
+    """Rows of the table [V, V] are gathered instead of multiplied again per history, and padding costs nothing."""
+    best = similarity[histories[:, 0]]
+    for step in range(1, histories.shape[1]):
+        rows = real[:, step].nonzero().squeeze(1)
+        if len(rows):
+            best[rows] = torch.maximum(best[rows], similarity[histories[rows, step]])
+    return best * real.any(1, keepdim=True)
 
 
 def _of_catalogue(items: Tensor, lengths: list[int], units: Tensor) -> Tensor:
@@ -171,6 +177,9 @@ def _reduce(vectors: Tensor, sample: int = 100_000) -> Tensor:
 
 class _Graph(nn.Module):
     """The same with padded positions in it: their number is not known to a graph."""
+
+    units: Tensor
+    item_weights: Tensor
 
     def __init__(self, scorer: ContentScorer, batch_size: int):
         super().__init__()

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmcfsr_merlin.config.schema import EASESettings
+from llmcfsr_merlin.config.scorer_settings import EASESettings
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.histories import distinct, training_matrix
 
 
-class EASEScorer(Scorer):
+class EASEScorer(Scorer[EASESettings]):
     """Embarrassingly shallow autoencoder (Steck, WWW 2019): B = I - P diag(1 / diag P), P = (X'X + lambda I)^-1.
 
     A history's scores are its distinct items' rows of B, summed. Needs 4 * V^2 bytes for B and as much again while it
@@ -24,13 +25,15 @@ class EASEScorer(Scorer):
     FEATURES = (Feature("ease"),)
     DATA_SIZED = ("matrix",)
 
+    matrix: Tensor
+
     def __init__(self, settings: EASESettings, shape: Shape, vectors: ItemVectors):
         super().__init__(settings, shape, vectors)
         check_memory(shape.n_items, settings.memory_gb)
         self.register_buffer("matrix", torch.zeros(0, 0))
 
     @classmethod
-    def fit(cls, settings: EASESettings, dataset, vectors: ItemVectors, context: FitContext):
+    def fit(cls, settings: EASESettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
         scorer = cls(settings, dataset.shape, vectors)  # refuses before the data is read
         scorer.matrix = torch.from_numpy(invert(training_matrix(dataset), settings.regularisation))
         return scorer

@@ -5,13 +5,14 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.config.schema import ItemKNNSettings
+from llmcfsr_merlin.config.scorer_settings import ItemKNNSettings
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.histories import distinct, training_matrix
 from llmcfsr_merlin.scoring.scorers.transition_counts import largest_of_each_row
 
 
-class ItemKNNScorer(Scorer):
+class ItemKNNScorer(Scorer[ItemKNNSettings]):
     """Cosine of the items' binary user vectors, summed over the distinct items of the history.
 
     w_ij = n_ij / (sqrt(n_i n_j) + shrinkage) with n_ij users of both (Sarwar et al. 2001; shrinkage as in Bell and
@@ -22,6 +23,10 @@ class ItemKNNScorer(Scorer):
     FEATURES = (Feature("item_knn"),)
     DATA_SIZED = ("columns", "values")
 
+    starts: Tensor
+    columns: Tensor
+    values: Tensor
+
     def __init__(self, settings: ItemKNNSettings, shape: Shape, vectors: ItemVectors):
         super().__init__(settings, shape, vectors)
         # A sparse matrix by rows: row j holds what history item j gives to each candidate.
@@ -30,7 +35,7 @@ class ItemKNNScorer(Scorer):
         self.register_buffer("values", torch.zeros(0))
 
     @classmethod
-    def fit(cls, settings: ItemKNNSettings, dataset, vectors: ItemVectors, context: FitContext):
+    def fit(cls, settings: ItemKNNSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
         weights = nearest(training_matrix(dataset), settings.neighbours, settings.shrinkage)
         scorer = cls(settings, dataset.shape, vectors)
         scorer.starts = torch.from_numpy(weights.indptr.astype(np.int64))

@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.schema import NetworkSettings
+from llmcfsr_merlin.config.scorer_settings import NetworkSettings
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.small_batches import SmallBatches, can_record
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 
 
-class NetworkScorer(Scorer):
+class NetworkScorer(Scorer[NetworkSettings]):
     """<state(history), views(item)>, see DualViewNetwork."""
 
     Settings = NetworkSettings
@@ -28,7 +29,7 @@ class NetworkScorer(Scorer):
         self._small: SmallBatches | None = None
 
     @classmethod
-    def fit(cls, settings: NetworkSettings, dataset, vectors: ItemVectors, context: FitContext) -> "NetworkScorer":
+    def fit(cls, settings: NetworkSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
         scorer = cls(settings, dataset.shape, vectors)
         scorer.network.initialise(torch.from_numpy(dataset.train_counts))
         context.history.extend(context.train(scorer.network))
@@ -47,7 +48,7 @@ class NetworkScorer(Scorer):
     def catalogue(self) -> Tensor:
         """Every item as a candidate, [V, views * d]."""
         if self._candidates is None:
-            self.prepare()
+            self._candidates = self.network.catalogue()
         return self._candidates
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
@@ -67,7 +68,7 @@ class NetworkScorer(Scorer):
 
     def append_items(self, new: NewItems) -> None:
         super().append_items(new)
-        self.network.n_items = self.network.items.n_items = self.shape.n_items
+        self.network.n_items = self.shape.n_items
         if self.network.items.collaborative is not None:
             self.network.items.collaborative.num_embeddings = self.shape.n_items
         self._candidates = self._small = None
@@ -86,12 +87,15 @@ class NetworkScorer(Scorer):
 class _Graph(nn.Module):
     """The network with every view computed: the frozen vectors and their adapter are not needed any more."""
 
+    candidates: Tensor
+    weight: Tensor
+
     def __init__(self, scorer: NetworkScorer, chunk: int = 65536):
         super().__init__()
         self.network = DualViewNetwork(scorer.settings, *scorer.shape[:2], scorer.vectors)
         self.network.load_state_dict(scorer.network.state_dict())
         self.network.eval()
-        self.network.items = _ComputedViews(scorer.network, chunk)
+        self.network.add_module("items", _ComputedViews(scorer.network, chunk))
         self.register_buffer("candidates", scorer.catalogue.T.contiguous())
         self.register_buffer("weight", scorer.weights.clone())
 

@@ -3,23 +3,26 @@
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.config.schema import PopularitySettings
+from llmcfsr_merlin.config.scorer_settings import PopularitySettings
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
 
 
-class PopularityScorer(Scorer):
+class PopularityScorer(Scorer[PopularitySettings]):
     """log(1 + training interactions of i), the same for every history."""
 
     Settings = PopularitySettings
     FEATURES = (Feature("popularity", (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)),)
     PER_ITEM = ("log_counts",)
 
+    log_counts: Tensor
+
     def __init__(self, settings: PopularitySettings, shape: Shape, vectors: ItemVectors):
         super().__init__(settings, shape, vectors)
         self.register_buffer("log_counts", torch.zeros(shape.n_items))
 
     @classmethod
-    def fit(cls, settings: PopularitySettings, dataset, vectors: ItemVectors, context: FitContext):
+    def fit(cls, settings: PopularitySettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
         scorer = cls(settings, dataset.shape, vectors)
         scorer.log_counts.copy_(torch.from_numpy(dataset.train_counts).float().log1p())
         return scorer

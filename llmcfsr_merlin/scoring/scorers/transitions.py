@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.config.schema import TransitionSettings
+from llmcfsr_merlin.config.scorer_settings import TransitionSettings
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.transition_counts import count_transitions
@@ -12,7 +13,7 @@ from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitio
 RECENCY = 0.8  # decay per step into the past
 
 
-class TransitionScorer(Scorer):
+class TransitionScorer(Scorer[TransitionSettings]):
     """log(1 + 100 * sum over t of 0.8^age(t) * w(h_t, i)), age 0 for the last item of the history.
 
     w(h, i) is the weight of the transition from h to i (transition_counts.py), kept for the `neighbours` largest of
@@ -23,6 +24,9 @@ class TransitionScorer(Scorer):
     FEATURES = (Feature("transitions"),)
     PER_ITEM = ("next_items", "next_weights")
 
+    next_items: Tensor
+    next_weights: Tensor
+
     def __init__(self, settings: TransitionSettings, shape: Shape, vectors: ItemVectors):
         super().__init__(settings, shape, vectors)
         table = (shape.n_items, settings.neighbours)
@@ -30,7 +34,7 @@ class TransitionScorer(Scorer):
         self.register_buffer("next_weights", torch.zeros(table))
 
     @classmethod
-    def fit(cls, settings: TransitionSettings, dataset, vectors: ItemVectors, context: FitContext):
+    def fit(cls, settings: TransitionSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
         context.report("counting item-to-item transitions")
         scorer = cls(settings, dataset.shape, vectors)
         known = dataset.files("train"), dataset.shape.n_items, dataset.train_counts, settings.neighbours

@@ -1,6 +1,7 @@
 """How good item vectors are, without training a recommender: plain functions on arrays."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def next_item_retrieval(
         scores[rows, source] = -np.inf
         ranks[start : start + len(source)] = 1 + (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
     tail = counts[targets] < tail_below
-    result = {"chance": round(k / max(1, len(vectors) - 1), 5)}
+    result: dict[str, Any] = {"chance": round(k / max(1, len(vectors) - 1), 5)}
     for group, rows in (("all", np.ones(len(ranks), bool)), ("head", ~tail), ("tail", tail)):
         chosen = ranks[rows]
         result[group] = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.sparse.linalg import svds
 
-from llmcfsr_merlin.runtime.errors import MissingDependency
+from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.text.lexical import MIN_COUNT, Lexical
 
 
@@ -27,4 +27,7 @@ def tfidf_svd(prompts: Sequence[str], dimension: int = 384) -> np.ndarray:
 
 def word_vectors(prompts: Sequence[str], dimension: int = 384) -> np.ndarray:
     """Lexical vectors alone, in place of a language model's. (n, dimension) float32 unit rows."""
-    return Lexical.fit(prompts, dimension).encode(prompts)
+    lexical = Lexical.fit(prompts, dimension)
+    if lexical is None:
+        raise InputError("expected prompts that share words, found none")
+    return lexical.encode(prompts)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,8 @@ class Catalogue:
         """From the stages ingest and prepare of a run."""
         vocabulary = pq.read_table(Path(run_dir) / "prepare" / VOCABULARY).sort_by(CODE)
         ids = vocabulary[ITEM].to_pylist()
-        titles, brands, categories = [""] * len(ids), [""] * len(ids), [frozenset()] * len(ids)
+        titles, brands = [""] * len(ids), [""] * len(ids)
+        categories: list[frozenset[str]] = [frozenset()] * len(ids)
         for path in sorted((Path(run_dir) / "ingest" / ITEMS).glob("part-*.parquet")):
             names = pq.read_schema(path).names
             table = pq.read_table(
@@ -85,7 +87,7 @@ def validation_pairs(sequences_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def judge(
-    vectors: np.ndarray, has_text: np.ndarray, items: Catalogue, tail_below: int, held_out: list[str] = ()
+    vectors: np.ndarray, has_text: np.ndarray, items: Catalogue, tail_below: int, held_out: Sequence[str] = ()
 ) -> dict:
     """All figures for the vectors (n, D) of the catalogue's items. held_out: ids asked for; empty: a random sample."""
     place = {raw: row for row, raw in enumerate(items.ids)}
@@ -187,10 +189,13 @@ def draw_map(vectors: np.ndarray, has_text: np.ndarray, items: Catalogue, path: 
     )
     names, label = _colours([items.categories[row] for row in rows], 9)
     figure, axes = pyplot.subplots(figsize=(10, 7), dpi=110)
-    axes.scatter(*flat[label == len(names)].T, s=6, c="#cccccc", label="other", linewidths=0)
+    x, y = flat[label == len(names)].T
+    axes.scatter(x, y, s=6, c="#cccccc", label="other", linewidths=0)
     for number, name in enumerate(names):
+        x, y = flat[label == number].T
         axes.scatter(
-            *flat[label == number].T,
+            x,
+            y,
             s=9,
             color=pyplot.cm.tab10(number),
             label="{} ({})".format(

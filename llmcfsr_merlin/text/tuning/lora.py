@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from llmcfsr_merlin.config.schema import TuneConfig
+from llmcfsr_merlin.config.tune_settings import TuneConfig
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 
 # Projections by family; all of them, as LLMEmb tunes LLaMA (arXiv 2409.19925).

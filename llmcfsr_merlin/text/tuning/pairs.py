@@ -1,7 +1,7 @@
 """Positive pairs for contrastive fine-tuning, drawn anew every epoch and the same again for the same seed."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,13 +89,13 @@ class PairSampler:
         for step in range(start, len(self)):
             yield self.batch(order[step * self.batch_size : (step + 1) * self.batch_size], epoch)
 
-    def batch(self, chosen: Sequence[int], epoch: int) -> PairBatch:
+    def batch(self, chosen: Iterable[int], epoch: int) -> PairBatch:
         """Pairs whose first copies are of the items `chosen`."""
         left, right, partners = [], [], []
         for item in map(int, chosen):
             rng = random.Random(f"{self.seed}/{epoch}/{item}")
             partner = None
-            if self.cooccurrence and rng.random() < self.cooccurrence:
+            if self.neighbours is not None and self.cooccurrence and rng.random() < self.cooccurrence:
                 partner = self.neighbours.draw(item, rng)
             partners.append(item if partner is None else partner)
             left.append(augment(self.items[item], self.drop, rng))

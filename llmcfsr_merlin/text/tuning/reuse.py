@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config.schema import EmbedConfig
+from llmcfsr_merlin.config.embed_settings import EmbedConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json, sha256_file, write_json
@@ -42,10 +42,12 @@ def tune_stage(
     sequences_dir: part-*.parquet of lists of codes (whole histories); their last two items, validation and test, are
     never paired. previous: an earlier result, taken over where settings, model, items and pairs are unchanged.
     """
-    if config.tune.cooccurrence and sequences_dir is None:
-        raise InputError("embed.tune.cooccurrence: expected the sequences of the stage prepare, found none")
     items, codes = gather_items(encoder, shards, vocabulary_ids, config.tune.max_items)
-    neighbours = training_neighbours(sequences_dir, codes, len(vocabulary_ids)) if config.tune.cooccurrence else None
+    neighbours = None
+    if config.tune.cooccurrence:
+        if sequences_dir is None:
+            raise InputError("embed.tune.cooccurrence: expected the sequences of the stage prepare, found none")
+        neighbours = training_neighbours(sequences_dir, codes, len(vocabulary_ids))
     key = _key(config, encoder.recipe, items, neighbours)
     folder = out / TUNED
     for known in (folder, previous / TUNED if previous else folder):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from llmcfsr_merlin.config.schema import TuneConfig
+from llmcfsr_merlin.config.tune_settings import TuneConfig
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.text.encoder import TextEncoder
 from llmcfsr_merlin.text.prompts import Attributes, Prompter

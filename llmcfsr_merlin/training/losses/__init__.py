@@ -11,7 +11,7 @@ from importlib import import_module
 
 from torch import Tensor
 
-from llmcfsr_merlin.config.schema import LOSSES
+from llmcfsr_merlin.config.train_settings import LOSSES
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.extensions import load_class
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import ModelConfig, TrainConfig, presets
+from llmcfsr_merlin.config.model_settings import ModelConfig
+from llmcfsr_merlin.config.presets import presets
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.runtime.errors import InputError
 
 HIDDEN = "model.scorers.network.hidden"
@@ -103,8 +105,14 @@ def test_keys_of_version_0_1_are_read_with_one_warning(caplog):
     assert config.with_model("ease").model.scorers["ease"].regularisation == 9
     Config.load(None, old)
     assert [record.getMessage() for record in caplog.records if "model.content_match" in record.getMessage()] in (
-        [], ["setting model.content_match is of an earlier version, today it is model.scorers.content"],
+        [], ["setting model.content_match=False is of an earlier version, today it is model.scorers.content=null"],
     )  # fmt: skip
+
+
+def test_whitening_of_the_stored_vectors_is_read_as_pca(tmp_path):
+    assert Config.load(None, ["embed.reduction=whiten", "embed.dimension=8"]).embed.reduction == "pca"
+    (tmp_path / "r.yaml").write_text("embed: {reduction: whiten}\n")
+    assert Config.load(tmp_path / "r.yaml").embed.reduction == "pca"
 
 
 def test_a_list_of_scorers_is_another_model_and_not_called_by_the_old_name(tmp_path):

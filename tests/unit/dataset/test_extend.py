@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import PrepareConfig
+from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset import prepare_stage as stage
 from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, ROW, SPLITS, TIME, TRAIN_COUNT, USER, VOCABULARY
 from llmcfsr_merlin.dataset.prepare.extend import extend

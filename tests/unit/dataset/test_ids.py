@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcfsr_merlin.config.schema import NULL_VALUES
+from llmcfsr_merlin.config.data_settings import NULL_VALUES
 from llmcfsr_merlin.dataset.names import ITEM, TITLE, USER
 from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id, clean_ids
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary

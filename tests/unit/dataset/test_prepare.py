@@ -9,7 +9,7 @@ from merlin.io import Dataset
 from merlin.schema import Tags
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import PrepareConfig
+from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset import prepare_stage as stage
 from llmcfsr_merlin.dataset.names import ITEM, ROW, SCHEMA, SEQUENCES, SPLITS, SUBSECOND, TIME, USER, VOCABULARY
 from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import (

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import DataConfig
 from llmcfsr_merlin.dataset.names import ITEM, TITLE
 from llmcfsr_merlin.dataset.raw.additions import read_items
 from llmcfsr_merlin.dataset.raw.source import find_files

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.config.schema import DataConfig
+from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEM, ITEMS, RATING, ROW, TIME, USER
 from llmcfsr_merlin.dataset.raw.ingest import ingest
 

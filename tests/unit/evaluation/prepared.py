@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, SEQUENCES, TRAIN_COUNT, USER, VOCABULARY
 from llmcfsr_merlin.scoring.ensemble import Ensemble

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from llmcfsr_merlin.config.schema import EvaluateConfig
+from llmcfsr_merlin.config.evaluate_settings import EvaluateConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import CASES, METRICS, RANKS
 from llmcfsr_merlin.evaluation.measure import compare_runs, measure

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmcfsr_merlin.config.schema import ClusterConfig
+from llmcfsr_merlin.config.cluster_settings import ClusterConfig
 from llmcfsr_merlin.runtime import engine as cluster
 from llmcfsr_merlin.runtime.engine import Engine, cuda_arguments, engine
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency

@@ -14,6 +14,7 @@ import pytest
 from llmcfsr_merlin.runtime import manifest as manifests
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import CHECKSUMS
+from llmcfsr_merlin.runtime.layout import FORMATS
 from llmcfsr_merlin.runtime.lock import LOCK
 from llmcfsr_merlin.runtime.stage import MANIFEST, Manifest, run_stage, seal
 
@@ -71,7 +72,7 @@ def test_a_damaged_stage_runs_again_and_is_refused_as_input(damage, tmp_path, ca
         read(tmp_path)
     assert "\n" not in str(raised.value) and not (tmp_path / "prepare").exists()
     assert stage(tmp_path)[1] is True
-    assert capsys.readouterr().out.count("so the stage runs again") == 1
+    assert capsys.readouterr().err.count("so the stage runs again") == 1
     assert stage(tmp_path)[1] is False
     assert read(tmp_path)[1] is True
 
@@ -89,6 +90,30 @@ def test_the_advice_is_a_command_that_names_the_run(tmp_path, monkeypatch):
     import shlex
 
     assert shlex.split(command) == ["llmcfsr", "ingest", "it's $HOME/config.json", "--run", "it's $HOME"]
+
+
+def test_another_version_of_the_package_goes_on_with_a_run(tmp_path, monkeypatch):
+    manifest, _ = stage(tmp_path)
+    of_0_1_0 = {"stage": "ingest", "settings": {"a": 1}, "inputs": {}, "version": "0.1.0"}
+    assert manifest.key == manifests.hash_json(of_0_1_0), "runs of version 0.1.0 stay"
+    monkeypatch.setattr(manifests, "__version__", "9.9.9")
+    path = tmp_path / "ingest" / MANIFEST
+    tree = json.loads(path.read_text())
+    assert tree.pop("format") == 1
+    path.write_text(json.dumps(tree))  # as version 0.1.0 wrote it
+    assert stage(tmp_path)[1] is False and read(tmp_path)[1] is True
+
+
+def test_a_stage_whose_format_changed_runs_again_and_is_no_input_before(tmp_path, monkeypatch, capsys):
+    stage(tmp_path)
+    read(tmp_path)
+    monkeypatch.setitem(FORMATS, "ingest", 2)
+    with pytest.raises(InputError, match=r"ingest was written by version 0\.1\.0 in format 1, .* reads 2: .*ingest"):
+        read(tmp_path)
+    assert stage(tmp_path)[1] is True
+    assert capsys.readouterr().err.count("of another version of this project") == 1
+    assert stage(tmp_path)[1] is False
+    assert read(tmp_path)[1] is True, "its input is another one"
 
 
 def test_an_unchanged_file_is_hashed_once(tmp_path, monkeypatch):
@@ -149,7 +174,7 @@ def test_a_users_file_in_a_stage_that_is_replaced_is_kept(tmp_path, capsys):
     (tmp_path / "ingest" / "parts" / "notes.txt").write_text("mine")
     stage(tmp_path, force=True)
     assert (tmp_path / "ingest.kept" / "parts" / "notes.txt").read_text() == "mine"
-    assert "ingest.kept" in capsys.readouterr().out
+    assert "ingest.kept" in capsys.readouterr().err
     assert not (tmp_path / ".ingest.old").exists()
     assert stage(tmp_path)[1] is False
 
@@ -211,7 +236,7 @@ def test_what_a_stopped_run_left_and_cannot_be_used_is_started_again(tmp_path, c
         stage(tmp_path, work=work, resumable=True)
     finish = True
     assert stage(tmp_path, work=work, resumable=True)[1] is True
-    assert "starting again" in capsys.readouterr().out
+    assert "starting again" in capsys.readouterr().err
 
 
 def test_a_bug_is_not_hidden_by_starting_again(tmp_path):

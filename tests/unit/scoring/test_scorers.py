@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmcfsr_merlin.config.schema import SCORERS, ModelConfig
+from llmcfsr_merlin.config.model_settings import ModelConfig
+from llmcfsr_merlin.config.scorer_settings import SCORERS
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ranker import Ranker
 from llmcfsr_merlin.scoring.scorer import NewItems

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmcfsr_merlin import Client, Recommender
-from llmcfsr_merlin.cli.arguments import separate
+from llmcfsr_merlin.cli.item_ids import separate
 from llmcfsr_merlin.cli.main import _parser, main
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.new_items import add_items

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmcfsr_merlin.cli.main import main
-from llmcfsr_merlin.config.schema import ServeConfig
+from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import launch, supervise
 from llmcfsr_merlin.serving.access import RESTRICTED, hide, restrictions, write_key

@@ -12,7 +12,7 @@ import torch
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
 from llmcfsr_merlin.serving.request import Limits
-from llmcfsr_merlin.serving.steps import Decode, Encode, Rank
+from llmcfsr_merlin.serving.steps import Decode, Encode, Rank, Recommend
 from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE, STOPPING, Unreadable
 from tests.served import ITEMS, write_model
 
@@ -204,3 +204,19 @@ def test_encode_and_decode_need_no_torch():
     code = "import sys, llmcfsr_merlin.serving.steps; print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_merged_model_answers_the_others_where_ranking_or_decoding_refuses_one(trained, monkeypatch):
+    merged = Recommend(trained, LIMITS)
+    asked = [{**HISTORY, "TOP_K": array(k, dtype=np.int32)} for k in (3, 4, 5)]
+    for step in ("rank", "decode"):
+        work = getattr(merged, step)
+
+        def refusing(requests, work=work):
+            return [InputError("not this one") if r["K"][0, 0] == 4 else a for r, a in zip(requests, work(requests))]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(merged, step, refusing)
+            first, second, third = merged(asked)
+        assert isinstance(second, InputError)
+        assert (first["ITEMS"].shape[1], third["ITEMS"].shape[1]) == (3, 5) and "UNKNOWN" in third

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmcfsr_merlin.config.schema import EmbedConfig
+from llmcfsr_merlin.config.embed_settings import EmbedConfig
 from llmcfsr_merlin.dataset.item_vectors import load_item_table, vectors_column
 from llmcfsr_merlin.dataset.vector_checks import check_encoded
 from llmcfsr_merlin.runtime.errors import InputError
@@ -127,7 +127,7 @@ def test_only_changed_items_are_encoded_again(config, items_dir, tmp_path):
     assert embed(other, items_dir, tmp_path / "d", previous=tmp_path / "a")["cached"] == 0
 
 
-@pytest.mark.parametrize("method", ["pca", "whiten", "standardise"])
+@pytest.mark.parametrize("method", ["pca", "standardise"])
 def test_reduction_is_fitted_stored_and_applied_to_new_items(config, items_dir, tmp_path, method):
     dimension = None if method == "standardise" else 5
     config = config.model_copy(update={"reduction": method, "dimension": dimension})
@@ -140,14 +140,16 @@ def test_reduction_is_fitted_stored_and_applied_to_new_items(config, items_dir, 
     assert has_text.tolist() == [True, True, False]
 
 
-def test_whitening_gives_unit_covariance():
+def test_pca_keeps_products_and_standardising_gives_unit_variance(tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6)) + 3
-    reduced = Reduction.fit("whiten", [rows[:100], rows[100:]]).apply(rows)
-    np.testing.assert_allclose(np.cov(reduced.T, bias=True), np.eye(6), atol=1e-3)
-    pca = Reduction.fit("pca", [rows], 6).apply(rows)
+    scaled = Reduction.fit("standardise", [rows[:100], rows[100:]]).apply(rows)
+    np.testing.assert_allclose(np.diag(np.cov(scaled.T, bias=True)), 1, atol=1e-3)
+    pca = Reduction.fit("pca", [rows[:100], rows[100:]], 6).apply(rows)
     centred = rows - rows.mean(0)
     np.testing.assert_allclose(pca @ pca.T, centred @ centred.T, atol=1e-2)
+    Reduction("whiten", rows[0], rows[:6], 0.9).save(tmp_path / "r.safetensors")  # of an earlier version
+    np.testing.assert_array_equal(Reduction.load(tmp_path / "r.safetensors").apply(rows[:1]).round(4), np.zeros((1, 6)))
     with pytest.raises(InputError, match="at most the model's 6, found 7"):
         Reduction.fit("pca", [rows], 7)
 

@@ -33,7 +33,7 @@ def make_run(folder):
 def test_killed_stage_resumes(tiny_bert, tmp_path):
     ids = make_run(tmp_path / "whole")
     make_run(tmp_path / "cut")
-    overrides = [f"embed.model={tiny_bert}", "embed.device=cpu", "embed.reduction=whiten", "embed.dimension=4"]
+    overrides = [f"embed.model={tiny_bert}", "embed.device=cpu", "embed.reduction=pca", "embed.dimension=4"]
     config = Config.load(None, overrides)
     run(config, tmp_path / "whole")
     program = (

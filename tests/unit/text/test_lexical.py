@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llmcfsr_merlin.config.schema import EmbedConfig
+from llmcfsr_merlin.config.embed_settings import EmbedConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.item_vectors import load_item_table
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary

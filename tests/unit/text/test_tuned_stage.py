@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llmcfsr_merlin.config.embed_settings import EmbedConfig, EnrichConfig
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import EmbedConfig, EnrichConfig, TuneConfig
+from llmcfsr_merlin.config.tune_settings import TuneConfig
 from llmcfsr_merlin.dataset.item_vectors import load_item_table
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.text import enrichment

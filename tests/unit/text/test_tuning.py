@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmcfsr_merlin.config.schema import TuneConfig
+from llmcfsr_merlin.config.tune_settings import TuneConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.text.encoder import TextEncoder
 from llmcfsr_merlin.text.language_models import load_model, resolve

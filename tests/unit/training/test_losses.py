@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llmcfsr_merlin.config.schema import TrainConfig
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.training.distillation import Distillation, similar_users
 from llmcfsr_merlin.training.losses import loss_function

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.config.schema import ModelConfig
+from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.dataset import Dataset, Shape
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.training import fit

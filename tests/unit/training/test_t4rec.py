@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers4rec.torch.masking import CausalLanguageModeling
 
-from llmcfsr_merlin.config.schema import NetworkSettings, TrainConfig
+from llmcfsr_merlin.config.scorer_settings import NetworkSettings
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork

@@ -36,7 +36,7 @@ def separate(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]
 
 def _attached(token: str, known) -> bool:
     """-k5"""
-    return token[:2] in known and not token.startswith("--") and token[2:].isdigit()
+    return token[:2] in known and known[token[:2]].nargs != 0 and not token.startswith("--") and token[2:].isdigit()
 
 
 def _near(token: str, known) -> str | None:

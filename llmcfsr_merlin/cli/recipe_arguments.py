@@ -1,0 +1,43 @@
+"""Arguments that several verbs share: a recipe and what lies over it, or a finished run."""
+
+from argparse import ArgumentParser, Namespace
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmcfsr_merlin.config.load import Config
+
+
+def add_recipe(parser: ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a recipe's name (demo, yelp, fashion, beauty) or a YAML file")
+    parser.add_argument("--run", type=Path, help="run directory (default runs/<recipe>)")
+    add_overrides(parser)
+    parser.add_argument("--force", action="store_true", help="run also what is up to date")
+
+
+def add_overrides(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", help="apply a model preset, e.g. sasrec, or a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. train.epochs=3")
+
+
+def add_run(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
+
+
+def config_of(arguments: Namespace) -> "Config":
+    """The settings that a recipe, --model and --set give."""
+    from llmcfsr_merlin.config.load import Config
+
+    return Config.load(arguments.recipe, arguments.set, arguments.model)
+
+
+def directory_of(arguments: Namespace, config: "Config") -> Path:
+    return arguments.run or Path("runs") / config.name
+
+
+def held(run: Path, out: Path) -> AbstractContextManager:
+    """The run's lock where `out` is inside the run; a run that is only read may be read-only, or be written."""
+    from llmcfsr_merlin.runtime.lock import run_lock
+
+    return run_lock(run) if out.resolve().is_relative_to(run.resolve()) else nullcontext()

@@ -1,0 +1,65 @@
+"""What the verbs show of a run: what its stages took, its results, and a user with recommendations."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmcfsr_merlin.dataset.names import CASES, ITEM, METRICS
+from llmcfsr_merlin.runtime.console import show
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llmcfsr_merlin.config.load import Config
+    from llmcfsr_merlin.runtime.manifest import Manifest
+
+
+def show_stages(manifests: Mapping[str, "Manifest"]) -> None:
+    from rich.table import Table
+
+    table = Table(title="stages", title_justify="left")
+    for column in ("stage", "seconds", "peak MB"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for name, manifest in manifests.items():
+        table.add_row(name, f"{manifest.seconds:,.1f}", f"{manifest.peak_memory_mb:,}")
+    show(table)
+
+
+def show_results(config: "Config", directory: Path) -> str:
+    """Print the result tables; returns the JSON line."""
+    from llmcfsr_merlin.evaluation.cases import said_negatives
+    from llmcfsr_merlin.evaluation.report.tables import json_line, result_tables
+
+    metrics = json.loads((directory / "evaluate" / METRICS).read_text())
+    settings = config.evaluate
+    negatives = said_negatives(directory / "evaluate" / CASES)
+    for table in result_tables(metrics, negatives=negatives, exclude_history=settings.exclude_history):
+        show(table)
+    return json_line(metrics)
+
+
+def show_user(run_dir: Path | None, user: str | None, history: Sequence[str], found: "pd.DataFrame") -> None:
+    """A history and its recommendations, by title where the run knows titles."""
+    from rich.table import Table
+
+    from llmcfsr_merlin.dataset import examples
+
+    items = found[ITEM].tolist()
+    known = examples.titles(run_dir, [*history, *items]) if run_dir else {}
+    past = "; ".join(known.get(item, item) for item in history[-5:])
+    name = "history" if user is None else f"user {user}"
+    table = Table(title=f"{name}: {'... ' if len(history) > 5 else ''}{past}", title_justify="left")
+    for column in ("", "item", *(["title"] if known else []), "score"):
+        table.add_column(column, justify="right" if column in ("", "score") else "left")
+    for rank, (item, score) in enumerate(zip(items, found["score"]), 1):
+        title = [known.get(item, "")] if known else []
+        table.add_row(str(rank), item, *title, f"{score:.3f}")
+    show(table)
+
+
+def paired(ranks: Path, name: str, base_ranks: Path, base: str, directory: Path, config: "Config") -> list[dict]:
+    """Paired tests of one model's stored ranks against another's."""
+    from llmcfsr_merlin.evaluation.measure import compare_runs
+
+    return compare_runs(ranks, name, base_ranks, base, directory / "prepare", config.evaluate)

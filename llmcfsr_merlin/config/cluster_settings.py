@@ -1,0 +1,29 @@
+"""Section `cluster`: the dask engine of prepare."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from llmcfsr_merlin.config.section import Section
+
+
+class ClusterConfig(Section):
+    """The dask engine of prepare. Unset values are chosen from the machine and printed. ingest takes `workers` only."""
+
+    kind: Literal["auto", "single", "local", "cuda"] = "auto"
+    """auto: cuda where cudf, cupy and a GPU are there, else single (in-process); local: a dask LocalCluster."""
+    scheduler: str | None = None
+    """Address of an existing dask scheduler to join, e.g. tcp://10.0.0.1:8786."""
+    workers: int | None = Field(None, ge=1)
+    """Processes (local), threads (single), or GPUs (cuda: one is used by this process, several by a LocalCUDACluster);
+    unset: one a core or GPU."""
+    memory_limit: str | None = None
+    """Per worker, e.g. "4GB"."""
+    partition_size: str | None = None
+    """Target size of a partition, e.g. "128MB"."""
+    rmm_pool_size: str | None = None
+    """Several GPUs: device memory taken at the start, e.g. "20GB"; unset: half of what is free."""
+    device_memory_limit: str | None = None
+    """Several GPUs: device memory of a worker from which it spills to the host; unset: 80% of what is free."""
+    spill: bool = True
+    """Several GPUs: whether workers spill to the host at all."""

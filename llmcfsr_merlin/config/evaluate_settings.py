@@ -1,0 +1,41 @@
+"""Section `evaluate`: ranking quality on the test items (stage `evaluate`)."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from llmcfsr_merlin.config.presets import presets
+from llmcfsr_merlin.config.section import Section
+
+
+class EvaluateConfig(Section):
+    """Ranking quality on the test items (stage `evaluate`)."""
+
+    ks: tuple[int, ...] = (5, 10, 20)
+    """Lengths of the list that the metrics are measured at."""
+    protocols: tuple[Literal["full", "sampled"], ...] = ("full", "sampled")
+    """full: the target among all items; sampled: among sampled_negatives."""
+    sampled_negatives: int = Field(100, ge=1)
+    """Items drawn per user, none of them in the user's sequence (protocol sampled)."""
+    exclude_history: bool = False
+    """Full protocol: leave the user's history (but never the target) out of the ranking."""
+    tail_item: int = Field(4, ge=1)
+    """An item with fewer interactions is a tail item (papers: Yelp 13, Fashion 4, Beauty 4)."""
+    tail_user: int = Field(9, ge=1)
+    """A user with a shorter history is a tail user (papers: Yelp 12, Fashion 3, Beauty 9)."""
+    popularity_from: Literal["train", "all"] = "train"
+    """Counts that decide on tail items; the papers' code counts the users of all interactions, test included."""
+    baselines: tuple[str, ...] = ("popularity", "sasrec")
+    """Model presets of pipelines/models that are measured beside the model."""
+    batch_size: int = Field(256, ge=1)
+    """Users ranked at a time."""
+    seed: int = 42
+    """Of the sampled negatives."""
+
+    @field_validator("baselines")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in presets():
+                raise ValueError(f"expected baselines out of {', '.join(presets())}, found {name}")
+        return names

@@ -1,0 +1,114 @@
+"""Sections `model.scorers.<name>`: one class a scorer."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from llmcfsr_merlin.config.section import Section, known_or_own
+
+BACKBONES = ("sasrec", "bert4rec", "gru4rec")
+
+
+class NetworkSettings(Section):
+    """The scorer `network`: SASRec, BERT4Rec or GRU4Rec as they stand; each further view and level is a setting."""
+
+    backbone: str = "sasrec"
+    """sasrec: causal attention, next-item training; bert4rec: attention both ways, masked training; gru4rec: GRU; or
+    `module:Class` of a block of your own."""
+    views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative",)
+    """null_space (alone): whitened leading directions of the vectors, frozen, beside trainable ones (AlphaFuse)."""
+    hidden: int = Field(64, ge=4)
+    """Size of the views and of the user state."""
+    layers: int = Field(2, ge=1)
+    """Blocks of the encoder."""
+    heads: int = Field(2, ge=1)
+    """Attention heads; hidden is a multiple of them."""
+    dropout: float = Field(0.3, ge=0, lt=1)
+    """Share of the activations that training drops."""
+    cross_attention: Literal["residual", "replace"] = "residual"
+    """residual: a view adds what it reads of the other one; replace: it becomes that (LLM-ESR)."""
+    fuse_embedding: bool = False
+    """Cross-attention between the views before the encoder."""
+    fuse_sequence: bool = False
+    """Cross-attention between the views between the encoder's blocks."""
+    fuse_prediction: bool = False
+    """Cross-attention between the views of the user state and of each candidate."""
+    pca_init: bool = False
+    """Start the collaborative table from the PCA of the semantic vectors."""
+    whiten: bool = False
+    """Whiten the vectors before the adapter, for the semantic view alone: other scorers read them as stored."""
+    cold_shrinkage: float | None = Field(None, ge=0)
+    """k in the weight n / (n + k) of a candidate's collaborative part; 0: only unseen items lose it; None: off."""
+    item_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of items whose collaborative row is dropped at a training step."""
+
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return known_or_own(name, BACKBONES)
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.views not in (("collaborative",), ("semantic",), ("null_space",), ("collaborative", "semantic")):
+            raise ValueError(
+                "views must be [collaborative, semantic], or one of collaborative, semantic, null_space, "
+                f"found {list(self.views)}"
+            )
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Which item vectors of stage embed it reads."""
+        return ("semantic",) if self.views != ("collaborative",) or self.pca_init else ()
+
+
+class ContentSettings(Section):
+    """The scorer `content`: the largest cosine between a candidate's vector and those of the history."""
+
+    lexical_share: float = Field(0.3, ge=0, le=1)
+    """Share of the lexical vectors in the cosine, if stage embed made any."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("semantic", "lexical") if self.lexical_share else ("semantic",)
+
+
+class TransitionSettings(Section):
+    """The scorer `transitions`: which items follow which in the training sequences."""
+
+    neighbours: int = Field(100, ge=1)
+    """Items kept per item, those with the largest weight."""
+
+
+class PopularitySettings(Section):
+    """The scorer `popularity`: training interactions per item."""
+
+
+class ItemKNNSettings(Section):
+    """The scorer `item_knn`; the defaults were chosen on the validation items of amazon_beauty."""
+
+    neighbours: int = Field(300, ge=1)
+    """Items kept per item, the most similar ones."""
+    shrinkage: float = Field(10.0, ge=0)
+    """Added to the denominator of the cosine, against chance among rare items."""
+
+
+class EASESettings(Section):
+    """The scorer `ease`; the default was chosen on the validation items of amazon_beauty."""
+
+    regularisation: float = Field(500.0, gt=0)
+    """Ridge weight (lambda)."""
+    memory_gb: float = Field(6.0, gt=0)
+    """It needs 8 * (items + 3)^2 bytes; a larger catalogue is refused."""
+
+
+SCORERS: dict[str, type[Section]] = {
+    "network": NetworkSettings,
+    "content": ContentSettings,
+    "transitions": TransitionSettings,
+    "popularity": PopularitySettings,
+    "item_knn": ItemKNNSettings,
+    "ease": EASESettings,
+}

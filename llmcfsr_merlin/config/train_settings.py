@@ -1,0 +1,73 @@
+"""Section `train`: training of the network (stage `train`)."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from llmcfsr_merlin.config.presets import presets
+from llmcfsr_merlin.config.section import Section, known_or_own
+
+LOSSES = ("uniform_softmax", "full_softmax", "in_batch", "bce")
+
+
+class TrainConfig(Section):
+    """Training of the network (stage `train`)."""
+
+    procedure: str = "auto"
+    """How the network is trained: transformers4rec (next items by its Trainer over the Merlin dataloader), transformers
+    (the same by transformers' own Trainer, without Merlin), auto (transformers4rec where it is installed), or
+    `module:function` of your own."""
+    loss: str = "uniform_softmax"
+    """uniform_softmax, full_softmax, bce, in_batch (the other targets of the batch as negatives, corrected by the log
+    of how often each is drawn), or `module:function` of your own."""
+    negatives: int = Field(1024, ge=1)
+    """Uniform negatives shared by a batch (uniform_softmax)."""
+    mask: float = Field(0.3, gt=0, lt=1)
+    """Share of the items that bert4rec masks in training."""
+    align: float = Field(0.0, ge=0)
+    """Weight of the contrastive loss between the two views of the batch's items (or align_to's table)."""
+    align_to: str | None = None
+    """A model of pipelines/models whose trained item table the semantic view is aligned to (LLMEmb); None: the other
+    view."""
+    align_temperature: float = Field(0.1, gt=0)
+    """Of the contrastive loss of align."""
+    distil: float = Field(0.0, ge=0)
+    """Weight of the self-distillation from users with similar text (LLM-ESR)."""
+    distil_users: int = Field(10, ge=1)
+    """Similar users whose mean state is the teacher."""
+    epochs: int = Field(16, ge=1)
+    """Most passes over the training sequences; patience may end it before."""
+    batch_size: int | None = Field(None, ge=1)
+    """Sequences a step; None: 256, fewer (at least 16) where that would leave an epoch less than 64 steps."""
+    processes: int = Field(1, ge=1)
+    """Processes that train together, one a GPU (on the CPU they share the cores) and each on its share of a step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Highest learning rate of AdamW."""
+    schedule: Literal["constant", "linear"] = "linear"
+    """linear: the learning rate rises over the first twentieth of the steps and falls to zero at the last epoch."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Of AdamW."""
+    patience: int = Field(5, ge=1)
+    """Epochs without a better validation NDCG@10 before training stops."""
+    validation_users: int = Field(10_000, ge=1)
+    """Validation users, evenly spread, sampled for early stopping and score-weight calibration."""
+    tail_tolerance: float = Field(0.01, ge=0, lt=1)
+    """Allowed relative drop of validation NDCG@10 in the head/tail trade-off of calibration."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: mixed precision; the weights stay float32."""
+    seed: int = 42
+    """Of weights, shuffling, negatives and dropout."""
+    device: str = "auto"
+    """auto: the GPU where there is one; else cpu or cuda."""
+
+    @field_validator("align_to")
+    @classmethod
+    def _known_model(cls, name: str | None) -> str | None:
+        if name is not None and name not in presets():
+            raise ValueError(f"expected a model out of {', '.join(presets())}")
+        return name
+
+    @field_validator("loss")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return known_or_own(name, LOSSES)
