@@ -1,5 +1,8 @@
 """The body's targets are those that Transformers4Rec's own masking would give it."""
 
+import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
+
+# isort: split
 import pytest
 import torch
 from transformers4rec.torch.masking import CausalLanguageModeling
