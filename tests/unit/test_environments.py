@@ -82,15 +82,32 @@ def test_the_container_keeps_what_merlin_brings():
     }
 
 
-def test_every_dependency_is_pinned():
-    """The direct dependencies of pyproject.toml and of its extras have a pin in constraints.txt."""
+def requirements() -> list[tuple[str, str]]:
+    """Name and the rest of each direct dependency of pyproject.toml and of its extras."""
     project = (ROOT / "pyproject.toml").read_text()
-    table = project[project.index("dependencies = [") : project.index("[project.scripts]")]
-    names = set(re.findall(r'"([A-Za-z][\w-]*)[\[<>=,"]', re.sub("#.*", "", table)))
-    text = (ROOT / "constraints.txt").read_text().lower()
-    unpinned = {name for name in names if not re.search(rf"^{name.lower()}[=<]", text, re.M)}
+    table = re.sub("#.*", "", project[project.index("dependencies = [") : project.index("[project.scripts]")])
+    return re.findall(r'"([A-Za-z][\w-]*)(?=[\[<>=,"])([^"]*)"', table)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("constraints.txt", ">= '3.12'"), ("constraints-current.txt", "< '3.12'")]
+)
+def test_every_dependency_is_pinned(name, other):
+    names = {package for package, rest in requirements() if f"python_version {other}" not in rest}
+    text = (ROOT / name).read_text().lower()
+    unpinned = {package for package in names if not re.search(rf"^{package.lower()}[=<]", text, re.M)}
     assert len(names) > 20
     assert not unpinned
+
+
+def test_merlin_is_of_one_version_in_both_profiles():
+    """pip resolves it on older Pythons; on newer ones `make setup` installs it without its dependencies."""
+    resolved = {package + rest.split(";")[0] for package, rest in requirements() if ";" in rest}
+    (line,) = re.findall(r"^MERLIN := (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    by_make = line.split()
+    assert set(by_make) - {"merlin-models==23.12.0"} <= resolved
+    for name in ("constraints.txt", "constraints-current.txt"):
+        assert set(by_make) <= set((ROOT / name).read_text().splitlines())
 
 
 def test_encode_and_default_share_their_data_formats():
@@ -124,8 +141,37 @@ def test_make_refuses_another_python(tmp_path):
     command = ["make", "setup", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "expected Python 3.10 or 3.11, found 3.9" in done.stderr
+    assert "expected Python 3.10 to 3.13, found 3.9" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+def test_make_takes_the_newest_python_that_runs_and_its_profile(tmp_path):
+    """A pyenv shim in PATH may answer with an error; an environment that is there decides before all others."""
+    for name, answer in {"python3.13": "exit 127", "python3.12": f'exec {sys.executable} "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    show = "show: ; @echo $(PYTHON) $(PROFILE) $(CONSTRAINTS)"
+
+    def asked(*arguments):
+        command = ["make", "-s", f"--eval={show}", "show", f"VENV={tmp_path / 'venv'}", *arguments]
+        path = f"{tmp_path}:/usr/bin:/bin"
+        done = subprocess.run(
+            command, cwd=ROOT, env={"PATH": path, "HOME": "/"}, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    profiles = {True: ["current", "constraints-current.txt"], False: ["default", "constraints.txt"]}
+    if not any(Path(f"/usr/bin/python{version}").exists() for version in ("3.13", "3.12")):
+        assert asked() == [sys.executable, *profiles[sys.version_info >= (3, 12)]]
+    for version in ((3, 11), (3, 12)):
+        pretend = f"import sys; sys.version_info = {version}; exec(sys.argv[1])"
+        python = tmp_path / "pretender"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}" "$2"\n')
+        python.chmod(0o755)
+        assert asked(f"PYTHON={python}") == [str(python), *profiles[version == (3, 12)]]
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").symlink_to(python)  # of 3.12
+    assert asked(f"PYTHON={sys.executable}")[1:] == profiles[True]
 
 
 def test_every_folder_of_code_is_packaged():

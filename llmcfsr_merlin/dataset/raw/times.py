@@ -290,10 +290,9 @@ def _by_format(column: pa.Array, form: str) -> Times:
     parsed = pd.to_datetime(
         pd.Series(encoded.dictionary.to_pylist(), dtype=object), format=form, errors="coerce", utc=True
     )
-    nanoseconds = (
-        parsed.dt.tz_localize(None).to_numpy("datetime64[ns]") if len(parsed) else np.empty(0, "datetime64[ns]")
-    )
-    return _typed_times(pa.array(nanoseconds).take(encoded.indices))
+    # In the unit that pandas chose: nanoseconds before pandas 3, which end in 2262.
+    moments = parsed.dt.tz_localize(None).to_numpy() if len(parsed) else np.empty(0, "datetime64[ns]")
+    return _typed_times(pa.array(moments).take(encoded.indices))
 
 
 def _date_digits(values: np.ndarray, where: str) -> int:

@@ -63,7 +63,7 @@ def test_stage_writes_the_contract_and_skips_when_true(run_dir):
 
 
 def test_split_schema(run_dir):
-    import transformers4rec.torch as tr
+    from llmcfsr_merlin.training.t4rec import tr
 
     stage.run(Config.load(None, ["prepare.max_length=7"]), run_dir)
     out = run_dir / "prepare"
@@ -117,6 +117,7 @@ def kinds(schema) -> dict:
     if isinstance(schema, pa.Schema):
         inner = {field.name: getattr(field.type, "value_type", field.type) for field in schema}
         names = {pa.string(): "str", pa.int64(): "int64", pa.float32(): "float32", pa.float64(): "float64"}
+        names[pa.large_string()] = "str"  # what pandas 3 writes
         return {name: (names[inner[name]], pa.types.is_list(schema.field(name).type)) for name in schema.names}
     return {column.name: (column.dtype.name, bool(column.is_list)) for column in schema}
 

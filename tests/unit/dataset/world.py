@@ -60,8 +60,12 @@ def write(path: Path, lines: list[str], end: str = "\n") -> Path:
 
 
 def read(out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Interactions and items as written."""
-    return tuple(pq.read_table(out / name).to_pandas() for name in (INTERACTIONS, ITEMS))
+    """Interactions and items as written; text as objects, None where it is missing, also with pandas 3."""
+    frames = [pq.read_table(out / name).to_pandas() for name in (INTERACTIONS, ITEMS)]
+    for frame in frames:
+        for name in frame.columns[frame.dtypes == "str"]:
+            frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
+    return tuple(frames)
 
 
 def run(out: Path, workers: int = 1, block: int = 1 << 20, **settings) -> tuple[dict, pd.DataFrame, pd.DataFrame]:

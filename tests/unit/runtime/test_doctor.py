@@ -9,43 +9,50 @@ import pytest
 
 from llmcfsr_merlin.runtime import doctor as module
 from llmcfsr_merlin.runtime.doctor import Check, doctor, report
-from llmcfsr_merlin.runtime.supported import SUPPORTED
+from llmcfsr_merlin.runtime.supported import supported
 
-GOOD = {package.name: package.pin for package in SUPPORTED} | {"pip": "24.0", "tritonclient": "2.66.0"}
+OLD, NEW = (3, 11, 2), (3, 12, 3)
+OTHERS = {"pip": "24.0", "tritonclient": "2.66.0"}
+GOOD = {python: {package.name: package.pin for package in supported(python)} | OTHERS for python in (OLD, NEW)}
 CPU = json.dumps(["2.13.0+cpu", None, [], []])
 
 
-def run(versions=None, torch=CPU, imports=(0, "works")):
+def run(versions=None, torch=CPU, imports=(0, "works"), python=OLD):
     """The checks by name, on a machine with these versions, this torch and these imports."""
 
     def execute(code):
         return (0, torch) if "get_arch_list" in code else imports
 
-    return {check.name: check for check in doctor((GOOD | (versions or {})).get, execute)}
+    return {check.name: check for check in doctor((GOOD[python] | (versions or {})).get, execute, python)}
 
 
-def gpu(name, major, minor, architectures):
-    return run(torch=json.dumps(["2.1", "12.1", [[name, major, minor]], architectures]))["GPU"]
+def gpu(name, major, minor, architectures, python=OLD):
+    return run(torch=json.dumps(["2.1", "12.1", [[name, major, minor]], architectures]), python=python)["GPU"]
 
 
-def test_supported_versions_are_fine():
-    checks = run()
-    assert {checks[package.name].status for package in SUPPORTED} == {"ok"}
+@pytest.mark.parametrize("python", [OLD, NEW])
+def test_supported_versions_are_fine(python):
+    checks = run(python=python)
+    assert {checks[package.name].status for package in supported(python)} == {"ok"}
 
 
 @pytest.mark.parametrize(
-    ("package", "version", "fix"),
+    ("python", "package", "version", "fix"),
     [
-        ("dask", "2026.3.0", "'dask==2023.9.2'"),
-        ("setuptools", "81.0.0", "'setuptools==80.10.2'"),
-        ("pandas", "2.2.3", "'pandas==1.5.3'"),
-        ("transformers", "4.46.0", "'transformers==4.30.2'"),
-        ("nvtabular", None, "'nvtabular==23.8.0'"),
-        ("numpy", "2.0.0rc1", "'numpy==1.26.4'"),
+        (OLD, "dask", "2026.3.0", "'dask==2023.9.2'"),
+        (OLD, "setuptools", "81.0.0", "'setuptools==80.10.2'"),
+        (OLD, "pandas", "2.2.3", "'pandas==1.5.3'"),
+        (OLD, "transformers", "4.46.0", "'transformers==4.30.2'"),
+        (OLD, "nvtabular", None, "'nvtabular==23.8.0'"),
+        (OLD, "numpy", "2.0.0rc1", "'numpy==1.26.4'"),
+        (NEW, "dask", "2026.3.0", "'dask==2024.11.2'"),
+        (NEW, "transformers", "4.30.2", "'transformers==5.17.0'"),
+        (NEW, "nvtabular", None, "--no-deps 'nvtabular==23.8.0'"),
+        (NEW, "numpy", "1.26.4", "'numpy==2.5.2'"),
     ],
 )
-def test_a_wrong_version_is_an_error_with_its_fix(package, version, fix):
-    checks = doctor((GOOD | {package: version}).get, lambda code: (0, CPU))
+def test_a_wrong_version_is_an_error_with_its_fix(python, package, version, fix):
+    checks = doctor((GOOD[python] | {package: version}).get, lambda code: (0, CPU), python)
     wrong = [check for check in checks if check.name == package and check.status == "error"]
     assert wrong
     assert any(check.action == f"{sys.executable} -m pip install {fix}" for check in wrong)
@@ -53,7 +60,7 @@ def test_a_wrong_version_is_an_error_with_its_fix(package, version, fix):
 
 
 def test_dask_and_distributed_must_be_of_one_release():
-    checks = doctor((GOOD | {"distributed": "2023.9.1"}).get, lambda code: (0, CPU))
+    checks = doctor((GOOD[OLD] | {"distributed": "2023.9.1"}).get, lambda code: (0, CPU), OLD)
     assert [check.action for check in checks if check.status == "error" and "must be equal" in check.found] == [
         f"{sys.executable} -m pip install 'distributed==2023.9.2'"
     ]
@@ -98,11 +105,13 @@ def test_gpus():
     assert "Blackwell" in old_torch.action
     assert gpu("B200", 10, 0, ["sm_90", "sm_100"]).status == "note"
     assert gpu("B200", 10, 0, ["sm_90", "compute_90"]).status == "note"
+    assert gpu("B200", 10, 0, ["sm_90", "sm_100"], NEW).status == "ok"
     assert gpu("V100", 7, 0, ["sm_80", "compute_80"]).status == "warn"
 
 
 def test_cves_are_named_for_the_versions_that_have_them():
-    found = " ".join(check.found for check in doctor(GOOD.get, lambda code: (0, CPU)) if check.name == "security")
+    checks = doctor(GOOD[OLD].get, lambda code: (0, CPU), OLD)
+    found = " ".join(check.found for check in checks if check.name == "security")
     assert "CVE-2025-23298" in found
     assert "CVE-2025-33214" in found
 
@@ -134,8 +143,8 @@ def test_missing_libpython_names_the_package(monkeypatch, tmp_path):
 
 
 def test_other_pythons_are_refused():
-    assert module._python((3, 12, 1)).status == "error"
-    assert module._python((3, 10, 0)).status == "ok"
+    for python, status in (((3, 9, 9), "error"), ((3, 10, 0), "ok"), ((3, 13, 5), "ok"), ((3, 14, 0), "error")):
+        assert module._python(python).status == status
 
 
 def test_report_and_exit_code(monkeypatch, capsys):
@@ -152,8 +161,9 @@ def test_report_without_rich(monkeypatch):
     assert "error b: 2.0  mend" in report([Check("b", "error", "2.0", "mend")])
 
 
-def test_pins_are_those_of_the_constraints():
-    text = (Path(__file__).resolve().parents[3] / "constraints.txt").read_text()
-    for package in SUPPORTED:
+@pytest.mark.parametrize(("python", "name"), [(OLD, "constraints.txt"), (NEW, "constraints-current.txt")])
+def test_pins_are_those_of_the_constraints(python, name):
+    text = (Path(__file__).resolve().parents[3] / name).read_text()
+    for package in supported(python):
         if package.name != "setuptools":
             assert re.search(rf"^{package.name}=={re.escape(package.pin)}$", text, re.M | re.I), package

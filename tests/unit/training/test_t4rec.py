@@ -1,5 +1,8 @@
 """The positions that are predicted are those that Transformers4Rec's own masking would give."""
 
+import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
+
+# isort: split
 import pytest
 import torch
 from transformers4rec.torch.masking import CausalLanguageModeling
