@@ -78,5 +78,5 @@ def write_rows(path: Path, names: pa.Array | pa.ChunkedArray, offsets: np.ndarra
         names = names.combine_chunks()
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table({USER: names.cast(pa.string()), ITEM: lists})
-    # A user stands once in a part, and a dictionary of items costs a third of the writing to save a seventh of the file.
+    # A user stands once in a part, and a dictionary of items costs a third of the writing for a seventh of the file.
     pq.write_table(table, path, row_group_size=_ROW_GROUP, use_dictionary=False)
