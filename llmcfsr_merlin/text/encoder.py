@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.text.language_models import ModelSource, load_model, load_tokenizer, longest_input, pick_device
 
 BATCH_TOKENS = 1 << 16  # measured on an H100: from there on a model of MiniLM's size keeps it busy
+_BUSY = 1 << 14  # tokens; measured there: at a quarter of it a model of 7 billion weights keeps it as busy as at more
 _log = logging.getLogger("llmcfsr_merlin")
 
 
@@ -107,12 +109,11 @@ class TextEncoder:
 
     def batch(self, tokens: Sequence[Sequence[int]]) -> dict:
         """Pad token lists on the right to input_ids and attention_mask, (B, T) int64 on the model's device."""
-        longest = max(1, *(len(row) for row in tokens)) if len(tokens) > 1 else max(1, len(tokens[0]))
-        ids = np.full((len(tokens), longest), self.tokenizer.pad_token_id, dtype=np.int64)
-        mask = np.zeros((len(tokens), longest), dtype=np.int64)
-        for row, values in enumerate(tokens):
-            ids[row, : len(values)] = values
-            mask[row, : max(1, len(values))] = 1
+        lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))[:, None]
+        places = np.arange(max(1, lengths.max()))
+        ids = np.full((len(tokens), len(places)), self.tokenizer.pad_token_id, dtype=np.int64)
+        ids[places < lengths] = np.fromiter(chain.from_iterable(tokens), np.int64, int(lengths.sum()))
+        mask = (places < lengths.clip(1)).astype(np.int64)  # an empty text has one padding token
         device, tensors = self.device, {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         if device.type == "cuda":  # from pinned memory a copy waits for nothing
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
@@ -198,11 +199,16 @@ class TextEncoder:
 def texts_that_fit(lengths: np.ndarray, tokens: int) -> int:
     """How many of the first texts a batch takes; lengths: int64 [N], descending; tokens: padding included.
 
-    Only those of the first one's length where they fill at least half of it: then nothing is padded.
+    Only those of the first one's length where they fill at least half of it: then nothing is padded. Else those of at
+    least seven eighths of it, or as many as keep a GPU busy (_BUSY tokens).
 
     >>> texts_that_fit(np.array([8, 8, 8, 7, 7, 2]), 32), texts_that_fit(np.array([8, 7, 7, 2]), 32)
     (3, 4)
     """
-    fit = max(tokens // max(int(lengths[0]), 1), 1)
+    longest = max(int(lengths[0]), 1)
+    fit = max(tokens // longest, 1)
     alike = int(np.searchsorted(-lengths, -lengths[0], side="right"))
-    return alike if fit <= 2 * alike and alike < fit else min(fit, len(lengths))
+    if fit <= 2 * alike and alike < fit:
+        return alike
+    close = int(np.searchsorted(-lengths, -(longest * 7 / 8), side="right"))
+    return min(fit, len(lengths), max(close, -(-_BUSY // longest)))
