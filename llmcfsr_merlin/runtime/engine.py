@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from rich.table import Table
@@ -47,7 +47,7 @@ class Engine:
     """Bytes a worker may use."""
     partition: int
     """Target bytes of a partition in a worker's memory."""
-    client: object = None
+    client: Any = None
     device_memory: int = 0
     """Bytes free on the one GPU of this process; 0 where there is none or workers have theirs."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Engine:
         Raises InputError with a way out where a worker dies again and again, memory or the disk runs out, or the
         scheduler goes away; other errors pass unchanged.
         """
-        results = [None] * len(tasks)
+        results: list = [None] * len(tasks)
         start = time.perf_counter()
         quiet = not sys.stderr.isatty()
         with clear_failures(stage), tqdm(total=len(tasks), desc=stage, unit="part", disable=quiet, leave=False) as bar:
@@ -128,7 +128,7 @@ def engine(config: "ClusterConfig") -> Iterator[Engine]:
     scheduler that does not answer or a size that cannot be read.
     """
     gpus = _gpus() if config.kind in ("auto", "cuda") else []
-    kind = config.kind if config.kind != "auto" else ("cuda" if gpus else "single")
+    kind: str = config.kind if config.kind != "auto" else ("cuda" if gpus else "single")
     alone = _one_process(config, len(gpus))
     if config.scheduler:
         kind, alone = "scheduler", False

@@ -52,7 +52,7 @@ def _keep_merlin_on_pandas() -> None:
     """
     if "merlin.core.has_gpu" not in sys.modules and not cudf_serves_merlin():
         answer = types.ModuleType("merlin.core.has_gpu", "Set by llmcfsr_merlin: Merlin's own parts use pandas.")
-        answer.HAS_GPU = False
+        setattr(answer, "HAS_GPU", False)  # noqa: B010 - a module's type has no such name
         sys.modules[answer.__name__] = answer
 
 

@@ -91,7 +91,7 @@ class Ensemble(nn.Module):
     def active(self) -> list[Scorer]:
         """The scorers with a weight. Asked once after `prepare` or `set_weights`: on a GPU the answer is waited for."""
         if self._active is None:
-            self._active = [part for part in self.parts if bool(part.weights.any())]
+            self._active = [part for part in self._parts if bool(part.weights.any())]
         return self._active
 
     def prepare(self, bulk: bool = False) -> "Ensemble":

@@ -45,19 +45,19 @@ class Ranker:
         It is filled on the device: for a large catalogue it is far larger than what names the items.
         """
         mask = torch.zeros(len(block), self.n_items, dtype=torch.bool, device=self.device)
-        listed = [row for row, codes in enumerate(allow) if codes is not None]
+        listed = [(row, codes) for row, codes in enumerate(allow) if codes is not None]
         if listed:
-            mask[torch.tensor(listed, device=self.device)] = True
-            mask[self._places([(row, allow[row]) for row in listed])] = False
+            mask[torch.tensor([row for row, _ in listed], device=self.device)] = True
+            mask[self._places(listed)] = False
         mask[self._places(enumerate(block))] = True
         return mask
 
     def _places(self, codes: Iterable[tuple[int, Sequence[int]]]) -> tuple[Tensor, Tensor]:
         """Rows and codes, int64 [N] each on the device, of some rows' codes."""
-        rows, lists = zip(*codes)
-        lists = [np.asarray(one, dtype=np.int64) for one in lists]
+        rows, lists = zip(*((row, np.asarray(one, dtype=np.int64)) for row, one in codes))
         places = np.stack([np.repeat(np.array(rows), list(map(len, lists))), np.concatenate(lists)])
-        return tuple(torch.from_numpy(places).to(self.device))
+        first, second = torch.from_numpy(places).to(self.device)
+        return first, second
 
     @torch.inference_mode()
     def scores(self, histories: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ class StepModel:
                 self._run([{"HISTORY": np.full((rows, 1), b"", dtype=object)}])
         if self.step is steps.Rank:
             length = self._run.recommender.ranker.max_length
-            one = {
+            one: dict[str, np.ndarray] = {
                 "CODES": np.full((1, length), 3, np.int64),
                 "K": np.ones((1, 1), np.int32),
                 "BLOCK": np.zeros((1, 1), np.int64),

@@ -139,7 +139,8 @@ class TextEncoder:
         lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
         order = np.argsort(-lengths, kind="stable")
         lengths = lengths[order]
-        on_gpu, launched, start = self.on_gpu, deque(), 0
+        on_gpu, start = self.on_gpu, 0
+        launched: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
 
         def finish() -> None:
             chosen, wait = launched.popleft()

@@ -42,7 +42,7 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict]:
         rows = torch.arange(len(self.dataset))
         if self._shuffle:
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)

@@ -1,6 +1,7 @@
 """What a batch of histories costs the network: next-item (or masked-item) prediction and the losses beside it."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class Objective:
     def __init__(self, network: DualViewNetwork, settings: TrainConfig, auxiliary: Auxiliary = _NOTHING):
         self.network, self.settings, self.auxiliary = network, settings, auxiliary
         self._loss = loss_function(settings.loss)
-        self._recorded: dict[tuple[int, int], nn.Module] = {}
+        self._recorded: dict[tuple[int, int], Callable[..., Tensor]] = {}
 
     def __call__(self, items: Tensor, users: Tensor | None = None, positions: int | None = None) -> Tensor:
         """items: int64 [B, T + 1], right-padded; the last real item of a row is a target only. users: int64 [B], the
@@ -67,7 +68,7 @@ class Objective:
             table, temperature = self.auxiliary.item_table, self.settings.align_temperature
             loss = loss + self.settings.align * alignment(self.network, found.targets, table, temperature)
         if self.auxiliary.distillation is not None:
-            if found.last is None:
+            if found.last is None or users is None:
                 raise InputError("train.distil needs a causal backbone: masked training has no state of a user")
             loss = loss + self.settings.distil * self.auxiliary.distillation(users, found.states[found.last])
         return loss
@@ -106,7 +107,8 @@ class Objective:
             half = torch.is_autocast_enabled()
             step = FixedStep(self.network, self.settings, capacity)
             with torch.autocast("cuda", torch.bfloat16, enabled=half, cache_enabled=False):
-                self._recorded[key] = torch.cuda.make_graphed_callables(step, (items.clone(),), allow_unused_input=True)
+                recorded: Any = torch.cuda.make_graphed_callables(step, (items.clone(),), allow_unused_input=True)
+                self._recorded[key] = recorded
         return self._recorded[key](items)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments
 
 from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import ITEM
@@ -44,6 +44,8 @@ class _Model(KnownParts):
 
 
 class _Trainer(Resumable, Trainer):
+    control: TrainerControl
+
     def __init__(self, *arguments, batches: Batches, valid: Batches, exclude_history: bool, **settings):
         super().__init__(*arguments, **settings)
         self._batches, self._valid, self._exclude_history = batches, valid, exclude_history
@@ -74,6 +76,7 @@ def fit(
 ) -> list[dict]:
     """Train a network in place to its best epoch, see trainer.run_trainer."""
     train, device = training.settings, choose_device(training.settings.device)
+    assert train.batch_size is not None, "fit_model chooses one"
     batches = Batches(training.files["train"], train.batch_size, device, shuffle=True, seed=train.seed)
     valid = Batches(training.files["valid"], ranked_users(network.n_items), device)
 

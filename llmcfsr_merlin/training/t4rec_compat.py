@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import os
 import sys
+from typing import Any
 
 import llmcfsr_merlin.runtime.merlin_compat  # noqa: F401
 
@@ -16,7 +17,7 @@ os.environ.setdefault("USE_TF", "0")  # transformers 4 would import TensorFlow w
 def _restore_names() -> None:
     for name in ("transformers.modeling_utils", "transformers.trainer"):
         importlib.import_module(name)
-    hub = sys.modules["transformers"]  # transformers 5 puts another module in its place while it is being imported
+    hub: Any = sys.modules["transformers"]  # transformers 5 puts another module in its place while it is being imported
     if not _has(hub, "TFTrainingArguments"):  # transformers 5.0 left TensorFlow; T4Rec's config derives from it
 
         @dataclasses.dataclass

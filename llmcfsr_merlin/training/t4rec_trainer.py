@@ -130,6 +130,7 @@ def fit(
 ) -> list[dict]:
     """Train a network in place to its best epoch, see trainer.run_trainer."""
     train, files = training.settings, training.files
+    assert train.batch_size is not None, "fit_model chooses one"
     schema = train_schema = load_schema(training.dataset.prepared)
     if auxiliary.distillation is not None:
         files = files | {"train": [_numbered(files["train"], training.work)]}

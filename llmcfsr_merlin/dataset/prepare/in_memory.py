@@ -102,8 +102,8 @@ class InMemory:
             del clocks
             if any(values is not None for values in subsecond):
                 pieces = zip(subsecond, time)
-                pieces = [self.xp.zeros(len(at), "float64") if part is None else part for part, at in pieces]
-                self.subsecond = self._joined(pieces) + 0.0  # minus zero is zero
+                whole = [self.xp.zeros(len(at), "float64") if part is None else part for part, at in pieces]
+                self.subsecond = self._joined(whole) + 0.0  # minus zero is zero
             else:
                 self.subsecond = None
             self.time, self.row = self._joined(time), self._joined(row)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,9 +54,10 @@ def plan_chunks(folder: Path, rows: int, workers: int) -> tuple[list[Chunk], int
     if not total:
         raise InputError(f"{folder}: expected interactions, found no rows: check what `llmcfsr ingest` read")
     rows = min(rows, max(-(-total // workers), _SMALL))
-    chunks, pieces, held = [], [], 0
-    for number, (path, group, size) in enumerate(groups):
-        pieces.append((path, group))
+    chunks: list[Chunk] = []
+    pieces, held = [], 0
+    for number, (name, group, size) in enumerate(groups):
+        pieces.append((name, group))
         held += size
         if held >= rows or number == len(groups) - 1:
             chunks.append(Chunk(len(chunks), tuple(pieces), held))
@@ -83,15 +85,15 @@ def _check(path: Path, schema: pa.Schema) -> None:
 class Columns:
     """One partition. Arrays are of the library `xp` (numpy or cupy); the distinct ids are in Arrow."""
 
-    xp: object
-    user: object
+    xp: Any
+    user: Any
     """int32 positions in user_ids, -1 for null."""
-    item: object
+    item: Any
     """int32 positions in item_ids, -1 for null."""
-    time: object
-    subsecond: object
+    time: Any
+    subsecond: Any
     """float64 in [0, 1), the part of a second after `time`; None where all are 0."""
-    row: object
+    row: Any
     user_ids: pa.Array
     item_ids: pa.Array
 
@@ -117,7 +119,8 @@ def read_partition(chunk: Chunk, gpu: bool) -> Columns:
         names.append(column.dictionary.cast(pa.string()))
     _no_nulls(chunk, {name: table[name].null_count for name in (TIME, ROW)})
     subsecond = table[SUBSECOND].fill_null(0.0).to_numpy() if SUBSECOND in there else None
-    return Columns(np, *arrays, table[TIME].to_numpy(), _some(subsecond), table[ROW].to_numpy(), *names)
+    user, item = arrays
+    return Columns(np, user, item, table[TIME].to_numpy(), _some(subsecond), table[ROW].to_numpy(), *names)
 
 
 def read_frame(chunk: Chunk, frames, xp) -> Columns:

@@ -124,7 +124,7 @@ class _InFiles:
 
 def _filtered(log: InMemory | _InFiles, settings: PrepareConfig) -> tuple[dict, pa.Array, np.ndarray, dict]:
     nulls, raw, counts = log.load()
-    return nulls, raw, *log.filter(counts, settings)
+    return nulls, raw, *log.filter(counts, settings)  # type: ignore[arg-type]  # each takes back what it gave
 
 
 def _categorify(ids: pa.Array, save: Path) -> None:

@@ -52,8 +52,10 @@ class NetworkScorer(Scorer[NetworkSettings]):
         return self._candidates
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
-        small = self._small is not None and can_record(self.network, histories)
-        states = self._small(histories) if small else self.network.user_states(histories)
+        if self._small is not None and can_record(self.network, histories):
+            states = self._small(histories)
+        else:
+            states = self.network.user_states(histories)
         if items is None:
             return (states @ self.catalogue.T).unsqueeze(0)
         return (self.catalogue[items] @ states.unsqueeze(-1)).squeeze(-1).unsqueeze(0)
