@@ -50,7 +50,7 @@ ENTRYPOINT ["llmcfsr", "embed"]
 FROM python:3.11-slim-bookworm AS test
 ARG PIP_EXTRA_INDEX_URL=""
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends git make && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends g++ git make && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/llmcfsr
 COPY . .
 RUN make setup PYTHON=python3.11

@@ -1,5 +1,5 @@
-# Set-up, tests and the demo. Needs git, make and Python 3.10 to 3.13 with its venv module; everything else is installed
-# into $(VENV), at the versions of $(CONSTRAINTS). `make help` lists the targets.
+# Set-up, tests and the demo. Needs git, make, a C++ compiler and Python 3.10 to 3.13 with its headers and venv module;
+# everything else is installed into $(VENV), at the versions of $(CONSTRAINTS). `make help` lists the targets.
 
 # The newest one that runs and can make an environment: a shim of pyenv may stand in PATH and fail.
 ifeq ($(origin PYTHON),undefined)
@@ -40,6 +40,8 @@ setup: $(STAMP)  ## install everything into .venv (PYTHON=... and VENV=... choos
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
 		f"expected Python 3.10 to 3.13, found {v[0]}.{v[1]} ($(PYTHON)): call make PYTHON=/path/to/python3.12")'
+	@command -v $${CXX:-c++} >/dev/null && $(PYTHON) -c 'import sysconfig; open(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null \
+		|| { echo "NVTabular needs a C++ compiler and Python's headers: on Debian, apt-get install g++ python3-dev"; exit 1; }
 	@test ! -e $(VENV)/.installing && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
 		|| { rm -rf $(VENV); echo "no environment could be made: on Debian, apt-get install python3-venv"; exit 1; }
 	@touch $(VENV)/.installing

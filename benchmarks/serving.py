@@ -10,6 +10,7 @@ merlin-systems is measured where it is importable. The last line printed is the 
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import io
 import json
@@ -181,6 +182,7 @@ def served(url: str, stack: contextlib.ExitStack) -> Ask:
 
 def nvtabular(folder: Path, items: int) -> Ask:
     """Categorify of one row by a fitted workflow, as a merlin-systems ensemble does before the model."""
+    importlib.import_module("llmcfsr_merlin.runtime.merlin_compat")
     import nvtabular as nvt
     import pandas as pd
 
@@ -209,6 +211,7 @@ class MerlinSystems(Server):
 
 def merlin_systems(folder: Path, items: int, stack: contextlib.ExitStack) -> Ask:
     """The workflow as an exported and served merlin-systems ensemble, asked by gRPC; codes out, no model behind it."""
+    importlib.import_module("llmcfsr_merlin.runtime.merlin_compat")
     import nvtabular as nvt
     import pandas as pd
     import tritonclient.grpc as triton

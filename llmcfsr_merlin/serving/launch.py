@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.serving.access import restrictions
+from llmcfsr_merlin.serving.numpy2_stub import numpy_is_misread, write_for_numpy_2
 from llmcfsr_merlin.serving.repository import FRONT, format_of, needs_gpu
 from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE
 
@@ -107,7 +108,9 @@ def environment(binary: Path, folder: Path, request_id: str, log_requests: bool,
     # The stub ignores PYTHONPATH and finds the virtual environment through PATH.
     found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), found.get("PATH", "")])
     if _is_packaged(binary):
-        libraries = [sysconfig.get_config_var("LIBDIR"), found.get("LD_LIBRARY_PATH")]
+        # The stub finds the wheel's own libraries relative to its place, where it is a link.
+        own = binary.parents[3] / "nvidia_pytriton.libs"
+        libraries = [sysconfig.get_config_var("LIBDIR"), str(own), found.get("LD_LIBRARY_PATH")]
         found["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
     found |= {FOLDER_VARIABLE: str(folder), REQUEST_VARIABLE: request_id}
     found["LLMCFSR_LOG_REQUESTS"] = "1" if log_requests else "0"
@@ -137,5 +140,7 @@ def _private_backends(binary: Path, folder: Path) -> None:
     for source in (root / "backends" / "python").iterdir():
         if source.is_file():
             shutil.copy2(source, target / source.name)
-    # A link, not a copy: the stub finds the wheel's own libraries relative to its real place.
-    (target / stub.name).symlink_to(stub)
+    if numpy_is_misread():
+        write_for_numpy_2(stub, target / stub.name)
+    else:
+        (target / stub.name).symlink_to(stub)

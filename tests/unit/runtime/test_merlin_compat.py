@@ -29,7 +29,7 @@ FOUND = "[[[3, 4, 0], [5, 0, 0]], [[6, 7, 8]]] [3, 3]"
 def python(code: str, *arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess:
     code = f"import sys\nsys.path[:0] = [{str(path)!r}, {str(ROOT)!r}]\n{code}"
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
 def fake_cudf(folder: Path, column: str, dask_cudf: str) -> Path:
