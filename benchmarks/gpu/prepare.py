@@ -6,8 +6,8 @@
 Every run is a process of its own with a time limit; what is known is in --out after each. Runs: `gpu` (a small log
 first, which compiles the kernels, then the log twice), `cpu` (all cores, the same partitions: compared byte for byte)
 and `cpu-2` (2 cores, sizes up to --two-core-rows: compared by rows). Seconds are those of prepare() after the imports,
-which are reported beside them. Where Merlin cannot be imported, all runs do without its Categorify and schema, and the
-report says so.
+which are reported beside them. Where Merlin cannot be imported, all runs do without it, as prepare() itself where it is
+not installed, and the report says so.
 """
 
 import argparse
