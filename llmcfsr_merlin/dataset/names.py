@@ -31,6 +31,7 @@ SEQUENCES = "sequences"  # prepare: part-*.parquet of USER, ITEM (list of codes,
 SPLITS = ("train", "valid", "test")  # prepare: part-*.parquet, the rows cut for the model (prepare/sequences.py)
 VOCABULARY = "vocabulary.parquet"  # prepare: ITEM (raw), CODE, COUNT, TRAIN_COUNT; sorted by code, codes 3, 4, ...
 SCHEMA = "schema.pbtxt"  # prepare: Merlin schema of the splits
+WORKFLOW = "workflow"  # prepare, where NVTabular is installed: its fitted Categorify, for users of merlin-systems
 VECTORS = "vectors"  # embed: part-*.parquet of ITEM, VECTOR, HAS_TEXT
 LEXICAL = "lexical"  # embed: the same, of the words alone
 MODEL_WEIGHTS = "model.safetensors"  # train: all weights and frozen buffers

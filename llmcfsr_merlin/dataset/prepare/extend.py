@@ -21,9 +21,10 @@ from llmcfsr_merlin.dataset.names import (
     TRAIN_COUNT,
     USER,
     VOCABULARY,
+    WORKFLOW,
 )
+from llmcfsr_merlin.dataset.prepare.adapters import adapter
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
-from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import categorify, read_schema
 from llmcfsr_merlin.dataset.prepare.partitions import plan_chunks
 from llmcfsr_merlin.dataset.prepare.prepare import finish, shuffle
 from llmcfsr_merlin.dataset.prepare.sequences import train_counts, write_part
@@ -43,10 +44,11 @@ def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfi
     parts = sorted((previous / SEQUENCES).glob("part-*.parquet"))
     if not parts or not (previous / VOCABULARY).is_file():
         raise InputError(f"prepare.extend: expected a finished prepare directory, found none in {previous}")
-    schema = read_schema(previous / SCHEMA)
-    if schema[ITEM].value_count.max != settings.max_length + 1:
+    merlin = adapter()
+    longest = merlin.longest_row(previous / SCHEMA)
+    if longest != settings.max_length + 1:
         raise InputError(
-            f"prepare.extend: expected max_length {schema[ITEM].value_count.max - 1} as in {previous}, found "
+            f"prepare.extend: expected max_length {longest - 1} as in {previous}, found "
             f"{settings.max_length}: set prepare.max_length to it, or prepare the whole log again"
         )
     known = pq.read_table(previous / VOCABULARY)
@@ -62,7 +64,7 @@ def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfi
     ids = pa.concat_arrays([old_ids, raw.take(pa.array(fresh))])
     code_of = np.where(at >= 0, at + FIRST_ITEM, 0)
     code_of[fresh] = np.arange(len(old_ids), len(ids)) + FIRST_ITEM
-    categorify(ids.to_pandas(), out / "workflow")
+    merlin.categorify(ids.to_pandas(), out / WORKFLOW)
     save_array(folder / "codes.npy", code_of)
 
     for name in (SEQUENCES, *SPLITS):

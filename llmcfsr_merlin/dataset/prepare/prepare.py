@@ -1,9 +1,10 @@
 """Interactions -> ids, sequences and splits (stage `prepare`).
 
 NVTabular decides what the result is (nvtabular_adapter.py): Categorify gives the codes, and the sequence workflow the
-schema and the rows. Its Categorify and Groupby transform row by row in pandas (1.2 and 0.04 million rows/s a core), so
-each distinct id goes through the workflow once and rows follow as integers: in a device's memory (in_memory.py), or
-through files (shuffle.py, filters.py, sequences.py). Tests prove the result equal to the workflow's.
+schema and the rows; where it is not installed the result is the same (merlin_free.py). Its Categorify and Groupby
+transform row by row in pandas (1.2 and 0.04 million rows/s a core), so each distinct id goes through the workflow once
+and rows follow as integers: in a device's memory (in_memory.py), or through files (shuffle.py, filters.py,
+sequences.py). Tests prove the result equal to the workflow's.
 """
 
 import shutil
@@ -11,7 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,9 @@ from llmcfsr_merlin.dataset.names import (
     SPLITS,
     TRAIN_COUNT,
     VOCABULARY,
+    WORKFLOW,
 )
+from llmcfsr_merlin.dataset.prepare.adapters import adapter
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
 from llmcfsr_merlin.dataset.prepare.filters import apply_filters, bucket_rounds
 from llmcfsr_merlin.dataset.prepare.in_memory import InMemory, fits
@@ -40,8 +42,6 @@ from llmcfsr_merlin.runtime.device import open_device
 from llmcfsr_merlin.runtime.engine import Engine, print_counts
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json
-
-_ADAPTER = "llmcfsr_merlin.dataset.prepare.nvtabular_adapter"
 
 
 def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engine) -> dict:
@@ -61,7 +61,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
         log: InMemory | _InFiles = _InFiles(chunks, cuts, engine, folder)
         if fits(chunks, engine.device_memory):
             log = InMemory(chunks, cuts, engine, *device.enter_context(open_device(engine.device_memory)))
-        beside.submit(import_module, _ADAPTER)  # Merlin takes seconds to import, for it brings torch
+        beside.submit(adapter)  # Merlin takes seconds to import, for it brings torch
         try:
             nulls, raw, counts, filtered = _filtered(log, settings)
         except (MemoryError, OverflowError):
@@ -77,7 +77,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
         ids = raw.take(pa.array(order))
         code_of = np.zeros(len(raw), np.int64)
         code_of[order] = np.arange(FIRST_ITEM, FIRST_ITEM + len(order))
-        proof = beside.submit(_categorify, ids, out / "workflow")
+        proof = beside.submit(_categorify, ids, out / WORKFLOW)
         for name in (SEQUENCES, *SPLITS):  # parts of a stopped run
             shutil.rmtree(out / name, ignore_errors=True)
         users, train_rows, train = log.write(out, code_of, settings.max_length)
@@ -129,7 +129,7 @@ def _filtered(log: InMemory | _InFiles, settings: PrepareConfig) -> tuple[dict, 
 
 def _categorify(ids: pa.Array, save: Path) -> None:
     """Have NVTabular number the items, and save its workflow: it raises where its codes are not those of the rows."""
-    import_module(_ADAPTER).categorify(ids.to_pandas(), save)
+    adapter().categorify(ids.to_pandas(), save)
 
 
 def shuffle(
@@ -166,8 +166,6 @@ def finish(
     settings: PrepareConfig,
 ) -> dict:
     """Write vocabulary and schema; returns the counts of what came out. InputError where no row can be trained on."""
-    from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import split_schema, write_schema
-
     if train_rows == 0:
         raise InputError(
             f"expected a user with at least 4 interactions to train on (2 are held out), found none of {users:,}: "
@@ -175,7 +173,7 @@ def finish(
         )
     code = np.arange(FIRST_ITEM, FIRST_ITEM + len(ids))
     pq.write_table(pa.table({ITEM: ids, CODE: code, COUNT: counts, TRAIN_COUNT: train}), out / VOCABULARY)
-    write_schema(split_schema(len(ids), settings.max_length), out / SCHEMA)
+    adapter().write_split_schema(len(ids), settings.max_length, out / SCHEMA)
     total = int(counts.sum())
     return {
         "users": users,
@@ -184,6 +182,7 @@ def finish(
         "mean_length": round(total / users, 3),
         "sparsity": round(1 - total / (users * len(ids)), 6),
         "train_rows": train_rows,
+        "workflow": "saved" if (out / WORKFLOW).is_dir() else "left out: NVTabular is not installed",
         "vocabulary": hash_json(ids.to_pylist()),
     }
 
@@ -201,7 +200,7 @@ def _print(report: dict, settings: PrepareConfig, seconds: float) -> None:
         lines.append((f"{settings.filter}, round {entry['round']}: user < {settings.min_user}", -entry["users"]))
     lines.append((f"history < {settings.min_sequence}", -report["min_sequence"]))
     lines.append(("interactions out", report["interactions"]))
-    lines += [(name, report[name]) for name in ("users", "items", "mean_length", "sparsity", "train_rows")]
+    lines += [(name, report[name]) for name in ("users", "items", "mean_length", "sparsity", "train_rows", "workflow")]
     lines.append(("interactions in a second", int(report["rows_in"] / seconds)))
     lines.append(("disk, for a while / to stay", f"{report['shuffle_mb']:,} / {report['output_mb']:,} MiB"))
     print_counts("prepare", lines)
