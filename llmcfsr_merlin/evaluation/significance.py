@@ -1,8 +1,8 @@
 """Paired comparison of two recipes from their per-user ranks: difference, confidence interval, p-value, Holm.
 
-Users are the sampling unit. With several seeds, or several targets (prepare.targets=all), a user's value is the mean over
-them, so that the interval says how the difference would vary with other users, not with other seeds: report the spread
-over seeds beside it.
+Users are the sampling unit. With several seeds, or several targets (prepare.targets=all), a user's value is the mean
+over them, so that the interval says how the difference would vary with other users, not with other seeds: report the
+spread over seeds beside it.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,10 @@ def compare(
     """Compare `ranks` with `base` in every protocol that both hold, for every group and metric.
 
     ranks, base: frames of rank_users, one row a case (and seed, where there is a SEED column); a user's cases have
-    different history lengths. masks: of `group_masks` on `base` (on one seed of it), in its order. Returns rows {protocol, group, metric, base, value, difference,
-    relative, low, high, p, p_holm, count}: difference = value - base, [low, high] its percentile bootstrap interval,
-    p the two-sided paired sign-flip permutation test, p_holm corrected over all rows returned.
+    different history lengths. masks: of `group_masks` on `base` (on one seed of it), in its order. Returns rows
+    {protocol, group, metric, base, value, difference, relative, low, high, p, p_holm, count}: difference = value -
+    base, [low, high] its percentile bootstrap interval, p the two-sided paired sign-flip permutation test, p_holm
+    corrected over all rows returned.
     Raises InputError where the two were not measured on the same users and targets.
     """
     cases = distinct_cases(base)
@@ -56,7 +57,8 @@ def compare(
             for metric in ours:
                 value, reference = ours[metric][mask], theirs[metric][mask]
                 if repeated:
-                    value, reference = (pd.Series(of).groupby(users[mask]).mean().to_numpy() for of in (value, reference))
+                    of_users = (pd.Series(of).groupby(users[mask]).mean() for of in (value, reference))
+                    value, reference = (means.to_numpy() for means in of_users)
                 low, high, p = paired_test(value - reference, confidence, resamples, generator)
                 p_values.append(p)
                 mean, before = float(value.mean()), float(reference.mean())

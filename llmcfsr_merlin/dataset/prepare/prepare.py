@@ -207,8 +207,8 @@ def _print(report: dict, settings: PrepareConfig, seconds: float) -> None:
     lines.append(("interactions out", report["interactions"]))
     lines += [(name, report[name]) for name in ("users", "items", "mean_length", "sparsity", "train_rows")]
     for name, part in report.get("split", {}).items():
-        counts = part.items() if isinstance(part, dict) else ()
-        lines += [(f"{name}: {what.replace('_', ' ')}", count) for what, count in counts]
+        counts = part if isinstance(part, dict) else {"": part}
+        lines += [(f"{name} {what}".replace("_", " ").strip(), count) for what, count in counts.items()]
     lines.append(("interactions in a second", int(report["rows_in"] / seconds)))
     lines.append(("disk, for a while / to stay", f"{report['shuffle_mb']:,} / {report['output_mb']:,} MiB"))
     print_counts("prepare", lines)
