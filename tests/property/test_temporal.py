@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.histories import read_histories
 from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SEQUENCES, SPLITS, SUBSECOND, TIME, TRAIN_COUNT, USER
+from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import read_schema
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.evaluation.cases import read_cases, write_cases
 from llmcfsr_merlin.runtime.engine import Engine
@@ -173,6 +175,10 @@ def test_dates_are_days_in_utc(tmp_path):
         "valid": {"interactions": 3, "users": 2, "rows": 2, "cold_users": 0, "cold_targets": 0},
         "test": {"interactions": 4, "users": 2, "rows": 1, "cold_users": 1, "cold_targets": 0},
     }  # fmt: skip
+    schema = read_schema(tmp_path / "out" / "schema.pbtxt")
+    assert schema[ITEM].int_domain.max == 5 and schema[ITEM].value_count.max == 51
+    for split in SPLITS:
+        assert pq.read_schema(next((tmp_path / "out" / split).iterdir())).names == schema.column_names
     vocabulary = pd.read_parquet(tmp_path / "out" / "vocabulary.parquet").set_index("code")[ITEM]
     found = {
         split: [(user, "".join(vocabulary[list(codes)])) for user, codes in read(tmp_path / "out", split).values]

@@ -23,25 +23,34 @@ from llmcfsr_merlin.dataset.prepare.numbering import Numbering
 from llmcfsr_merlin.dataset.prepare.order import order_rows
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, load_frame, no_ids, times
 from llmcfsr_merlin.dataset.prepare.sequences import write_rows
-from llmcfsr_merlin.dataset.prepare.splits import Parts, TimeCut, Written, gather, leave_one_out, split_rows
+from llmcfsr_merlin.dataset.prepare.splits import Parts, Written, gather, leave_one_out, split_rows
+from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
 from llmcfsr_merlin.runtime.device import to_host
 from llmcfsr_merlin.runtime.engine import Engine
 
 # Bytes of device memory that an interaction costs at the widest point, the texts of its ids apart: positions, time,
 # row, and the join that makes positions of ids, or the keys and buffers of the sort.
 _BYTES_PER_ROW = 128
+_BYTES_PER_REPEAT = 24
 # Ids of one column that are read at once: older cudf holds 2 GiB of text in a column.
 _TEXT = 1_500_000_000
 # cudf counts rows in 32 bits.
 _MOST_ROWS = 2_000_000_000
 
 
-def fits(chunks: list[Chunk], free: int) -> bool:
-    """Whether a log fits `free` bytes of device memory, by its rows and the width of some of its ids."""
+def fits(chunks: list[Chunk], free: int, repeats: int = 0) -> bool:
+    """Whether a log fits `free` bytes of device memory, by its rows and the width of some of its ids.
+
+    repeats: how often an interaction may stand in the rows of one split, where a user has several.
+    """
     rows = sum(chunk.rows for chunk in chunks)
     if not free or rows > _MOST_ROWS:
         return False
-    return rows * (_BYTES_PER_ROW + sum(2 * (width + 8) for width in _widths(chunks).values())) < 0.85 * free
+    return (
+        rows
+        * (_BYTES_PER_ROW + _BYTES_PER_REPEAT * repeats + sum(2 * (width + 8) for width in _widths(chunks).values()))
+        < 0.85 * free
+    )
 
 
 def _widths(chunks: list[Chunk]) -> dict[str, float]:

@@ -36,7 +36,8 @@ from llmcfsr_merlin.dataset.prepare.in_memory import InMemory, fits
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, no_ids, plan_chunks
 from llmcfsr_merlin.dataset.prepare.sequences import write_bucket
 from llmcfsr_merlin.dataset.prepare.shuffle import merge_items, scatter, sort_bucket, user_boundaries
-from llmcfsr_merlin.dataset.prepare.splits import TimeCut, Written, time_cut
+from llmcfsr_merlin.dataset.prepare.splits import Written
+from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut, time_cut
 from llmcfsr_merlin.runtime.device import open_device
 from llmcfsr_merlin.runtime.engine import Engine, print_counts
 from llmcfsr_merlin.runtime.errors import InputError
@@ -61,7 +62,8 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     cuts = user_boundaries(chunks, -(-rows // size), engine.workers)
     with ThreadPoolExecutor(1) as beside, ExitStack() as device:
         log: InMemory | _InFiles = _InFiles(chunks, cuts, engine, folder, cut)
-        if fits(chunks, engine.device_memory):
+        repeats = settings.max_length + 1 if cut is not None and cut.targets == "all" else 0
+        if fits(chunks, engine.device_memory, repeats):
             log = InMemory(chunks, cuts, engine, *device.enter_context(open_device(engine.device_memory)), cut=cut)
         beside.submit(import_module, _ADAPTER)  # Merlin takes seconds to import, for it brings torch
         try:

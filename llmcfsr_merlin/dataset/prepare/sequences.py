@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import ITEM, SEQUENCES, SPLITS, TARGETS, TRAIN_ITEMS, USER, VALID_ITEMS
 from llmcfsr_merlin.dataset.prepare.filters import load_kept
-from llmcfsr_merlin.dataset.prepare.splits import Parts, TimeCut, Written, gather, leave_one_out, split_rows
+from llmcfsr_merlin.dataset.prepare.splits import Parts, Written, gather, leave_one_out, split_rows
+from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
 
 _ROW_GROUP = 1 << 17
 

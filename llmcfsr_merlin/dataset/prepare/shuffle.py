@@ -17,7 +17,7 @@ from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SUBSECOND, TIME, USER
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
 from llmcfsr_merlin.dataset.prepare.order import order_rows
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, read_partition
-from llmcfsr_merlin.dataset.prepare.splits import TimeCut
+from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
 from llmcfsr_merlin.runtime.device import libraries, to_host
 
 
