@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.histories import read_histories
 from llmcfsr_merlin.dataset.item_vectors import load_item_table, vector_dimension
 from llmcfsr_merlin.dataset.names import LEXICAL, SEQUENCES, SPLITS, VECTORS, VOCABULARY
+from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.lock import run_lock

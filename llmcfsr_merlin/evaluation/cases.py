@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from llmcfsr_merlin.dataset.histories import lists_of, read_histories
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD, SEQUENCES, USER
+from llmcfsr_merlin.dataset.user_histories import lists_of, read_histories
 from llmcfsr_merlin.runtime.errors import InputError
 
 CANDIDATES = "candidates"  # column: list of int64, the negatives' codes

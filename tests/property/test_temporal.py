@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.histories import read_histories
 from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SEQUENCES, SPLITS, SUBSECOND, TIME, TRAIN_COUNT, USER
 from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import read_schema
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
+from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.evaluation.cases import read_cases, write_cases
 from llmcfsr_merlin.runtime.engine import Engine
 from llmcfsr_merlin.runtime.errors import InputError

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.dataset.histories import read_histories
 from llmcfsr_merlin.dataset.item_vectors import load_item_table, match_ids
 from llmcfsr_merlin.dataset.names import (
     CODE,
@@ -24,6 +23,7 @@ from llmcfsr_merlin.dataset.names import (
     VOCABULARY,
 )
 from llmcfsr_merlin.dataset.raw.clean_text import join_values
+from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.runtime.errors import MissingDependency
 from llmcfsr_merlin.runtime.stage import write_json
 from llmcfsr_merlin.text.diagnostics.intrinsic import (

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from llmcfsr_merlin.config.embed_settings import EmbedConfig
-from llmcfsr_merlin.dataset.histories import read_histories
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
+from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json, sha256_file, write_json
 from llmcfsr_merlin.text.item_encoder import TUNED, EncoderRecipe, ItemEncoder
