@@ -19,7 +19,7 @@ from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.evaluation.cases import read_cases, write_cases
 from llmcfsr_merlin.runtime.engine import Engine
 from llmcfsr_merlin.runtime.errors import InputError
-from tests.property.test_prepare import SINGLE, SMALL, content, in_memory, logs, read, write_log
+from tests.property.test_prepare import SINGLE, SMALL, cluster, content, in_memory, logs, read, write_log  # noqa: F401
 from tests.property.test_prepare import reference as filtered
 
 START = 1_000_000_000  # 2001: a log of positions is refused
@@ -157,6 +157,15 @@ def test_ties_at_the_cut_and_users_on_one_side(tmp_path, targets, memory):
     segments = [(h.train, h.valid, list(map(len, h.sequences))) for h in read_histories(tmp_path / "out" / SEQUENCES)]
     train, _, length = (np.concatenate(part) for part in zip(*segments))
     assert (train == 0).any() and (train == length).any() and ((train > 0) & (train < length)).any()
+
+
+def test_local_cluster_writes_the_same_bytes(cluster, tmp_path):  # noqa: F811
+    """Cuts and counts travel to the workers and back."""
+    config = PrepareConfig(split="temporal", min_user=2, min_item=2, max_length=5, targets="all")
+    report = check(skewed(), config, tmp_path / "a", 7, 60)
+    cluster.partition = 60 * 160
+    found = prepare(tmp_path / "a" / "in", tmp_path / "b", config, cluster)
+    assert found["split"] == report["split"] and content(tmp_path / "a" / "out") == content(tmp_path / "b")
 
 
 def test_dates_are_days_in_utc(tmp_path):

@@ -46,11 +46,8 @@ def fits(chunks: list[Chunk], free: int, repeats: int = 0) -> bool:
     rows = sum(chunk.rows for chunk in chunks)
     if not free or rows > _MOST_ROWS:
         return False
-    return (
-        rows
-        * (_BYTES_PER_ROW + _BYTES_PER_REPEAT * repeats + sum(2 * (width + 8) for width in _widths(chunks).values()))
-        < 0.85 * free
-    )
+    ids = sum(2 * (width + 8) for width in _widths(chunks).values())
+    return rows * (_BYTES_PER_ROW + _BYTES_PER_REPEAT * repeats + ids) < 0.85 * free
 
 
 def _widths(chunks: list[Chunk]) -> dict[str, float]:
