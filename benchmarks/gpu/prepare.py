@@ -212,7 +212,7 @@ def checks(small: bool) -> dict[str, str]:
         import cupy as xp
     from llmcfsr_merlin.dataset.prepare.numbering import _by_hash, encode, to_arrow
     from llmcfsr_merlin.dataset.prepare.order import order_rows
-    from llmcfsr_merlin.dataset.prepare.shuffle import to_host
+    from llmcfsr_merlin.runtime.device import to_host
 
     texts = ["b", "", "\u00e9", "a", None, "\uffee", "\U0001f600", "Z", "a", "\u65e5\u672c", "b"]
 

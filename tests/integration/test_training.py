@@ -13,9 +13,10 @@ import torch
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.presets import presets
 from llmcfsr_merlin.dataset import prepare_stage as prepare
-from llmcfsr_merlin.dataset.dataset import Dataset, read_sequences
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.item_vectors import vectors_column
 from llmcfsr_merlin.dataset.names import SEQUENCES
+from llmcfsr_merlin.dataset.user_histories import read_sequences
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation import evaluate_stage as evaluate
 from llmcfsr_merlin.recommender import Recommender

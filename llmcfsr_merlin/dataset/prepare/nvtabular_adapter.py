@@ -51,8 +51,9 @@ def categorify(ids: pd.Series, save: Path | None = None) -> np.ndarray:
 def sequence_workflow(max_length: int) -> nvt.Workflow:
     """Encoded interactions (user, item code, timestamp, subsecond, row) of ONE partition -> rows of the split `test`.
 
-    The definition of the splits: prepare() writes the same rows (sequences.py) and takes its schema from here. Groupby
-    works per partition and must not follow a filter: give it whole users, with a fresh index.
+    The definition of the leave-one-out splits: prepare() writes the same rows (sequences.py) and takes its schema from
+    here, also for splits in time, whose rows have the same form. Groupby works per partition and must not follow a
+    filter: give it whole users, with a fresh index.
     """
     grouped = [USER, ITEM, TIME, SUBSECOND, ROW] >> nvt.ops.Groupby(
         groupby_cols=[USER], sort_cols=[TIME, SUBSECOND, ROW], aggs={ITEM: ["list"]}, name_sep="."

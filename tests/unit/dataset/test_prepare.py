@@ -1,6 +1,7 @@
 """Stage prepare writes its contract, and bad input is one line. Against NVTabular itself: test_nvtabular.py."""
 
 import importlib.util
+import re
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.engine import Engine
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.runtime.stage import Manifest
+from llmcfsr_merlin.runtime.stage import Manifest, _key
 from tests.unit.dataset.world import random_log
 
 SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)
@@ -37,6 +38,26 @@ def test_stage_writes_the_contract_and_skips_when_true(run_dir):
     assert stage.run(clustered, run_dir).key == manifest.key and (out / SCHEMA).stat().st_mtime_ns == before
     assert "//" not in (out / SCHEMA).read_text() and "categories" not in (out / SCHEMA).read_text()
     assert Manifest.load(out).counts == manifest.counts
+
+
+def test_settings_of_the_other_split_leave_a_run_as_it_is(run_dir):
+    """Also one of a version that had no such settings."""
+    settings = {"filter": "k_core", "min_user": 3, "min_item": 3, "min_sequence": 3, "max_length": 50, "extend": None}
+    key = stage.run(Config(), run_dir).key
+    assert key == _key("prepare", settings, {"ingest": Manifest.load(run_dir / "ingest").key})
+    assert stage.run(Config.load(None, ["prepare.test_quantile=0.95"]), run_dir).key == key
+
+
+@pytest.mark.parametrize("settings, message", [
+    (["valid_from=2020-01-01"], "valid_from is of split=temporal, found split=leave_one_out"),
+    (["split=temporal", "valid_from=2020-02-01", "test_from=2020-02-01"], "must be before test_from"),
+    (["split=temporal", "test_quantile=0.8"], "valid_quantile (0.8) must be below test_quantile (0.8)"),
+    (["split=temporal", "valid_from=soon"], "prepare.valid_from"),
+    (["split=temporal", "targets=middle"], "prepare.targets"),
+])  # fmt: skip
+def test_settings_of_a_split_that_contradict_each_other(settings, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        Config.load(None, [f"prepare.{setting}" for setting in settings])
 
 
 def test_one_item_cannot_be_ranked(tmp_path):
