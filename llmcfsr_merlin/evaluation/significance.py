@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from llmcfsr_merlin.dataset.names import USER
+from llmcfsr_merlin.dataset.names import HISTORY_RULES, USER
 from llmcfsr_merlin.evaluation.metrics import gains
 from llmcfsr_merlin.evaluation.ranks import RANK, SEED, TARGET
 from llmcfsr_merlin.runtime.errors import InputError
@@ -29,12 +29,12 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> list[dict]:
-    """Compare `ranks` with `base` in every protocol that both hold, for every group and metric.
+    """Compare `ranks` with `base` in every protocol and history rule that both hold, for every group and metric.
 
     ranks, base: frames of rank_users, one row a user (and seed, where there is a SEED column). masks: of `group_masks`
-    on `base` (on one seed of it), in its user order. Returns rows {protocol, group, metric, base, value, difference,
-    relative, low, high, p, p_holm, count}: difference = value - base, [low, high] its percentile bootstrap interval,
-    p the two-sided paired sign-flip permutation test, p_holm corrected over all rows returned.
+    on `base` (on one seed of it), in its user order. Returns rows {protocol, history, group, metric, base, value,
+    difference, relative, low, high, p, p_holm, count}: difference = value - base, [low, high] its percentile bootstrap
+    interval, p the two-sided paired sign-flip permutation test, p_holm corrected over all rows of a history rule.
     Raises InputError where the two were not measured on the same users and targets.
     """
     users = base[USER].drop_duplicates().to_numpy()
@@ -43,8 +43,7 @@ def compare(
         raise ValueError(f"expected masks over the {len(users)} users of the base")
     generator = np.random.default_rng(seed)
     rows: list[dict] = []
-    p_values = []
-    for protocol, column in RANK.items():
+    for (protocol, rule), column in RANK.items():
         if column not in ranks or column not in base:
             continue
         ours, theirs = _user_gains(ranks, column, users, ks), _user_gains(base, column, users, ks)
@@ -54,11 +53,11 @@ def compare(
             for metric in ours:
                 value, reference = ours[metric][mask], theirs[metric][mask]
                 low, high, p = paired_test(value - reference, confidence, resamples, generator)
-                p_values.append(p)
                 mean, before = float(value.mean()), float(reference.mean())
                 rows.append(
                     {
                         "protocol": protocol,
+                        "history": rule,
                         "group": group,
                         "metric": metric,
                         "base": before,
@@ -71,8 +70,10 @@ def compare(
                         "count": int(mask.sum()),
                     }
                 )
-    for row, corrected in zip(rows, holm(p_values)):
-        row["p_holm"] = corrected
+    for rule in HISTORY_RULES:
+        of_rule = [row for row in rows if row["history"] == rule]
+        for row, corrected in zip(of_rule, holm([row["p"] for row in of_rule])):
+            row["p_holm"] = corrected
     return rows
 
 
