@@ -165,7 +165,7 @@ def _train(dataset: Dataset, config: Config, folder: Path, stage: str = "train")
         return {"model": config.model.name, "epochs": len(history), "weights": model.weights}
 
     settings = {
-        "model": config.model.model_dump(),
+        "model": config.model.trained_by(),
         "train": config.train.model_dump(exclude={"device"}),
         "exclude_history": config.evaluate.exclude_history,
         "tail_item": config.evaluate.tail_item,

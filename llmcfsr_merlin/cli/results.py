@@ -55,7 +55,7 @@ def said_ties(directory: Path) -> str:
 
     counts = Manifest.load(directory / "prepare").counts
     if "tied_last_two" not in counts:
-        return "whether the times of the last steps are tied is not known (prepared by an earlier version)"
+        return "whether the last steps share times is not known (prepared by an earlier version, or extended)"
     if counts.get("untimed"):
         return "the log has an order and no times"
     tied, users = counts["tied_last_two"], counts["users"]

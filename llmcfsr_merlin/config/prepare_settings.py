@@ -22,3 +22,12 @@ class PrepareConfig(Section):
     """Longest history that the model reads; older items are cut."""
     extend: str | None = None
     """Directory `prepare` of an earlier run to continue: its item codes stay, this run's log is a later day's."""
+    ties: Literal["source", "shuffle"] = "source"
+    """The order of a user's interactions at one time: that of the source, or shuffled by `seed`."""
+    seed: int = Field(42, ge=0)
+    """Of the order of ties (ties=shuffle)."""
+
+    @property
+    def tie_seed(self) -> int | None:
+        """Of the order of equal times; None: that of the source."""
+        return self.seed if self.ties == "shuffle" else None

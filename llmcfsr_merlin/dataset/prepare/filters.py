@@ -115,10 +115,10 @@ def _round(
     result dies, and the second answer must be the first one.
     """
     earlier = _rounds(bucket, number)
-    user, item = _load(bucket, earlier)
+    user, item, moment = _load(bucket, earlier)
     of_item, both = survivors(np, user, item, int(user[-1]) + 1 if len(user) else 1, keep, min_user, raw)
     if not both.all():
-        save_array(bucket / f"kept-{number:04d}.npy", np.stack([user[both], item[both]]))
+        save_array(bucket / f"kept-{number:04d}.npy", np.stack([user[both], item[both], moment[both]]))
     for path in earlier[:-1]:
         path.unlink(missing_ok=True)
     dropped = int((~of_item).sum())
@@ -126,8 +126,10 @@ def _round(
     return left, dropped, len(item) - dropped - int(both.sum())
 
 
-def load_kept(bucket: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A bucket's users and items (int32 positions, sorted by user and time) after the filters applied so far."""
+def load_kept(bucket: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the filters applied so far left of a bucket, sorted by user and time: its users and items (int32 positions)
+    and the moments of ties.moments (int32).
+    """
     return _load(bucket, _rounds(bucket, 10_000))
 
 
@@ -136,11 +138,12 @@ def _rounds(bucket: Path, number: int) -> list[Path]:
     return [path for path in sorted(bucket.glob("kept-*.npy")) if path.name < f"kept-{number:04d}"]
 
 
-def _load(bucket: Path, rounds: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+def _load(bucket: Path, rounds: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if rounds:
-        user, item = np.load(rounds[-1])
-        return user, item
-    return np.load(bucket / "user.npy"), np.load(bucket / "item.npy")
+        user, item, moment = np.load(rounds[-1])
+    else:
+        user, item, moment = (np.load(bucket / f"{name}.npy") for name in ("user", "item", "moment"))
+    return user, item, moment
 
 
 def _sum(results: list[tuple[np.ndarray, int, int]], items: int) -> tuple[np.ndarray, int, int]:

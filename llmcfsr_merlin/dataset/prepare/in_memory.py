@@ -24,6 +24,7 @@ from llmcfsr_merlin.dataset.prepare.order import order_rows
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, load_frame, no_ids, times
 from llmcfsr_merlin.dataset.prepare.sequences import HELD_OUT, write_rows
 from llmcfsr_merlin.dataset.prepare.shuffle import to_host
+from llmcfsr_merlin.dataset.prepare.ties import moments, tie_keys, tied_last, tied_report
 from llmcfsr_merlin.runtime.engine import Engine
 
 # Bytes of device memory that an interaction costs at the widest point, the texts of its ids apart: positions, time,
@@ -125,7 +126,7 @@ class InMemory:
         return self.user_ids[place].as_py()
 
     def filter(self, counts, settings: PrepareConfig) -> tuple[np.ndarray, dict]:
-        """Filter, then sort; the counts of items afterwards and the report of apply_filters."""
+        """Filter, then sort; the counts of items afterwards, and the reports of apply_filters and ties."""
         self.at = None
         counts, report = apply_filters(self._drop, counts, settings, len(self.users))
         with self._step("sort", len(self.users)):
@@ -134,8 +135,11 @@ class InMemory:
                 for values in (self.time, self.subsecond, self.row)
             )
             del self.time, self.subsecond, self.row, self.at
-            order = order_rows(self.xp, self.users, time, subsecond, row)
+            order = order_rows(self.xp, self.users, time, subsecond, tie_keys(self.xp, row, settings.tie_seed))
             self.users, self.items = self.users[order], self.items[order]
+            time, subsecond = (None if values is None else values[order] for values in (time, subsecond))
+            tied = tied_last(self.xp, self.users, moments(self.xp, self.users, time, subsecond))
+            report |= tied_report([tied])
         return to_host(counts), report
 
     def write(self, out: Path, code_of: np.ndarray, max_length: int) -> tuple[int, int, np.ndarray]:

@@ -33,9 +33,10 @@ from llmcfsr_merlin.dataset.names import (
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
 from llmcfsr_merlin.dataset.prepare.filters import apply_filters, bucket_rounds
 from llmcfsr_merlin.dataset.prepare.in_memory import InMemory, fits
-from llmcfsr_merlin.dataset.prepare.partitions import Chunk, no_ids, plan_chunks
+from llmcfsr_merlin.dataset.prepare.partitions import Chunk, no_ids, plan_chunks, untimed
 from llmcfsr_merlin.dataset.prepare.sequences import write_bucket
 from llmcfsr_merlin.dataset.prepare.shuffle import merge_items, scatter, sort_bucket, user_boundaries
+from llmcfsr_merlin.dataset.prepare.ties import tied_last_of, tied_report
 from llmcfsr_merlin.runtime.device import open_device
 from llmcfsr_merlin.runtime.engine import Engine, print_counts
 from llmcfsr_merlin.runtime.errors import InputError
@@ -58,7 +59,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     rows = sum(chunk.rows for chunk in chunks)
     cuts = user_boundaries(chunks, -(-rows // size), engine.workers)
     with ThreadPoolExecutor(1) as beside, ExitStack() as device:
-        log: InMemory | _InFiles = _InFiles(chunks, cuts, engine, folder)
+        log: InMemory | _InFiles = _InFiles(chunks, cuts, engine, folder, settings.tie_seed)
         if fits(chunks, engine.device_memory):
             log = InMemory(chunks, cuts, engine, *device.enter_context(open_device(engine.device_memory)))
         beside.submit(import_module, _ADAPTER)  # Merlin takes seconds to import, for it brings torch
@@ -68,7 +69,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
             if isinstance(log, _InFiles):
                 raise
             engine.say("the log does not fit the device after all: through files, in partitions")
-            log = _InFiles(chunks, cuts, engine, folder)
+            log = _InFiles(chunks, cuts, engine, folder, settings.tie_seed)
             device.close()
             nulls, raw, counts, filtered = _filtered(log, settings)
         disk = folder_size(folder)
@@ -83,6 +84,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
         users, train_rows, train = log.write(out, code_of, settings.max_length)
         proof.result()
     report = {"rows_in": rows, **nulls, **filtered, "partitions": len(chunks), "buckets": log.buckets}
+    report["untimed"] = untimed(chunks)
     report |= finish(out, ids, counts[order], train[FIRST_ITEM:], users, train_rows, settings)
     shutil.rmtree(folder, ignore_errors=True)
     report |= {"shuffle_mb": disk >> 20, "output_mb": folder_size(out) >> 20}
@@ -93,21 +95,22 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
 class _InFiles:
     """A log in partitions and buckets, files below `folder`: what InMemory does, for any size and on any engine."""
 
-    def __init__(self, chunks: list[Chunk], cuts: pa.Array, engine: Engine, folder: Path):
-        self.chunks, self.cuts, self.engine, self.folder = chunks, cuts, engine, folder
+    def __init__(self, chunks: list[Chunk], cuts: pa.Array, engine: Engine, folder: Path, seed: int | None):
+        self.chunks, self.cuts, self.engine, self.folder, self.seed = chunks, cuts, engine, folder, seed
 
     @property
     def buckets(self) -> int:
         return len(self._buckets)
 
     def load(self) -> tuple[dict[str, int], pa.Array, np.ndarray]:
-        nulls, raw, counts, self._buckets = shuffle(self.chunks, self.cuts, self.folder, self.engine)
+        nulls, raw, counts, self._buckets = shuffle(self.chunks, self.cuts, self.folder, self.engine, self.seed)
         return nulls, raw, counts
 
     def filter(self, counts: np.ndarray, settings: PrepareConfig) -> tuple[np.ndarray, dict]:
         drop = bucket_rounds(self._buckets, len(counts), self.engine)
         counts, report = apply_filters(drop, counts, settings, int(counts.sum()))
         self._left = int(counts.sum())
+        report |= tied_report(self.engine.map(tied_last_of, self._buckets, "ties", self._left))
         return counts, report
 
     def write(self, out: Path, code_of: np.ndarray, max_length: int) -> tuple[int, int, np.ndarray]:
@@ -133,15 +136,16 @@ def _categorify(ids: pa.Array, save: Path) -> None:
 
 
 def shuffle(
-    chunks: list[Chunk], cuts: pa.Array, folder: Path, engine: Engine
+    chunks: list[Chunk], cuts: pa.Array, folder: Path, engine: Engine, seed: int | None = None
 ) -> tuple[dict[str, int], pa.Array, np.ndarray, list[Path]]:
     """Bring each user's interactions together, in time order, in one bucket of `folder`; users are cut at `cuts`.
 
-    Returns the rows dropped for null ids, all raw item ids in order, their counts, and the buckets. A stopped run is
-    continued where it used the same partitions. Raises InputError where every id is null.
+    seed: of the order of equal times; None: that of the source. Returns the rows dropped for null ids, all raw item
+    ids in order, their counts, and the buckets. A stopped run is continued where it used the same partitions and seed.
+    Raises InputError where every id is null.
     """
     rows = sum(chunk.rows for chunk in chunks)
-    plan = hash_json([[chunk.pieces for chunk in chunks], cuts.to_pylist()])
+    plan = hash_json([[chunk.pieces for chunk in chunks], cuts.to_pylist(), seed])
     if not (folder / plan).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -152,7 +156,7 @@ def shuffle(
         raise no_ids(rows)
     raw, counts = merge_items(folder, chunks)
     buckets = sorted(path for path in folder.iterdir() if path.is_dir())
-    engine.map(partial(sort_bucket, gpu=engine.gpu), buckets, "sort", rows)
+    engine.map(partial(sort_bucket, gpu=engine.gpu, seed=seed), buckets, "sort", rows)
     return nulls, raw, counts, buckets
 
 
@@ -202,6 +206,10 @@ def _print(report: dict, settings: PrepareConfig, seconds: float) -> None:
     lines.append((f"history < {settings.min_sequence}", -report["min_sequence"]))
     lines.append(("interactions out", report["interactions"]))
     lines += [(name, report[name]) for name in ("users", "items", "mean_length", "sparsity", "train_rows")]
+    tied = " / ".join(f"{report[name]:,}" for name in ("tied_last_two", "tied_last_three"))
+    lines.append(("users whose last two / three share one time", tied))
+    if report["untimed"]:
+        lines.append(("times", "none: positions in an order"))
     lines.append(("interactions in a second", int(report["rows_in"] / seconds)))
     lines.append(("disk, for a while / to stay", f"{report['shuffle_mb']:,} / {report['output_mb']:,} MiB"))
     print_counts("prepare", lines)

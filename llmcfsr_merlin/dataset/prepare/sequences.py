@@ -20,7 +20,7 @@ def write_bucket(bucket: Path, *, out: Path, codes: Path, max_length: int) -> tu
 
     codes: a .npy of int64, item position -> Categorify code.
     """
-    user, item = load_kept(bucket)
+    user, item, _ = load_kept(bucket)
     if not len(user):
         return 0, 0, np.zeros(0, np.int64)
     first = np.flatnonzero(np.r_[True, user[1:] != user[:-1]])

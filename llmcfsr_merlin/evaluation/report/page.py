@@ -133,6 +133,7 @@ def _result_tables(
         groups = [group for group in GROUPS if any((key[0], key[2]) == (protocol, group) for key in values)]
         if not blocks or not groups:
             continue
+        recipes = {recipe for block in blocks for recipe in block.labels}
         users = {key[2]: value[2] for key, value in values.items() if key[0] == protocol}
         top = "".join(
             f'<th class="group" colspan="{len(names)}">{group}<br><small>{users[group]:,} users</small></th>'
@@ -146,7 +147,7 @@ def _result_tables(
             for recipe, label in labels.items():
                 cells = ""
                 for group, name in columns:
-                    value = _value(values, (protocol, rule, group, name), recipe, labels, base)
+                    value = _value(values, (protocol, rule, group, name), recipe, recipes, base)
                     cells += f"<td{_edge(name, names)}>{value}</td>"
                 mark = ' class="focus"' if recipe == focus else ""
                 body.append(f"<tr{mark}><td>{escape(recipe)}</td><td>{label}</td>{cells}</tr>")

@@ -103,6 +103,7 @@ def result_tables(
     tables = []
     for protocol in PROTOCOLS:
         blocks = history_blocks(metrics, protocol, served)
+        recipes = {recipe for block in blocks for recipe in block.labels}
         shown = [group for group in groups if any((key[0], key[2]) == (protocol, group) for key in values)]
         title = f"{protocol}: {protocol_title(protocol, negatives=negatives)}"
         for metric in names:
@@ -118,7 +119,7 @@ def result_tables(
                 table.add_column(f"{group}\n{users:,} users", justify="right")
             for rule, labels in blocks:
                 for recipe, label in labels.items():
-                    cells = [_cell(values, (protocol, rule, group, metric), recipe, labels) for group in shown]
+                    cells = [_cell(values, (protocol, rule, group, metric), recipe, recipes) for group in shown]
                     table.add_row(recipe, label, *cells)
                 table.add_section()
             tables.append(table)
