@@ -24,8 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import quality_tables
+from quality_tables import recipe_of
 
 from llmcfsr_merlin.cli.log import shown
+from llmcfsr_merlin.cli.results import said_ties
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import (
@@ -38,7 +40,9 @@ from llmcfsr_merlin.dataset.names import (
     TRAIN_HISTORY,
     VECTORS,
     VOCABULARY,
+    history_rule,
 )
+from llmcfsr_merlin.evaluation.groups import with_history
 from llmcfsr_merlin.evaluation.measure import compare_runs, measure
 from llmcfsr_merlin.evaluation.ranks import ScoreFunction
 from llmcfsr_merlin.evaluation.report.page import write_report
@@ -85,19 +89,13 @@ REWEIGHED: dict[str, tuple[str, ...] | float] = {
 }
 
 
-def _recipe(dataset: str) -> str | Path:
-    """A recipe beside this script, or one that ships."""
-    path = Path(__file__).parent / f"{dataset}.yaml"
-    return path if path.is_file() else dataset
-
-
 def _folder(dataset: str, name: str, seed: int) -> Path:
     return RUNS / dataset / f"{name}-{seed}"
 
 
 def base_run(dataset: str, overrides: list[str]) -> Dataset:
     """Ingest, prepare and embed of a dataset, once."""
-    config, run = Config.load(_recipe(dataset), overrides), RUNS / dataset / "base"
+    config, run = Config.load(recipe_of(dataset), overrides), RUNS / dataset / "base"
     run_stages(config, run, ("ingest", "prepare"))
     if any((run / "ingest" / ITEMS).glob("*.parquet")):
         run_stages(config, run, ("embed",))
@@ -115,7 +113,7 @@ def variant(base: Dataset, name: str) -> Dataset:
 def measure_model(recipe: str, dataset: Dataset, name: str, model: str, seed: int, overrides: list[str]) -> list[dict]:
     """Fit and rank one model preset; its metric rows."""
     settings = [f"train.seed={seed}", f"model.name={name}", *overrides]
-    config, folder = Config.load(_recipe(recipe), settings, model), _folder(recipe, name, seed)
+    config, folder = Config.load(recipe_of(recipe), settings, model), _folder(recipe, name, seed)
     if dataset.run is None and "content" in config.model.scorers:  # other vectors are compared by themselves
         config = config.with_settings({"model.scorers.content.lexical_share": 0.0})
     if not config.model.network:  # fitted in the time that reading it would take
@@ -128,13 +126,16 @@ def measure_model(recipe: str, dataset: Dataset, name: str, model: str, seed: in
 def measure_reweighed(recipe: str, dataset: Dataset, name: str, seed: int, overrides: list[str]) -> list[dict]:
     """Rank the trained llm_cfsr of a seed with other score weights; its metric rows."""
     settings = [f"train.seed={seed}", f"model.name={name}", *overrides]
-    config, folder = Config.load(_recipe(recipe), settings, FOCUS), _folder(recipe, name, seed)
+    config, folder = Config.load(recipe_of(recipe), settings, FOCUS), _folder(recipe, name, seed)
     trained, change = _folder(recipe, FOCUS, seed) / "train", REWEIGHED[name]
 
     def reweighed(scratch: Path) -> Ensemble:
         model = _load(config, trained)
         if isinstance(change, tuple):
-            model.set_weights(dict.fromkeys(change, 0.0))
+            none = dict.fromkeys(change, 0.0)
+            by_rule = {rule: weights | none for rule, weights in model.history_weights.items()}
+            model.set_weights(none)
+            model.history_weights = by_rule
             return model
         files = validation_sample(dataset, scratch, config.train)
         batches = ValidationBatches(files, ranked_users(dataset.shape.n_items), model.device)
@@ -164,7 +165,7 @@ def _train(dataset: Dataset, config: Config, folder: Path, stage: str = "train")
         return {"model": config.model.name, "epochs": len(history), "weights": model.weights}
 
     settings = {
-        "model": config.model.model_dump(),
+        "model": config.model.trained_by(),
         "train": config.train.model_dump(exclude={"device"}),
         "exclude_history": config.evaluate.exclude_history,
         "tail_item": config.evaluate.tail_item,
@@ -194,7 +195,7 @@ def _rank(
 
     def scores() -> ScoreFunction:
         with tempfile.TemporaryDirectory() as scratch:
-            return Ranker(model(Path(scratch)), bulk=True).scores
+            return Ranker(model(Path(scratch)), bulk=True).by_history(_rule(config))
 
     def work(out: Path) -> dict:
         recipes = {config.model.name: scores}
@@ -208,6 +209,10 @@ def _rank(
         inputs[trained] = []
     run_stage(folder, "evaluate", settings, inputs, work)
     return json.loads((folder / "evaluate" / METRICS).read_text())
+
+
+def _rule(config: Config) -> str:
+    return history_rule(config.evaluate.exclude_history)
 
 
 def _load(config: Config, folder: Path) -> Ensemble:
@@ -245,8 +250,9 @@ def report() -> None:
     """docs/results: one page a dataset, with paired tests of llm_cfsr against the others of the same seed."""
     everything = json.loads((RESULTS / "quality.json").read_text())
     for dataset in dict.fromkeys(row["dataset"] for row in everything if row["recipe"] == FOCUS):
+        config = Config.load(recipe_of(dataset))
         rows = [row for row in everything if row["dataset"] == dataset and "_on_" not in row["recipe"]]
-        config = Config.load(_recipe(dataset))
+        rows = with_history(rows, _rule(config))
         folder = RUNS / dataset
         seed = min(row["seed"] for row in rows if row["recipe"] == FOCUS)
         names = list(dict.fromkeys(row["recipe"] for row in rows))
@@ -275,7 +281,8 @@ def report() -> None:
             title=f"{dataset}: ranking quality",
             focus=FOCUS,
             base=BASE if BASE in names else "sasrec",
-            exclude_history=config.evaluate.exclude_history,
+            served=_rule(config),
+            tied=said_ties(folder / "base"),
             histories=curves,
             ablation=ablation,
             comparisons=comparisons,

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.names import history_rule
+from llmcfsr_merlin.evaluation.groups import with_history
+
 RESULTS = Path("docs/results")
 GROUPS = ("overall", "tail_item", "head_item", "tail_user", "head_user")
 PROTOCOLS = {"full": "full ranking", "sampled": "1 positive, 100 uniform negatives"}
@@ -33,8 +37,19 @@ GOALS = [
 ]
 
 
+def recipe_of(dataset: str) -> str | Path:
+    """A recipe beside this script, or one that ships."""
+    path = Path(__file__).parent / f"{dataset}.yaml"
+    return path if path.is_file() else dataset
+
+
+def served(dataset: str) -> str:
+    """The history rule that the recipe serves by."""
+    return history_rule(Config.load(recipe_of(dataset)).evaluate.exclude_history)
+
+
 def goals(frame: pd.DataFrame) -> list[str]:
-    """Markdown table of what llm_cfsr reaches of the goals on one data set, by means over seeds."""
+    """Markdown table of what llm_cfsr reaches of the goals on one data set and history rule, by means over seeds."""
     means = frame.groupby(["protocol", "group", "metric", "recipe"])["value"].mean()
     lines = ["| protocol | group | metric | llm_cfsr | against | relative | goal | |", "|---" * 8 + "|"]
     for protocol, group, metric, others, wanted in GOALS:
@@ -53,16 +68,19 @@ def goals(frame: pd.DataFrame) -> list[str]:
 
 def tables(rows: list[dict]) -> str:
     """Markdown of all metric rows of quality.json."""
-    frame = pd.DataFrame(rows)
+    rules = {dataset: served(dataset) for dataset in dict.fromkeys(row["dataset"] for row in rows)}
+    frame = pd.DataFrame([known for row in rows for known in with_history([row], rules[row["dataset"]])])
     frame = frame[frame["group"].isin(GROUPS) & frame["metric"].isin(("hr@10", "ndcg@10"))]
     text = [
         "# Result tables", "",
         "Made by `benchmarks/quality_tables.py` from `quality.json`; what to read from them: [README.md](README.md).",
-        "HR@10 / NDCG@10, mean of the seeds; in brackets their standard deviation.", "",
+        "HR@10 / NDCG@10, mean of the seeds; in brackets their standard deviation. History: masked, the user's own",
+        "items are left out of full ranking; kept, they are ranked too; first the rule that the recipe serves by.", "",
     ]  # fmt: skip
     for dataset, of_dataset in frame.groupby("dataset"):
         if FOCUS in set(of_dataset["recipe"]):
-            text += [f"## {dataset}: goals", "", *goals(of_dataset), ""]
+            of_rule = of_dataset[of_dataset["history"] == rules[dataset]]
+            text += [f"## {dataset}: goals", "", *goals(of_rule), ""]
         for part, belongs in PARTS.items():
             chosen = of_dataset[of_dataset["recipe"].map(belongs)]
             if chosen.empty:
@@ -71,23 +89,28 @@ def tables(rows: list[dict]) -> str:
                 whole = "without_lexical_share" if part.startswith("vectors") else FOCUS
                 chosen = pd.concat([of_dataset[of_dataset["recipe"] == whole], chosen])
             for protocol, name in PROTOCOLS.items():
-                text += [f"## {dataset}, {name}: {part}", "", *_table(chosen[chosen["protocol"] == protocol]), ""]
+                lines = _table(chosen[chosen["protocol"] == protocol], rules[dataset])
+                text += [f"## {dataset}, {name}: {part}", "", *lines, ""]
     return "\n".join(text)
 
 
-def _table(frame: pd.DataFrame) -> list[str]:
+def _table(frame: pd.DataFrame, first: str) -> list[str]:
     if frame.empty:
         return ["not measured"]
     counts = frame.groupby("group")["count"].first()
     groups = [group for group in GROUPS if group in counts]
-    found = frame.groupby(["recipe", "group", "metric"])["value"].agg(["mean", "std"])
-    seeds = frame.groupby("recipe")["seed"].nunique()
-    overall = found["mean"].xs(("overall", "ndcg@10"), level=("group", "metric")).sort_values(ascending=False)
-    lines = ["| model | seeds | " + " | ".join(f"{group} ({counts[group]:,})" for group in groups) + " |"]
-    lines.append("|---" * (len(groups) + 2) + "|")
-    for recipe in overall.index:
-        cells = [_cell(*(found.loc[(recipe, group, metric)] for metric in ("hr@10", "ndcg@10"))) for group in groups]
-        lines.append(f"| {recipe} | {seeds[recipe]} | " + " | ".join(cells) + " |")
+    lines = ["| model | history | seeds | " + " | ".join(f"{group} ({counts[group]:,})" for group in groups) + " |"]
+    lines.append("|---" * (len(groups) + 3) + "|")
+    for rule in sorted(frame["history"].unique(), key=lambda rule: rule != first):
+        of_rule = frame[frame["history"] == rule]
+        found = of_rule.groupby(["recipe", "group", "metric"])["value"].agg(["mean", "std"])
+        seeds = of_rule.groupby("recipe")["seed"].nunique()
+        overall = found["mean"].xs(("overall", "ndcg@10"), level=("group", "metric")).sort_values(ascending=False)
+        for recipe in overall.index:
+            cells = [
+                _cell(*(found.loc[(recipe, group, metric)] for metric in ("hr@10", "ndcg@10"))) for group in groups
+            ]
+            lines.append(f"| {recipe} | {rule} | {seeds[recipe]} | " + " | ".join(cells) + " |")
     return lines
 
 

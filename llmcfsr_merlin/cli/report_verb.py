@@ -17,10 +17,10 @@ def _arguments(parser: ArgumentParser) -> None:
 
 def _run(arguments: Namespace) -> None:
     """RUN/report/report.html from the run's metrics, training curves, paired tests and a few users."""
-    from llmcfsr_merlin.cli.results import paired
+    from llmcfsr_merlin.cli.results import paired, read_metrics, said_ties
     from llmcfsr_merlin.config.load import Config
     from llmcfsr_merlin.dataset import examples
-    from llmcfsr_merlin.dataset.names import CASES, METRICS, RANKS
+    from llmcfsr_merlin.dataset.names import CASES, RANKS
     from llmcfsr_merlin.evaluation.cases import said_negatives
     from llmcfsr_merlin.evaluation.report.page import PAGE, write_report
     from llmcfsr_merlin.recommender import Recommender
@@ -29,9 +29,9 @@ def _run(arguments: Namespace) -> None:
 
     directory = arguments.run
     Manifest.load(directory / "evaluate").verify(directory / "evaluate")
-    metrics = json.loads((directory / "evaluate" / METRICS).read_text())
-    names = list(dict.fromkeys(row["recipe"] for row in metrics))
     settings = Config.recorded(directory)
+    metrics, served = read_metrics(settings, directory)
+    names = list(dict.fromkeys(row["recipe"] for row in metrics))
     chosen = examples.pick(directory, arguments.users)
     recommender = Recommender.load(directory)
     answers = recommender.answer([s[:-1] for s in chosen.values()], 10, exclude_seen=settings.evaluate.exclude_history)
@@ -58,7 +58,8 @@ def _run(arguments: Namespace) -> None:
             focus=settings.model.name,
             base="sasrec" if "sasrec" in names else names[-1],
             negatives=said_negatives(directory / "evaluate" / CASES),
-            exclude_history=settings.evaluate.exclude_history,
+            served=served,
+            tied=said_ties(directory),
             histories={name: epochs for name, path in curves.items() if (epochs := _epochs(path))},
             comparisons={
                 base: paired(ranks, settings.model.name, ranks, base, directory, settings)

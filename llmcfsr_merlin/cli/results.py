@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmcfsr_merlin.dataset.names import CASES, ITEM, METRICS
+from llmcfsr_merlin.dataset.names import CASES, ITEM, METRICS, history_rule
 from llmcfsr_merlin.runtime.console import show
 
 if TYPE_CHECKING:
@@ -29,14 +29,37 @@ def show_stages(manifests: Mapping[str, "Manifest"]) -> None:
 def show_results(config: "Config", directory: Path) -> str:
     """Print the result tables; returns the JSON line."""
     from llmcfsr_merlin.evaluation.cases import said_negatives
+    from llmcfsr_merlin.evaluation.report.artefact import artefact_table
     from llmcfsr_merlin.evaluation.report.tables import json_line, result_tables
 
-    metrics = json.loads((directory / "evaluate" / METRICS).read_text())
-    settings = config.evaluate
+    metrics, served = read_metrics(config, directory)
     negatives = said_negatives(directory / "evaluate" / CASES)
-    for table in result_tables(metrics, negatives=negatives, exclude_history=settings.exclude_history):
+    for table in result_tables(metrics, negatives=negatives, served=served):
         show(table)
+    if (tied := said_ties(directory)) and (artefact := artefact_table(metrics, served, tied)):
+        show(artefact)
     return json_line(metrics)
+
+
+def read_metrics(config: "Config", directory: Path) -> tuple[list[dict], str]:
+    """The metric rows of a run, and the history rule that its recipe serves by."""
+    from llmcfsr_merlin.evaluation.groups import with_history
+
+    served = history_rule(config.evaluate.exclude_history)
+    return with_history(json.loads((directory / "evaluate" / METRICS).read_text()), served), served
+
+
+def said_ties(directory: Path) -> str:
+    """What the order of a run's last steps rests on, where it is not times that differ; else nothing."""
+    from llmcfsr_merlin.runtime.manifest import Manifest
+
+    counts = Manifest.load(directory / "prepare").counts
+    if "tied_last_two" not in counts:
+        return "whether the last steps share times is not known (prepared by an earlier version, or extended)"
+    if counts.get("untimed"):
+        return "the log has an order and no times"
+    tied, users = counts["tied_last_two"], counts["users"]
+    return f"{tied:,} of {users:,} users' last two interactions share one time" if tied else ""
 
 
 def show_user(run_dir: Path | None, user: str | None, history: Sequence[str], found: "pd.DataFrame") -> None:

@@ -18,7 +18,8 @@ class EvaluateConfig(Section):
     sampled_negatives: int = Field(100, ge=1)
     """Items drawn per user, none of them in the user's sequence (protocol sampled)."""
     exclude_history: bool = False
-    """Full protocol: leave the user's history (but never the target) out of the ranking."""
+    """The rule that the recipe serves by: leave the user's history (but never the target) out of full ranking. It
+    chooses epochs and score weights; both rules are measured, each with weights calibrated for it."""
     tail_item: int = Field(4, ge=1)
     """An item with fewer interactions is a tail item (papers: Yelp 13, Fashion 4, Beauty 4)."""
     tail_user: int = Field(9, ge=1)

@@ -28,6 +28,15 @@ class ModelConfig(Section):
             raise ValueError(f"expected at least one scorer out of {', '.join(SCORERS)} or module:Class, found none")
         return found
 
+    def trained_by(self) -> dict:
+        """What the key of a training holds. `transitions.directed` only where it is off: what was trained before there
+        was this choice stands.
+        """
+        settings = self.model_dump()
+        if settings["scorers"].get("transitions", {}).get("directed"):
+            del settings["scorers"]["transitions"]["directed"]
+        return settings
+
     @property
     def extensions(self) -> tuple[str, ...]:
         """What it names from outside this package, `module:Class`."""

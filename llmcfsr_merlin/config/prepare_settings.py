@@ -35,6 +35,10 @@ class PrepareConfig(Section):
     """split=temporal: test begins at this quantile of the times of all interactions."""
     targets: Literal["last", "first", "all"] = "last"
     """split=temporal: which of a user's interactions of validation, and of test, are to be found."""
+    ties: Literal["source", "shuffle"] = "source"
+    """The order of a user's interactions at one time: that of the source, or shuffled by `seed`."""
+    seed: int = Field(42, ge=0)
+    """Of the order of ties (ties=shuffle)."""
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -54,3 +58,8 @@ class PrepareConfig(Section):
                 f"valid_quantile ({self.valid_quantile}) must be below test_quantile ({self.test_quantile})"
             )
         return self
+
+    @property
+    def tie_seed(self) -> int | None:
+        """Of the order of equal times; None: that of the source."""
+        return self.seed if self.ties == "shuffle" else None

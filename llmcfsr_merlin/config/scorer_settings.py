@@ -80,6 +80,8 @@ class TransitionSettings(Section):
 
     neighbours: int = Field(100, ge=1)
     """Items kept per item, those with the largest weight."""
+    directed: bool = True
+    """What came before counts less than what came after; false: both alike, for logs whose order is not time."""
 
 
 class PopularitySettings(Section):

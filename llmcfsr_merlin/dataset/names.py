@@ -21,6 +21,10 @@ HAS_TEXT = "has_text"  # bool, false where the item had no attribute and carries
 PAD, NULL, OOV = 0, 1, 2
 FIRST_ITEM = 3  # row r of every item-side array belongs to code r; rows below this are never recommended
 
+# What full ranking does with the user's own items: masked leaves them out (never the target), kept ranks them too.
+MASKED, KEPT = "masked", "kept"
+HISTORY_RULES = (MASKED, KEPT)
+
 # Histories are padded on the RIGHT (as in Transformers4Rec): [a, b, c, 0, 0].
 
 
@@ -40,7 +44,12 @@ LEXICAL = "lexical"  # embed: the same, of the words alone
 MODEL_WEIGHTS = "model.safetensors"  # train: all weights and frozen buffers
 MODEL_CONFIG = "model.json"  # train: what is needed to build the network before the weights are read
 TRAIN_HISTORY = "history.json"  # train: one dict an epoch: epoch, loss, ndcg@10, hr@10, seconds
-METRICS = "metrics.json"  # evaluate: list of {recipe, seed, protocol, group, metric, value, count}
-RANKS = "ranks.parquet"  # evaluate: one row a recipe and user; the target's rank in each protocol
+METRICS = "metrics.json"  # evaluate: list of {recipe, seed, protocol, history, weights, group, metric, value, count}
+RANKS = "ranks.parquet"  # evaluate: one row a recipe and user; the target's rank in each protocol and history rule
 CASES = "cases.parquet"  # evaluate: one row a user, its sequence and the stored negatives of the sampled protocol
 MODEL_REPOSITORY = "model_repo"  # export: the Triton model repository
+
+
+def history_rule(exclude_history: bool) -> str:
+    """The rule that `evaluate.exclude_history` names."""
+    return MASKED if exclude_history else KEPT

@@ -31,6 +31,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     previous = Path(config.prepare.extend) if config.prepare.extend else None
     # Settings of the other split decide on nothing, so that an earlier run stands.
     settings = config.prepare.model_dump(mode="json", exclude=None if config.prepare.split == "temporal" else _TEMPORAL)
+    if config.prepare.ties == "source":  # as before there was a choice: what was prepared then stands
+        del settings["ties"], settings["seed"]
     if previous is not None:
         earlier = Manifest.load(previous)
         earlier.check_format(previous)

@@ -35,13 +35,15 @@ class Cases:
     """A batch of users, ready to be ranked.
 
     users: object [B]. histories: int64 [B, L] right-padded, at most `max_length` last items. targets: int64 [B].
-    seen: for each user int64 codes of the whole history, target left out. lengths: int64 [B], untruncated history
-    lengths. candidates: int64 [B, n], PAD where a user has fewer than n. tie: float64 [B].
+    last: int64 [B], the item before the target. seen: for each user int64 codes of the whole history, target left out.
+    lengths: int64 [B], untruncated history lengths. candidates: int64 [B, n], PAD where a user has fewer than n.
+    tie: float64 [B].
     """
 
     users: np.ndarray
     histories: np.ndarray
     targets: np.ndarray
+    last: np.ndarray
     seen: list[np.ndarray]
     lengths: np.ndarray
     candidates: np.ndarray
@@ -131,6 +133,7 @@ def read_cases(path: Path, max_length: int, batch_size: int) -> Iterator[Cases]:
                 users=batch.column(USER).to_numpy(zero_copy_only=False),
                 histories=_padded(histories),
                 targets=targets,
+                last=np.array([sequence[-2] for sequence in sequences]),
                 seen=[sequence[:-1][sequence[:-1] != target] for sequence, target in zip(sequences, targets)],
                 lengths=np.array([len(sequence) - 1 for sequence in sequences]),
                 candidates=_padded(lists_of(batch.column(CANDIDATES))),

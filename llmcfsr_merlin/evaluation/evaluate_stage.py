@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import LEXICAL, SEQUENCES, VECTORS, VOCABULARY
+from llmcfsr_merlin.dataset.names import LEXICAL, SEQUENCES, VECTORS, VOCABULARY, history_rule
 from llmcfsr_merlin.evaluation.measure import measure
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.layout import BASELINES
@@ -28,7 +28,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
         dataset = Dataset(run_dir / "prepare", run_dir / "embed", config.prepare.max_length)
         device = str(choose_device(config.train.device))
         allow = [*config.model.extensions, *(name for other in others.values() for name in other.model.extensions)]
-        models = {name: partial(_trained, run_dir / folder, device, allow) for name, folder in folders.items()}
+        rule = history_rule(config.evaluate.exclude_history)
+        models = {name: partial(_trained, run_dir / folder, device, allow, rule) for name, folder in folders.items()}
         for name, other in others.items():
             if name not in folders:
                 models[name] = partial(_fitted, other, dataset, out / f".{name}")
@@ -54,11 +55,15 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     return manifest
 
 
-def _trained(folder: Path, device: str, allow: list[str]):
-    return Recommender.load(folder, device, bulk=True, allow=allow).ranker.scores
+def _trained(folder: Path, device: str, allow: list[str], rule: str):
+    return Recommender.load(folder, device, bulk=True, allow=allow).ranker.by_history(rule)
 
 
 def _fitted(config: Config, dataset: Dataset, scratch: Path):
-    model, _ = fit_model(config.model, config.train, dataset, scratch)
+    settings = config.evaluate
+    model, _ = fit_model(
+        config.model, config.train, dataset, scratch, exclude_history=settings.exclude_history,
+        tail_item=settings.tail_item,
+    )  # fmt: skip
     shutil.rmtree(scratch)
-    return Ranker(model, bulk=True).scores
+    return Ranker(model, bulk=True).by_history(history_rule(settings.exclude_history))

@@ -1,6 +1,6 @@
 """Groups of test cases: head and tail, cold items, popularity deciles, and the metrics of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,9 @@ import pandas as pd
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.dataset.user_histories import read_sequences
 from llmcfsr_merlin.evaluation.metrics import MetricSums
-from llmcfsr_merlin.evaluation.ranks import HISTORY_LENGTH, RANK, TARGET
+from llmcfsr_merlin.evaluation.ranks import HISTORY_LENGTH, LAST, RANK, TARGET
 
+LAST_PAIR = {"last_pair_ascending": 1, "last_pair_descending": -1}  # group -> sign of the step in catalogue order
 DECILES = tuple(f"decile_{number}" for number in range(1, 11))
 
 
@@ -37,8 +38,25 @@ def user_counts(prepare: Path, rows: int) -> np.ndarray:
     return counts
 
 
+def catalogue_order(ids: Sequence[str]) -> np.ndarray:
+    """The place of each raw item id, int64 [N], in a file sorted by item: by number if all are numbers, else by text.
+
+    >>> catalogue_order(["10", "9", "B0"]).tolist(), catalogue_order(["10", "9"]).tolist()
+    ([0, 1, 2], [1, 0])
+    """
+    texts = np.asarray(ids, dtype=str)
+    numbers = len(texts) > 0 and all(text.isdecimal() and len(text) < 19 for text in texts.tolist())
+    return np.unique(texts.astype(np.int64) if numbers else texts, return_inverse=True)[1].astype(np.int64)
+
+
 def group_masks(
-    ranks: pd.DataFrame, counts: np.ndarray, train_counts: np.ndarray, *, tail_item: int, tail_user: int
+    ranks: pd.DataFrame,
+    counts: np.ndarray,
+    train_counts: np.ndarray,
+    *,
+    tail_item: int,
+    tail_user: int,
+    order: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Group name -> bool [users of `ranks`].
 
@@ -46,11 +64,18 @@ def group_masks(
     the papers' code, test clicks included (evaluate.popularity_from). tail_item: a smaller count of the target;
     tail_user: shorter untruncated history (train and valid items at test).
     cold_item: target never seen in training. decile_1..10: training popularity of the target, 10 the highest.
+    order: int64 [V], places of the items in the catalogue's order (catalogue_order), for the groups LAST_PAIR: users
+    whose target comes after their item before it, or before it. In a log that is sorted by item where times are equal,
+    the one group holds pairs in an order that nobody clicked in.
     """
     target = ranks[TARGET].to_numpy()
     tail = np.asarray(counts)[target] < tail_item
     short = ranks[HISTORY_LENGTH].to_numpy() < tail_user
     decile = popularity_deciles(np.asarray(train_counts)[FIRST_ITEM:])[target - FIRST_ITEM]
+    pairs = {}
+    if order is not None and LAST in ranks:  # files of earlier versions have no LAST
+        step = np.sign(order[target] - order[ranks[LAST].to_numpy()])
+        pairs = {name: step == sign for name, sign in LAST_PAIR.items()}
     return {
         "overall": np.ones(len(ranks), bool),
         "tail_item": tail,
@@ -59,33 +84,67 @@ def group_masks(
         "head_user": ~short,
         "cold_item": np.asarray(train_counts)[target] == 0,
         **{name: decile == number for number, name in enumerate(DECILES, 1)},
+        **pairs,
     }
 
 
 def group_metrics(
-    ranks: pd.DataFrame, masks: dict[str, np.ndarray], ks: Sequence[int], *, dataset: str, recipe: str, seed: int
+    ranks: pd.DataFrame,
+    masks: dict[str, np.ndarray],
+    ks: Sequence[int],
+    *,
+    dataset: str,
+    recipe: str,
+    seed: int,
+    weights: Mapping[str, str] | None = None,
 ) -> list[dict]:
-    """Rows {dataset, recipe, seed, protocol, group, metric, value, count} of every protocol that `ranks` holds.
+    """Rows {dataset, recipe, seed, protocol, history, weights, group, metric, value, count} of every protocol and
+    history rule that `ranks` holds.
 
+    weights: history rule -> the rule that the score weights were chosen for (Ranking.weights); None: each has its own.
     Empty groups are left out: a mean over nobody is not zero.
     """
     rows = []
-    for protocol, column in RANK.items():
+    for (protocol, rule), column in RANK.items():
         if column not in ranks:
             continue
         places = ranks[column].to_numpy()
+        about = _about(dataset, recipe, seed, protocol, rule, weights)
         for group, mask in masks.items():
             if not mask.any():
                 continue
             sums = MetricSums(ks)
             sums.add(places[mask])
-            about = {"dataset": dataset, "recipe": recipe, "seed": seed, "protocol": protocol, "group": group}
             for metric, value in sums.means().items():
-                rows.append({**about, "metric": metric, "value": value, "count": sums.count})
+                rows.append({**about, "group": group, "metric": metric, "value": value, "count": sums.count})
     return rows
 
 
-def catalogue_metrics(values: dict[str, float], count: int, *, dataset: str, recipe: str, seed: int) -> list[dict]:
+def catalogue_metrics(
+    values: Mapping[str, Mapping[str, float]],
+    count: int,
+    *,
+    dataset: str,
+    recipe: str,
+    seed: int,
+    weights: Mapping[str, str] | None = None,
+) -> list[dict]:
     """The catalogue metrics of Ranking.catalogue in the same form (protocol full, group overall)."""
-    about = {"dataset": dataset, "recipe": recipe, "seed": seed, "protocol": "full", "group": "overall"}
-    return [{**about, "metric": name, "value": value, "count": count} for name, value in values.items()]
+    return [
+        {**_about(dataset, recipe, seed, "full", rule, weights), "group": "overall", "metric": metric, "value": value,
+         "count": count}
+        for rule, of_rule in values.items()
+        for metric, value in of_rule.items()
+    ]  # fmt: skip
+
+
+def _about(dataset: str, recipe: str, seed: int, protocol: str, rule: str, weights: Mapping[str, str] | None) -> dict:
+    chosen = rule if weights is None else weights[rule]
+    return {
+        "dataset": dataset, "recipe": recipe, "seed": seed, "protocol": protocol, "history": rule, "weights": chosen,
+    }  # fmt: skip
+
+
+def with_history(metrics: Sequence[dict], rule: str) -> list[dict]:
+    """Metric rows, with the history rule `rule` where an earlier version wrote none: it measured the recipe's alone."""
+    return [row if "history" in row else {**row, "history": rule, "weights": rule} for row in metrics]

@@ -1,5 +1,4 @@
-"""The evaluate stage's work: every recipe ranked on the same stored cases, ranks and metrics written.
-"""
+"""The evaluate stage's work: every recipe ranked on the same stored cases, ranks and metrics written."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -10,10 +9,17 @@ import pandas as pd
 
 from llmcfsr_merlin.config.evaluate_settings import EvaluateConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import CASES, METRICS, RANKS, VOCABULARY
+from llmcfsr_merlin.dataset.names import CASES, FIRST_ITEM, METRICS, RANKS, VOCABULARY, history_rule
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation.cases import said_negatives, write_cases
-from llmcfsr_merlin.evaluation.groups import DECILES, catalogue_metrics, group_masks, group_metrics, user_counts
+from llmcfsr_merlin.evaluation.groups import (
+    DECILES,
+    catalogue_metrics,
+    catalogue_order,
+    group_masks,
+    group_metrics,
+    user_counts,
+)
 from llmcfsr_merlin.evaluation.ranks import RECIPE, ScoreFunction, rank_users, read_ranks, write_ranks
 from llmcfsr_merlin.evaluation.significance import compare, distinct_cases
 from llmcfsr_merlin.runtime.errors import InputError
@@ -46,6 +52,7 @@ def measure(
             protocols, what = ("full",), "everybody had all of them, so only the full protocol is measured"
         _log.warning("the catalogue has too few items for evaluate.sampled_negatives=%d: %s", negatives, what)
     counts = tail_counts(prepare, settings)
+    order = np.r_[np.zeros(FIRST_ITEM, np.int64), catalogue_order(dataset.vocabulary.ids.tolist())]
     metrics: list[dict] = []
 
     def ranked(model: str) -> pd.DataFrame:
@@ -56,17 +63,15 @@ def measure(
             max_length=dataset.max_length,
             protocols=protocols,
             ks=settings.ks,
-            exclude_history=settings.exclude_history,
             batch_size=settings.batch_size,
             name=model,
         )
         masks = group_masks(
-            result.ranks, counts, train_counts, tail_item=settings.tail_item, tail_user=settings.tail_user
+            result.ranks, counts, train_counts, tail_item=settings.tail_item, tail_user=settings.tail_user, order=order
         )
-        metrics.extend(group_metrics(result.ranks, masks, settings.ks, dataset=name, recipe=model, seed=seed))
-        metrics.extend(
-            catalogue_metrics(result.catalogue, len(result.ranks), dataset=name, recipe=model, seed=seed)
-        )
+        about: dict = {"dataset": name, "recipe": model, "seed": seed, "weights": result.weights}
+        metrics.extend(group_metrics(result.ranks, masks, settings.ks, **about))
+        metrics.extend(catalogue_metrics(result.catalogue, len(result.ranks), **about))
         return result.ranks
 
     write_ranks(directory / RANKS, ((model, seed, ranked(model)) for model in models))
@@ -84,7 +89,7 @@ def compare_runs(
     """
     frames = []
     for path, name in ((ranks, recipe), (base_ranks, base)):
-        frame = read_ranks(path, name)
+        frame = read_ranks(path, name, history_rule(settings.exclude_history))
         if frame.empty:
             known = ", ".join(sorted(read_ranks(path)[RECIPE].unique()))
             raise InputError(f"{path}: expected ranks of recipe {name!r}, found {known}")

@@ -1,11 +1,11 @@
 """Ranks of all users for any scorer, in batches: memory holds one batch of scores and a few numbers a user.
 
 >>> write_cases(run / "prepare", cases, rows=len(vocabulary))  # doctest: +SKIP
->>> result = rank_users(ranker.scores, cases, train_counts=vocabulary.train_counts, max_length=50)  # doctest: +SKIP
+>>> result = rank_users(ranker.by_history(KEPT), cases, train_counts=counts, max_length=50)  # doctest: +SKIP
 >>> write_ranks(out / RANKS, [("llm_cfsr", 42, result.ranks)])  # doctest: +SKIP
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,28 +17,36 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD, USER
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, HISTORY_RULES, KEPT, MASKED, PAD, USER
 from llmcfsr_merlin.evaluation.cases import Cases, read_cases
 from llmcfsr_merlin.evaluation.metrics import CatalogueSums, rank_of_target
 from llmcfsr_merlin.scoring.ranker import select_top_k
 
-ScoreFunction = Callable[[Tensor], Tensor]  # histories int64 [B, L] -> float32 [B, V]
+# Histories int64 [B, L] -> scores float32 [B, V]; or history rule -> scores, where the rules have weights of their own.
+# A rule that is not among them is ranked by the scores of the other.
+ScoreFunction = Callable[[Tensor], Tensor | Mapping[str, Tensor]]
 
 TARGET = "target"  # int64, code of the held-out item
 HISTORY_LENGTH = "history_length"  # int64, untruncated
-RANK = {"full": "rank_full", "sampled": "rank_sampled"}  # protocol -> int64 column, 1-based
+LAST = "last"  # int64, code of the item before it
+PROTOCOLS = ("full", "sampled")
+# (protocol, history rule) -> int64 column, 1-based. Sampled candidates are no items of the history, so that there the
+# rules differ by their score weights alone.
+RANK = {(protocol, rule): f"rank_{protocol}_{rule}" for protocol in PROTOCOLS for rule in HISTORY_RULES}
 RECIPE, SEED = "recipe", "seed"
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """ranks: one row a user (USER, TARGET, HISTORY_LENGTH and a RANK column a protocol).
+    """ranks: one row a user (USER, TARGET, LAST, HISTORY_LENGTH and a RANK column a protocol and history rule).
 
-    catalogue: coverage@K, gini@K, arp@K of the full-catalogue lists; empty without the full protocol.
+    catalogue: history rule -> coverage@K, gini@K, arp@K of the full-catalogue lists; empty without the full protocol.
+    weights: history rule -> the rule that the score weights were chosen for.
     """
 
     ranks: pd.DataFrame
-    catalogue: dict[str, float]
+    catalogue: dict[str, dict[str, float]]
+    weights: dict[str, str]
 
 
 @torch.inference_mode()
@@ -48,37 +56,48 @@ def rank_users(
     *,
     train_counts: np.ndarray,
     max_length: int,
-    protocols: Sequence[str] = ("full", "sampled"),
+    protocols: Sequence[str] = PROTOCOLS,
     ks: Sequence[int] = (5, 10, 20),
-    exclude_history: bool = False,
     batch_size: int = 256,
     name: str = "evaluate",
 ) -> Ranking:
-    """Rank the target of every case.
+    """Rank the target of every case under both history rules; users are scored once.
 
-    full: among all real items. exclude_history leaves the items of the untruncated history out (the target is always
-    in, also where it is a repeat). sampled: among the stored negatives. train_counts: int64 [V], fixes V.
+    full: among all real items; masked leaves the items of the untruncated history out (the target is always in, also
+    where it is a repeat), kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.
     Raises ValueError where the scorer returns another shape than [B, V] or NaN.
     """
     rows = len(train_counts)
-    catalogue = CatalogueSums(ks, train_counts)
+    catalogue = {rule: CatalogueSums(ks, train_counts) for rule in HISTORY_RULES}
+    weights = {rule: rule for rule in HISTORY_RULES}
     found: list[dict[str, np.ndarray]] = []
     total = pq.read_metadata(cases).num_rows
     with tqdm(total=total, desc=name, unit=" users", disable=None) as progress:
         for batch in read_cases(cases, max_length, batch_size):
             scores = scorer(torch.from_numpy(batch.histories))
-            if scores.shape != (len(batch.users), rows):
-                raise ValueError(f"expected scores [{len(batch.users)}, {rows}], found {list(scores.shape)} ({name})")
-            part = {USER: batch.users, TARGET: batch.targets, HISTORY_LENGTH: batch.lengths}
-            if "sampled" in protocols:
-                part[RANK["sampled"]] = _sampled_ranks(scores, batch)
-            if "full" in protocols:
-                part[RANK["full"]], top = _full_ranks(scores, batch, max(ks), exclude_history)
-                catalogue.add(top)
+            if isinstance(scores, Tensor):
+                scores = dict.fromkeys(HISTORY_RULES, scores)
+            weights = {rule: rule if rule in scores else next(iter(scores)) for rule in HISTORY_RULES}
+            part = {USER: batch.users, TARGET: batch.targets, LAST: batch.last, HISTORY_LENGTH: batch.lengths}
+            sampled: dict[int, np.ndarray] = {}
+            for rule in HISTORY_RULES:
+                of_rule = scores[weights[rule]]
+                if of_rule.shape != (len(batch.users), rows):
+                    raise ValueError(
+                        f"expected scores [{len(batch.users)}, {rows}], found {list(of_rule.shape)} ({name})"
+                    )
+                if "full" in protocols:
+                    part[RANK["full", rule]], top = _full_ranks(of_rule, batch, max(ks), rule == MASKED)
+                    catalogue[rule].add(top)
+                if "sampled" in protocols:
+                    if id(of_rule) not in sampled:
+                        sampled[id(of_rule)] = _sampled_ranks(of_rule, batch)
+                    part[RANK["sampled", rule]] = sampled[id(of_rule)]
             found.append(part)
             progress.update(len(batch.users))
     frame = pd.DataFrame({column: np.concatenate([part[column] for part in found]) for column in found[0]})
-    return Ranking(frame, catalogue.values() if "full" in protocols else {})
+    spread = {rule: sums.values() for rule, sums in catalogue.items()} if "full" in protocols else {}
+    return Ranking(frame, spread, weights)
 
 
 def write_ranks(path: Path, runs: Iterable[tuple[str, int, pd.DataFrame]]) -> None:
@@ -97,9 +116,10 @@ def write_ranks(path: Path, runs: Iterable[tuple[str, int, pd.DataFrame]]) -> No
             writer.close()
 
 
-def read_ranks(path: Path, recipe: str | None = None) -> pd.DataFrame:
-    """Ranks of one recipe, or of all."""
-    return pq.read_table(path, filters=None if recipe is None else [(RECIPE, "=", recipe)]).to_pandas()
+def read_ranks(path: Path, recipe: str | None = None, history: str = KEPT) -> pd.DataFrame:
+    """Ranks of one recipe, or of all. history: the one rule that a file of an earlier version was made by."""
+    ranks = pq.read_table(path, filters=None if recipe is None else [(RECIPE, "=", recipe)]).to_pandas()
+    return ranks.rename(columns={f"rank_{protocol}": RANK[protocol, history] for protocol in PROTOCOLS})
 
 
 def _full_ranks(scores: Tensor, batch: Cases, k: int, exclude_history: bool) -> tuple[np.ndarray, np.ndarray]:

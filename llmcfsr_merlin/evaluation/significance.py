@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from llmcfsr_merlin.dataset.names import USER
+from llmcfsr_merlin.dataset.names import HISTORY_RULES, USER
 from llmcfsr_merlin.evaluation.metrics import gains
 from llmcfsr_merlin.evaluation.ranks import HISTORY_LENGTH, RANK, SEED, TARGET
 from llmcfsr_merlin.runtime.errors import InputError
@@ -30,13 +30,13 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> list[dict]:
-    """Compare `ranks` with `base` in every protocol that both hold, for every group and metric.
+    """Compare `ranks` with `base` in every protocol and history rule that both hold, for every group and metric.
 
     ranks, base: frames of rank_users, one row a case (and seed, where there is a SEED column); a user's cases have
     different history lengths. masks: of `group_masks` on `base` (on one seed of it), in its order. Returns rows
-    {protocol, group, metric, base, value, difference, relative, low, high, p, p_holm, count}: difference = value -
-    base, [low, high] its percentile bootstrap interval, p the two-sided paired sign-flip permutation test, p_holm
-    corrected over all rows returned.
+    {protocol, history, group, metric, base, value, difference, relative, low, high, p, p_holm, count}: difference =
+    value - base, [low, high] its percentile bootstrap interval, p the two-sided paired sign-flip permutation test,
+    p_holm corrected over all rows of a history rule.
     Raises InputError where the two were not measured on the same users and targets.
     """
     cases = distinct_cases(base)
@@ -46,8 +46,7 @@ def compare(
     users, repeated = cases[USER].to_numpy(), bool(cases[USER].duplicated().any())
     generator = np.random.default_rng(seed)
     rows: list[dict] = []
-    p_values = []
-    for protocol, column in RANK.items():
+    for (protocol, rule), column in RANK.items():
         if column not in ranks or column not in base:
             continue
         ours, theirs = _case_gains(ranks, column, cases, ks), _case_gains(base, column, cases, ks)
@@ -60,11 +59,11 @@ def compare(
                     of_users = (pd.Series(of).groupby(users[mask]).mean() for of in (value, reference))
                     value, reference = (means.to_numpy() for means in of_users)
                 low, high, p = paired_test(value - reference, confidence, resamples, generator)
-                p_values.append(p)
                 mean, before = float(value.mean()), float(reference.mean())
                 rows.append(
                     {
                         "protocol": protocol,
+                        "history": rule,
                         "group": group,
                         "metric": metric,
                         "base": before,
@@ -77,8 +76,10 @@ def compare(
                         "count": len(value),
                     }
                 )
-    for row, corrected in zip(rows, holm(p_values)):
-        row["p_holm"] = corrected
+    for rule in HISTORY_RULES:
+        of_rule = [row for row in rows if row["history"] == rule]
+        for row, corrected in zip(of_rule, holm([row["p"] for row in of_rule])):
+            row["p_holm"] = corrected
     return rows
 
 

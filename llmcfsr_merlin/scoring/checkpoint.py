@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llmcfsr_merlin.config.model_settings import ModelConfig
-from llmcfsr_merlin.dataset.names import MODEL_CONFIG, MODEL_WEIGHTS
+from llmcfsr_merlin.dataset.names import HISTORY_RULES, MODEL_CONFIG, MODEL_WEIGHTS
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.extensions import only_allowed
 from llmcfsr_merlin.runtime.failures import machine_failure
@@ -31,6 +31,7 @@ def save_model(model: Ensemble, directory: Path, vocabulary_hash: str) -> None:
         "shape": model.shape._asdict(),
         "max_length": model.shape.max_length,
         "vocabulary": vocabulary_hash,
+        "history_weights": model.history_weights,
     }
     write_json(Path(directory) / MODEL_CONFIG, description)
 
@@ -63,6 +64,16 @@ def load_state(model: Ensemble, tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"{sorted(set(tensors) - taken)[0]} belongs to no scorer of the model")
 
 
+def _history_weights(description: dict, model: Ensemble) -> dict[str, dict[str, float]]:
+    """Those of model.json, which models made before both rules were calibrated have not; ValueError for others."""
+    found = description.get("history_weights", {})
+    for rule, weights in found.items():
+        if rule not in HISTORY_RULES or weights.keys() != model.weights.keys():
+            raise ValueError(f"history_weights: {rule} has weights of {', '.join(weights)}")
+    # In the order of the features, in which they are compared.
+    return {rule: {name: float(weights[name]) for name in model.weights} for rule, weights in found.items()}
+
+
 def load_model(
     directory: Path, vocabulary_hash: str | None = None, device: str = "cpu", allow: Iterable[str] = ()
 ) -> Ensemble:
@@ -82,6 +93,7 @@ def load_model(
             config = ModelConfig.model_validate(description["model"])
             model = Ensemble.empty(config, Shape(**description["shape"]))
         load_state(model, tensors)
+        model.history_weights = _history_weights(description, model)
     except FileNotFoundError as error:
         raise InputError(
             f"expected a trained model in {directory}, found no {Path(error.filename or MODEL_WEIGHTS).name}: "

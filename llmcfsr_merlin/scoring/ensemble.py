@@ -12,6 +12,8 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.registry import scorer_class
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 
+_ALL_ZERO = "every weight of the model is 0: calibrate it, or set a weight"
+
 
 class WeightedFeature(NamedTuple):
     """A feature, the name of its scorer, and its place among the scorer's weights."""
@@ -30,6 +32,9 @@ class Ensemble(nn.Module):
         self.names = list(scorers)
         self.parts = nn.ModuleList(scorers.values())
         self.vectors = vectors
+        self.history_weights: dict[str, dict[str, float]] = {}
+        """History rule (names.HISTORY_RULES) -> the weights calibrated for it; empty where no other weights than
+        `weights` are known."""
         self._active: list[Scorer] | None = None
         if self.names and not any(bool(part.weights.any()) for part in self._parts):
             self._parts[0].weights[0] = 1.0  # the scale of a score is free: the others are weighed against the first
@@ -81,11 +86,11 @@ class Ensemble(nn.Module):
         return {f.feature.name: float(self.scorers[f.scorer].weights[f.place]) for f in self.features}
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
-        """Set the weights of some features, by name."""
+        """Set the weights of some features, by name, for both history rules."""
         places = {f.feature.name: f for f in self.features}
         for name, weight in weights.items():
             self.scorers[places[name].scorer].weights[places[name].place] = weight
-        self._active = None
+        self._active, self.history_weights = None, {}
 
     @property
     def active(self) -> list[Scorer]:
@@ -109,12 +114,36 @@ class Ensemble(nn.Module):
             score = part.weighted(histories, items)
             total = score if total is None else total + score
         if total is None:
-            raise InputError("every weight of the model is 0: calibrate it, or set a weight")
+            raise InputError(_ALL_ZERO)
         if items is None:
             total[:, :FIRST_ITEM] = -torch.inf
         else:
             total = total.masked_fill(items < FIRST_ITEM, -torch.inf)
         return total.float()
+
+    def scores_by_history(self, histories: Tensor) -> dict[str, Tensor]:
+        """As `scores` with each rule's weights of `history_weights`: rule -> float32 [B, V].
+
+        Features are computed once; rules of equal weights share one tensor.
+        """
+        rules = self.history_weights
+        distinct = list({tuple(weights.values()): weights for weights in rules.values()}.values())
+        if len(distinct) == 1:
+            return dict.fromkeys(rules, self.scores(histories))
+        totals: list[Tensor | None] = [None] * len(distinct)
+        for part in self._parts:
+            weightings = [[weights[feature.name] for feature in part.FEATURES] for weights in distinct]
+            used = [number for number, weights in enumerate(weightings) if any(weights)]
+            for number, score in zip(used, part.weighted_by([weightings[number] for number in used], histories)):
+                before = totals[number]
+                totals[number] = score if before is None else before + score
+        found = []
+        for total in totals:
+            if total is None:
+                raise InputError(_ALL_ZERO)
+            total[:, :FIRST_ITEM] = -torch.inf
+            found.append(total.float())
+        return {rule: found[distinct.index(weights)] for rule, weights in rules.items()}
 
     def each_feature(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         """All features, unweighted, in the order of `features`: float [F, B, V], or [F, B, C]."""

@@ -1,6 +1,6 @@
 """The one top-k over the catalogue, shared by evaluation, `recommend` and serving."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -67,6 +67,22 @@ class Ranker:
                 f"expected histories of at most {self.max_length} items, found {histories.shape[1]}: use pad()"
             )
         return self.model.scores(self._on_device(histories))
+
+    def by_history(self, served: str) -> Callable[[Tensor], Tensor | dict[str, Tensor]]:
+        """The function of evaluation: scores under both history rules, each with its own weights.
+
+        Where one set of weights is all that is known, scores of `served` alone, the rule that they were chosen for;
+        where there is nothing to weigh, a tensor that holds for both.
+        """
+        if len(self.model.features) == 1:
+            return self.scores
+        if not self.model.history_weights:
+            return lambda histories: {served: self.scores(histories)}
+        return self._scores_by_history
+
+    @torch.inference_mode()
+    def _scores_by_history(self, histories: Tensor) -> dict[str, Tensor]:
+        return self.model.scores_by_history(self._on_device(histories))
 
     @torch.inference_mode()
     def top_k(self, histories: Tensor, k: int, blocked: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
     score(user, item) = sum over the scorers and their features of weight * feature(history, item)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, NamedTuple, TypeVar
@@ -121,6 +121,15 @@ class Scorer(nn.Module, Generic[SettingsT]):
         if len(self.FEATURES) == 1:
             return self.weights[0] * features[0]
         return torch.einsum("f,fbv->bv", self.weights, features)
+
+    def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
+        """As `weighted` with each of some weights [F] in the place of its own; the features are computed once."""
+        features = self(histories)
+        return [
+            torch.einsum("f,fbv->bv", self.weights.new_tensor(weights), features) if len(weights) > 1
+            else weights[0] * features[0]
+            for weights in weightings
+        ]  # fmt: skip
 
     def prepare(self, bulk: bool = False) -> None:
         """Compute once, for a set of weights, what many calls share. bulk: many histories will be scored."""

@@ -2,7 +2,7 @@
 
 Coordinate-wise: a pass over the validation users measures, for each feature, every weight of its grid with the others
 as they are; the best point of all becomes the next one to start from, until none is better. A quarter of the users
-finds the neighbourhood, all of them decide.
+finds the neighbourhood, all of them decide. A pass ranks by both history rules, each of which gets weights of its own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, HISTORY_RULES, ITEM, KEPT, MASKED, history_rule
 from llmcfsr_merlin.dataset.user_histories import lists_of
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import pad
@@ -52,35 +52,47 @@ class ValidationBatches:
 
 @torch.inference_mode()
 def validation_ranks(
-    model: Ensemble, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point], exclude_history: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each validation item, from 0, with each of the points as weights: targets int64 [N], ranks [points, N].
+    model: Ensemble, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Rank of each validation item, from 0, with each of the points as weights: targets int64 [N], and history rule
+    (names.HISTORY_RULES) -> ranks [points, N].
 
-    exclude_history: the user's other items take no part in the ranking (the target always does). The first feature has
-    weight 1 in every point. The model is prepared (`prepare(bulk=True)`) by the caller.
+    Masked: the user's other items take no part in the ranking (the target always does). The first feature has weight 1
+    in every point. The model is prepared (`prepare(bulk=True)`) by the caller.
     """
     used = [number for number in range(len(points[0])) if any(point[number] for point in points)]
-    targets, ranks = [], []
+    targets: list[Tensor] = []
+    found: dict[str, list[Tensor]] = {MASKED: [], KEPT: []}
     for history, target in batches:
         values = model.each_feature(history)
         anchor, wanted = values[0], target.unsqueeze(1)
         own = anchor.gather(1, wanted)
         anchor[:, :FIRST_ITEM] = -torch.inf
-        if exclude_history:
-            anchor.scatter_(1, history, -torch.inf)
         anchor.scatter_(1, wanted, own)
+        past, once = _once(history, wanted)
         # Floats, since torch adds up bools by a slow way through int64: half of the time of calibration.
         total, above = torch.empty_like(anchor), torch.empty_like(anchor)
-        found = []
+        kept, masked = [], []
         for point in points:
             total.copy_(anchor)
             for number in used[1:]:
                 if point[number]:
                     total.add_(values[number], alpha=point[number])
-            found.append(torch.gt(total, total.gather(1, wanted), out=above).sum(1))
+            of_target = total.gather(1, wanted)
+            kept.append(torch.gt(total, of_target, out=above).sum(1))
+            masked.append(kept[-1] - ((total.gather(1, past) > of_target) & once).sum(1))
         targets.append(target.cpu())
-        ranks.append(torch.stack(found).long().cpu())
-    return torch.cat(targets).numpy(), torch.cat(ranks, dim=1).numpy()
+        for rule, ranks in ((MASKED, masked), (KEPT, kept)):
+            found[rule].append(torch.stack(ranks).long().cpu())
+    return torch.cat(targets).numpy(), {rule: torch.cat(ranks, dim=1).numpy() for rule, ranks in found.items()}
+
+
+def _once(history: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The items of each history in order of code, and which of them to count: each item once, never the target."""
+    past = history.sort(dim=1).values
+    once = past != wanted
+    once[:, 1:] &= past[:, 1:] != past[:, :-1]
+    return past, once
 
 
 def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
@@ -98,41 +110,62 @@ def calibrate(
     """Set the weights of a model's features by validation NDCG@10 (full ranking) and return them by name.
 
     Among the points whose NDCG@10 is within `tolerance` (a share) of the best, the one with the best NDCG@10 on tail
-    items. tail: bool [V]. exclude_history as in validation_ranks: an item matches itself best, so where the history is
-    not recommended again but left in the ranking, it pushes the weight of every similarity to 0 (measured on Beauty).
+    items. tail: bool [V]. exclude_history: the rule of the weights that are set; those of the other rule are chosen
+    beside them, into model.history_weights: an item matches itself best, so where the history is not recommended again
+    but left in the ranking, it pushes the weight of every similarity to 0 (measured on Beauty).
     """
     grids = [() if number == 0 else feature.feature.grid for number, feature in enumerate(model.features)]
     start = (1.0, *(0.0 for _ in grids[1:]))
+    best = dict.fromkeys(HISTORY_RULES, start)
     if any(grids):
         model.eval().prepare(bulk=True)
-        best = _climb(_Measured(model, batches.coarse(), tail, exclude_history), grids, start)
-        measured = _Measured(model, batches, tail, exclude_history)
-        best = _climb(measured, grids, best)
-        if tolerance:
-            best = _trade(measured, grids, tolerance)
-    else:
-        best = start
-    model.set_weights({feature.feature.name: weight for feature, weight in zip(model.features, best)})
+        coarse, whole = (_Measured(model, some, tail) for some in (batches.coarse(), batches))
+        for rule in HISTORY_RULES:  # what was measured for one is known for the other
+            measured = whole.of(rule)
+            best[rule] = _climb(measured, grids, _climb(coarse.of(rule), grids, start))
+            if tolerance:
+                best[rule] = _trade(measured, grids, tolerance)
+    names = [feature.feature.name for feature in model.features]
+    chosen = {rule: dict(zip(names, point)) for rule, point in best.items()}
+    model.set_weights(chosen[history_rule(exclude_history)])
+    model.history_weights = chosen
     return model.weights
 
 
 class _Measured:
-    """NDCG@10 of all validation items and of the tail ones (0 if there is none) at the points measured so far."""
+    """What some validation items say of points under both history rules, remembered: a pass serves both."""
 
-    def __init__(self, model: Ensemble, batches: Iterable, tail: np.ndarray, exclude_history: bool):
-        self._ask = lambda points: validation_ranks(model, batches, points, exclude_history)
+    def __init__(self, model: Ensemble, batches: Iterable, tail: np.ndarray):
+        self._ask = lambda points: validation_ranks(model, batches, points)
         self._tail = tail
+        self._known: dict[str, dict[Point, tuple[float, float]]] = {rule: {} for rule in HISTORY_RULES}
+
+    def of(self, rule: str) -> "_Quality":
+        return _Quality(self, rule)
+
+    def measure(self, points: Iterable[Point], rule: str) -> dict[Point, tuple[float, float]]:
+        """Point -> NDCG@10 of all items, and of the tail ones (0 if there is none)."""
+        points = list(dict.fromkeys(points))
+        if new := [point for point in points if point not in self._known[rule]]:
+            targets, found = self._ask(new)
+            chosen = self._tail[targets]
+            for of_rule, ranks in found.items():
+                of_tail = ndcg(ranks[:, chosen]).tolist() if chosen.any() else [0.0] * len(new)
+                self._known[of_rule] |= zip(new, zip(ndcg(ranks).tolist(), of_tail))
+        return {point: self._known[rule][point] for point in points}
+
+
+class _Quality:
+    """NDCG@10 under one rule at the points that were asked for: the path of one rule is not that of the other."""
+
+    def __init__(self, measured: _Measured, rule: str):
+        self._measured, self._rule = measured, rule
         self.overall: dict[Point, float] = {}
         self.of_tail: dict[Point, float] = {}
 
     def measure(self, points: Iterable[Point]) -> None:
-        new = [point for point in dict.fromkeys(points) if point not in self.overall]
-        if not new:
-            return
-        targets, ranks = self._ask(new)
-        chosen = self._tail[targets]
-        self.overall |= zip(new, ndcg(ranks).tolist())
-        self.of_tail |= zip(new, ndcg(ranks[:, chosen]).tolist() if chosen.any() else [0.0] * len(new))
+        for point, values in self._measured.measure(points, self._rule).items():
+            self.overall[point], self.of_tail[point] = values
 
 
 def _neighbours(point: Point, grids: list[tuple[float, ...]]) -> Iterator[Point]:
@@ -143,7 +176,7 @@ def _neighbours(point: Point, grids: list[tuple[float, ...]]) -> Iterator[Point]
             yield (*point[:number], weight, *point[number + 1 :])
 
 
-def _climb(measured: _Measured, grids: list[tuple[float, ...]], start: Point) -> Point:
+def _climb(measured: _Quality, grids: list[tuple[float, ...]], start: Point) -> Point:
     best = start
     for _ in range(_PASSES):
         measured.measure(_neighbours(best, grids))
@@ -154,7 +187,7 @@ def _climb(measured: _Measured, grids: list[tuple[float, ...]], start: Point) ->
     return best
 
 
-def _trade(measured: _Measured, grids: list[tuple[float, ...]], tolerance: float) -> Point:
+def _trade(measured: _Quality, grids: list[tuple[float, ...]], tolerance: float) -> Point:
     """The best tail that `tolerance` of the overall NDCG buys, looked for around the best points."""
     chosen = _best_tail(measured, tolerance)
     for _ in range(2):
@@ -166,7 +199,7 @@ def _trade(measured: _Measured, grids: list[tuple[float, ...]], tolerance: float
     return chosen
 
 
-def _best_tail(measured: _Measured, tolerance: float) -> Point:
+def _best_tail(measured: _Quality, tolerance: float) -> Point:
     least = (1 - tolerance) * max(measured.overall.values())
     allowed = [point for point, value in measured.overall.items() if value >= least]
     return max(allowed, key=lambda point: (measured.of_tail[point], measured.overall[point]))

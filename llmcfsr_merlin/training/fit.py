@@ -12,7 +12,7 @@ import torch
 from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import ITEM
+from llmcfsr_merlin.dataset.names import ITEM, history_rule
 from llmcfsr_merlin.runtime.engine import available_memory
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.ensemble import Ensemble
@@ -36,8 +36,9 @@ def fit_model(
     """Fit every scorer of a model and calibrate their weights; returns it and the history of its training.
 
     work: where checkpoints are kept; an interrupted training resumes from them. item_table: float32 [V, d] of a trained
-    model, for train.align_to. exclude_history: validate, and calibrate, without the user's own items. tail_item: an
-    item with fewer training interactions is a tail item, for train.tail_tolerance. The history has one dict per epoch
+    model, for train.align_to. exclude_history: choose epochs and weights without the user's own items (the weights of
+    the other rule are calibrated too, for evaluation). tail_item: an item with fewer training interactions is a tail
+    item, for train.tail_tolerance. The history has one dict per epoch
     (epoch, loss, hr@10, ndcg@10, seconds), none if no scorer is trained.
     """
     device = choose_device(train.device)
@@ -58,8 +59,15 @@ def fit_model(
         weights = calibrate(
             fitted, batches, dataset.train_counts < tail_item, train.tail_tolerance, exclude_history
         )
-        report("score weights chosen on validation: " + ", ".join(f"{name} {w:g}" for name, w in weights.items()))
+        report(f"score weights chosen on validation: {_said(weights)}")
+        for rule, other in fitted.history_weights.items():
+            if rule != history_rule(exclude_history):
+                report(f"for evaluation with the history {rule}: {_said(other)}")
     return fitted, context.history
+
+
+def _said(weights: dict[str, float]) -> str:
+    return ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
 
 
 def _warn_of_rest(train: TrainConfig, history: list[dict], report: Callable[[str], None]) -> None:

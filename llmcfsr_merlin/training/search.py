@@ -16,7 +16,7 @@ import yaml
 from llmcfsr_merlin.config.layers import flatten
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import LEXICAL, SCHEMA, SPLITS, VECTORS, VOCABULARY
+from llmcfsr_merlin.dataset.names import LEXICAL, SCHEMA, SPLITS, VECTORS, VOCABULARY, history_rule
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.files import remove, remove_temporary
 from llmcfsr_merlin.runtime.lock import run_lock
@@ -96,7 +96,8 @@ def _try(config: Config, dataset: Dataset, work: Path) -> dict:
     shutil.rmtree(work)
     batches = ValidationBatches(dataset.files("valid"), config.evaluate.batch_size, model.device)
     model.prepare(bulk=True)
-    targets, (ranks,) = validation_ranks(model, batches, [tuple(model.weights.values())], exclude)
+    targets, found = validation_ranks(model, batches, [tuple(model.weights.values())])
+    (ranks,) = found[history_rule(exclude)]
     tail = dataset.train_counts[targets] < config.evaluate.tail_item
     return {
         "ndcg@10": round(float(ndcg(ranks)), 5), "hr@10": round(float((ranks < 10).mean()), 5),

@@ -79,7 +79,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
         return counts | {"weights": model.weights}
 
     settings = {
-        "model": config.model.model_dump(),
+        "model": config.model.trained_by(),
         "train": config.train.model_dump(exclude={"device"}) | {"procedure": resolved(config.train.procedure)},
         "max_length": config.prepare.max_length,
         "exclude_history": config.evaluate.exclude_history,

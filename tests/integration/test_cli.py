@@ -38,7 +38,8 @@ def run(tmp_path_factory) -> Path:
     line = json.loads(done.stdout.splitlines()[-1])
     assert list(line["stages"]) == list(STAGES)
     assert set(line["metrics"]) == {"llm_cfsr", "sasrec", "popularity"}
-    assert "hr@10 (full: full ranking over the catalogue, history kept)" in done.stdout
+    assert "hr@10 (full: full ranking over the catalogue)" in done.stdout and "masked" in done.stdout
+    assert set(line["metrics"]["sasrec"]["full"]) == {"masked", "kept"}
     return directory
 
 

@@ -63,7 +63,7 @@ def test_noise_scores_at_chance(tmp_path):
         (found,) = [
             row["value"]
             for row in metrics
-            if (row["protocol"], row["group"], row["metric"]) == (protocol, "overall", "hr@10")
+            if (row["protocol"], row["history"], row["group"], row["metric"]) == (protocol, "kept", "overall", "hr@10")
         ]
         assert abs(found - chance) < 3.5 * (chance * (1 - chance) / users) ** 0.5, protocol
     assert manifest.counts["validation ndcg@10"] < 0.06
@@ -103,7 +103,7 @@ def test_no_model_finds_anything_in_noise(name, noise_with_vectors):
         (found,) = [
             row["value"]
             for row in metrics
-            if (row["protocol"], row["group"], row["metric"]) == (protocol, "overall", "hr@10")
+            if (row["protocol"], row["history"], row["group"], row["metric"]) == (protocol, "kept", "overall", "hr@10")
         ]
         assert abs(found - chance) < 3.5 * (chance * (1 - chance) / 400) ** 0.5, protocol
     assert manifest.counts["model"] == name

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,17 @@ _LETTERS = ("", "a", "Z", "\u00e9", "\u65e5", "\uffee", "\U0001f600")
 READ = "llmcfsr_merlin.dataset.prepare.shuffle.read_partition"
 
 
+def mixed(row: int, seed: int) -> int:
+    """splitmix64 of a row, in Python's integers."""
+    last = (1 << 64) - 1
+    x = row + (seed + 1) * 0x9E3779B97F4A7C15 & last
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & last
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & last
+    return x ^ x >> 31
+
+
 def reference(log: pd.DataFrame, config: PrepareConfig):
-    """The ten lines: sequences {user: [raw items]}, and items in code order."""
+    """The ten lines: sequences {user: [raw items]}, items in code order, and who ends in two and three equal times."""
     log = log.dropna(subset=[USER, ITEM])
     raw = log
     while config.filter != "none":
@@ -45,14 +55,18 @@ def reference(log: pd.DataFrame, config: PrepareConfig):
             log = kept
             break
         log = kept
+    if config.ties == "shuffle":
+        log = log.assign(**{ROW: np.array([mixed(row, config.seed) for row in log[ROW]], np.uint64)})
     log = (
         log.groupby(USER)
         .filter(lambda rows: len(rows) >= config.min_sequence)
         .sort_values([name for name in (USER, TIME, SUBSECOND, ROW) if name in log])
     )
+    times = log.groupby(USER)[[name for name in (TIME, SUBSECOND) if name in log]]
+    tied = [sum(len(rows.tail(last).drop_duplicates()) == 1 for _, rows in times) for last in (2, 3)]
     counts = log[ITEM].value_counts()
     order = sorted(counts.index, key=lambda raw_id: (-counts[raw_id], raw_id))
-    return log.groupby(USER)[ITEM].agg(list).to_dict(), order, counts
+    return log.groupby(USER)[ITEM].agg(list).to_dict(), order, counts, tied
 
 
 def write_log(folder: Path, log: pd.DataFrame, parts: int) -> Path:
@@ -72,7 +86,7 @@ def read(out: Path, name: str) -> pd.DataFrame:
 
 def check(log: pd.DataFrame, config: PrepareConfig, tmp: Path, parts: int, rows: int, on: Engine = SINGLE) -> dict:
     """Run prepare with partitions of `rows` interactions and compare everything it wrote with the reference."""
-    expected, order, counts = reference(log, config)
+    expected, order, counts, tied = reference(log, config)
     source = write_log(tmp / "in", log, parts)
     on.partition = rows * 160
     if len(order) < 2 or not any(len(items) > 3 for items in expected.values()):
@@ -98,6 +112,8 @@ def check(log: pd.DataFrame, config: PrepareConfig, tmp: Path, parts: int, rows:
             row for row in cut if split != "train" or len(row[1]) > 1
         ]
     assert report["interactions"] == sum(map(len, expected.values())) and report["users"] == len(expected)
+    assert [report["tied_last_two"], report["tied_last_three"]] == tied
+    assert report["untimed"] == bool(log[TIME].max() < 631_152_000)
     dropped = report["null_users"] + report["null_items"] + report["min_sequence"]
     dropped += sum(entry["items"] + entry["users"] for entry in report["filter"])
     assert report["rows_in"] - dropped == report["interactions"]
@@ -128,6 +144,7 @@ def logs(draw):
 configs = st.builds(
     PrepareConfig, filter=st.sampled_from(["k_core", "one_pass", "none"]), min_user=st.integers(1, 5),
     min_item=st.integers(1, 5), min_sequence=st.integers(3, 5), max_length=st.integers(1, 6),
+    ties=st.sampled_from(["source", "shuffle"]), seed=st.sampled_from([0, 42, 2**63]),
 )  # fmt: skip
 
 
@@ -249,7 +266,7 @@ def test_dataframe_path_equals_reference(tmp_path_factory, log, config, rows):
 @pytest.mark.skipif(not has_gpu(), reason="needs cudf, cupy and a CUDA device")
 @pytest.mark.parametrize("free", [None, 0], ids=["in memory", "through files"])
 def test_gpu_equals_reference(tmp_path, free):
-    log, config = skewed(20_000, 500), PrepareConfig(min_user=5, min_item=4, max_length=10)
+    log, config = skewed(20_000, 500), PrepareConfig(min_user=5, min_item=4, max_length=10, ties="shuffle")
     log[SUBSECOND] = np.random.default_rng(0).choice([0.0, 0.25, 0.999], len(log))
     with engine(ClusterConfig(kind="cuda")) as on:
         if free is not None:
@@ -298,13 +315,29 @@ def skewed(rows: int, users: int) -> pd.DataFrame:
 def test_local_cluster_equals_reference(cluster, tmp_path, parts, rows):
     log = skewed(1000, 60)
     assert log.duplicated([USER, ITEM, TIME]).sum() > 50
-    check(log, PrepareConfig(min_user=5, min_item=4, max_length=10), tmp_path, parts, rows, cluster)
+    check(log, PrepareConfig(min_user=5, min_item=4, max_length=10, ties="shuffle"), tmp_path, parts, rows, cluster)
 
 
 def test_local_cluster_with_fewer_users_than_partitions(cluster, tmp_path):
     log = skewed(200, 3)
     report = check(log, PrepareConfig(filter="none"), tmp_path, 50, 3, cluster)
     assert report["partitions"] >= 50 and report["users"] == 4
+
+
+def test_shuffled_ties_are_in_no_order_of_the_file(tmp_path):
+    """A day of 40 items, sorted by id as in public files: neither the file's order nor that of another seed."""
+    items = [f"i{x:02d}" for x in range(40)]
+    log = pd.DataFrame({USER: np.repeat(["a", "b"], 40), ITEM: items * 2, TIME: 7, ROW: np.arange(80)})
+    found = []
+    for seed in (1, 2):
+        config = PrepareConfig(filter="none", ties="shuffle", seed=seed)
+        check(log, config, tmp_path / str(seed), 3, 7)
+        sequences = read(tmp_path / str(seed) / "out", "sequences")[ITEM].map(list)
+        found += sequences.tolist()
+        assert all(sorted(sequence) == list(range(3, 43)) for sequence in sequences)
+    for sequence in found:  # items are numbered by id here
+        assert 10 < sum(one < other for one, other in pairwise(sequence)) < 30
+    assert len(set(map(tuple, found))) == 4
 
 
 def test_repeated_rows_are_all_kept(tmp_path):
@@ -342,5 +375,5 @@ def test_stopped_run_continues(tmp_path, monkeypatch):
         patch.undo()
         patch.setattr(READ, lambda *_: 1 / 0)  # nothing is read again
         prepare(source, tmp_path / "out", PrepareConfig(), on)
-    expected, _, _ = reference(log, PrepareConfig())
+    expected, *_ = reference(log, PrepareConfig())
     assert read(tmp_path / "out", "sequences")[ITEM].map(len).tolist() == [len(x) for _, x in sorted(expected.items())]

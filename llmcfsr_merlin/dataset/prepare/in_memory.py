@@ -24,6 +24,7 @@ from llmcfsr_merlin.dataset.prepare.order import order_rows
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, load_frame, no_ids, times
 from llmcfsr_merlin.dataset.prepare.sequences import write_rows
 from llmcfsr_merlin.dataset.prepare.splits import Parts, Written, gather, leave_one_out, split_rows
+from llmcfsr_merlin.dataset.prepare.ties import moments, tie_keys, tied_last, tied_report
 from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
 from llmcfsr_merlin.runtime.device import to_host
 from llmcfsr_merlin.runtime.engine import Engine
@@ -144,7 +145,7 @@ class InMemory:
         return self.user_ids[place].as_py()
 
     def filter(self, counts, settings: PrepareConfig) -> tuple[np.ndarray, dict]:
-        """Filter, then sort; the counts of items afterwards and the report of apply_filters."""
+        """Filter, then sort; the counts of items afterwards, and the reports of apply_filters and ties."""
         self.at = None
         counts, report = apply_filters(self._drop, counts, settings, len(self.users))
         with self._step("sort", len(self.users)):
@@ -153,9 +154,12 @@ class InMemory:
                 for values in (self.time, self.subsecond, self.row)
             )
             del self.time, self.subsecond, self.row, self.at
-            order = order_rows(self.xp, self.users, time, subsecond, row)
+            order = order_rows(self.xp, self.users, time, subsecond, tie_keys(self.xp, row, settings.tie_seed))
             self.users, self.items = self.users[order], self.items[order]
-            self.segment = None if self.cut is None else self.cut.segments(time[order])
+            time, subsecond = (None if values is None else values[order] for values in (time, subsecond))
+            self.segment = None if self.cut is None else self.cut.segments(time)
+            tied = tied_last(self.xp, self.users, moments(self.xp, self.users, time, subsecond))
+            report |= tied_report([tied])
         return to_host(counts), report
 
     def write(self, out: Path, code_of: np.ndarray, max_length: int) -> Written:

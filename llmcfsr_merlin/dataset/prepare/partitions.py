@@ -16,6 +16,7 @@ from llmcfsr_merlin.runtime.failures import machine_failure
 
 # A partition of fewer interactions is not worth a task of its own.
 _SMALL = 200_000
+_YEAR_1990 = 631_152_000
 _NEEDED = {USER: "string", ITEM: "string", TIME: "int64", ROW: "int64"}
 _OPTIONAL = {SUBSECOND: "double"}  # ingest writes it; a log made otherwise may do without
 
@@ -79,6 +80,22 @@ def _check(path: Path, schema: pa.Schema) -> None:
             raise InputError(
                 f"{path}: expected column {name} of type {kind}, found {found}: run `llmcfsr ingest --force`"
             )
+
+
+def untimed(chunks: list[Chunk]) -> bool:
+    """Whether the log has no times but positions in an order (names.TIME): no number is as late as 1990 in seconds."""
+    groups: dict[str, list[int]] = {}
+    for chunk in chunks:
+        for path, group in chunk.pieces:
+            groups.setdefault(path, []).append(group)
+    for path, numbers in groups.items():
+        file = pq.ParquetFile(path)
+        column = file.schema_arrow.names.index(TIME)
+        for number in numbers:
+            known = file.metadata.row_group(number).column(column).statistics
+            if known is None or not known.has_min_max or known.max >= _YEAR_1990:
+                return False
+    return True
 
 
 @dataclass

@@ -35,10 +35,11 @@ from llmcfsr_merlin.dataset.prepare.adapters import adapter
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
 from llmcfsr_merlin.dataset.prepare.filters import apply_filters, bucket_rounds
 from llmcfsr_merlin.dataset.prepare.in_memory import InMemory, fits
-from llmcfsr_merlin.dataset.prepare.partitions import Chunk, no_ids, plan_chunks
+from llmcfsr_merlin.dataset.prepare.partitions import Chunk, no_ids, plan_chunks, untimed
 from llmcfsr_merlin.dataset.prepare.sequences import write_bucket
 from llmcfsr_merlin.dataset.prepare.shuffle import merge_items, scatter, sort_bucket, user_boundaries
 from llmcfsr_merlin.dataset.prepare.splits import Written
+from llmcfsr_merlin.dataset.prepare.ties import tied_last_of, tied_report
 from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut, time_cut
 from llmcfsr_merlin.runtime.device import open_device
 from llmcfsr_merlin.runtime.engine import Engine, print_counts
@@ -61,7 +62,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     cut = time_cut(chunks, settings)
     cuts = user_boundaries(chunks, -(-rows // size), engine.workers)
     with ThreadPoolExecutor(1) as beside, ExitStack() as device:
-        log: InMemory | _InFiles = _InFiles(chunks, cuts, engine, folder, cut)
+        log: InMemory | _InFiles = _InFiles(chunks, cuts, engine, folder, cut, settings.tie_seed)
         repeats = settings.max_length + 1 if cut is not None and cut.targets == "all" else 0
         if fits(chunks, engine.device_memory, repeats):
             log = InMemory(chunks, cuts, engine, *device.enter_context(open_device(engine.device_memory)), cut=cut)
@@ -72,7 +73,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
             if isinstance(log, _InFiles):
                 raise
             engine.say("the log does not fit the device after all: through files, in partitions")
-            log = _InFiles(chunks, cuts, engine, folder, cut)
+            log = _InFiles(chunks, cuts, engine, folder, cut, settings.tie_seed)
             device.close()
             nulls, raw, counts, filtered = _filtered(log, settings)
         disk = folder_size(folder)
@@ -87,6 +88,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
         written = log.write(out, code_of, settings.max_length)
         proof.result()
     report = {"rows_in": rows, **nulls, **filtered, "partitions": len(chunks), "buckets": log.buckets}
+    report["untimed"] = untimed(chunks)
     train = written.train[FIRST_ITEM:]
     report |= finish(out, ids, counts[order], train, written.users, written.rows["train"], settings)
     if cut is not None:
@@ -100,21 +102,27 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
 class _InFiles:
     """A log in partitions and buckets, files below `folder`: what InMemory does, for any size and on any engine."""
 
-    def __init__(self, chunks: list[Chunk], cuts: pa.Array, engine: Engine, folder: Path, cut: TimeCut | None):
-        self.chunks, self.cuts, self.engine, self.folder, self.cut = chunks, cuts, engine, folder, cut
+    def __init__(
+        self, chunks: list[Chunk], cuts: pa.Array, engine: Engine, folder: Path, cut: TimeCut | None, seed: int | None
+    ):
+        self.chunks, self.cuts, self.engine, self.folder = chunks, cuts, engine, folder
+        self.cut, self.seed = cut, seed
 
     @property
     def buckets(self) -> int:
         return len(self._buckets)
 
     def load(self) -> tuple[dict[str, int], pa.Array, np.ndarray]:
-        nulls, raw, counts, self._buckets = shuffle(self.chunks, self.cuts, self.folder, self.engine, self.cut)
+        nulls, raw, counts, self._buckets = shuffle(
+            self.chunks, self.cuts, self.folder, self.engine, self.cut, self.seed
+        )
         return nulls, raw, counts
 
     def filter(self, counts: np.ndarray, settings: PrepareConfig) -> tuple[np.ndarray, dict]:
         drop = bucket_rounds(self._buckets, len(counts), self.engine)
         counts, report = apply_filters(drop, counts, settings, int(counts.sum()))
         self._left = int(counts.sum())
+        report |= tied_report(self.engine.map(tied_last_of, self._buckets, "ties", self._left))
         return counts, report
 
     def write(self, out: Path, code_of: np.ndarray, max_length: int) -> Written:
@@ -136,16 +144,23 @@ def _categorify(ids: pa.Array, save: Path) -> None:
 
 
 def shuffle(
-    chunks: list[Chunk], cuts: pa.Array, folder: Path, engine: Engine, cut: TimeCut | None = None
+    chunks: list[Chunk],
+    cuts: pa.Array,
+    folder: Path,
+    engine: Engine,
+    cut: TimeCut | None = None,
+    seed: int | None = None,
 ) -> tuple[dict[str, int], pa.Array, np.ndarray, list[Path]]:
     """Bring each user's interactions together, in time order, in one bucket of `folder`; users are cut at `cuts`.
 
-    cut: the times of a temporal split, whose segments are kept beside the users and items.
-    Returns the rows dropped for null ids, all raw item ids in order, their counts, and the buckets. A stopped run is
-    continued where it used the same partitions. Raises InputError where every id is null.
+    cut: the times of a temporal split, whose segments are kept beside the users and items. seed: of the order of equal
+    times; None: that of the source. Returns the rows dropped for null ids, all raw item ids in order, their counts, and
+    the buckets. A stopped run is continued where it used the same partitions and settings. Raises InputError where
+    every id is null.
     """
     rows = sum(chunk.rows for chunk in chunks)
-    plan = hash_json([[chunk.pieces for chunk in chunks], cuts.to_pylist(), cut and (cut.valid_from, cut.test_from)])
+    times = cut and (cut.valid_from, cut.test_from)
+    plan = hash_json([[chunk.pieces for chunk in chunks], cuts.to_pylist(), times, seed])
     if not (folder / plan).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -156,7 +171,7 @@ def shuffle(
         raise no_ids(rows)
     raw, counts = merge_items(folder, chunks)
     buckets = sorted(path for path in folder.iterdir() if path.is_dir())
-    engine.map(partial(sort_bucket, gpu=engine.gpu, cut=cut), buckets, "sort", rows)
+    engine.map(partial(sort_bucket, gpu=engine.gpu, cut=cut, seed=seed), buckets, "sort", rows)
     return nulls, raw, counts, buckets
 
 
@@ -210,6 +225,10 @@ def _print(report: dict, settings: PrepareConfig, seconds: float) -> None:
     for name, part in report.get("split", {}).items():
         counts = part if isinstance(part, dict) else {"": part}
         lines += [(f"{name} {what}".replace("_", " ").strip(), count) for what, count in counts.items()]
+    tied = " / ".join(f"{report[name]:,}" for name in ("tied_last_two", "tied_last_three"))
+    lines.append(("users whose last two / three share one time", tied))
+    if report["untimed"]:
+        lines.append(("times", "none: positions in an order"))
     lines.append(("interactions in a second", int(report["rows_in"] / seconds)))
     lines.append(("disk, for a while / to stay", f"{report['shuffle_mb']:,} / {report['output_mb']:,} MiB"))
     print_counts("prepare", lines)

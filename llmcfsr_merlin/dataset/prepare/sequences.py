@@ -20,7 +20,7 @@ def write_bucket(bucket: Path, *, out: Path, codes: Path, max_length: int, cut: 
 
     codes: a .npy of int64, item position -> Categorify code. cut: of the bucket's segments; None for leave-one-out.
     """
-    user, item, segment = load_kept(bucket)
+    user, item, _, segment = load_kept(bucket)
     if not len(user):
         return Written.nothing()
     first = np.flatnonzero(np.r_[True, user[1:] != user[:-1]])

@@ -17,6 +17,7 @@ from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SUBSECOND, TIME, USER
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
 from llmcfsr_merlin.dataset.prepare.order import order_rows
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, read_partition
+from llmcfsr_merlin.dataset.prepare.ties import moments, tie_keys
 from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
 from llmcfsr_merlin.runtime.device import libraries, to_host
 
@@ -133,11 +134,12 @@ def _rank(order: pa.Array) -> np.ndarray:
     return rank
 
 
-def sort_bucket(bucket: Path, *, gpu: bool, cut: TimeCut | None) -> None:
+def sort_bucket(bucket: Path, *, gpu: bool, cut: TimeCut | None = None, seed: int | None = None) -> None:
     """Join a bucket's pieces, sort by (user, time, subsecond, row) and keep what the filters and the writer need.
 
-    Writes user.npy (int32, position among users.arrow, which is sorted by id), item.npy (int32, position in the
-    result of merge_items) and, where the log is cut in time, segment.npy (int8, as TimeCut.segments).
+    Writes user.npy (int32, position among users.arrow, which is sorted by id), moment.npy (int32, ties.moments), where
+    the log is cut in time segment.npy (int8, as TimeCut.segments), and item.npy (int32, position in the result of
+    merge_items). seed: of the order of equal times; None: by row.
     """
     bucket = Path(bucket)
     if (bucket / "item.npy").is_file():
@@ -165,11 +167,14 @@ def sort_bucket(bucket: Path, *, gpu: bool, cut: TimeCut | None) -> None:
         ])  # fmt: skip
     if gpu:
         _, cupy = libraries()
-        on_device = (None if keys is None else cupy.asarray(keys) for keys in (user, time, subsecond, row))
-        by_time = to_host(order_rows(cupy, *on_device))
+        on_device = [None if keys is None else cupy.asarray(keys) for keys in (user, time, subsecond)]
+        by_time = to_host(order_rows(cupy, *on_device, tie_keys(cupy, cupy.asarray(row), seed)))
     else:
-        by_time = order_rows(np, user, time, subsecond, row)
-    save_array(bucket / "user.npy", user[by_time])
+        by_time = order_rows(np, user, time, subsecond, tie_keys(np, row, seed))
+    user = user[by_time]
+    save_array(bucket / "user.npy", user)
+    moment = moments(np, user, time[by_time], None if subsecond is None else subsecond[by_time])
+    save_array(bucket / "moment.npy", moment)
     if cut is not None:
         save_array(bucket / "segment.npy", cut.segments(time[by_time]))
     save_array(bucket / "item.npy", item[by_time])  # last: it says that the bucket is sorted

@@ -15,16 +15,16 @@ _MARKERS = "osD^vPX*"
 def decile_figure(path: Path, metrics: Sequence[dict], protocol: str, metric: str, focus: str, title: str) -> Path:
     """Quality by popularity decile of the target, a line a recipe; what was not measured is left out.
 
-    metrics: rows of `group_metrics`, of one dataset. The number of users of each decile stands under it.
+    metrics: rows of `group_metrics`, of one dataset and history rule. The users of each decile are counted under it.
     """
-    values = mean_values(metrics)
-    keys = [key for key in values if key[0] == protocol and key[1] in DECILES and key[2] == metric]
-    deciles = [decile for decile in DECILES if any(key[1] == decile for key in keys)]
-    recipes = sorted(dict.fromkeys(key[3] for key in keys), key=lambda recipe: recipe != focus)
+    of_both = mean_values([row for row in metrics if (row["protocol"], row["metric"]) == (protocol, metric)])
+    values = {(group, recipe): found for (_, _, group, _, recipe), found in of_both.items() if group in DECILES}
+    deciles = [decile for decile in DECILES if any(group == decile for group, _ in values)]
+    recipes = sorted(dict.fromkeys(recipe for _, recipe in values), key=lambda recipe: recipe != focus)
     figure, axes = _pyplot().subplots(figsize=(9, 4.2), layout="constrained")
     for number, recipe in enumerate(recipes):
-        known = [place for place, decile in enumerate(deciles) if (protocol, decile, metric, recipe) in values]
-        heights = [values[protocol, deciles[place], metric, recipe] for place in known]
+        known = [place for place, decile in enumerate(deciles) if (decile, recipe) in values]
+        heights = [values[deciles[place], recipe] for place in known]
         axes.errorbar(
             known,
             [mean for mean, *_ in heights],
@@ -39,7 +39,7 @@ def decile_figure(path: Path, metrics: Sequence[dict], protocol: str, metric: st
             zorder=10 - number,
             label=recipe,
         )
-    users = [next(values[key][2] for key in keys if key[1] == decile) for decile in deciles]
+    users = [next(found[2] for (group, _), found in values.items() if group == decile) for decile in deciles]
     names = [decile.removeprefix("decile_") for decile in deciles]
     axes.set_xticks(range(len(deciles)), [f"{name}\n{count:,}" for name, count in zip(names, users)])
     axes.set_xlabel("popularity decile of the target in training (10 = most popular tenth of the items), users below")

@@ -1,6 +1,7 @@
 """The content score: how close a candidate's own vector is to the closest item of the history."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,10 @@ class ContentScorer(Scorer[ContentSettings]):
     def weighted(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         weight = self.item_weights()
         return (weight if items is None else weight[items]) * self.cosine(histories, items)
+
+    def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
+        cosine = self.cosine(histories)
+        return [(known + cold * self.coldness) * cosine for known, cold in weightings]
 
     def item_weights(self) -> Tensor:
         """The weight of the cosine per item, float [V]."""

@@ -1,7 +1,7 @@
 """Which items follow which in the training sequences, as a short list of neighbours an item.
 
     w(i, j) = sum over pairs (i, j) of a user's sequence, at most 20 places apart, of
-              distance^-1/2 (times 0.3 where j came before i), / (sqrt(n_i n_j) + 5)
+              distance^-1/2 (times 0.3 where j came before i, if directed), / (sqrt(n_i n_j) + 5)
 
 An item may follow itself: people return to places. It is an item-kNN (Sarwar et al. 2001, shrinkage as in Bell and
 Koren 2007) that knows order and distance, as neighbour models of sessions do (Ludewig and Jannach 2018, arXiv
@@ -26,19 +26,25 @@ _SEQUENCES = 1 << 14  # read at once
 
 
 def count_transitions(
-    files: Sequence[str], rows: int, train_counts: np.ndarray, neighbours: int, scratch: Path, room: int = _ROOM
+    files: Sequence[str],
+    rows: int,
+    train_counts: np.ndarray,
+    neighbours: int,
+    scratch: Path,
+    room: int = _ROOM,
+    backward: float = BACKWARD,
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each item the `neighbours` with the largest w: codes int32 and weights float32, both [V, neighbours].
 
     files: Parquet of training sequences, a list of codes a row; they are read once. rows: V. train_counts: int64 [V].
     scratch: a folder that holds, while this runs, sums of more than `room` pairs, cut into parts of the items.
-    Shorter lists end with code 0 and weight 0.
+    backward: the share of a pair's weight where j came before i. Shorter lists end with code 0 and weight 0.
     """
     codes, weights = np.zeros((rows, neighbours), np.int32), np.zeros((rows, neighbours), np.float32)
     scale = np.sqrt(np.maximum(train_counts, 1)).astype(np.float32)
     parts = 2 * SPAN * int(train_counts.sum()) // room + 1
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        for start, table in _sums(files, item_parts(train_counts, rows, parts), Path(folder), room):
+        for start, table in _sums(files, item_parts(train_counts, rows, parts), Path(folder), room, backward):
             source = np.repeat(np.arange(start, start + table.shape[0]), np.diff(table.indptr))
             table.data /= scale[source] * scale[table.indices] + SHRINKAGE
             place, kept = largest_of_each_row(table, neighbours)
@@ -54,14 +60,15 @@ def item_parts(train_counts: np.ndarray, rows: int, parts: int) -> list[int]:
 
 
 def _sums(
-    files: Sequence[str], bounds: list[int], folder: Path, room: int
+    files: Sequence[str], bounds: list[int], folder: Path, room: int, backward: float
 ) -> Iterator[tuple[int, scipy.sparse.csr_matrix]]:
     """Sums of the pairs' weights for first items start <= i < stop: start and [stop - start, V], part by part."""
     rows, count = bounds[-1], 0
     if len(bounds) == 2:
-        yield 0, sum(_tables(files, rows, room), start=scipy.sparse.csr_matrix((rows, rows), dtype=np.float32))
+        none = scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
+        yield 0, sum(_tables(files, rows, room, backward), start=none)
         return
-    for table in _tables(files, rows, room):
+    for table in _tables(files, rows, room, backward):
         for part, (start, stop) in enumerate(pairwise(bounds)):
             scipy.sparse.save_npz(folder / f"{part}-{count}.npz", table[start:stop], compressed=False)
         count += 1
@@ -74,13 +81,13 @@ def _sums(
         yield start, total
 
 
-def _tables(files: Sequence[str], rows: int, room: int) -> Iterator[scipy.sparse.csr_matrix]:
+def _tables(files: Sequence[str], rows: int, room: int, backward: float) -> Iterator[scipy.sparse.csr_matrix]:
     """Sums of the pairs' weights [V, V] of some sequences after others, each of about room / 4 different pairs."""
     table = scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(_SEQUENCES, columns=[ITEM]):
             forward = _forward(*sequences_of(batch.column(ITEM)), rows)
-            table = table + forward + BACKWARD * forward.T
+            table = table + forward + backward * forward.T
             if table.nnz > room // 4:
                 yield table
                 table = scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)

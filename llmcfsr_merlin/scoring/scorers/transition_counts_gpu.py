@@ -30,6 +30,7 @@ def count_transitions_on(
     train_counts: np.ndarray,
     neighbours: int,
     room: int | None = None,
+    backward: float = BACKWARD,
 ) -> tuple[np.ndarray, np.ndarray]:
     """As transition_counts.count_transitions; room: pairs at once, None: as many as half of the free memory holds.
 
@@ -43,7 +44,7 @@ def count_transitions_on(
     scale = torch.from_numpy(np.sqrt(np.maximum(train_counts, 1)).astype(np.float32)).to(device)
     parts = 2 * SPAN * int(train_counts.sum()) // room + 1
     for start, stop in pairwise(item_parts(train_counts, rows, parts)):
-        pairs, sums = _sums(items, sequence, rows, start, stop)
+        pairs, sums = _sums(items, sequence, rows, start, stop, backward)
         first, second = pairs // rows, pairs % rows
         score = sums.float() / (scale[first] * scale[second] + SHRINKAGE)
         # By item, then by score, then by neighbour: pairs ascend, and stable sorts keep that among equals.
@@ -69,21 +70,25 @@ def _read(files: Sequence[str]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.concatenate(codes)), torch.from_numpy(np.concatenate(numbers))
 
 
-def _sums(items: Tensor, sequence: Tensor, rows: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+def _sums(
+    items: Tensor, sequence: Tensor, rows: int, start: int, stop: int, backward: float
+) -> tuple[Tensor, Tensor]:
     """Pairs of first items start <= i < stop as i * V + j, int64 [N] ascending, and sums of their weights, double."""
     pairs, weights = [items.new_zeros(0, dtype=torch.int64)], [items.new_zeros(0, dtype=torch.float64)]
-    for some, weight in _pairs(items, sequence, rows, start, stop):
+    for some, weight in _pairs(items, sequence, rows, start, stop, backward):
         pairs.append(some)
         weights.append(torch.full_like(some, weight, dtype=torch.float64))
     found, place = torch.cat(pairs).unique(return_inverse=True)
     return found, weights[0].new_zeros(len(found)).index_add_(0, place, torch.cat(weights))
 
 
-def _pairs(items: Tensor, sequence: Tensor, rows: int, start: int, stop: int) -> Iterator[tuple[Tensor, float]]:
+def _pairs(
+    items: Tensor, sequence: Tensor, rows: int, start: int, stop: int, backward: float
+) -> Iterator[tuple[Tensor, float]]:
     """By distance and direction, the pairs of first items start <= i < stop as i * V + j, and the weight of each."""
     for distance in range(1, min(SPAN, len(items) - 1) + 1):
         earlier, later = items[:-distance], items[distance:]
         real = (sequence[:-distance] == sequence[distance:]) & (earlier >= FIRST_ITEM) & (later >= FIRST_ITEM)
-        for first, second, share in ((earlier, later, 1.0), (later, earlier, BACKWARD)):
+        for first, second, share in ((earlier, later, 1.0), (later, earlier, backward)):
             here = real & (first >= start) & (first < stop)
             yield first[here].long() * rows + second[here], share * distance**-0.5

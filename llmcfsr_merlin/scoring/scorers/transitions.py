@@ -7,7 +7,7 @@ from llmcfsr_merlin.config.scorer_settings import TransitionSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
-from llmcfsr_merlin.scoring.scorers.transition_counts import count_transitions
+from llmcfsr_merlin.scoring.scorers.transition_counts import BACKWARD, count_transitions
 from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on, fits
 
 RECENCY = 0.8  # decay per step into the past
@@ -38,10 +38,11 @@ class TransitionScorer(Scorer[TransitionSettings]):
         context.report("counting item-to-item transitions")
         scorer = cls(settings, dataset.shape, vectors)
         known = dataset.files("train"), dataset.shape.n_items, dataset.train_counts, settings.neighbours
+        backward = BACKWARD if settings.directed else 1.0
         if fits(dataset.train_counts, context.device):
-            items, weights = count_transitions_on(context.device, *known)
+            items, weights = count_transitions_on(context.device, *known, backward=backward)
         else:
-            items, weights = count_transitions(*known, context.scratch)
+            items, weights = count_transitions(*known, context.scratch, backward=backward)
         scorer.next_items.copy_(torch.from_numpy(items))
         scorer.next_weights.copy_(torch.from_numpy(weights))
         return scorer

@@ -95,7 +95,7 @@ def test_a_small_catalogue_gives_the_candidates_that_there_are(tmp_path):
 
     ranks = rank_users(
         scorer, tmp_path / "cases.parquet", train_counts=np.ones(10, np.int64), max_length=9, protocols=("sampled",)
-    ).ranks.set_index(USER)["rank_sampled"]
+    ).ranks.set_index(USER)["rank_sampled_kept"]
     assert ranks["all"] == 1 and 2 <= ranks["most"] <= 3 and 2 <= ranks["few"] <= 6
 
 
@@ -121,7 +121,8 @@ def test_batches_hold_the_cut_history_and_the_whole_seen_set(tmp_path):
     write_cases(tmp_path, tmp_path / "cases.parquet", 20, negatives=5)
     (batch,) = read_cases(tmp_path / "cases.parquet", max_length=2, batch_size=10)
     assert batch.histories.tolist() == [[5, 4], [7, 8], [3, 9]]
-    assert batch.targets.tolist() == [6, 9, 3] and batch.lengths.tolist() == [4, 2, 2]
+    assert batch.targets.tolist() == [6, 9, 3] and batch.last.tolist() == [4, 8, 9]
+    assert batch.lengths.tolist() == [4, 2, 2]
     assert [sorted(seen.tolist()) for seen in batch.seen] == [[3, 4, 4, 5], [7, 8], [9]]
     assert batch.candidates.shape == (3, 5)
 

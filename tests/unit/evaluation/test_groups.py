@@ -8,10 +8,12 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.evaluation.groups import (
     DECILES,
     catalogue_metrics,
+    catalogue_order,
     group_masks,
     group_metrics,
     popularity_deciles,
     user_counts,
+    with_history,
 )
 from tests.unit.evaluation.prepared import random_sequences, write_prepare
 
@@ -24,8 +26,10 @@ def ranks():
             "user_id": [f"u{number}" for number in range(400)],
             "target": generator.integers(FIRST_ITEM, 63, 400),
             "history_length": generator.integers(2, 15, 400),
-            "rank_full": generator.integers(1, 60, 400),
-            "rank_sampled": generator.integers(1, 30, 400),
+            "last": generator.integers(FIRST_ITEM, 63, 400),
+            "rank_full_masked": generator.integers(1, 50, 400),
+            "rank_full_kept": generator.integers(1, 60, 400),
+            "rank_sampled_kept": generator.integers(1, 30, 400),
         }
     )
 
@@ -38,7 +42,7 @@ def train_counts():
 def test_masks_and_metrics_equal_pandas(ranks, train_counts):
     masks = group_masks(ranks, train_counts, train_counts, tail_item=4, tail_user=6)
     rows = group_metrics(ranks, masks, (5, 10), dataset="d", recipe="r", seed=1)
-    found = {(row["protocol"], row["group"], row["metric"]): row for row in rows}
+    found = {(row["protocol"], row["history"], row["group"], row["metric"]): row for row in rows}
     frame = ranks.assign(popularity=train_counts[ranks["target"]])
     selections = {
         "overall": frame,
@@ -49,13 +53,16 @@ def test_masks_and_metrics_equal_pandas(ranks, train_counts):
         "cold_item": frame.query("popularity == 0"),
     }
     for group, part in selections.items():
-        for protocol in ("full", "sampled"):
-            rank = part[f"rank_{protocol}"]
-            row = found[protocol, group, "ndcg@10"]
+        for of in (("full", "masked"), ("full", "kept"), ("sampled", "kept")):
+            rank = part["rank_{}_{}".format(*of)]
+            row = found[(*of, group, "ndcg@10")]
             assert row["count"] == len(part) > 0
             assert row["value"] == pytest.approx((np.log(2) / np.log(rank + 1)).where(rank <= 10, 0).mean())
-            assert found[protocol, group, "hr@5"]["value"] == pytest.approx((rank <= 5).mean())
-    assert set(rows[0]) == {"dataset", "recipe", "seed", "protocol", "group", "metric", "value", "count"}
+            assert found[(*of, group, "hr@5")]["value"] == pytest.approx((rank <= 5).mean())
+    assert list(rows[0]) == [
+        "dataset", "recipe", "seed", "protocol", "history", "weights", "group", "metric", "value", "count"
+    ]  # fmt: skip
+    assert all(row["weights"] == row["history"] for row in rows)
 
 
 def test_groups_partition_the_users(ranks, train_counts):
@@ -94,16 +101,29 @@ def test_user_counts_count_a_user_once_and_the_test_item(tmp_path):
 
 
 def test_catalogue_metrics_have_the_same_columns():
-    rows = catalogue_metrics({"coverage@10": 0.5}, 7, dataset="d", recipe="r", seed=1)
+    weights = {"masked": "masked", "kept": "masked"}
+    found = {"masked": {"coverage@10": 0.5}, "kept": {"coverage@10": 0.4}}
+    rows = catalogue_metrics(found, 7, dataset="d", recipe="r", seed=1, weights=weights)
+    about = {"dataset": "d", "recipe": "r", "seed": 1, "protocol": "full", "group": "overall", "metric": "coverage@10"}
     assert rows == [
-        {
-            "dataset": "d",
-            "recipe": "r",
-            "seed": 1,
-            "protocol": "full",
-            "group": "overall",
-            "metric": "coverage@10",
-            "value": 0.5,
-            "count": 7,
-        }
+        {**about, "history": "masked", "weights": "masked", "value": 0.5, "count": 7},
+        {**about, "history": "kept", "weights": "masked", "value": 0.4, "count": 7},
     ]
+
+
+def test_rows_of_an_earlier_version_get_the_rule_that_they_were_made_by():
+    new = {"metric": "mrr", "history": "kept", "weights": "masked"}
+    old = with_history([{"metric": "mrr"}, new], "masked")
+    assert old == [{"metric": "mrr", "history": "masked", "weights": "masked"}, new]
+
+
+def test_last_pairs_by_the_order_of_raw_ids(ranks, train_counts):
+    ranks = ranks.iloc[:4].assign(last=[3, 4, 5, 3], target=[4, 3, 5, 5])
+    numbers, texts = (["9", "10", "11"], [True, False, False, True]), (["9", "10", "x"], [False, True, False, True])
+    for ids, ascending in (numbers, texts):
+        order = np.r_[0, 0, 0, catalogue_order(ids)]
+        counts = train_counts[:6]
+        masks = group_masks(ranks, counts, counts, tail_item=4, tail_user=6, order=order)
+        assert masks["last_pair_ascending"].tolist() == ascending
+        assert masks["last_pair_descending"].tolist() == [not up and i != 2 for i, up in enumerate(ascending)]
+    assert "last_pair_ascending" not in group_masks(ranks, counts, counts, tail_item=4, tail_user=6)

@@ -34,9 +34,13 @@ def test_files_and_rows(tmp_path, prepare):
     assert json.loads((tmp_path / "out" / METRICS).read_text()) == metrics
     assert {row["recipe"] for row in metrics} == {"popularity", "ease"} and {row["seed"] for row in metrics} == {7}
     assert {row["protocol"] for row in metrics} == {"full", "sampled"}
-    overall = next(r for r in metrics if (r["recipe"], r["protocol"], r["metric"]) == ("ease", "full", "hr@10"))
+    assert {(row["history"], row["weights"]) for row in metrics} == {("masked", "masked"), ("kept", "kept")}
+    assert {"last_pair_ascending", "last_pair_descending"} < {row["group"] for row in metrics}
     ranks = read_ranks(tmp_path / "out" / RANKS, "ease")
-    assert overall["value"] == pytest.approx((ranks["rank_full"] <= 10).mean()) and overall["count"] == 120
+    for rule in ("masked", "kept"):
+        wanted = ("ease", "full", rule, "hr@10")
+        overall = next(r for r in metrics if (r["recipe"], r["protocol"], r["history"], r["metric"]) == wanted)
+        assert overall["value"] == pytest.approx((ranks[f"rank_full_{rule}"] <= 10).mean()) and overall["count"] == 120
 
 
 def test_two_runs_are_equal(tmp_path, prepare):

@@ -32,7 +32,7 @@ def measure(paper_sequences, tmp_path_factory):
         tail_item, tail_user = THRESHOLDS[name]
         masks = group_masks(ranks, user_counts(directory, rows), train_counts, tail_item=tail_item, tail_user=tail_user)
         values = group_metrics(ranks, masks, (10,), dataset=name, recipe="", seed=0)
-        return {(row["group"], row["metric"]): row for row in values}
+        return {(row["group"], row["metric"]): row for row in values if row["history"] == "kept"}
 
     return run
 

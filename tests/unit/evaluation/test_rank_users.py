@@ -10,7 +10,7 @@ import torch
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, USER
 from llmcfsr_merlin.evaluation.cases import write_cases
-from llmcfsr_merlin.evaluation.ranks import RECIPE, SEED, TARGET, rank_users, read_ranks, write_ranks
+from llmcfsr_merlin.evaluation.ranks import LAST, RECIPE, SEED, TARGET, rank_users, read_ranks, write_ranks
 from tests.unit.evaluation.prepared import random_sequences, write_prepare
 
 
@@ -39,12 +39,35 @@ def test_by_hand(tmp_path):
     write_cases(tmp_path, tmp_path / "cases.parquet", 8, negatives=2)
     scores = torch.tensor([[9.0, 9, 9, 0.9, 0.1, 0.5, 0.2, 0.8]])  # reserved rows must not count, whatever they score
     settings = {"train_counts": train, "max_length": 5, "ks": (1, 2)}
-    kept = rank_users(lambda _: scores, tmp_path / "cases.parquet", **settings)
-    assert kept.ranks[["rank_full", "rank_sampled", TARGET, "history_length"]].values.tolist() == [[3, 2, 5, 2]]
-    assert kept.catalogue["coverage@2"] == 2 / 5
-    excluded = rank_users(lambda _: scores, tmp_path / "cases.parquet", exclude_history=True, **settings)
-    assert excluded.ranks["rank_full"].tolist() == [2]
+    found = rank_users(lambda _: scores, tmp_path / "cases.parquet", **settings)
+    assert found.ranks[["rank_full_kept", "rank_full_masked", TARGET, LAST, "history_length"]].values.tolist() == [
+        [3, 2, 5, 4, 2]
+    ]
+    assert found.ranks[["rank_sampled_kept", "rank_sampled_masked"]].values.tolist() == [[2, 2]]
+    assert found.catalogue["kept"]["coverage@2"] == found.catalogue["masked"]["coverage@2"] == 2 / 5
+    # Recommended: 3 and 7, of which 3 was trained on, or 7 and 5.
+    assert (found.catalogue["kept"]["arp@2"], found.catalogue["masked"]["arp@2"]) == (0.5, 0)
+    assert found.weights == {"kept": "kept", "masked": "masked"}
     assert scores[0, 3] == 0.9  # the scorer's tensor is left as it was
+
+
+def test_both_rules_by_hand_each_with_its_weights(tmp_path):
+    """The five items again: what is best for one rule is another score than what is best for the other."""
+    train = write_prepare(tmp_path, {"a": [3, 4, 5], "b": [6, 7, 6]}, 8, parts=1)
+    write_cases(tmp_path, tmp_path / "cases.parquet", 8, negatives=2)
+    scores = {
+        "masked": torch.tensor([[0, 0, 0, 0.9, 0.8, 0.5, 0.2, 0.1], [0, 0, 0, 0.1, 0.2, 0.3, 0.4, 0.9]]),
+        "kept": torch.tensor([[0, 0, 0, 0.3, 0.2, 0.5, 0.9, 0.8], [0, 0, 0, 0.1, 0.2, 0.3, 0.4, 0.9]]),
+    }
+    settings = {"train_counts": train, "max_length": 5, "ks": (1, 2)}
+    both = rank_users(lambda _: scores, tmp_path / "cases.parquet", **settings)
+    assert both.ranks["rank_full_masked"].tolist() == [1, 1], "3 and 4 left out; the repeated 6 is in, 7 is not"
+    assert both.ranks["rank_full_kept"].tolist() == [3, 2], "below 6 and 7; below 7"
+    assert both.ranks["rank_sampled_masked"].tolist() == [1, 1] and both.ranks["rank_sampled_kept"].tolist() == [3, 1]
+    one = rank_users(lambda _: {"masked": scores["masked"]}, tmp_path / "cases.parquet", **settings)
+    assert one.ranks["rank_full_masked"].tolist() == [1, 1] and one.ranks["rank_full_kept"].tolist() == [3, 2]
+    assert one.ranks["rank_sampled_kept"].tolist() == [1, 1]
+    assert one.weights == {"masked": "masked", "kept": "masked"}
 
 
 def test_a_repeated_target_stays_in_when_history_is_excluded(tmp_path):
@@ -52,9 +75,9 @@ def test_a_repeated_target_stays_in_when_history_is_excluded(tmp_path):
     write_cases(tmp_path, tmp_path / "cases.parquet", 8, negatives=2)
     scores = torch.tensor([[0, 0, 0, 0.9, 1.0, 0.5, 0.2, 0.8]])
     result = rank_users(
-        lambda _: scores, tmp_path / "cases.parquet", train_counts=train, max_length=5, ks=(2,), exclude_history=True
+        lambda _: scores, tmp_path / "cases.parquet", train_counts=train, max_length=5, ks=(2,)
     )
-    assert result.ranks["rank_full"].tolist() == [1]
+    assert result.ranks["rank_full_masked"].tolist() == [1]
 
 
 def test_excluded_history_is_not_cut(tmp_path):
@@ -62,23 +85,22 @@ def test_excluded_history_is_not_cut(tmp_path):
     write_cases(tmp_path, tmp_path / "cases.parquet", 8, negatives=1)
     scores = torch.tensor([[0, 0, 0, 0.9, 0.8, 0.7, 0.5, 0.1]])
     result = rank_users(
-        lambda _: scores, tmp_path / "cases.parquet", train_counts=train, max_length=1, ks=(2,), exclude_history=True
+        lambda _: scores, tmp_path / "cases.parquet", train_counts=train, max_length=1, ks=(2,)
     )
-    assert result.ranks["rank_full"].tolist() == [1]
+    assert result.ranks["rank_full_masked"].tolist() == [1]
 
 
-@pytest.mark.parametrize("exclude_history", [False, True])
-def test_equals_a_loop_over_users(tmp_path, exclude_history):
+def test_equals_a_loop_over_users(tmp_path):
     cases, train = prepared(tmp_path)
     sequences, score = random_sequences(53, 120), linear_scorer(120)
-    result = rank_users(score, cases, train_counts=train, max_length=4, exclude_history=exclude_history, batch_size=7)
+    result = rank_users(score, cases, train_counts=train, max_length=4, batch_size=7)
     for row in result.ranks.itertuples():
         *history, target = sequences[row.user_id]
         scores = score(torch.tensor([history[-4:]]))[0].numpy()
-        rivals = [
-            item for item in range(FIRST_ITEM, 120) if item != target and not (exclude_history and item in history)
-        ]
-        assert row.rank_full == 1 + sum(scores[item] > scores[target] for item in rivals)
+        rivals = [item for item in range(FIRST_ITEM, 120) if item != target]
+        assert row.rank_full_kept == 1 + sum(scores[item] > scores[target] for item in rivals)
+        others = [item for item in rivals if item not in history]
+        assert row.rank_full_masked == 1 + sum(scores[item] > scores[target] for item in others)
         assert row.history_length == len(history) and row.target == target
 
 
@@ -96,10 +118,10 @@ def test_batch_size_does_not_matter(tmp_path):
 def test_one_protocol_only(tmp_path):
     cases, train = prepared(tmp_path)
     sampled = rank_users(linear_scorer(120), cases, train_counts=train, max_length=9, protocols=("sampled",))
-    assert "rank_full" not in sampled.ranks and sampled.catalogue == {}
+    assert "rank_full_kept" not in sampled.ranks and sampled.catalogue == {}
     write_cases(tmp_path, cases, 120, negatives=0)
     full = rank_users(linear_scorer(120), cases, train_counts=train, max_length=9, protocols=("full",))
-    assert "rank_sampled" not in full.ranks
+    assert "rank_sampled_kept" not in full.ranks
 
 
 def test_noise_scores_at_chance_in_both_protocols(tmp_path):
@@ -108,7 +130,7 @@ def test_noise_scores_at_chance_in_both_protocols(tmp_path):
     noise = rank_users(
         lambda histories: torch.rand(len(histories), 203, generator=generator), cases, train_counts=train, max_length=50
     )
-    for column, items in (("rank_full", 200), ("rank_sampled", 100)):
+    for column, items in (("rank_full_kept", 200), ("rank_full_masked", 194), ("rank_sampled_kept", 100)):
         chance = 10 / items
         hit_rate = (noise.ranks[column] <= 10).mean()
         assert abs(hit_rate - chance) < 3 * (chance * (1 - chance) / 3000) ** 0.5
@@ -128,6 +150,15 @@ def test_ranks_round_trip(tmp_path):
     assert len(everything) == 2 * len(frame) and set(everything[RECIPE]) == {"a", "b"}
     assert set(one[SEED]) == {43}
     pd.testing.assert_frame_equal(one.drop(columns=[RECIPE, SEED]).reset_index(drop=True), frame)
+
+
+def test_ranks_of_an_earlier_version_are_of_one_rule(tmp_path):
+    cases, train = prepared(tmp_path)
+    frame = rank_users(linear_scorer(120), cases, train_counts=train, max_length=9).ranks
+    old = frame[[USER, TARGET]].assign(rank_full=frame["rank_full_masked"], rank_sampled=frame["rank_sampled_masked"])
+    write_ranks(tmp_path / "ranks.parquet", [("a", 42, old)])
+    read = read_ranks(tmp_path / "ranks.parquet", "a", "masked")
+    assert read["rank_full_masked"].equals(frame["rank_full_masked"]) and "rank_full_kept" not in read
 
 
 def test_memory_does_not_grow_with_users(tmp_path):

@@ -25,6 +25,7 @@ def material():
         {
             "user_id": [f"u{number}" for number in range(600)],
             "target": generator.integers(FIRST_ITEM, 203, 600),
+            "last": generator.integers(FIRST_ITEM, 203, 600),
             "history_length": generator.integers(2, 15, 600),
         }
     )
@@ -32,8 +33,11 @@ def material():
     for recipe, quality in (("llm_cfsr", 0.5), ("llm_cfsr-no_match", 0.45), ("sasrec", 0.3), ("popularity", 0.1)):
         for seed in (1, 2):
             ranks = np.where(generator.random(600) < quality, 1, generator.integers(1, 101, 600))
-            frames[recipe] = users.assign(rank_full=ranks, rank_sampled=np.ceil(ranks / 2).astype(int))
-            masks = group_masks(frames[recipe], counts, counts, tail_item=4, tail_user=6)
+            frames[recipe] = users.assign(
+                rank_full_masked=np.ceil(ranks / 3).astype(int), rank_full_kept=ranks,
+                rank_sampled_masked=np.ceil(ranks / 2).astype(int), rank_sampled_kept=np.ceil(ranks / 2).astype(int),
+            )  # fmt: skip
+            masks = group_masks(frames[recipe], counts, counts, tail_item=4, tail_user=6, order=np.arange(len(counts)))
             metrics += group_metrics(frames[recipe], masks, (10,), dataset="toy", recipe=recipe, seed=seed)
     overall = {name: masks[name] for name in ("overall", "tail_item")}
     comparisons = compare(frames["llm_cfsr"], frames["sasrec"], overall, resamples=200)
@@ -46,6 +50,8 @@ def test_whole_page(tmp_path, material):
         tmp_path,
         metrics,
         title="Toy <run>",
+        served="masked",
+        tied="5 of 600 users' last two interactions share one time",
         focus="llm_cfsr",
         base="sasrec",
         ablation=("llm_cfsr-no_match",),
@@ -63,7 +69,11 @@ def test_whole_page(tmp_path, material):
         "Soap &amp; &lt;b&gt;",
     ):
         assert part in text
-    assert "full ranking over the catalogue, history kept" in text and "100 uniform negatives" in text
+    assert "full ranking over the catalogue, history masked" in text and "100 uniform negatives" in text
+    full, sampled = (part.split("<h2>")[0] for part in text.split("<h3>")[1:3])
+    for table, rules in ((full, ["masked"] * 3 + ["kept"] * 3), (sampled, ["both"] * 3)):
+        assert re.findall("<td>(masked|kept|both)</td>", table) == rules
+    assert "toy: order artefact" in text and "5 of 600 users" in text and "the order of the file" in text
     assert text.count("data:image/png;base64,") == 3
     loaded = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'>)]*)""", text)
     assert all(address.startswith("data:") for address in loaded), "the page must load nothing from elsewhere"
@@ -76,9 +86,11 @@ def test_whole_page(tmp_path, material):
 
 def test_best_is_bold_with_its_relative_difference(tmp_path, material):
     row = {"dataset": "d", "seed": 1, "protocol": "full", "group": "overall", "metric": "ndcg@10", "count": 9}
+    row |= {"history": "kept", "weights": "kept"}
     rows = [{**row, "recipe": "a", "value": 0.3}, {**row, "recipe": "b", "value": 0.2}]
     text = write_report(tmp_path, rows, title="t", focus="a", base="b", metric_names=("ndcg@10",)).read_text()
     assert "<b>0.3000</b><br><small>+50.0%</small>" in text and "<b>0.2000" not in text
+    assert "order artefact" not in text
 
 
 def test_unknown_recipe_is_an_error(tmp_path, material):

@@ -16,8 +16,8 @@ def ranks_frame(seed, users=400, better=0.0):
         {
             "user_id": [f"u{u}" for u in range(users)],
             "target": np.arange(users),
-            "rank_full": ranks,
-            "rank_sampled": ranks,
+            "rank_full_kept": ranks,
+            "rank_sampled_kept": ranks,
         }
     )
 
@@ -85,7 +85,7 @@ def test_seeds_are_averaged_per_user():
     base = ranks_frame(3)
     rows = compare(several, base, {"overall": np.ones(400, bool)}, resamples=100)
     hit = next(row for row in rows if row["metric"] == "hr@10")
-    assert hit["value"] == pytest.approx((several["rank_full"] <= 10).mean()) and hit["count"] == 400
+    assert hit["value"] == pytest.approx((several["rank_full_kept"] <= 10).mean()) and hit["count"] == 400
 
 
 def test_other_users_or_targets_are_an_error():

@@ -22,20 +22,20 @@ def write(path, sequences: list[list[int]], group: int = 3) -> str:
     return str(path)
 
 
-def reference(sequences: list[list[int]], counts: np.ndarray) -> np.ndarray:
+def reference(sequences: list[list[int]], counts: np.ndarray, backward: float = 0.3) -> np.ndarray:
     w = np.zeros((ROWS, ROWS))
     for row in sequences:
         for i, first in enumerate(row):
             for j, second in enumerate(row):
                 if 0 < abs(i - j) <= 20 and min(first, second) >= FIRST_ITEM:
-                    w[first, second] += abs(i - j) ** -0.5 * (1 if j > i else 0.3)
+                    w[first, second] += abs(i - j) ** -0.5 * (1 if j > i else backward)
     scale = np.sqrt(np.maximum(counts, 1))
     return w / (np.outer(scale, scale) + 5)
 
 
-def on_the_device(files, rows, counts, neighbours, folder, room):
+def on_the_device(files, rows, counts, neighbours, folder, room, **settings):
     """The way of a GPU, on this CPU's tensors."""
-    return count_transitions_on(torch.device("cpu"), files, rows, counts, neighbours, room)
+    return count_transitions_on(torch.device("cpu"), files, rows, counts, neighbours, room, **settings)
 
 
 WAYS = pytest.mark.parametrize("count", [count_transitions, on_the_device])
@@ -43,19 +43,21 @@ WAYS = pytest.mark.parametrize("count", [count_transitions, on_the_device])
 
 @WAYS
 @settings(deadline=None, max_examples=50)
-@given(sequences=SEQUENCES, room=st.sampled_from([1, 100, 1 << 20]))
-def test_transitions_are_those_of_a_plain_loop(tmp_path_factory, sequences, room, count):
+@given(sequences=SEQUENCES, room=st.sampled_from([1, 100, 1 << 20]), backward=st.sampled_from([0.3, 1.0]))
+def test_transitions_are_those_of_a_plain_loop(tmp_path_factory, sequences, room, backward, count):
     folder = tmp_path_factory.mktemp("sequences")
     half = len(sequences) // 2
     files = [write(folder / "0.parquet", sequences[:half]), write(folder / "1.parquet", sequences[half:])]
     counts = np.bincount([code for row in sequences for code in row], minlength=ROWS)
-    codes, weights = count(files, ROWS, counts, ROWS, folder, room)
+    codes, weights = count(files, ROWS, counts, ROWS, folder, room, backward=backward)
     found = np.zeros((ROWS, ROWS))
     assert sorted(path.name for path in folder.iterdir()) == ["0.parquet", "1.parquet"]  # nothing is left behind
     for row, (neighbours, values) in enumerate(zip(codes, weights)):
         assert len(set(neighbours[values > 0])) == (values > 0).sum()
         found[row, neighbours[values > 0]] = values[values > 0]
-    np.testing.assert_allclose(found, reference(sequences, counts), rtol=1e-5)
+    np.testing.assert_allclose(found, reference(sequences, counts, backward), rtol=1e-5)
+    if backward == 1:
+        np.testing.assert_allclose(found, found.T, rtol=1e-5)
 
 
 @WAYS

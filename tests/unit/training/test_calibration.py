@@ -49,12 +49,17 @@ def test_history_is_left_out_if_it_is_not_recommended():
         first = int(torch.randint(TWINS, (), generator=random))
         rows.append([FIRST_ITEM + item for item in (first, *others.tolist(), first + ITEMS)])
 
+    both = []
+
     def weight(exclude_history: bool) -> float:
         found = calibrate(model, rows, np.zeros(len(vectors), bool), exclude_history=exclude_history)
         assert found == model.weights and found["network"] == 1
+        assert found == model.history_weights["masked" if exclude_history else "kept"]
+        both.append(model.history_weights)
         return found["content"] + found["content_cold"]
 
     assert weight(exclude_history=True) > 0 == weight(exclude_history=False)
+    assert both[0] == both[1], "each rule gets the same weights, whichever is served"
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.3])
@@ -71,7 +76,8 @@ def test_what_may_be_given_up_goes_to_the_tail(tolerance):
     tail = (counts < 4).numpy()
     chosen = calibrate(model, rows, tail, tolerance, exclude_history=True)
     tried = [(1.0, weight, 0.0) for weight in GRID] + [tuple(chosen.values())]
-    targets, ranks = validation_ranks(model.prepare(), rows, tried, True)
+    targets, found = validation_ranks(model.prepare(), rows, tried)
+    ranks = found["masked"]
     quality = ndcg(ranks)
     assert quality[-1] >= (1 - tolerance) * quality.max() - 1e-9
     of_tail = ndcg(ranks[:, tail[targets]])
@@ -84,11 +90,13 @@ def test_validation_ranks_by_the_scores_that_are_served():
     vectors = torch.cat([torch.zeros(FIRST_ITEM, 8), torch.randn(ITEMS, 8, generator=random)])
     model = quiet(vectors, torch.randint(0, 9, (len(vectors),), generator=random), follow=True)
     rows = (FIRST_ITEM + torch.randint(0, ITEMS, (20, 6), generator=random)).tolist()
-    targets, (ranks,) = validation_ranks(model.prepare(), Rows(rows), [(1.0, 2.0, 3.0, 1.5)])
+    targets, found = validation_ranks(model.prepare(), Rows(rows), [(1.0, 2.0, 3.0, 1.5)])
     model.set_weights({"content": 2.0, "content_cold": 3.0, "transitions": 1.5})
     scores = Ranker(model).scores(torch.tensor(rows)[:, :-1])
-    wanted = (scores > scores.gather(1, torch.tensor(targets)[:, None])).sum(1)
-    assert ranks.tolist() == wanted.tolist()
+    above = scores > scores.gather(1, torch.tensor(targets)[:, None])
+    assert found["kept"].tolist() == [above.sum(1).tolist()]
+    others = [set(row[:-1]) - {row[-1]} for row in rows]
+    assert found["masked"].tolist() == [[int(one.sum() - one[list(own)].sum()) for one, own in zip(above, others)]]
 
 
 def test_batches_hold_every_row_once_in_any_cut(tmp_path):

@@ -1,0 +1,52 @@
+"""Interactions of one user at one time: in which order they stand, and how many histories end in them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from llmcfsr_merlin.dataset.prepare.filters import load_kept
+
+
+def tie_keys(xp, row, seed: int | None):
+    """What equal times are sorted by: `row`, the position in the source (int64), or for a seed a hash of both (uint64).
+
+    The hash (the finaliser of splitmix64) is one-to-one, so that no two rows tie, and knows nothing but seed and row:
+    neither partitions nor engine change the order.
+    """
+    if seed is None:
+        return row
+    mixed = row.astype("uint64") + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % (1 << 64))
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def moments(xp, user, time, subsecond):
+    """Number of the (user, time) of each row, int32: equal where rows share one, also after others are dropped.
+
+    Arrays of `xp`, sorted; subsecond: None where all are 0.
+    """
+    new = xp.zeros(len(user), "int32")
+    for values in (user, time, subsecond):
+        if values is not None:
+            new[1:] |= values[1:] != values[:-1]
+    return xp.cumsum(new, dtype="int32")
+
+
+def tied_last(xp, user, moment) -> tuple[int, int]:
+    """Users whose last two, and whose last three, interactions share one time; every user has at least three."""
+    last = xp.concatenate([xp.flatnonzero(user[1:] != user[:-1]), xp.full(1, len(user) - 1, "int64")])
+    two = moment[last] == moment[last - 1]
+    three = two & (moment[last] == moment[last - 2])
+    return int(two.sum()), int(three.sum())
+
+
+def tied_last_of(bucket: Path) -> tuple[int, int]:
+    """The same of a filtered bucket."""
+    user, _, moment, _ = load_kept(bucket)
+    return tied_last(np, user, moment) if len(user) else (0, 0)
+
+
+def tied_report(found: list[tuple[int, int]]) -> dict[str, int]:
+    """What the manifest says, from the parts of a log."""
+    return {"tied_last_two": sum(two for two, _ in found), "tied_last_three": sum(three for _, three in found)}

@@ -1,0 +1,74 @@
+"""Weights of both history rules: scored together as each alone, kept on disk, and not missed where a model has none."""
+
+import json
+
+import pytest
+import torch
+
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, MODEL_CONFIG
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
+from llmcfsr_merlin.scoring.ranker import Ranker
+from tests.models import model_config, random_model
+
+ROWS = 40
+MASKED = {"network": 1.0, "content": 4.0, "content_cold": 2.0, "transitions": 1.5}
+KEPT = {"network": 1.0, "content": 0.0, "content_cold": 0.0, "transitions": 0.5}
+
+
+@pytest.fixture
+def model():
+    model = random_model(model_config(hidden=8, transition_neighbours=5), ROWS, 9)
+    model.set_weights(MASKED)
+    model.history_weights = {"masked": MASKED, "kept": KEPT}
+    return model
+
+
+@pytest.fixture
+def histories():
+    return torch.randint(FIRST_ITEM, ROWS, (6, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_both_rules_score_as_each_alone(model, histories, bulk):
+    found = Ranker(model, bulk).by_history("masked")(histories)
+    for rule, weights in (("masked", MASKED), ("kept", KEPT)):
+        model.set_weights(weights)
+        torch.testing.assert_close(found[rule], Ranker(model, bulk).scores(histories))
+    assert model.history_weights == {}, "weights set by hand are those of both rules"
+
+
+def test_features_are_computed_once(model, histories, monkeypatch):
+    calls, network = [], model.scorers["network"]
+    states = network.network.user_states
+    monkeypatch.setattr(network.network, "user_states", lambda codes: calls.append(1) or states(codes))
+    Ranker(model, bulk=True).by_history("masked")(histories)
+    assert calls == [1]
+
+
+def test_a_model_of_one_set_of_weights_has_scores_of_the_rule_that_is_served(model, histories):
+    model.set_weights({})
+    assert list(Ranker(model).by_history("kept")(histories)) == ["kept"]
+    same = {"masked": MASKED, "kept": dict(MASKED)}
+    model.history_weights = same
+    found = Ranker(model).by_history("kept")(histories)
+    assert found["masked"] is found["kept"], "equal weights share one tensor"
+
+
+def test_one_feature_needs_no_weights(histories):
+    model = random_model(model_config(hidden=8, content_match=False, transition_neighbours=0), ROWS, 9)
+    assert len(model.features) == 1 and isinstance(Ranker(model).by_history("kept")(histories), torch.Tensor)
+
+
+def test_they_are_stored_with_the_model(model, tmp_path):
+    save_model(model, tmp_path, "hash")
+    loaded = load_model(tmp_path)
+    assert loaded.history_weights == {"masked": MASKED, "kept": KEPT} and loaded.weights == MASKED
+    described = json.loads((tmp_path / MODEL_CONFIG).read_text())
+    described["history_weights"]["kept"].pop("content")
+    (tmp_path / MODEL_CONFIG).write_text(json.dumps(described))
+    with pytest.raises(InputError, match="history_weights: kept has weights of"):
+        load_model(tmp_path)
+    described.pop("history_weights")  # a model of an earlier version
+    (tmp_path / MODEL_CONFIG).write_text(json.dumps(described))
+    assert load_model(tmp_path).history_weights == {}
