@@ -13,7 +13,7 @@ from llmcfsr_merlin.text.prompts import Prompter
 from llmcfsr_merlin.text.tuning.lora import load_adapter
 from llmcfsr_merlin.text.tuning.tune import tune
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PAIRS = [  # two texts of one thing, by other words
     ("a red lipstick with a satin finish", "satiny crimson colour for the lips"),
     ("shampoo for dry and damaged hair", "cleanser that repairs brittle hair"),
@@ -68,15 +68,15 @@ def test_vectors_say_what_belongs_together(name, pooling, dimensions):
 def test_lora_tunes_a_causal_model_and_its_adapter_loads(tmp_path):
     model = source("gemma3-270m")
     settings = TuneConfig(
-        enabled=True, method="lora", epochs=4, batch_size=16, learning_rate=5e-4, evaluate_every=4, holdout=0.2
+        enabled=True, method="lora", epochs=2, batch_size=8, learning_rate=1e-3, evaluate_every=3, holdout=0.4
     )
-    encoder = TextEncoder.load(model, pooling="last", device="cpu", max_tokens=64)
+    encoder = TextEncoder.load(model, pooling="last", device="cpu", max_tokens=32)
     texts = ["red nail polish by OPI", "a razor by Gillette"]
     before = encoder.encode(texts)
     done = tune(encoder, items(), Prompter.of("beauty"), settings, tmp_path)
-    assert done["steps"] == 8 and done["trained_parameters"] < 5_000_000
+    assert done["steps"] == 6 and done["trained_parameters"] < 5_000_000
     assert done["retrieval"] > done["retrieval_before"]
-    again = TextEncoder.load(model, pooling="last", device="cpu", max_tokens=64)
+    again = TextEncoder.load(model, pooling="last", device="cpu", max_tokens=32)
     again.model = load_adapter(again.model, tmp_path).eval()
     assert np.abs(again.encode(texts) - before).max() > 1e-3
 
