@@ -9,7 +9,7 @@ from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 # Projections by family; all of them, as LLMEmb tunes LLaMA (arXiv 2409.19925).
 _CAUSAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ENCODER = ("query", "key", "value", "q", "k", "v")  # BERT's; MPNet's
-_NO_POOLER = r"(?!.*pooler).*\.(query|key|value|q|k|v|o|dense)"  # the pooler reads the first token's state and is not used
+_NO_POOLER = r"(?!.*pooler).*\.(query|key|value|q|k|v|o|dense)"  # the pooler reads the first token and is not used
 ADAPTER = "adapter_model.safetensors"
 
 
