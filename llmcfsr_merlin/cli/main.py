@@ -12,6 +12,7 @@ from llmcfsr_merlin.cli import (
     config_verb,
     demo_verb,
     doctor_verb,
+    encoders_verb,
     items_add_verb,
     prompt_verb,
     recommend_verb,
@@ -38,6 +39,7 @@ VERBS = (
     items_add_verb.VERB,
     vectors_report_verb.VERB,
     prompt_verb.VERB,
+    encoders_verb.VERB,
     doctor_verb.VERB,
 )
 _GROUPS = {"items": "new items without retraining", "vectors": "semantic vectors"}

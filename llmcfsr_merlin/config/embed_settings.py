@@ -14,7 +14,7 @@ class EnrichConfig(Section):
     enabled: bool = False
     """Enrich before embedding."""
     model: str = ""
-    """Hugging Face name or folder of a causal language model (safetensors only)."""
+    """gemma3-270m, or a Hugging Face name or folder of a causal language model (safetensors only)."""
     revision: str | None = None
     """Branch, tag or commit of the model."""
     fewer_than: int = Field(3, ge=1)
@@ -29,7 +29,8 @@ class EmbedConfig(Section):
     """Semantic vectors of the items (stage `embed`)."""
 
     model: str = "minilm"
-    """minilm: the embedded all-MiniLM-L6-v2; else a Hugging Face name or a local folder (safetensors only)."""
+    """minilm: the embedded all-MiniLM-L6-v2; mpnet, gemma3-270m: `llmcfsr encoders get` first; else a Hugging Face name
+    or a local folder (safetensors only)."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face model."""
     template: Literal["generic", "yelp", "fashion", "beauty"] = "generic"

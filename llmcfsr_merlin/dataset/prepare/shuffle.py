@@ -167,8 +167,8 @@ def sort_bucket(bucket: Path, *, gpu: bool, cut: TimeCut | None = None, seed: in
         ])  # fmt: skip
     if gpu:
         _, cupy = libraries()
-        on_device = [None if keys is None else cupy.asarray(keys) for keys in (user, time, subsecond)]
-        by_time = to_host(order_rows(cupy, *on_device, tie_keys(cupy, cupy.asarray(row), seed)))
+        users, times, parts = (None if keys is None else cupy.asarray(keys) for keys in (user, time, subsecond))
+        by_time = to_host(order_rows(cupy, users, times, parts, tie_keys(cupy, cupy.asarray(row), seed)))
     else:
         by_time = order_rows(np, user, time, subsecond, tie_keys(np, row, seed))
     user = user[by_time]

@@ -8,16 +8,16 @@ from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 
 # Projections by family; all of them, as LLMEmb tunes LLaMA (arXiv 2409.19925).
 _CAUSAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_ENCODER = ("query", "key", "value", "dense")
-_NO_POOLER = r"(?!.*pooler).*\.(query|key|value|dense)"  # the pooler reads the first token's state and is not used
+_ENCODER = ("query", "key", "value", "q", "k", "v")  # BERT's; MPNet's
+_NO_POOLER = r"(?!.*pooler).*\.(query|key|value|q|k|v|o|dense)"  # the pooler reads the first token and is not used
 ADAPTER = "adapter_model.safetensors"
 
 
 def attach_lora(model, settings: TuneConfig):
-    """Wrap a bare transformers model with adapters on all its projections (LLaMA, Qwen, Mistral; BERT family)."""
+    """Wrap a bare transformers model with adapters on all its projections (LLaMA, Qwen, Gemma; BERT, MPNet)."""
     peft = _peft()
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    targets = [name for name in _CAUSAL if name in names] or (_NO_POOLER if names & set(_ENCODER[:3]) else None)
+    targets = [name for name in _CAUSAL if name in names] or (_NO_POOLER if names & set(_ENCODER) else None)
     if not targets:
         raise InputError(
             f"tune.method=lora: expected projections named {', '.join((*_CAUSAL[:3], *_ENCODER[:3]))}, ..., "

@@ -188,6 +188,18 @@ def test_lora_reaches_all_projections(tiny_llama, tiny_bert, tmp_path):
         assert len(trainable) == 2 * 2 * per_layer and not any("pooler" in name for name in trainable)
 
 
+def test_lora_reaches_all_projections_of_mpnet():
+    pytest.importorskip("peft")
+    from transformers import MPNetConfig, MPNetModel
+
+    from llmcfsr_merlin.text.tuning.lora import attach_lora
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = attach_lora(MPNetModel(MPNetConfig(vocab_size=20, **sizes)), TuneConfig(method="lora"))
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert len(trainable) == 2 * 2 * 6 and not any("pooler" in name for name in trainable)
+
+
 def tune_and_stop(folder, settings, out, monkeypatch, batch):
     """Tuning that is interrupted at a micro-batch, counted from 1; what it saved stays in out."""
     real, calls = tuning._backward, []
