@@ -41,8 +41,8 @@ def on_the_device(files, rows, counts, neighbours, folder, room, **settings):
 
 def test_only_undirected_transitions_ask_for_another_training():
     """The setting came after models had been trained."""
-    for given_settings in ({}, {"directed": True}):
-        known = ModelConfig(scorers={"network": {}, "transitions": given_settings}).trained_by()["scorers"]["transitions"]
+    for chosen in ({}, {"directed": True}):
+        known = ModelConfig(scorers={"network": {}, "transitions": chosen}).trained_by()["scorers"]["transitions"]
         assert known == {"neighbours": 100}
     off = ModelConfig(scorers={"transitions": {"directed": False}}).trained_by()["scorers"]["transitions"]
     assert off == {"neighbours": 100, "directed": False}
