@@ -20,10 +20,14 @@ METRICS = ("hr@10", "ndcg@10")
 
 
 class ArtefactRow(NamedTuple):
-    """One recipe under one history rule. pairs: by METRICS, the value on ascending and on descending pairs."""
+    """One recipe under one history rule; label: what tables call the rule (tables.history_blocks).
+
+    pairs: by METRICS, the value on ascending and on descending pairs.
+    """
 
     recipe: str
     history: str
+    label: str
     pairs: list[tuple[float, float]]
 
     @property
@@ -41,7 +45,7 @@ def artefact_rows(metrics: Sequence[dict], served: str) -> list[ArtefactRow]:
         for recipe, label in labels.items():
             keys = [[("full", rule, group, name, recipe) for group in LAST_PAIR] for name in METRICS]
             if all(key in values for pair in keys for key in pair):
-                rows.append(ArtefactRow(recipe, label, [(values[up][0], values[down][0]) for up, down in keys]))
+                rows.append(ArtefactRow(recipe, rule, label, [(values[up][0], values[down][0]) for up, down in keys]))
     return rows
 
 
@@ -63,6 +67,8 @@ def artefact_table(metrics: Sequence[dict], served: str, tied: str) -> Table | N
     for name in METRICS:
         for column in ("ascending", "descending", "desc. / asc."):
             table.add_column(f"{name}\n{column}", justify="right")
-    for row in rows:
-        table.add_row(row.recipe, row.history, *row.cells)
+    for number, row in enumerate(rows):
+        if number and row.history != rows[number - 1].history:
+            table.add_section()
+        table.add_row(row.recipe, row.label, *row.cells)
     return table

@@ -188,7 +188,7 @@ def _artefact(dataset: str, rows: Sequence[dict], focus: str, served: str, tied:
     for row in found:
         cells = "".join(f"<td{_edge(part, parts)}>{cell}</td>" for part, cell in zip(parts * len(METRICS), row.cells))
         mark = ' class="focus"' if row.recipe == focus else ""
-        body.append(f"<tr{mark}><td>{escape(row.recipe)}</td><td>{row.history}</td>{cells}</tr>")
+        body.append(f"<tr{mark}><td>{escape(row.recipe)}</td><td>{row.label}</td>{cells}</tr>")
     return [
         f"<h2>{escape(dataset)}: order artefact</h2>",
         f'<p class="note">Full ranking; {said_users(rows)}; {escape(tied)}. {MEANING}</p>',

@@ -36,8 +36,11 @@ def test_stage_writes_the_contract_and_skips_when_true(run_dir):
     before = (out / SCHEMA).stat().st_mtime_ns
     clustered = Config.load(None, ["cluster.workers=1", "cluster.partition_size=1KB"])
     assert stage.run(clustered, run_dir).key == manifest.key and (out / SCHEMA).stat().st_mtime_ns == before
+    unused = Config.load(None, ["prepare.seed=7"])
+    assert stage.run(unused, run_dir).key == manifest.key and (out / SCHEMA).stat().st_mtime_ns == before
     assert "//" not in (out / SCHEMA).read_text() and "categories" not in (out / SCHEMA).read_text()
     assert Manifest.load(out).counts == manifest.counts
+    assert stage.run(Config.load(None, ["prepare.ties=shuffle"]), run_dir).key != manifest.key
 
 
 def test_settings_of_the_other_split_leave_a_run_as_it_is(run_dir):

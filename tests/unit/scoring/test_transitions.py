@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
 from llmcfsr_merlin.scoring.scorers.transition_counts import count_transitions
 from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on
@@ -36,6 +37,15 @@ def reference(sequences: list[list[int]], counts: np.ndarray, backward: float = 
 def on_the_device(files, rows, counts, neighbours, folder, room, **settings):
     """The way of a GPU, on this CPU's tensors."""
     return count_transitions_on(torch.device("cpu"), files, rows, counts, neighbours, room, **settings)
+
+
+def test_only_undirected_transitions_ask_for_another_training():
+    """The setting came after models had been trained."""
+    for chosen in ({}, {"directed": True}):
+        known = ModelConfig(scorers={"network": {}, "transitions": chosen}).trained_by()["scorers"]["transitions"]
+        assert known == {"neighbours": 100}
+    off = ModelConfig(scorers={"transitions": {"directed": False}}).trained_by()["scorers"]["transitions"]
+    assert off == {"neighbours": 100, "directed": False}
 
 
 WAYS = pytest.mark.parametrize("count", [count_transitions, on_the_device])
