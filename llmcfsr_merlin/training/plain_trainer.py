@@ -77,7 +77,10 @@ def fit(
     """Train a network in place to its best epoch, see trainer.run_trainer."""
     train, device = training.settings, choose_device(training.settings.device)
     assert train.batch_size is not None, "fit_model chooses one"
-    batches = Batches(training.files["train"], train.batch_size, device, shuffle=True, seed=train.seed)
+    batches = Batches(
+        training.files["train"], train.batch_size, device,
+        shuffle=True, seed=train.seed, prefixes=train.samples == "prefixes",
+    )  # fmt: skip
     valid = Batches(training.files["valid"], ranked_users(network.n_items), device)
 
     def make(settings: TrainConfig) -> Trainer:

@@ -1,0 +1,91 @@
+"""train.samples=prefixes: which samples there are, the same for both Trainers, and none with a held-out item."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from llmcfsr_merlin.config.train_settings import TrainConfig
+from llmcfsr_merlin.dataset.dataset import Dataset
+from llmcfsr_merlin.dataset.names import COUNT, ITEM, PAD, ROW
+from llmcfsr_merlin.dataset.prepare.sequences import write_part
+from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.training import t4rec_trainer
+from llmcfsr_merlin.training.batches import Batches
+from llmcfsr_merlin.training.data_parallel import fit_in_processes
+from llmcfsr_merlin.training.objective import Auxiliary, Objective
+from llmcfsr_merlin.training.procedures import Training
+from tests.unit.training.test_t4rec import CODES, network_of
+
+SEQUENCES = [[[5, 9, 30, 7], [8, 4], [6]], [[11, 12, 13]]]
+WANTED = [(0, [5, 9]), (0, [5, 9, 30]), (0, [5, 9, 30, 7]), (1, [8, 4]), (3, [11, 12]), (3, [11, 12, 13])]
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = []
+    for part, lists in enumerate(SEQUENCES):
+        paths.append(str(tmp_path / f"part-{part}.parquet"))
+        pq.write_table(pa.table({ITEM: pa.array(lists, pa.list_(pa.int64()))}), paths[-1])
+    return paths
+
+
+def samples(batches) -> list[tuple[int, list[int]]]:
+    return [
+        (int(row), items[items != PAD].tolist()) for batch in batches for row, items in zip(batch[ROW], batch[ITEM])
+    ]
+
+
+def test_batches_have_every_prefix_once(files):
+    cpu = torch.device("cpu")
+    batches = Batches(files, 4, cpu, prefixes=True)
+    assert samples(batches) == WANTED
+    assert [batch[COUNT] for batch in batches] == [11, 5]
+    assert (len(batches), len(batches.dataset)) == (2, 6)
+    shuffled = Batches(files, 4, cpu, shuffle=True, seed=1, prefixes=True)
+    assert sorted(samples(shuffled)) == sorted(WANTED)
+    assert samples(shuffled) != WANTED
+
+
+@pytest.mark.parametrize("block", [1, 2, 1 << 14])
+def test_the_file_for_the_merlin_loader_has_the_same(files, tmp_path, monkeypatch, block):
+    monkeypatch.setattr(t4rec_trainer, "_BLOCK", block)
+    table = pq.read_table(t4rec_trainer._numbered(files, tmp_path, prefixes=True))
+    assert list(zip(table[ROW].to_pylist(), table[ITEM].to_pylist())) == WANTED
+    whole = pq.read_table(t4rec_trainer._numbered(files, tmp_path))
+    assert whole[ITEM].to_pylist() == [row for part in SEQUENCES for row in part]
+    assert whole[ROW].to_pylist() == [0, 1, 2, 3]
+
+
+def test_held_out_items_are_in_no_sample(tmp_path):
+    """Markers stand where validation and test items do; one that became a sample would show."""
+    histories = [[3, 4, 5, 98, 99], [6, 98, 99], [7, 8, *range(10, 30), 98, 99]]
+    offsets = np.r_[0, np.cumsum([len(row) for row in histories])]
+    names = pa.chunked_array([pa.array(["a", "b", "c"])])
+    write_part(tmp_path, "part-0.parquet", names, offsets, np.concatenate(histories), max_length=8)
+    files = Dataset(tmp_path).files("train")
+    found = samples(Batches(files, 4, torch.device("cpu"), prefixes=True))
+    written = pq.read_table(t4rec_trainer._numbered(files, tmp_path, prefixes=True))[ITEM].to_pylist()
+    assert [items for _, items in found] == written
+    assert found[0] == (0, [3, 4])
+    assert found[-1] == (1, list(range(21, 30)))
+    assert not {98, 99} & {item for row in written for item in row}
+
+
+def test_the_last_item_alone_is_predicted():
+    network = network_of(dropout=0.0)
+    found = Objective(network, TrainConfig(samples="prefixes")).predicted(CODES)
+    assert found.targets.tolist() == [7, 4, 3]
+    everywhere = Objective(network, TrainConfig()).predicted(CODES)
+    torch.testing.assert_close(found.states, everywhere.states[everywhere.last], rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_go_with_prefixes_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"backbone bsarec has one state a history: set train\.samples=prefixes"):
+        Objective(network_of(backbone="bsarec"), TrainConfig())
+    with pytest.raises(InputError, match="needs a causal backbone"):
+        Objective(network_of(backbone="bert4rec"), TrainConfig(samples="prefixes"))
+    train = TrainConfig(samples="prefixes", processes=2, device="cpu", batch_size=4)
+    with pytest.raises(InputError, match=r"set train\.processes=1"):
+        fit_in_processes("transformers", network_of(), Training(train, Dataset(tmp_path), {}, tmp_path), Auxiliary())
