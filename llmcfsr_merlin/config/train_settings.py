@@ -39,6 +39,9 @@ class TrainConfig(Section):
     """Weight of the self-distillation from users with similar text (LLM-ESR)."""
     distil_users: int = Field(10, ge=1)
     """Similar users whose mean state is the teacher."""
+    contrast: float = Field(0.0, ge=0)
+    """Weight of the contrastive loss between two augmented views of a history, cropped, masked or reordered
+    (CL4SRec)."""
     epochs: int = Field(16, ge=1)
     """Most passes over the samples; patience may end it before."""
     batch_size: int | None = Field(None, ge=1)

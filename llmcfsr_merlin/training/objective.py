@@ -17,6 +17,7 @@ from llmcfsr_merlin.scoring.network.item_views import MASK
 from llmcfsr_merlin.training.distillation import Distillation
 from llmcfsr_merlin.training.losses import loss_function
 from llmcfsr_merlin.training.losses.alignment import alignment
+from llmcfsr_merlin.training.losses.contrast import contrast
 from llmcfsr_merlin.training.validation import split_last
 
 # Losses whose tensors have the same shapes in every batch, so that a step can be recorded as a CUDA graph.
@@ -79,6 +80,8 @@ class Objective:
             if found.last is None or users is None:
                 raise InputError("train.distil needs a causal backbone: masked training has no state of a user")
             loss = loss + self.settings.distil * self.auxiliary.distillation(users, found.states[found.last])
+        if self.settings.contrast:
+            loss = loss + self.settings.contrast * contrast(network, split_last(items)[0])
         return loss
 
     def predicted(self, items: Tensor) -> Predicted:
@@ -106,6 +109,7 @@ class Objective:
             self.settings.loss in _FIXED_SHAPES
             and positions * per_position <= _ROOM
             and not self.settings.align
+            and not self.settings.contrast
             and self.auxiliary.distillation is None
             and all(isinstance(block, Block) for block in self.network.blocks)
         )
