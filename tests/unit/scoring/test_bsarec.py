@@ -1,11 +1,13 @@
 """BSARec's block and the post-norm network around it, against the published equations in plain torch."""
 
+import inspect
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import PAD
@@ -13,7 +15,8 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.bsarec import low_pass
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork, left_padded
 from llmcfsr_merlin.scoring.scorer import ItemVectors
-from tests.unit.scoring.test_network import build
+from tests.models import random_model
+from tests.unit.scoring.test_network import build, histories
 
 LENGTH, HIDDEN = 9, 8
 
@@ -118,3 +121,28 @@ def test_a_history_moves_to_the_end():
 def test_two_views_are_refused_where_padding_is_read():
     with pytest.raises(InputError, match="expected one view, found two"):
         build(backbone="bsarec", views=("collaborative", "semantic"))
+
+
+@pytest.mark.parametrize("form", ["traced", "onnx"])
+@pytest.mark.parametrize("settings", [{"backbone": "bsarec", "heads": 1}, {"backbone": "sasrec_post_norm"}])
+def test_the_graph_is_the_model(settings, form, tmp_path):
+    network = {"hidden": HIDDEN, "positions": "from_end", **settings}
+    model = random_model(ModelConfig(scorers={"network": network}), 40, 12)
+    graph = model.graph(4).eval()
+    example = histories(list(range(3, 15)), [7])
+    others = F.pad(histories([5, 9, 30], [7], [8, 8, 9]), (0, 9))
+    if form == "traced":
+        traced = torch.jit.trace(graph, example, check_trace=False)
+        found = [traced(rows) for rows in (example, others)]
+    else:
+        onnxruntime = pytest.importorskip("onnxruntime")
+        path = str(tmp_path / "model.onnx")
+        torch.onnx.export(
+            graph, example, path, opset_version=17, input_names=["codes"], output_names=["scores"],
+            dynamic_axes={"codes": {0: "rows"}},
+            **({"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}),
+        )  # fmt: skip
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        found = [torch.from_numpy(session.run(None, {"codes": rows.numpy()})[0]) for rows in (example, others)]
+    for scores, rows in zip(found, (example, others)):
+        torch.testing.assert_close(scores[:, 3:], model.scores(rows)[:, 3:], rtol=1e-4, atol=1e-4)

@@ -81,6 +81,18 @@ def test_the_last_item_alone_is_predicted():
     torch.testing.assert_close(found.states, everywhere.states[everywhere.last], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("backbone", ["sasrec", "sasrec_post_norm", "gru4rec", "bsarec"])
+def test_no_state_has_read_what_it_is_to_predict(backbone):
+    objective = Objective(network_of(backbone=backbone, dropout=0.0), TrainConfig(samples="prefixes"))
+    other = CODES.clone()
+    other[0, 3], other[1, 1], other[2, 2] = 20, 21, 22
+    found, changed = objective.predicted(CODES), objective.predicted(other)
+    assert torch.equal(found.states, changed.states)
+    assert changed.targets.tolist() == [20, 21, 22]
+    other[0, 2] = 23
+    assert not torch.allclose(found.states[0], objective.predicted(other).states[0])
+
+
 def test_what_does_not_go_with_prefixes_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"backbone bsarec has one state a history: set train\.samples=prefixes"):
         Objective(network_of(backbone="bsarec"), TrainConfig())
