@@ -107,7 +107,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         projected = self.project(query, source)
         if packing is None:
-            return self.out(self.mix(projected, None if real is None else real[:, None, None, :]))
+            mask = None if real is None else real[:, None, None, :]
+            return self.out(self.mix(*self._split(projected), mask))
         mixed = [self._mix_group(projected, group, real is not None) for group in packing.groups]
         if len(mixed) == 1:
             return self.out(mixed[0])
@@ -122,15 +123,22 @@ class Attention(nn.Module):
         padded = projected.new_zeros(group.real.numel(), projected.shape[1])
         padded = padded.index_copy(0, group.places, projected.index_select(0, group.packed))
         mask = group.real[:, None, None, :] if both_ways else None
-        mixed = self.mix(padded.unflatten(0, group.real.shape), mask)
+        mixed = self.mix(*self._split(padded.unflatten(0, group.real.shape)), mask)
         return mixed.flatten(0, 1).index_select(0, group.places)
 
-    def mix(self, projected: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, T, 3 * d] -> [B, T, d]. mask: [B, 1, 1 or T, T], bool (true where a place is read) or float, which is
-        added to the scores; None: causal."""
-        q, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, d / heads]
+    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+        width = projected.shape[-1] // 3
+        return projected[..., :width], projected[..., width:]
+
+    def mix(self, query: Tensor, key_value: Tensor, mask: Tensor | None) -> Tensor:
+        """Projected queries [B, S, d], and keys and values [B, T, 2 * d] -> what is read, [B, S, d].
+
+        mask: [B, 1, 1 or S, T], bool (true where a place is read) or float, which is added to the scores; None: causal.
+        """
+        query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, S, d / heads]
+        key, value = key_value.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, key, value, mask, dropout, is_causal=mask is None)
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
         return mixed.transpose(1, 2).flatten(2)
 
 

@@ -35,6 +35,10 @@ class Backbone(nn.Module):
         """real: bool [B, T] of the positions that may be read from anywhere; None: each reads itself and the past."""
         raise NotImplementedError
 
+    def last(self, x: Tensor, real: Tensor) -> Tensor:
+        """Of a left-padded block that is the last one: the state at the last place, [B, d]."""
+        return self(x, real=real)[:, -1]
+
 
 class Block(Backbone):
     """One pre-norm transformer block with SASRec's width (feed-forward d -> d -> d, ReLU)."""

@@ -33,16 +33,24 @@ class FilterBlock(PostNormBlock):
     def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
         """x: float [B, T, d], left-padded; real: bool [B, T]."""
         assert packing is None and real is not None, "a left-padded network gives no packing"
-        read = self.norm_attention(x + self.drop(self._attended(x, real)))
-        low = low_pass(x.shape[1], self.CUT, x.device).to(x) @ x
-        filtered = self.norm_filter(x + self.drop(low + self.beta**2 * (x - low)))
+        return self._states(x, real, 0)
+
+    def last(self, x: Tensor, real: Tensor) -> Tensor:
+        return self._states(x, real, x.shape[1] - 1).squeeze(1)
+
+    def _states(self, x: Tensor, real: Tensor, start: int) -> Tensor:
+        """Of the places from `start` on."""
+        here = x[:, start:]
+        read = self.norm_attention(here + self.drop(self._attended(x, real, start)))
+        low = low_pass(x.shape[1], self.CUT, x.device)[start:].to(x) @ x
+        filtered = self.norm_filter(here + self.drop(low + self.beta**2 * (here - low)))
         return self.fed(self.SHARE * filtered + (1 - self.SHARE) * read)
 
-    def _attended(self, x: Tensor, real: Tensor) -> Tensor:
+    def _attended(self, x: Tensor, real: Tensor, start: int) -> Tensor:
         place = torch.arange(x.shape[1], device=x.device)
-        reads = real[:, None, None, :] & (place <= place[:, None])
-        projected = self.attention.project(x, x)
-        return self.attention.out(self.attention.mix(projected, (~reads).to(projected) * _UNREAD))
+        reads = real[:, None, None, :] & (place <= place[start:, None])
+        query, key_value = self.attention.query(x[:, start:]), self.attention.key_value(x)
+        return self.attention.out(self.attention.mix(query, key_value, (~reads).to(query) * _UNREAD))
 
 
 def low_pass(length: int, cut: int, device: torch.device) -> Tensor:

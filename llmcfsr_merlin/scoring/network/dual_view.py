@@ -15,7 +15,7 @@ from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.attention import CrossAttention, Packing, PairFusion
-from llmcfsr_merlin.scoring.network.backbones import POST_NORM_EPSILON, block_class
+from llmcfsr_merlin.scoring.network.backbones import POST_NORM_EPSILON, Backbone, block_class
 from llmcfsr_merlin.scoring.network.item_views import MASK, ItemViews
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class DualViewNetwork(nn.Module):
     def encode(self, views: list[Tensor], packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
         """Embedded views -> states, [B, T, views * d] or packed [M, views * d].
 
-        State t has read items 0..t; with `real` (bool [B, T], for bert4rec and left-padded backbones) every real item.
+        State t has read items 0..t; with `real` (bool [B, T], for bert4rec alone) every real item.
         """
         count = len(views)
         shared = packing and packing.repeat(count)
@@ -129,7 +129,7 @@ class DualViewNetwork(nn.Module):
         lengths = (histories != PAD).sum(1)
         if self.left_padded:
             histories = left_padded(histories, self.max_length)
-            return self.encode(self.embed(histories), real=histories != PAD)[:, -1]
+            return self._last_states(histories)
         if self.masked:
             histories = F.pad(histories, (0, 1)).scatter(1, lengths[:, None], MASK)
             states, last = self.encode(self.embed(histories), real=histories != PAD), lengths
@@ -137,6 +137,16 @@ class DualViewNetwork(nn.Module):
             states, last = self.encode(self.embed(histories)), lengths.clamp_min(1) - 1
         # gather, not an index by rows: a traced graph would keep the number of rows it was traced with.
         return states.gather(1, last[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
+
+    def _last_states(self, histories: Tensor) -> Tensor:
+        """Of left-padded histories int64 [B, max_length], [B, d]."""
+        (view,), real = self.embed(histories), histories != PAD
+        *before, last = self.blocks
+        for block in before:
+            view = block(view, real=real)
+        assert isinstance(last, Backbone)
+        state = last.last(view, real)
+        return state if self.post_norm else self.norm(state)
 
     def packed_user_states(self, histories: Tensor) -> Tensor:
         """The same, without computing padding where the backbone allows; no history may be empty."""
