@@ -19,8 +19,8 @@ class TrainConfig(Section):
     `module:function` of your own."""
     samples: Literal["sequences", "prefixes"] = "sequences"
     """What an epoch passes over. sequences: each training sequence, of which every item but the first is predicted (or
-    some are masked); prefixes: each prefix of two items or more of each sequence, of which the last item is predicted
-    (BSARec, CL4SRec)."""
+    some are masked); prefixes: each prefix of each sequence, of which the last item is predicted (BSARec,
+    CL4SRec); those of one item for bsarec alone, which has a state without a history."""
     loss: str = "uniform_softmax"
     """uniform_softmax, full_softmax, bce, in_batch (the other targets of the batch as negatives, corrected by the log
     of how often each is drawn), or `module:function` of your own."""

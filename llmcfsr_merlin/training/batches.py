@@ -20,16 +20,16 @@ class Batches:
 
     def __init__(
         self, files: Sequence[str], batch_size: int, device: torch.device, *,
-        shuffle: bool = False, seed: int = 0, prefixes: bool = False,
+        shuffle: bool = False, seed: int = 0, prefixes: int | None = None,
     ):  # fmt: skip
         """files: Parquet with a list of codes a row. seed: of the order of rows, another one each epoch. prefixes: each
-        prefix of two items or more is a row of the batches, with the number of the one that it is of."""
+        prefix of so many items or more is a row of the batches, with the number of the one that it is of."""
         lists = [pq.read_table(file, columns=[ITEM])[ITEM].combine_chunks() for file in files]
         lengths = np.concatenate([part.value_lengths().to_numpy(zero_copy_only=False) for part in lists])
         values = np.concatenate([part.flatten().to_numpy(zero_copy_only=False) for part in lists]).astype(np.int32)
         starts, rows = lengths.astype(np.int64).cumsum() - lengths, np.arange(len(lengths))
         if prefixes:  # an index, not a copy
-            rows, lengths = prefixes_of(lengths)
+            rows, lengths = prefixes_of(lengths, prefixes)
             starts = starts[rows]
         fits = device.type == "cuda" and values.nbytes < torch.cuda.mem_get_info(device)[0] // _SHARE
         self.device = device if fits else torch.device("cpu")
@@ -67,8 +67,8 @@ class Batches:
         return self._values[places].long().masked_fill(step >= lengths, 0)
 
 
-def prefixes_of(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of so many items -> row and length, int64 [N], of each prefix of two items or more, in their order."""
-    count = np.maximum(lengths.astype(np.int64) - 1, 0)
+def prefixes_of(lengths: np.ndarray, shortest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of so many items -> row and length, int64 [N], of each prefix of `shortest` items or more, in order."""
+    count = np.maximum(lengths.astype(np.int64) - shortest + 1, 0)
     rows = np.repeat(np.arange(len(count)), count)
-    return rows, np.arange(len(rows)) - (count.cumsum() - count)[rows] + 2
+    return rows, np.arange(len(rows)) - (count.cumsum() - count)[rows] + shortest

@@ -162,6 +162,16 @@ def predicted_positions(network: DualViewNetwork, rows: int, items: int) -> int:
     return items if network.masked else items - rows
 
 
+def shortest_prefix(network: DualViewNetwork, settings: TrainConfig) -> int | None:
+    """Items of the shortest sample; None where samples are whole sequences.
+
+    Where a network reads padding, an empty history has a state that a first item can be predicted from.
+    """
+    if settings.samples == "sequences":
+        return None
+    return 1 if network.left_padded else 2
+
+
 def hide(items: Tensor, share: float) -> Tensor:
     """BERT4Rec's training: which items, bool [B, T], are hidden and predicted; at least one a row, never all of two."""
     real = items != PAD

@@ -165,6 +165,7 @@ class DualViewNetwork(nn.Module):
 def left_padded(histories: Tensor, length: int) -> Tensor:
     """histories int64 [B, L], right-padded, L at most `length` -> [B, length], padding before the items."""
     place = torch.arange(length, device=histories.device) - length + (histories != PAD).sum(1, keepdim=True)
+    histories = F.pad(histories, (0, 1))  # of no items at all, too
     return histories.gather(1, place.clamp_min(0)).masked_fill(place < 0, PAD)
 
 

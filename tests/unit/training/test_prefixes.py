@@ -14,7 +14,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.training import t4rec_trainer
 from llmcfsr_merlin.training.batches import Batches
 from llmcfsr_merlin.training.data_parallel import fit_in_processes
-from llmcfsr_merlin.training.objective import Auxiliary, Objective
+from llmcfsr_merlin.training.objective import Auxiliary, Objective, shortest_prefix
 from llmcfsr_merlin.training.procedures import Training
 from tests.unit.training.test_t4rec import CODES, network_of
 
@@ -39,20 +39,26 @@ def samples(batches) -> list[tuple[int, list[int]]]:
 
 def test_batches_have_every_prefix_once(files):
     cpu = torch.device("cpu")
-    batches = Batches(files, 4, cpu, prefixes=True)
+    batches = Batches(files, 4, cpu, prefixes=2)
     assert samples(batches) == WANTED
     assert [batch[COUNT] for batch in batches] == [11, 5]
     assert (len(batches), len(batches.dataset)) == (2, 6)
-    shuffled = Batches(files, 4, cpu, shuffle=True, seed=1, prefixes=True)
+    shuffled = Batches(files, 4, cpu, shuffle=True, seed=1, prefixes=2)
     assert sorted(samples(shuffled)) == sorted(WANTED)
     assert samples(shuffled) != WANTED
+    with_empty_histories = samples(Batches(files, 4, cpu, prefixes=1))
+    firsts = [(0, [5]), (1, [8]), (2, [6]), (3, [11])]
+    assert sorted(with_empty_histories) == sorted(WANTED + firsts)
 
 
 @pytest.mark.parametrize("block", [1, 2, 1 << 14])
 def test_the_file_for_the_merlin_loader_has_the_same(files, tmp_path, monkeypatch, block):
     monkeypatch.setattr(t4rec_trainer, "_BLOCK", block)
-    table = pq.read_table(t4rec_trainer._numbered(files, tmp_path, prefixes=True))
+    table = pq.read_table(t4rec_trainer._numbered(files, tmp_path, prefixes=2))
     assert list(zip(table[ROW].to_pylist(), table[ITEM].to_pylist())) == WANTED
+    table = pq.read_table(t4rec_trainer._numbered(files, tmp_path, prefixes=1))
+    expected = samples(Batches(files, 4, torch.device("cpu"), prefixes=1))
+    assert list(zip(table[ROW].to_pylist(), table[ITEM].to_pylist())) == expected
     whole = pq.read_table(t4rec_trainer._numbered(files, tmp_path))
     assert whole[ITEM].to_pylist() == [row for part in SEQUENCES for row in part]
     assert whole[ROW].to_pylist() == [0, 1, 2, 3]
@@ -65,10 +71,10 @@ def test_held_out_items_are_in_no_sample(tmp_path):
     names = pa.chunked_array([pa.array(["a", "b", "c"])])
     write_part(tmp_path, "part-0.parquet", names, offsets, np.concatenate(histories), max_length=8)
     files = Dataset(tmp_path).files("train")
-    found = samples(Batches(files, 4, torch.device("cpu"), prefixes=True))
-    written = pq.read_table(t4rec_trainer._numbered(files, tmp_path, prefixes=True))[ITEM].to_pylist()
+    found = samples(Batches(files, 4, torch.device("cpu"), prefixes=1))
+    written = pq.read_table(t4rec_trainer._numbered(files, tmp_path, prefixes=1))[ITEM].to_pylist()
     assert [items for _, items in found] == written
-    assert found[0] == (0, [3, 4])
+    assert found[0] == (0, [3])
     assert found[-1] == (1, list(range(21, 30)))
     assert not {98, 99} & {item for row in written for item in row}
 
@@ -81,6 +87,16 @@ def test_the_last_item_alone_is_predicted():
     torch.testing.assert_close(found.states, everywhere.states[everywhere.last], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("backbone", ["sasrec_post_norm", "bsarec"])
+def test_the_loss_is_cross_entropy_over_all_items_at_the_last_place(backbone):
+    network, wanted = network_of(backbone=backbone, dropout=0.0), 0.0
+    for history, target in (([5, 9, 30], 7), ([8], 4), ([3, 3], 3)):
+        logits = network.user_states(torch.tensor([history]))[0] @ network.items.collaborative.weight[3:].T
+        wanted += float((logits.exp().sum().log() - logits[target - 3]).detach()) / 3
+    found = Objective(network, TrainConfig(samples="prefixes", loss="full_softmax"))(CODES)
+    assert float(found.detach()) == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize("backbone", ["sasrec", "sasrec_post_norm", "gru4rec", "bsarec"])
 def test_no_state_has_read_what_it_is_to_predict(backbone):
     objective = Objective(network_of(backbone=backbone, dropout=0.0), TrainConfig(samples="prefixes"))
@@ -91,6 +107,19 @@ def test_no_state_has_read_what_it_is_to_predict(backbone):
     assert changed.targets.tolist() == [20, 21, 22]
     other[0, 2] = 23
     assert not torch.allclose(found.states[0], objective.predicted(other).states[0])
+
+
+def test_an_empty_history_is_a_sample_where_it_has_a_state():
+    settings = TrainConfig(samples="prefixes")
+    assert shortest_prefix(network_of(), TrainConfig()) is None
+    assert shortest_prefix(network_of(), settings) == 2
+    network = network_of(backbone="bsarec", dropout=0.0)
+    assert shortest_prefix(network, settings) == 1
+    objective = Objective(network, settings)
+    for items in (torch.tensor([[5], [8]]), torch.tensor([[5, 0, 0], [8, 0, 0]])):
+        found = objective.predicted(items)
+        assert found.targets.tolist() == [5, 8]
+        torch.testing.assert_close(found.states, network.user_states(torch.zeros(2, 3, dtype=torch.long)))
 
 
 def test_what_does_not_go_with_prefixes_is_refused(tmp_path):
