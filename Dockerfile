@@ -22,7 +22,7 @@ ARG PIP_EXTRA_INDEX_URL=""
 ENV PIP_BREAK_SYSTEM_PACKAGES=1
 WORKDIR /opt/llmcfsr
 COPY . .
-# Python 3.12: preprocessing and training do not run there (Merlin needs pandas 1.5), serving does.
+# Only what serving needs: preprocessing and training run elsewhere.
 RUN pip install --no-cache-dir --ignore-installed -c constraints-serve.txt \
         torch numpy pandas pyarrow safetensors pydantic pyyaml psutil rich tqdm \
     && pip install --no-cache-dir --no-deps --ignore-requires-python . \

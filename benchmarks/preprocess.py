@@ -231,9 +231,9 @@ def _version(name: str) -> str | None:
 
 
 def _import_seconds() -> float:
-    """What of a run of ours is the import of Merlin (and torch, which it brings)."""
+    """What of a run of ours is the import of Merlin (and torch, which it brings), where it is installed."""
     start = time.perf_counter()
-    code = "import llmcfsr_merlin.dataset.prepare.nvtabular_adapter"
+    code = "from llmcfsr_merlin.dataset.prepare.adapters import adapter; adapter()"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
     return round(time.perf_counter() - start, 2)
 

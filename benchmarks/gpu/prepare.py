@@ -6,8 +6,8 @@
 Every run is a process of its own with a time limit; what is known is in --out after each. Runs: `gpu` (a small log
 first, which compiles the kernels, then the log twice), `cpu` (all cores, the same partitions: compared byte for byte)
 and `cpu-2` (2 cores, sizes up to --two-core-rows: compared by rows). Seconds are those of prepare() after the imports,
-which are reported beside them. Where Merlin cannot be imported, all runs do without its Categorify and schema, and the
-report says so.
+which are reported beside them. Where Merlin cannot be imported, all runs do without it, as prepare() itself where it is
+not installed, and the report says so.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +35,6 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-ADAPTER = "llmcfsr_merlin.dataset.prepare.nvtabular_adapter"
 TABLES = ("sequences", "train", "valid", "test")
 # The part files of stage ingest.
 PART, ROW_GROUP = 1 << 20, 1 << 18
@@ -112,7 +110,7 @@ def run(kind: str, source: Path, out: Path, small: bool, merlin: bool, warm: Pat
     if merlin:
         _merlin(report)
     else:
-        _stand_in()
+        _without_merlin()
         report["merlin"] = "left out"
     report["import_merlin_seconds"] = round(time.perf_counter() - start, 2)
     if kind == "gpu":
@@ -152,26 +150,21 @@ def _two_cores() -> list[int]:
 
 
 def _merlin(report: dict) -> None:
-    """Import the adapter; where that fails, a stand-in, and the reason in the report."""
-    from importlib import import_module
+    """Import the adapter; where Merlin's fails, the one without, and the reason in the report."""
+    from llmcfsr_merlin.dataset.prepare.adapters import adapter
 
     try:
-        import_module(ADAPTER)
-        report["merlin"] = "imported"
+        report["merlin"] = adapter().__name__.rpartition(".")[2]
     except BaseException as error:
         report["merlin"] = f"left out: {type(error).__name__}: {error}"[:300]
-        _stand_in()
+        _without_merlin()
 
 
-def _stand_in() -> None:
-    """Codes by position and an empty schema, instead of NVTabular's."""
-    for name in [name for name in sys.modules if name == ADAPTER]:
-        del sys.modules[name]
-    module = ModuleType(ADAPTER)
-    module.categorify = lambda ids, save=None: np.arange(3, 3 + len(ids))
-    module.split_schema = lambda items, max_length: ""
-    module.write_schema = lambda schema, path: Path(path).write_text(schema)
-    sys.modules[ADAPTER] = module
+def _without_merlin() -> None:
+    """prepare() as where Merlin is not installed."""
+    from llmcfsr_merlin.dataset.prepare import merlin_free, prepare
+
+    prepare.adapter = lambda: merlin_free
 
 
 def _prepare(kind: str, source: Path, out: Path, small: bool) -> dict:
@@ -219,7 +212,7 @@ def checks(small: bool) -> dict[str, str]:
         import cupy as xp
     from llmcfsr_merlin.dataset.prepare.numbering import _by_hash, encode, to_arrow
     from llmcfsr_merlin.dataset.prepare.order import order_rows
-    from llmcfsr_merlin.dataset.prepare.shuffle import to_host
+    from llmcfsr_merlin.runtime.device import to_host
 
     texts = ["b", "", "\u00e9", "a", None, "\uffee", "\U0001f600", "Z", "a", "\u65e5\u672c", "b"]
 

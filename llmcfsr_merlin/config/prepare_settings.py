@@ -1,8 +1,9 @@
 """Section `prepare`: filters, ids, sequences and splits (stage `prepare`)."""
 
+from datetime import date
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llmcfsr_merlin.config.section import Section
 
@@ -22,3 +23,34 @@ class PrepareConfig(Section):
     """Longest history that the model reads; older items are cut."""
     extend: str | None = None
     """Directory `prepare` of an earlier run to continue: its item codes stay, this run's log is a later day's."""
+    split: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    """leave_one_out: each user's last two items; temporal: what is after two times that are the same for all users."""
+    valid_from: date | None = None
+    """split=temporal: first day of validation (YYYY-MM-DD, UTC); None: by valid_quantile."""
+    test_from: date | None = None
+    """split=temporal: first day of test (YYYY-MM-DD, UTC), the end of validation; None: by test_quantile."""
+    valid_quantile: float = Field(0.8, gt=0, lt=1)
+    """split=temporal: validation begins at this quantile of the times of all interactions."""
+    test_quantile: float = Field(0.9, gt=0, lt=1)
+    """split=temporal: test begins at this quantile of the times of all interactions."""
+    targets: Literal["last", "first", "all"] = "last"
+    """split=temporal: which of a user's interactions of validation, and of test, are to be found."""
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.split == "leave_one_out":
+            for name in ("valid_from", "test_from"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is of split=temporal, found split=leave_one_out")
+            return self
+        if self.extend:
+            raise ValueError(
+                "extend continues a leave-one-out run, found split=temporal: prepare the whole log again instead"
+            )
+        if self.valid_from and self.test_from and self.valid_from >= self.test_from:
+            raise ValueError(f"valid_from ({self.valid_from}) must be before test_from ({self.test_from})")
+        if not (self.valid_from or self.test_from) and self.valid_quantile >= self.test_quantile:
+            raise ValueError(
+                f"valid_quantile ({self.valid_quantile}) must be below test_quantile ({self.test_quantile})"
+            )
+        return self

@@ -10,18 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.item_vectors import load_item_table, vector_dimension
-from llmcfsr_merlin.dataset.names import ITEM, LEXICAL, SEQUENCES, SPLITS, USER, VECTORS, VOCABULARY
+from llmcfsr_merlin.dataset.names import LEXICAL, SEQUENCES, SPLITS, VECTORS, VOCABULARY
+from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.lock import run_lock
 from llmcfsr_merlin.runtime.manifest import MANIFEST, Manifest
 
-_BLOCK = 4096  # users read at a time
 _FOLDERS = {"semantic": VECTORS, "lexical": LEXICAL}
 
 
@@ -147,14 +145,18 @@ class Dataset:
         return files
 
     def sequences(self, held_out: int = 2) -> Iterator[list[np.ndarray]]:
-        """Whole sequences of encoded item ids, int64, without the last `held_out` of each, in blocks of users.
+        """Sequences of encoded item ids, int64, without what is held out, in blocks of users.
 
-        held_out 2 is the training part; 1 adds the validation item; 0 the test item.
+        held_out 2 is the training part; 1 adds validation; 0 test: an item each, or what is between and after the times
+        of a temporal split. A user without an interaction in the part is left out.
         """
         if self._hidden and held_out < 1:
             raise ValueError("the test items of this dataset are hidden")
-        for _, sequences in read_sequences(self.prepared, _BLOCK):
-            yield [sequence[: len(sequence) - held_out] for sequence in sequences]
+        for block in read_histories(self.prepared / SEQUENCES):
+            ends = {2: block.train, 1: block.valid}.get(held_out) if held_out else map(len, block.sequences)
+            if ends is None:
+                raise ValueError(f"expected held_out 0, 1 or 2, found {held_out}")
+            yield [sequence[:end] for sequence, end in zip(block.sequences, ends) if end > 0]
 
     def vectors(self, name: str) -> np.ndarray:
         """`semantic` or `lexical` vectors, float32 [V, D]; reserved rows are zero."""
@@ -178,25 +180,3 @@ class Dataset:
         other.__dict__.pop("shape", None)
         other.__dict__.update(attributes)
         return other
-
-
-def read_sequences(prepared: Path, block: int = _BLOCK) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Stream (user ids object [B], their whole sequences of encoded ids) from the part files, in file order."""
-    folder = Path(prepared) / SEQUENCES
-    parts = sorted(folder.glob("*.parquet"))
-    if not parts:
-        raise InputError(f"expected part files in {folder}, found none: run `llmcfsr prepare` first")
-    for part in parts:
-        with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(block, columns=[USER, ITEM]):
-                if not batch.num_rows:  # dask writes empty partitions, whose list column can be of type null
-                    continue
-                yield batch.column(USER).to_numpy(zero_copy_only=False), lists_of(batch.column(ITEM))
-
-
-def lists_of(column: pa.Array) -> list[np.ndarray]:
-    """Rows of a list column as int64 arrays, without a Python object per element."""
-    offsets = column.offsets.to_numpy()
-    return np.split(column.flatten().to_numpy().astype(np.int64, copy=False), (offsets - offsets[0])[1:-1])
-
-

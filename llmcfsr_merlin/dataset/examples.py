@@ -8,6 +8,7 @@ import pyarrow.dataset as ds
 
 from llmcfsr_merlin.dataset.names import ITEM, ITEMS, SEQUENCES, TITLE, USER, VOCABULARY
 from llmcfsr_merlin.dataset.raw.clean_text import clean
+from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 
@@ -47,7 +48,10 @@ def sequences(run_dir: str | Path, users: Sequence[str] | None = None) -> dict[s
 
 
 def pick(run_dir: str | Path, count: int, seed: int = 0) -> dict[str, list[str]]:
-    """The sequences of `count` users drawn at random."""
-    everyone = sequences(run_dir)
-    chosen = np.random.default_rng(seed).choice(sorted(everyone), min(count, len(everyone)), replace=False)
-    return {user: everyone[user] for user in chosen.tolist()}
+    """The sequences of `count` users drawn at random from those with a test item, each up to the last of these."""
+    ends: dict[str, int] = {}
+    for block in read_histories(Path(run_dir) / "prepare" / SEQUENCES):
+        ends |= {str(block.users[user]): target + 1 for user, target in block.cases("test")}
+    chosen = np.random.default_rng(seed).choice(sorted(ends), min(count, len(ends)), replace=False).tolist()
+    found = sequences(run_dir, chosen)
+    return {user: found[user][: ends[user]] for user in chosen}

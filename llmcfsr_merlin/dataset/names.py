@@ -28,9 +28,13 @@ FIRST_ITEM = 3  # row r of every item-side array belongs to code r; rows below t
 INTERACTIONS = "interactions"  # ingest: part-*.parquet of USER, ITEM, TIME, SUBSECOND, ROW, RATING
 ITEMS = "items"  # ingest: part-*.parquet of ITEM and one column an attribute (string or list of string)
 SEQUENCES = "sequences"  # prepare: part-*.parquet of USER, ITEM (list of codes, whole history in time order)
+TRAIN_ITEMS, VALID_ITEMS = "train_items", "valid_items"  # int64, in sequences of a temporal split alone: the user's
+# interactions before validation and before test; the schema's metadata has TARGETS, the setting prepare.targets
+TARGETS = "targets"
 SPLITS = ("train", "valid", "test")  # prepare: part-*.parquet, the rows cut for the model (prepare/sequences.py)
 VOCABULARY = "vocabulary.parquet"  # prepare: ITEM (raw), CODE, COUNT, TRAIN_COUNT; sorted by code, codes 3, 4, ...
 SCHEMA = "schema.pbtxt"  # prepare: Merlin schema of the splits
+WORKFLOW = "workflow"  # prepare, where NVTabular is installed: its fitted Categorify, for users of merlin-systems
 VECTORS = "vectors"  # embed: part-*.parquet of ITEM, VECTOR, HAS_TEXT
 LEXICAL = "lexical"  # embed: the same, of the words alone
 MODEL_WEIGHTS = "model.safetensors"  # train: all weights and frozen buffers

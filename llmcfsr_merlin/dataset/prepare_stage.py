@@ -1,4 +1,4 @@
-"""Stage prepare: interactions -> filtered, encoded, time-ordered sequences, leave-one-out splits, Merlin schema."""
+"""Stage prepare: interactions -> filtered, encoded, time-ordered sequences, splits, Merlin schema."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.names import INTERACTIONS
 from llmcfsr_merlin.runtime.engine import engine
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage
+
+_TEMPORAL = {"split", "valid_from", "test_from", "valid_quantile", "test_quantile", "targets"}
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
@@ -27,7 +29,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
             return prepare(log, out, config.prepare, chosen)
 
     previous = Path(config.prepare.extend) if config.prepare.extend else None
-    settings = config.prepare.model_dump()
+    # Settings of the other split decide on nothing, so that an earlier run stands.
+    settings = config.prepare.model_dump(mode="json", exclude=None if config.prepare.split == "temporal" else _TEMPORAL)
     if previous is not None:
         earlier = Manifest.load(previous)
         earlier.check_format(previous)

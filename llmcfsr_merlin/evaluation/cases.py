@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from llmcfsr_merlin.dataset.dataset import lists_of, read_sequences
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD, SEQUENCES, USER
+from llmcfsr_merlin.dataset.user_histories import lists_of, read_histories
 from llmcfsr_merlin.runtime.errors import InputError
 
 CANDIDATES = "candidates"  # column: list of int64, the negatives' codes
@@ -84,7 +84,8 @@ def write_cases(
     """Draw and store the cases of all users in one Parquet file; returns their number.
 
     prepare: the prepare stage's directory; its sequences are read in blocks. rows: V. negatives: 0 stores none (full
-    protocol only). split: `test` ranks the last item; `valid` drops it unread and ranks the one before.
+    protocol only). split: `test` ranks the last item; `valid` drops it unread and ranks the one before. In a
+    temporal split they rank what prepare.targets says, each after all that is before it (Histories.cases).
     """
     schema = pa.schema(
         [
@@ -96,14 +97,19 @@ def write_cases(
     )
     written = 0
     with pq.ParquetWriter(path, schema) as writer, tqdm(desc="candidates", unit=" users", disable=None) as progress:
-        for users, sequences in read_sequences(prepare, _BLOCK):
-            if split == "valid":
-                sequences = [sequence[:-1] for sequence in sequences]
-            drawn = []
-            for user, sequence in zip(users, sequences):
-                _check_sequence(user, sequence, rows)
-                drawn.append(draw_negatives(user, sequence, rows, negatives, seed))
-            table = [users.astype(str), sequences, [one for one, _ in drawn], [tie for _, tie in drawn]]
+        for block in read_histories(Path(prepare) / SEQUENCES, _BLOCK):
+            users, sequences, drawn = [], [], []
+            for position, target in block.cases(split):
+                user, whole = str(block.users[position]), block.sequences[position]
+                known = whole[: block.valid[position]] if split == "valid" else whole
+                _check_sequence(user, known, rows)
+                key = f"{user} {target}" if block.targets == "all" else user  # another draw for each of a user's rows
+                drawn.append(draw_negatives(key, known, rows, negatives, seed))
+                users.append(user)
+                sequences.append(whole[: target + 1])
+            if not users:  # a temporal split may have none to ask among these
+                continue
+            table = [users, sequences, [one for one, _ in drawn], [tie for _, tie in drawn]]
             writer.write_table(pa.table([pa.array(column, field.type) for column, field in zip(table, schema)], schema))
             written += len(users)
             progress.update(len(users))

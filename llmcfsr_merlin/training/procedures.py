@@ -60,6 +60,6 @@ def fit_of(name: str) -> Callable[..., list[dict]]:
         return import_module(f"llmcfsr_merlin.training.{_TRAINERS[name]}").fit
     except ModuleNotFoundError as error:
         raise MissingDependency(
-            f"train.procedure={name} needs {error.name}, which is not installed: pip install transformers4rec, or set "
+            f"train.procedure={name} needs {error.name}, which is not installed: `llmcfsr doctor` says how, or set "
             "train.procedure=transformers"
         ) from error

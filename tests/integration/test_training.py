@@ -1,5 +1,6 @@
 """Training for real, on small worlds: learns what is there, nothing on noise, resumes, and evaluates as it predicts."""
 
+import importlib.util
 import json
 import shutil
 
@@ -12,21 +13,22 @@ import torch
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.presets import presets
 from llmcfsr_merlin.dataset import prepare_stage as prepare
-from llmcfsr_merlin.dataset.dataset import Dataset, read_sequences
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.item_vectors import vectors_column
 from llmcfsr_merlin.dataset.names import SEQUENCES
+from llmcfsr_merlin.dataset.user_histories import read_sequences
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation import evaluate_stage as evaluate
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.stage import run_stage, write_json
 from llmcfsr_merlin.scoring.ranker import pad
 from llmcfsr_merlin.training import fit as training
-from llmcfsr_merlin.training import t4rec_trainer
 from llmcfsr_merlin.training import train_stage as train
 from llmcfsr_merlin.training.batches import Batches
 from tests.worlds import attribute_world, noise, write_ingest
 
 SMALL = ["train.negatives=64", "train.batch_size=64", "prepare.max_length=10"]
+T4REC = pytest.mark.skipif(not importlib.util.find_spec("transformers4rec"), reason="needs Transformers4Rec")
 HIDDEN = "model.scorers.network.hidden=16"
 
 
@@ -127,7 +129,7 @@ def test_a_part_of_the_users_is_enough_to_choose_epochs(learnable, tmp_path):
 
 
 @pytest.mark.parametrize("exclude", [False, True])
-@pytest.mark.parametrize("procedure", ["transformers4rec", "transformers"])
+@pytest.mark.parametrize("procedure", [pytest.param("transformers4rec", marks=T4REC), "transformers"])
 def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnable, tmp_path, procedure, exclude):
     run = copy_of(learnable, tmp_path)
     settings = ["train.epochs=12", "train.learning_rate=0.01", f"train.procedure={procedure}"]
@@ -153,8 +155,14 @@ def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnab
     assert gains / users == pytest.approx(best, abs=1e-4)
 
 
+@T4REC
 def test_both_trainers_do_the_same_steps(learnable, tmp_path, monkeypatch):
     """Of the same batches, and of their own, whose order differs: as alike as two seeds are."""
+    from llmcfsr_merlin.training import t4rec_trainer
+
+    def from_memory(files, schema, batch_size, shuffle, device, seed=0):
+        return t4rec_trainer.Pairs(Batches(files, batch_size, device, shuffle=shuffle, seed=seed))
+
     found = {}
     for label, procedure in {"plain": "transformers", "own": "transformers4rec", "same": "transformers4rec"}.items():
         if label == "same":
@@ -171,16 +179,12 @@ def test_both_trainers_do_the_same_steps(learnable, tmp_path, monkeypatch):
     assert max(gains) == pytest.approx(max(their_gains), rel=0.15)
 
 
-@pytest.mark.parametrize("procedure", ["transformers4rec", "transformers"])
+@pytest.mark.parametrize("procedure", [pytest.param("transformers4rec", marks=T4REC), "transformers"])
 def test_prefixes_teach_a_block_that_has_one_state_a_history(learnable, tmp_path, procedure):
     run = copy_of(learnable, tmp_path)
     settings = ["train.epochs=4", "train.learning_rate=0.005", f"train.procedure={procedure}", "train.patience=4"]
     config = Config.load(None, [*SMALL, HIDDEN, "model.scorers.network.dropout=0.1", *settings], "bsarec")
     assert train.run(config, run).counts["validation ndcg@10"] > 3 * 10 / 120 * 0.45
-
-
-def from_memory(files, schema, batch_size, shuffle, device, seed=0):
-    return t4rec_trainer.Pairs(Batches(files, batch_size, device, shuffle=shuffle, seed=seed))
 
 
 @pytest.mark.gpu

@@ -1,5 +1,8 @@
 """The in-memory vocabulary gives the codes of NVTabular's own transform."""
 
+import tests.needs_merlin  # noqa: F401
+
+# isort: split
 import os
 from pathlib import Path
 

@@ -233,6 +233,7 @@ def test_what_fits_the_device(tmp_path):
     source = write_log(tmp_path / "in", skewed(1000, 60), 3)
     chunks, _ = plan_chunks(source, 10**6, 1)
     assert fits(chunks, 1 << 20) and not fits(chunks, 150_000) and not fits(chunks, 0)
+    assert not fits(chunks, 1 << 20, repeats=51)
 
 
 @SMALL

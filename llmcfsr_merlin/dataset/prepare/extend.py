@@ -19,11 +19,13 @@ from llmcfsr_merlin.dataset.names import (
     SEQUENCES,
     SPLITS,
     TRAIN_COUNT,
+    TRAIN_ITEMS,
     USER,
     VOCABULARY,
+    WORKFLOW,
 )
+from llmcfsr_merlin.dataset.prepare.adapters import adapter
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
-from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import categorify, read_schema
 from llmcfsr_merlin.dataset.prepare.partitions import plan_chunks
 from llmcfsr_merlin.dataset.prepare.prepare import finish, shuffle
 from llmcfsr_merlin.dataset.prepare.sequences import train_counts, write_part
@@ -43,10 +45,15 @@ def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfi
     parts = sorted((previous / SEQUENCES).glob("part-*.parquet"))
     if not parts or not (previous / VOCABULARY).is_file():
         raise InputError(f"prepare.extend: expected a finished prepare directory, found none in {previous}")
-    schema = read_schema(previous / SCHEMA)
-    if schema[ITEM].value_count.max != settings.max_length + 1:
+    if TRAIN_ITEMS in pq.read_schema(parts[0]).names:
         raise InputError(
-            f"prepare.extend: expected max_length {schema[ITEM].value_count.max - 1} as in {previous}, found "
+            f"prepare.extend continues a leave-one-out run, found {previous} split in time: prepare the whole log again"
+        )
+    merlin = adapter()
+    longest = merlin.longest_row(previous / SCHEMA)
+    if longest != settings.max_length + 1:
+        raise InputError(
+            f"prepare.extend: expected max_length {longest - 1} as in {previous}, found "
             f"{settings.max_length}: set prepare.max_length to it, or prepare the whole log again"
         )
     known = pq.read_table(previous / VOCABULARY)
@@ -62,7 +69,7 @@ def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfi
     ids = pa.concat_arrays([old_ids, raw.take(pa.array(fresh))])
     code_of = np.where(at >= 0, at + FIRST_ITEM, 0)
     code_of[fresh] = np.arange(len(old_ids), len(ids)) + FIRST_ITEM
-    categorify(ids.to_pandas(), out / "workflow")
+    merlin.categorify(ids.to_pandas(), out / WORKFLOW)
     save_array(folder / "codes.npy", code_of)
 
     for name in (SEQUENCES, *SPLITS):
@@ -120,13 +127,13 @@ def _merge(task: tuple, *, codes: Path, size: int, settings: PrepareConfig) -> d
     owner = np.concatenate([np.repeat(old_place, np.diff(old_offsets)), new_place])
     merged = np.concatenate([old_values, values[kept]])[np.argsort(owner, kind="stable")]
     offsets = np.r_[0, np.cumsum(np.bincount(owner, minlength=len(every)))]
-    users, train_rows, train = write_part(out, path.name, every, offsets, merged, settings.max_length)
+    written = write_part(out, path.name, every, offsets, merged, settings.max_length)
     result = none.copy()
-    result[: len(train)] += train
+    result[: len(written.train)] += written.train
     before = train_counts(old_offsets, old_values)
     result[: len(before)] -= before
     return {
-        "users": users, "train_rows": train_rows, "new_users": users - len(old_users),
+        "users": written.users, "train_rows": written.rows["train"], "new_users": written.users - len(old_users),
         "touched_users": int(known[np.unique(user[kept])].sum()), "dropped_items": int((~real).sum()),
         "dropped_users": int(real.sum() - kept.sum()), "counts": np.bincount(values[kept], minlength=size),
         "train": result,

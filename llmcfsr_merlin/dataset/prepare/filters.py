@@ -115,10 +115,10 @@ def _round(
     result dies, and the second answer must be the first one.
     """
     earlier = _rounds(bucket, number)
-    user, item = _load(bucket, earlier)
+    user, item, *segment = _load(bucket, earlier)
     of_item, both = survivors(np, user, item, int(user[-1]) + 1 if len(user) else 1, keep, min_user, raw)
     if not both.all():
-        save_array(bucket / f"kept-{number:04d}.npy", np.stack([user[both], item[both]]))
+        save_array(bucket / f"kept-{number:04d}.npy", np.stack([kept[both] for kept in (user, item, *segment)]))
     for path in earlier[:-1]:
         path.unlink(missing_ok=True)
     dropped = int((~of_item).sum())
@@ -126,9 +126,13 @@ def _round(
     return left, dropped, len(item) - dropped - int(both.sum())
 
 
-def load_kept(bucket: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A bucket's users and items (int32 positions, sorted by user and time) after the filters applied so far."""
-    return _load(bucket, _rounds(bucket, 10_000))
+def load_kept(bucket: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """A bucket's users and items (int32 positions, sorted by user and time) after the filters applied so far.
+
+    The third are segments (splits.py), None where the log is not cut in time.
+    """
+    user, item, *segment = _load(bucket, _rounds(bucket, 10_000))
+    return user, item, segment[0] if segment else None
 
 
 def _rounds(bucket: Path, number: int) -> list[Path]:
@@ -136,11 +140,12 @@ def _rounds(bucket: Path, number: int) -> list[Path]:
     return [path for path in sorted(bucket.glob("kept-*.npy")) if path.name < f"kept-{number:04d}"]
 
 
-def _load(bucket: Path, rounds: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+def _load(bucket: Path, rounds: list[Path]) -> list[np.ndarray]:
+    """Users, items and, where the log is cut in time, segments."""
     if rounds:
-        user, item = np.load(rounds[-1])
-        return user, item
-    return np.load(bucket / "user.npy"), np.load(bucket / "item.npy")
+        return list(np.load(rounds[-1]))
+    paths = (bucket / f"{name}.npy" for name in ("user", "item", "segment"))
+    return [np.load(path) for path in paths if path.is_file()]
 
 
 def _sum(results: list[tuple[np.ndarray, int, int]], items: int) -> tuple[np.ndarray, int, int]:

@@ -22,25 +22,32 @@ from llmcfsr_merlin.dataset.prepare.filters import apply_filters, count, survivo
 from llmcfsr_merlin.dataset.prepare.numbering import Numbering
 from llmcfsr_merlin.dataset.prepare.order import order_rows
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, load_frame, no_ids, times
-from llmcfsr_merlin.dataset.prepare.sequences import HELD_OUT, write_rows
-from llmcfsr_merlin.dataset.prepare.shuffle import to_host
+from llmcfsr_merlin.dataset.prepare.sequences import write_rows
+from llmcfsr_merlin.dataset.prepare.splits import Parts, Written, gather, leave_one_out, split_rows
+from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
+from llmcfsr_merlin.runtime.device import to_host
 from llmcfsr_merlin.runtime.engine import Engine
 
 # Bytes of device memory that an interaction costs at the widest point, the texts of its ids apart: positions, time,
 # row, and the join that makes positions of ids, or the keys and buffers of the sort.
 _BYTES_PER_ROW = 128
+_BYTES_PER_REPEAT = 24
 # Ids of one column that are read at once: older cudf holds 2 GiB of text in a column.
 _TEXT = 1_500_000_000
 # cudf counts rows in 32 bits.
 _MOST_ROWS = 2_000_000_000
 
 
-def fits(chunks: list[Chunk], free: int) -> bool:
-    """Whether a log fits `free` bytes of device memory, by its rows and the width of some of its ids."""
+def fits(chunks: list[Chunk], free: int, repeats: int = 0) -> bool:
+    """Whether a log fits `free` bytes of device memory, by its rows and the width of some of its ids.
+
+    repeats: how often an interaction may stand in the rows of one split, where a user has several.
+    """
     rows = sum(chunk.rows for chunk in chunks)
     if not free or rows > _MOST_ROWS:
         return False
-    return rows * (_BYTES_PER_ROW + sum(2 * (width + 8) for width in _widths(chunks).values())) < 0.85 * free
+    ids = sum(2 * (width + 8) for width in _widths(chunks).values())
+    return rows * (_BYTES_PER_ROW + _BYTES_PER_REPEAT * repeats + ids) < 0.85 * free
 
 
 def _widths(chunks: list[Chunk]) -> dict[str, float]:
@@ -59,11 +66,23 @@ class InMemory:
     """A log in device memory: load, then filter, then write.
 
     frames, xp: a dataframe library and the array library of its columns. users, items, in `self` after load: int32
-    positions in the sorted ids. text: bytes of ids of one column that are read at once.
+    positions in the sorted ids. cut: the times of a temporal split. text: bytes of ids of one column that are read at
+    once.
     """
 
-    def __init__(self, chunks: list[Chunk], cuts: pa.Array, engine: Engine, frames, xp, text: int = _TEXT):
+    def __init__(
+        self,
+        chunks: list[Chunk],
+        cuts: pa.Array,
+        engine: Engine,
+        frames,
+        xp,
+        *,
+        cut: TimeCut | None = None,
+        text: int = _TEXT,
+    ):
         self.chunks, self.cuts, self.engine, self.frames, self.xp, self.text = chunks, cuts, engine, frames, xp, text
+        self.cut = cut
         self.rows = sum(chunk.rows for chunk in chunks)
 
     def load(self) -> tuple[dict[str, int], pa.Array, object]:
@@ -136,16 +155,14 @@ class InMemory:
             del self.time, self.subsecond, self.row, self.at
             order = order_rows(self.xp, self.users, time, subsecond, row)
             self.users, self.items = self.users[order], self.items[order]
+            self.segment = None if self.cut is None else self.cut.segments(time[order])
         return to_host(counts), report
 
-    def write(self, out: Path, code_of: np.ndarray, max_length: int) -> tuple[int, int, np.ndarray]:
-        """Write sequences and splits into `out`; users, train rows, and counts of each code in the training part.
-
-        code_of: int64, item position -> Categorify code.
-        """
+    def write(self, out: Path, code_of: np.ndarray, max_length: int) -> Written:
+        """Write sequences and splits into `out`. code_of: int64, item position -> Categorify code."""
         left = len(self.items)
         with self._step("cut", left):
-            people, tables, train = self._cut(code_of, max_length)
+            people, tables, parts, written = self._cut(code_of, max_length)
         tasks = []
         places = np.searchsorted(people, self.edges)
         for number, (first, end) in enumerate(pairwise(places)):
@@ -153,17 +170,17 @@ class InMemory:
                 a, b = (first, end) if rows is None else np.searchsorted(rows, (first, end))
                 if b > a:
                     whose = people[a:b] if rows is None else people[rows[a:b]]
-                    part = out / name / f"part-{number:05d}.parquet"
-                    tasks.append((part, whose, offsets[a : b + 1], values[offsets[a] : offsets[b]]))
+                    path = out / name / f"part-{number:05d}.parquet"
+                    cuts = parts.of(a, b) if parts is not None and rows is None else None
+                    tasks.append((path, whose, offsets[a : b + 1], values[offsets[a] : offsets[b]], cuts))
         self.engine.map(partial(_write, ids=self.user_ids), tasks, "write", left)
-        train_rows = tables["train"][0]
-        return len(people), len(train_rows), train
+        return Written.total([written], int(code_of.max()) + 1)
 
-    def _cut(self, code_of: np.ndarray, max_length: int) -> tuple[np.ndarray, dict[str, tuple], np.ndarray]:
+    def _cut(self, code_of: np.ndarray, max_length: int) -> tuple[np.ndarray, dict[str, tuple], Parts | None, Written]:
         """The rows of all users at once, on the device, then their columns on the host.
 
-        Returns the users (positions in user_ids, ascending); for sequences and each split which of them have a row
-        (None for all), int64 offsets and int32 codes; and the training counts of sequences.train_counts.
+        Returns the users (positions in user_ids, ascending); for sequences and each split whose its rows are (None for
+        one of each), int64 offsets and int32 codes; the parts of the users' sequences; and the counts.
         """
         xp, total = self.xp, len(self.items)
         codes = xp.asarray(code_of.astype(np.int32))[self.items]
@@ -173,22 +190,22 @@ class InMemory:
         ends = xp.concatenate([first[1:], xp.full(1, total, "int64")])
         people = to_host(self.users[first])
         owner = xp.cumsum(starts)
-        after = (ends[owner] - 1 - xp.arange(total)).astype("int32")  # interactions of the user that follow this one
-        length = ends - first
-        train = to_host(count(xp, codes[after >= HELD_OUT["train"]], int(code_of.max()) + 1))
-        tables: dict[str, tuple] = {SEQUENCES: (None, _offsets(to_host(length)), to_host(codes))}
+        segment, targets, parts = self.segment, "last", None
+        if segment is None:
+            segment = leave_one_out(xp, ends, owner)
+        if self.cut is not None:
+            targets = self.cut.targets
+            parts = Parts.of_segments(xp, owner, segment, len(first), targets)
+        tables: dict[str, tuple] = {
+            SEQUENCES: (None, np.concatenate([to_host(first), np.full(1, total)]), to_host(codes))
+        }
+        rows = {}
         for split in SPLITS:
-            held_out = HELD_OUT[split]
-            seen = (after >= held_out) & (after <= held_out + max_length)
-            size = xp.minimum(length - held_out, max_length + 1)
-            rows = None
-            if split == "train":
-                enough = size >= 2
-                seen &= enough[owner]
-                size, rows = size[enough], to_host(xp.flatnonzero(enough))
-            tables[split] = rows, _offsets(to_host(size)), to_host(codes[seen])
-        del self.users, self.items
-        return people, tables, train
+            found = rows[split] = split_rows(xp, split, first, owner, segment, targets, max_length)
+            where, offsets = gather(xp, found)
+            tables[split] = to_host(found.owner), to_host(offsets), to_host(codes[where])
+        del self.users, self.items, self.segment
+        return people, tables, parts, Written.of(xp, rows, first, segment, codes, parts)
 
     def _drop(self, title: str, rows: int, *, number: int, keep, min_user: int, raw: bool) -> tuple:
         """A Round of filters.py over the whole arrays; self.at: the rows that are left, None for all."""
@@ -225,9 +242,5 @@ class InMemory:
 
 
 def _write(task: tuple, *, ids: pa.Array) -> None:
-    path, whose, offsets, codes = task
-    write_rows(path, ids.take(pa.array(whose)), offsets - offsets[0], codes.astype(np.int64))
-
-
-def _offsets(sizes: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+    path, whose, offsets, codes, parts = task
+    write_rows(path, ids.take(pa.array(whose)), offsets - offsets[0], codes.astype(np.int64), parts)

@@ -1,6 +1,7 @@
 """What this project has of NVTabular and merlin-core: the fitted Categorify, the sequence workflow, the Merlin schemas.
 
 One adapter: everything else of the preprocessing works on files and arrays, and data is handed over in open formats.
+merlin_free.py stands in for it where Merlin is not installed (adapters.py chooses), and writes what this one writes.
 """
 
 import llmcfsr_merlin.runtime.merlin_compat  # noqa: F401
@@ -22,6 +23,11 @@ with warnings.catch_warnings():  # that TensorFlow is not here
     from merlin.schema import ColumnSchema, Schema, Tags
     from merlin.schema.io.schema_bp import FeatureType
     from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+from google.protobuf import text_format
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.struct_pb2 import Struct
+from tensorflow_metadata.proto.v0 import schema_pb2
 
 
 def categorify(ids: pd.Series, save: Path | None = None) -> np.ndarray:
@@ -45,8 +51,9 @@ def categorify(ids: pd.Series, save: Path | None = None) -> np.ndarray:
 def sequence_workflow(max_length: int) -> nvt.Workflow:
     """Encoded interactions (user, item code, timestamp, subsecond, row) of ONE partition -> rows of the split `test`.
 
-    The definition of the splits: prepare() writes the same rows (sequences.py) and takes its schema from here. Groupby
-    works per partition and must not follow a filter: give it whole users, with a fresh index.
+    The definition of the leave-one-out splits: prepare() writes the same rows (sequences.py) and takes its schema from
+    here, also for splits in time, whose rows have the same form. Groupby works per partition and must not follow a
+    filter: give it whole users, with a fresh index.
     """
     grouped = [USER, ITEM, TIME, SUBSECOND, ROW] >> nvt.ops.Groupby(
         groupby_cols=[USER], sort_cols=[TIME, SUBSECOND, ROW], aggs={ITEM: ["list"]}, name_sep="."
@@ -90,15 +97,30 @@ def split_schema(items: int, max_length: int) -> Schema:
 
 
 def write_schema(schema: Schema, path: Path) -> None:
-    """Write a Merlin schema as protobuf text."""
+    """Write a Merlin schema as protobuf text, the same bytes under every release of protobuf."""
     metadata = TensorflowMetadata.from_merlin_schema(schema)
     for feature in metadata.proto_schema.feature:
         if schema[feature.name].dtype.element_type.value == "string":  # merlin-core reads the type, but leaves it out
             feature.type = FeatureType.BYTES
         feature.annotation.tag.sort()  # they come in the order of a set
-    metadata.to_proto_text_file(str(Path(path).parent), Path(path).name)
+    message = schema_pb2.Schema.FromString(bytes(metadata.proto_schema))
+    for feature in message.feature:
+        for extra in feature.annotation.extra_metadata:  # a map, in the order of a hash whose seed may be random
+            extra.value = Struct.FromString(extra.value).SerializeToString(deterministic=True)
+    # Newer releases write the map out where they know its type, which not all readers do: the empty pool knows none.
+    Path(path).write_text(text_format.MessageToString(message, descriptor_pool=DescriptorPool()), encoding="ascii")
+
+
+def write_split_schema(items: int, max_length: int, path: Path) -> None:
+    """Write the schema of train/, valid/ and test/: `items` real items, at most max_length + 1 of them in a row."""
+    write_schema(split_schema(items, max_length), path)
 
 
 def read_schema(path: Path) -> Schema:
     """Read a Merlin schema from protobuf text."""
     return TensorflowMetadata.from_proto_text_file(str(Path(path).parent), Path(path).name).to_merlin_schema()
+
+
+def longest_row(path: Path) -> int:
+    """The most items that a row of the splits has, by their schema."""
+    return int(read_schema(path)[ITEM].value_count.max)

@@ -1,9 +1,10 @@
 """Interactions -> ids, sequences and splits (stage `prepare`).
 
 NVTabular decides what the result is (nvtabular_adapter.py): Categorify gives the codes, and the sequence workflow the
-schema and the rows. Its Categorify and Groupby transform row by row in pandas (1.2 and 0.04 million rows/s a core), so
-each distinct id goes through the workflow once and rows follow as integers: in a device's memory (in_memory.py), or
-through files (shuffle.py, filters.py, sequences.py). Tests prove the result equal to the workflow's.
+schema and the rows; where it is not installed the result is the same (merlin_free.py). Its Categorify and Groupby
+transform row by row in pandas (1.2 and 0.04 million rows/s a core), so each distinct id goes through the workflow once
+and rows follow as integers: in a device's memory (in_memory.py), or through files (shuffle.py, filters.py,
+sequences.py). Tests prove the result equal to the workflow's.
 """
 
 import shutil
@@ -11,7 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +29,21 @@ from llmcfsr_merlin.dataset.names import (
     SPLITS,
     TRAIN_COUNT,
     VOCABULARY,
+    WORKFLOW,
 )
+from llmcfsr_merlin.dataset.prepare.adapters import adapter
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
 from llmcfsr_merlin.dataset.prepare.filters import apply_filters, bucket_rounds
 from llmcfsr_merlin.dataset.prepare.in_memory import InMemory, fits
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, no_ids, plan_chunks
 from llmcfsr_merlin.dataset.prepare.sequences import write_bucket
 from llmcfsr_merlin.dataset.prepare.shuffle import merge_items, scatter, sort_bucket, user_boundaries
+from llmcfsr_merlin.dataset.prepare.splits import Written
+from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut, time_cut
 from llmcfsr_merlin.runtime.device import open_device
 from llmcfsr_merlin.runtime.engine import Engine, print_counts
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json
-
-_ADAPTER = "llmcfsr_merlin.dataset.prepare.nvtabular_adapter"
 
 
 def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engine) -> dict:
@@ -56,19 +58,21 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     out.mkdir(parents=True, exist_ok=True)
     chunks, size = plan_chunks(interactions, engine.partition_rows, engine.workers)
     rows = sum(chunk.rows for chunk in chunks)
+    cut = time_cut(chunks, settings)
     cuts = user_boundaries(chunks, -(-rows // size), engine.workers)
     with ThreadPoolExecutor(1) as beside, ExitStack() as device:
-        log: InMemory | _InFiles = _InFiles(chunks, cuts, engine, folder)
-        if fits(chunks, engine.device_memory):
-            log = InMemory(chunks, cuts, engine, *device.enter_context(open_device(engine.device_memory)))
-        beside.submit(import_module, _ADAPTER)  # Merlin takes seconds to import, for it brings torch
+        log: InMemory | _InFiles = _InFiles(chunks, cuts, engine, folder, cut)
+        repeats = settings.max_length + 1 if cut is not None and cut.targets == "all" else 0
+        if fits(chunks, engine.device_memory, repeats):
+            log = InMemory(chunks, cuts, engine, *device.enter_context(open_device(engine.device_memory)), cut=cut)
+        beside.submit(adapter)  # Merlin takes seconds to import, for it brings torch
         try:
             nulls, raw, counts, filtered = _filtered(log, settings)
         except (MemoryError, OverflowError):
             if isinstance(log, _InFiles):
                 raise
             engine.say("the log does not fit the device after all: through files, in partitions")
-            log = _InFiles(chunks, cuts, engine, folder)
+            log = _InFiles(chunks, cuts, engine, folder, cut)
             device.close()
             nulls, raw, counts, filtered = _filtered(log, settings)
         disk = folder_size(folder)
@@ -77,13 +81,16 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
         ids = raw.take(pa.array(order))
         code_of = np.zeros(len(raw), np.int64)
         code_of[order] = np.arange(FIRST_ITEM, FIRST_ITEM + len(order))
-        proof = beside.submit(_categorify, ids, out / "workflow")
+        proof = beside.submit(_categorify, ids, out / WORKFLOW)
         for name in (SEQUENCES, *SPLITS):  # parts of a stopped run
             shutil.rmtree(out / name, ignore_errors=True)
-        users, train_rows, train = log.write(out, code_of, settings.max_length)
+        written = log.write(out, code_of, settings.max_length)
         proof.result()
     report = {"rows_in": rows, **nulls, **filtered, "partitions": len(chunks), "buckets": log.buckets}
-    report |= finish(out, ids, counts[order], train[FIRST_ITEM:], users, train_rows, settings)
+    train = written.train[FIRST_ITEM:]
+    report |= finish(out, ids, counts[order], train, written.users, written.rows["train"], settings)
+    if cut is not None:
+        report["split"] = written.report(cut)
     shutil.rmtree(folder, ignore_errors=True)
     report |= {"shuffle_mb": disk >> 20, "output_mb": folder_size(out) >> 20}
     _print(report, settings, time.perf_counter() - start)
@@ -93,15 +100,15 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
 class _InFiles:
     """A log in partitions and buckets, files below `folder`: what InMemory does, for any size and on any engine."""
 
-    def __init__(self, chunks: list[Chunk], cuts: pa.Array, engine: Engine, folder: Path):
-        self.chunks, self.cuts, self.engine, self.folder = chunks, cuts, engine, folder
+    def __init__(self, chunks: list[Chunk], cuts: pa.Array, engine: Engine, folder: Path, cut: TimeCut | None):
+        self.chunks, self.cuts, self.engine, self.folder, self.cut = chunks, cuts, engine, folder, cut
 
     @property
     def buckets(self) -> int:
         return len(self._buckets)
 
     def load(self) -> tuple[dict[str, int], pa.Array, np.ndarray]:
-        nulls, raw, counts, self._buckets = shuffle(self.chunks, self.cuts, self.folder, self.engine)
+        nulls, raw, counts, self._buckets = shuffle(self.chunks, self.cuts, self.folder, self.engine, self.cut)
         return nulls, raw, counts
 
     def filter(self, counts: np.ndarray, settings: PrepareConfig) -> tuple[np.ndarray, dict]:
@@ -110,16 +117,12 @@ class _InFiles:
         self._left = int(counts.sum())
         return counts, report
 
-    def write(self, out: Path, code_of: np.ndarray, max_length: int) -> tuple[int, int, np.ndarray]:
+    def write(self, out: Path, code_of: np.ndarray, max_length: int) -> Written:
         codes = self.folder / "codes.npy"
         save_array(codes, code_of)
-        write = partial(write_bucket, out=out, codes=codes, max_length=max_length)
+        write = partial(write_bucket, out=out, codes=codes, max_length=max_length, cut=self.cut)
         parts = self.engine.map(write, self._buckets, "write", self._left)
-        train = np.zeros(int(code_of.max()) + 1, np.int64)
-        for _, _, seen in parts:
-            train[: len(seen)] += seen
-        users, train_rows = (sum(part[position] for part in parts) for position in (0, 1))
-        return users, train_rows, train
+        return Written.total(parts, int(code_of.max()) + 1)
 
 
 def _filtered(log: InMemory | _InFiles, settings: PrepareConfig) -> tuple[dict, pa.Array, np.ndarray, dict]:
@@ -129,19 +132,20 @@ def _filtered(log: InMemory | _InFiles, settings: PrepareConfig) -> tuple[dict, 
 
 def _categorify(ids: pa.Array, save: Path) -> None:
     """Have NVTabular number the items, and save its workflow: it raises where its codes are not those of the rows."""
-    import_module(_ADAPTER).categorify(ids.to_pandas(), save)
+    adapter().categorify(ids.to_pandas(), save)
 
 
 def shuffle(
-    chunks: list[Chunk], cuts: pa.Array, folder: Path, engine: Engine
+    chunks: list[Chunk], cuts: pa.Array, folder: Path, engine: Engine, cut: TimeCut | None = None
 ) -> tuple[dict[str, int], pa.Array, np.ndarray, list[Path]]:
     """Bring each user's interactions together, in time order, in one bucket of `folder`; users are cut at `cuts`.
 
+    cut: the times of a temporal split, whose segments are kept beside the users and items.
     Returns the rows dropped for null ids, all raw item ids in order, their counts, and the buckets. A stopped run is
     continued where it used the same partitions. Raises InputError where every id is null.
     """
     rows = sum(chunk.rows for chunk in chunks)
-    plan = hash_json([[chunk.pieces for chunk in chunks], cuts.to_pylist()])
+    plan = hash_json([[chunk.pieces for chunk in chunks], cuts.to_pylist(), cut and (cut.valid_from, cut.test_from)])
     if not (folder / plan).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -152,7 +156,7 @@ def shuffle(
         raise no_ids(rows)
     raw, counts = merge_items(folder, chunks)
     buckets = sorted(path for path in folder.iterdir() if path.is_dir())
-    engine.map(partial(sort_bucket, gpu=engine.gpu), buckets, "sort", rows)
+    engine.map(partial(sort_bucket, gpu=engine.gpu, cut=cut), buckets, "sort", rows)
     return nulls, raw, counts, buckets
 
 
@@ -166,16 +170,16 @@ def finish(
     settings: PrepareConfig,
 ) -> dict:
     """Write vocabulary and schema; returns the counts of what came out. InputError where no row can be trained on."""
-    from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import split_schema, write_schema
-
     if train_rows == 0:
+        least = "4 interactions to train on (2 are held out)"
+        if settings.split == "temporal":
+            least = "2 interactions before validation to train on"
         raise InputError(
-            f"expected a user with at least 4 interactions to train on (2 are held out), found none of {users:,}: "
-            "lower prepare.min_item or read more data"
+            f"expected a user with at least {least}, found none of {users:,}: lower prepare.min_item or read more data"
         )
     code = np.arange(FIRST_ITEM, FIRST_ITEM + len(ids))
     pq.write_table(pa.table({ITEM: ids, CODE: code, COUNT: counts, TRAIN_COUNT: train}), out / VOCABULARY)
-    write_schema(split_schema(len(ids), settings.max_length), out / SCHEMA)
+    adapter().write_split_schema(len(ids), settings.max_length, out / SCHEMA)
     total = int(counts.sum())
     return {
         "users": users,
@@ -184,6 +188,7 @@ def finish(
         "mean_length": round(total / users, 3),
         "sparsity": round(1 - total / (users * len(ids)), 6),
         "train_rows": train_rows,
+        "workflow": "saved" if (out / WORKFLOW).is_dir() else "left out: NVTabular is not installed",
         "vocabulary": hash_json(ids.to_pylist()),
     }
 
@@ -201,7 +206,10 @@ def _print(report: dict, settings: PrepareConfig, seconds: float) -> None:
         lines.append((f"{settings.filter}, round {entry['round']}: user < {settings.min_user}", -entry["users"]))
     lines.append((f"history < {settings.min_sequence}", -report["min_sequence"]))
     lines.append(("interactions out", report["interactions"]))
-    lines += [(name, report[name]) for name in ("users", "items", "mean_length", "sparsity", "train_rows")]
+    lines += [(name, report[name]) for name in ("users", "items", "mean_length", "sparsity", "train_rows", "workflow")]
+    for name, part in report.get("split", {}).items():
+        counts = part if isinstance(part, dict) else {"": part}
+        lines += [(f"{name} {what}".replace("_", " ").strip(), count) for what, count in counts.items()]
     lines.append(("interactions in a second", int(report["rows_in"] / seconds)))
     lines.append(("disk, for a while / to stay", f"{report['shuffle_mb']:,} / {report['output_mb']:,} MiB"))
     print_counts("prepare", lines)

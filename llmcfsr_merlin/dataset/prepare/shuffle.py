@@ -17,7 +17,8 @@ from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SUBSECOND, TIME, USER
 from llmcfsr_merlin.dataset.prepare.arrays import save_array
 from llmcfsr_merlin.dataset.prepare.order import order_rows
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, read_partition
-from llmcfsr_merlin.runtime.device import libraries
+from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
+from llmcfsr_merlin.runtime.device import libraries, to_host
 
 
 def user_boundaries(chunks: list[Chunk], buckets: int, threads: int = 1) -> pa.Array:
@@ -132,11 +133,11 @@ def _rank(order: pa.Array) -> np.ndarray:
     return rank
 
 
-def sort_bucket(bucket: Path, *, gpu: bool) -> None:
+def sort_bucket(bucket: Path, *, gpu: bool, cut: TimeCut | None) -> None:
     """Join a bucket's pieces, sort by (user, time, subsecond, row) and keep what the filters and the writer need.
 
-    Writes user.npy (int32, position among users.arrow, which is sorted by id) and item.npy (int32, position in the
-    result of merge_items).
+    Writes user.npy (int32, position among users.arrow, which is sorted by id), item.npy (int32, position in the
+    result of merge_items) and, where the log is cut in time, segment.npy (int8, as TimeCut.segments).
     """
     bucket = Path(bucket)
     if (bucket / "item.npy").is_file():
@@ -169,12 +170,9 @@ def sort_bucket(bucket: Path, *, gpu: bool) -> None:
     else:
         by_time = order_rows(np, user, time, subsecond, row)
     save_array(bucket / "user.npy", user[by_time])
+    if cut is not None:
+        save_array(bucket / "segment.npy", cut.segments(time[by_time]))
     save_array(bucket / "item.npy", item[by_time])  # last: it says that the bucket is sorted
     for path in pieces:
         path.unlink()
         path.with_suffix(".users").unlink()
-
-
-def to_host(values) -> np.ndarray:
-    """A numpy or cupy array as numpy."""
-    return values if isinstance(values, np.ndarray) else values.get()

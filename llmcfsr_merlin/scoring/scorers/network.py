@@ -48,7 +48,8 @@ class NetworkScorer(Scorer[NetworkSettings]):
     def catalogue(self) -> Tensor:
         """Every item as a candidate, [V, views * d]."""
         if self._candidates is None:
-            self._candidates = self.network.catalogue()
+            self.prepare()
+        assert self._candidates is not None
         return self._candidates
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:

@@ -23,6 +23,7 @@ from llmcfsr_merlin.dataset.names import (
     VOCABULARY,
 )
 from llmcfsr_merlin.dataset.raw.clean_text import join_values
+from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.runtime.errors import MissingDependency
 from llmcfsr_merlin.runtime.stage import write_json
 from llmcfsr_merlin.text.diagnostics.intrinsic import (
@@ -74,12 +75,12 @@ class Catalogue:
 
 
 def validation_pairs(sequences_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (code - 3) of each user's last training item and validation item; the test item is never looked at."""
+    """Positions (code - 3) of each user's last training item and first validation item; no test item is looked at."""
     pairs = [
-        (row[-3], row[-2])
-        for path in sorted(Path(sequences_dir).glob("part-*.parquet"))
-        for row in pq.read_table(path, columns=[ITEM])[ITEM].to_pylist()
-        if len(row) >= 3
+        (row[end - 1], row[end])
+        for block in read_histories(sequences_dir)
+        for row, end, stop in zip(block.sequences, block.train, block.valid)
+        if 0 < end < stop
     ]
     chosen = np.random.default_rng(0).permutation(len(pairs))[:MAX_PAIRS]
     array = np.array(pairs, dtype=np.int64).reshape(-1, 2)[np.sort(chosen)] - FIRST_ITEM

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from llmcfsr_merlin.config.embed_settings import EmbedConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
+from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json, sha256_file, write_json
 from llmcfsr_merlin.text.item_encoder import TUNED, EncoderRecipe, ItemEncoder
@@ -39,8 +39,8 @@ def tune_stage(
 ) -> dict:
     """Fine-tune the model of `encoder` on the items of `shards` into out/tuned and return the record for the manifest.
 
-    sequences_dir: part-*.parquet of lists of codes (whole histories); their last two items, validation and test, are
-    never paired. previous: an earlier result, taken over where settings, model, items and pairs are unchanged.
+    sequences_dir: part-*.parquet of lists of codes (whole histories); their validation and test items are never
+    paired. previous: an earlier result, taken over where settings, model, items and pairs are unchanged.
     """
     items, codes = gather_items(encoder, shards, vocabulary_ids, config.tune.max_items)
     neighbours = None
@@ -104,13 +104,12 @@ def gather_items(
 
 
 def training_neighbours(sequences_dir: Path, codes: np.ndarray, items: int) -> Neighbours:
-    """Neighbours among the items of `codes` in the training part of each sequence: all but its last two items."""
+    """Neighbours among the items of `codes` in the training part of each sequence."""
     position = np.full(items + FIRST_ITEM, -1, dtype=np.int64)
     position[codes] = np.arange(len(codes))
     sequences = []
-    for path in sorted(Path(sequences_dir).glob("part-*.parquet")):
-        for sequence in pq.read_table(path, columns=[ITEM])[ITEM].to_pylist():
-            sequences.append(position[np.asarray(sequence[:-2], dtype=np.int64)])
+    for block in read_histories(sequences_dir):
+        sequences += [position[sequence[:end]] for sequence, end in zip(block.sequences, block.train)]
     return Neighbours.of(sequences, len(codes))
 
 

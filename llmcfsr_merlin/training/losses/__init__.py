@@ -1,6 +1,6 @@
 """Training losses, a file each. One of your own is a function with the same arguments, named `module:function`.
 
-    loss(network, states, targets, settings) -> Tensor: float [M], the loss of each position
+    loss(network, states, targets, settings) -> Tensor: float [M], the loss of each position; their mean does as well
         states: float [M, views * d]; targets: int64 [M]; settings: the section `train`
 
 On a GPU the losses of this folder also get padding (target 0), whose loss is left out afterwards.

@@ -41,6 +41,17 @@ def raw_rows(out, name):
     return dict(zip(table[USER], table[ITEM].map(lambda codes: vocabulary.decode(codes).tolist())))
 
 
+def test_a_split_in_time_is_not_extended(tmp_path):
+    engine = Engine("single", False, 1, 1 << 30, 1 << 30)
+    log = day(0, 60, 40).assign(**{TIME: 1_500_000_000 + np.arange(600)})
+    prepare(write(tmp_path / "1", log), tmp_path / "old", SETTINGS.model_copy(update={"split": "temporal"}), engine)
+    with pytest.raises(InputError, match=r"continues a leave-one-out run, found .*old split in time"):
+        extend(tmp_path / "old", write(tmp_path / "2", log), tmp_path / "new", SETTINGS, engine)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(InputError, match="extend continues a leave-one-out run, found split=temporal"):
+        Config.load(None, ["prepare.split=temporal", f"prepare.extend={tmp_path / 'old'}"])
+
+
 def test_two_days_equal_one_log(tmp_path, monkeypatch):
     monkeypatch.setattr("llmcfsr_merlin.dataset.prepare.partitions._SMALL", 1)
     engine = Engine("single", False, 1, 1 << 30, 200 * 160)

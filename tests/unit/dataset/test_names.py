@@ -1,5 +1,8 @@
 """The reserved ids of dataset/names.py are those of a fitted NVTabular workflow."""
 
+import tests.needs_merlin  # noqa: F401
+
+# isort: split
 import nvtabular as nvt
 import pandas as pd
 import pytest

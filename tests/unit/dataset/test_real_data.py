@@ -7,8 +7,11 @@ import json
 import pandas as pd
 import pytest
 
+from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.names import ITEM, TITLE, USER
+from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.dataset.raw.clean_text import clean
+from llmcfsr_merlin.runtime.engine import Engine
 from tests.unit.dataset.world import run
 
 RAW = {
@@ -94,6 +97,29 @@ def test_joined_form(name, users, items, rows, data_dir, tmp_path):
         log[["user_id", "item_id", "timestamp"]].rename(columns={"timestamp": "order"}), joined(folder),
         check_dtype=False,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", ["last", "first", "all"])
+def test_movielens_split_in_time(data_dir, tmp_path, targets):
+    """The default quantiles, against pandas on the file as it is."""
+    path = data_dir / "ml_100k" / "interactions.csv.gz"
+    if not path.is_file():
+        pytest.skip(f"no ml_100k in {data_dir}")
+    run(tmp_path, interactions=str(path))
+    config = PrepareConfig(split="temporal", filter="none", targets=targets)
+    single = Engine("single", False, 2, 1 << 30, 20_000 * 160)
+    report = prepare(tmp_path / "interactions", tmp_path / "out", config, single)["split"]
+    log = pd.read_csv(path, dtype={"user_id": str, "item_id": str})
+    valid, test = (log["timestamp"].quantile(share, interpolation="lower") for share in (0.8, 0.9))
+    train, later = log[log["timestamp"] < valid], log[log["timestamp"] >= test]
+    known = later[later["user_id"].isin(log.loc[log["timestamp"] < test, "user_id"])]
+    assert report["train"] == {"interactions": len(train), "users": train["user_id"].nunique()}
+    found = report["test"]
+    assert found["interactions"] == len(later) and found["users"] == later["user_id"].nunique()
+    assert found["cold_users"] == found["users"] - known["user_id"].nunique() > 0
+    assert found["rows"] == (len(known) if targets == "all" else known["user_id"].nunique())
+    if targets == "all":
+        assert found["cold_targets"] == (~known["item_id"].isin(train["item_id"])).sum() > 0
 
 
 @pytest.mark.parametrize("name, users, items, rows", [

@@ -4,11 +4,12 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.config.data_settings import DataConfig
-from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEM, ITEMS, RATING, ROW, TIME, USER
+from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEM, ITEMS, RATING, ROW, SUBSECOND, TIME, USER
 from llmcfsr_merlin.dataset.raw.ingest import ingest
 
 # user, item, time, rating: what stands in the log, in its order.
@@ -79,3 +80,13 @@ def rows(interactions: pd.DataFrame) -> list[tuple]:
     """(user, item, time, rating) in the order of the files; ROW must rise."""
     assert interactions[ROW].is_monotonic_increasing and interactions[ROW].is_unique
     return list(interactions[[USER, ITEM, TIME, RATING]].itertuples(index=False, name=None))
+
+
+def random_log(rows: int = 400) -> pd.DataFrame:
+    """Interactions at random: 20 users, 30 items, many equal times."""
+    random = np.random.default_rng(0)
+    return pd.DataFrame({
+        USER: [f"u{x}" for x in random.integers(0, 20, rows)], ITEM: [f"i{x}" for x in random.integers(0, 30, rows)],
+        TIME: random.integers(0, 50, rows), SUBSECOND: random.choice([0, 0.5, 0.75], rows), ROW: np.arange(rows),
+        "rating": np.float32(5),
+    })  # fmt: skip

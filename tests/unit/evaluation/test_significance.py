@@ -99,3 +99,19 @@ def test_other_users_or_targets_are_an_error():
 def test_holm_by_hand():
     assert holm([0.2, 0.001, 0.02, 0.9]) == pytest.approx([0.4, 0.004, 0.06, 0.9])
     assert holm([]) == [] and holm([0.5, 0.6]) == [1, 1]
+
+
+def test_several_targets_of_a_user_are_one_value():
+    """The mean over the user's targets that are in the group; users are counted."""
+    base = pd.DataFrame({
+        "user_id": list("aaab"), "history_length": [3, 4, 5, 3], "target": [7, 8, 9, 7], "rank_full": [100] * 4
+    })  # fmt: skip
+    ours = base.assign(rank_full=[1, 100, 100, 1]).sample(frac=1, random_state=0)
+    masks = {"overall": np.ones(4, bool), "some": np.array([True, True, False, False])}
+    found = {row["group"]: row for row in compare(ours, base, masks) if row["metric"] == "hr@10"}
+    assert found["overall"]["value"] == pytest.approx((1 / 3 + 1) / 2) and found["overall"]["count"] == 2
+    assert found["some"]["value"] == pytest.approx(1 / 2) and found["some"]["count"] == 1
+    with pytest.raises(InputError, match="different"):
+        compare(ours, base.assign(target=[7, 8, 6, 7]), masks)
+    with pytest.raises(ValueError, match="one row for each of"):
+        compare(pd.concat([ours, ours]), base, masks)

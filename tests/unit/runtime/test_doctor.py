@@ -9,7 +9,7 @@ import pytest
 
 from llmcfsr_merlin.runtime import doctor as module
 from llmcfsr_merlin.runtime.doctor import Check, doctor, report
-from llmcfsr_merlin.runtime.supported import supported
+from llmcfsr_merlin.runtime.supported import MERLIN, supported
 
 OLD, NEW = (3, 11, 2), (3, 12, 3)
 OTHERS = {"pip": "24.0", "tritonclient": "2.66.0"}
@@ -43,11 +43,11 @@ def test_supported_versions_are_fine(python):
         (OLD, "setuptools", "81.0.0", "'setuptools==80.10.2'"),
         (OLD, "pandas", "2.2.3", "'pandas==1.5.3'"),
         (OLD, "transformers", "4.46.0", "'transformers==4.30.2'"),
-        (OLD, "nvtabular", None, "'nvtabular==23.8.0'"),
+        (OLD, "dask", None, "'dask==2023.9.2'"),
         (OLD, "numpy", "2.0.0rc1", "'numpy==1.26.4'"),
         (NEW, "dask", "2026.3.0", "'dask==2024.11.2'"),
         (NEW, "transformers", "4.30.2", "'transformers==5.17.0'"),
-        (NEW, "nvtabular", None, "--no-deps 'nvtabular==23.8.0'"),
+        (NEW, "nvtabular", "23.2", "--no-deps 'nvtabular==23.8.0'"),
         (NEW, "numpy", "1.26.4", "'numpy==2.5.2'"),
     ],
 )
@@ -89,6 +89,25 @@ def test_a_failing_import_is_reported_with_its_message():
     checks = run(imports=(1, "ImportError: Dask requires version '2.0.0' or newer of pandas"))
     assert checks["import nvtabular"].status == "error"
     assert "newer of pandas" in checks["import nvtabular"].found
+
+
+@pytest.mark.parametrize("python", [OLD, NEW])
+def test_merlin_that_is_missing_is_a_note(python):
+    none = dict.fromkeys(MERLIN) | {"setuptools": "82.0"}  # its bound is NVTabular's
+    checks = run(none, imports=(1, "No module named 'nvtabular'"), python=python)
+    note = checks["Merlin"]
+    assert note.status == "note" and "no NVTabular workflow" in note.found and "transformers' own Trainer" in note.found
+    assert ("--no-deps --no-build-isolation" in note.action) == (python == NEW)
+    wanted = {package.name for package in supported(python)} & set(MERLIN)
+    assert set(re.findall(r"'([\w-]+)==", note.action)) == wanted
+    assert not checks.keys() & {*MERLIN, "setuptools", "import nvtabular", "import transformers4rec.torch"}
+
+
+def test_a_part_of_merlin_is_tried():
+    checks = run({"merlin-core": None}, imports=(1, "No module named 'merlin.core'"))
+    assert checks["Merlin"].found == "not installed: merlin-core"
+    assert checks["import nvtabular"].status == "error"
+    assert "Merlin" not in run()
 
 
 def test_a_crash_on_import_is_survived():

@@ -4,6 +4,7 @@ GPUs and cudf are pretended, in processes of their own: no proof that a GPU comp
 """
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,9 @@ print([batch[ITEM].tolist() for batch, _ in loader], [count for _, count in load
 FOUND = "[[[3, 4, 0], [5, 0, 0]], [[6, 7, 8]]] [3, 3]"
 
 
+NEEDED = pytest.mark.skipif(not importlib.util.find_spec("nvtabular"), reason="needs Merlin, which is not installed")
+
+
 def python(code: str, *arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess:
     code = f"import sys\nsys.path[:0] = [{str(path)!r}, {str(ROOT)!r}]\n{code}"
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
@@ -46,6 +50,7 @@ def fake_cudf(folder: Path, column: str, dask_cudf: str) -> Path:
     return folder
 
 
+@NEEDED
 def test_a_gpu_without_cudf_is_left_to_torch(tmp_path):
     merlin_alone = python(A_GPU + STATE)
     assert merlin_alone.stdout.split() == ["True", "False"], merlin_alone.stderr  # what the rest would meet
@@ -55,11 +60,13 @@ def test_a_gpu_without_cudf_is_left_to_torch(tmp_path):
     assert done.stdout.strip() == FOUND, done.stderr
 
 
+@NEEDED
 def test_merlin_imported_first_does_not_stop_the_loader(tmp_path):
     done = python(A_GPU + "import merlin.core.compat\n" + BATCH, str(tmp_path / "x.parquet"))
     assert done.stdout.strip() == FOUND, done.stderr
 
 
+@NEEDED
 def test_a_cudf_that_merlin_cannot_use_is_kept_from_it(tmp_path):
     fakes = fake_cudf(tmp_path, "class ColumnBase: pass\n", "")
     assert "'cudf' has no" in python(A_GPU + STATE, path=fakes).stderr  # what the rest would meet

@@ -11,7 +11,9 @@ from llmcfsr_merlin.scoring.network.item_views import MASK
 from llmcfsr_merlin.training.losses.contrast import augmented_twice, contrast, crop, mask, nt_xent, reorder
 from llmcfsr_merlin.training.objective import Objective
 from llmcfsr_merlin.training.validation import split_last
-from tests.unit.training.test_t4rec import CODES, network_of
+from tests.models import ids_only as network_of
+
+CODES = torch.tensor([[5, 9, 30, 7], [8, 4, 0, 0], [3, 3, 3, 0]])
 
 LENGTHS = [1, 2, 3, 5, 9, 10]
 

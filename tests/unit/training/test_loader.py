@@ -1,5 +1,8 @@
 """The batches of the Merlin dataloader, with lists flattened by numpy, are those of the stock one."""
 
+import tests.needs_merlin  # noqa: F401
+
+# isort: split
 from pathlib import Path
 
 import numpy as np

@@ -1,0 +1,26 @@
+"""Which adapter makes what of `prepare` belongs to Merlin: NVTabular's where it is installed, else the one without it.
+
+Both have the same functions, and tests compare what they write:
+
+    categorify(ids, save)                         codes of the items; the workflow into `save`, by NVTabular alone
+    write_split_schema(items, max_length, path)   the Merlin schema of the splits
+    longest_row(path)                             the most items that a row has, by such a schema
+"""
+
+import importlib.util
+from importlib import import_module
+from types import ModuleType
+
+from llmcfsr_merlin.runtime.errors import MissingDependency
+
+
+def adapter() -> ModuleType:
+    """The module that serves here; MissingDependency where NVTabular is installed and cannot be imported."""
+    name = "nvtabular_adapter" if importlib.util.find_spec("nvtabular") else "merlin_free"
+    try:
+        return import_module(f"llmcfsr_merlin.dataset.prepare.{name}")
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"NVTabular is installed without {error.name}, which it needs: install that (`llmcfsr doctor` says how), "
+            "or uninstall nvtabular, and prepare runs without Merlin"
+        ) from error
