@@ -6,9 +6,12 @@ import torch.nn.functional as F
 
 from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.config.old_settings import upgrade_settings
+from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.scoring.scorer import ItemVectors
 
 
 def model_config(**settings) -> ModelConfig:
@@ -57,3 +60,10 @@ def random_model(
 def rows(real: torch.Tensor) -> torch.Tensor:
     """With the three reserved rows of zeros in front."""
     return F.pad(real, (0, 0, FIRST_ITEM, 0))
+
+
+def ids_only(n_items: int = 40, max_length: int = 8, **settings) -> DualViewNetwork:
+    """A network of random weights over item ids; settings: of NetworkSettings."""
+    torch.manual_seed(0)
+    shape = Shape(n_items, max_length)
+    return DualViewNetwork(NetworkSettings(**settings), n_items, max_length, ItemVectors(shape))

@@ -6,15 +6,16 @@ from pydantic import Field, field_validator, model_validator
 
 from llmcfsr_merlin.config.section import Section, known_or_own
 
-BACKBONES = ("sasrec", "bert4rec", "gru4rec")
+BACKBONES = ("sasrec", "sasrec_post_norm", "bert4rec", "gru4rec", "bsarec")
 
 
 class NetworkSettings(Section):
     """The scorer `network`: SASRec, BERT4Rec or GRU4Rec as they stand; each further view and level is a setting."""
 
     backbone: str = "sasrec"
-    """sasrec: causal attention, next-item training; bert4rec: attention both ways, masked training; gru4rec: GRU; or
-    `module:Class` of a block of your own."""
+    """sasrec: causal attention, next-item training; sasrec_post_norm: the same in BERT's block (post-norm, GELU,
+    feed-forward 4d, start at N(0, .02)); bert4rec: attention both ways, masked training; gru4rec: GRU; bsarec: a
+    frequency filter beside attention, needs train.samples=prefixes; or `module:Class` of a block of your own."""
     views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative",)
     """null_space (alone): whitened leading directions of the vectors, frozen, beside trainable ones (AlphaFuse)."""
     hidden: int = Field(64, ge=4)
@@ -25,6 +26,9 @@ class NetworkSettings(Section):
     """Attention heads; hidden is a multiple of them."""
     dropout: float = Field(0.3, ge=0, lt=1)
     """Share of the activations that training drops."""
+    positions: Literal["from_start", "from_end"] = "from_start"
+    """from_end: the latest item of a history always has the last position, as in codes that pad on the left (bsarec
+    always has it so)."""
     cross_attention: Literal["residual", "replace"] = "residual"
     """residual: a view adds what it reads of the other one; replace: it becomes that (LLM-ESR)."""
     fuse_embedding: bool = False

@@ -17,6 +17,10 @@ class TrainConfig(Section):
     """How the network is trained: transformers4rec (next items by its Trainer over the Merlin dataloader), transformers
     (the same by transformers' own Trainer, without Merlin), auto (transformers4rec where it is installed), or
     `module:function` of your own."""
+    samples: Literal["sequences", "prefixes"] = "sequences"
+    """What an epoch passes over. sequences: each training sequence, of which every item but the first is predicted (or
+    some are masked); prefixes: each prefix of each sequence, of which the last item is predicted (BSARec,
+    CL4SRec); those of one item for bsarec alone, which has a state without a history."""
     loss: str = "uniform_softmax"
     """uniform_softmax, full_softmax, bce, in_batch (the other targets of the batch as negatives, corrected by the log
     of how often each is drawn), or `module:function` of your own."""
@@ -35,10 +39,13 @@ class TrainConfig(Section):
     """Weight of the self-distillation from users with similar text (LLM-ESR)."""
     distil_users: int = Field(10, ge=1)
     """Similar users whose mean state is the teacher."""
+    contrast: float = Field(0.0, ge=0)
+    """Weight of the contrastive loss between two augmented views of a history, cropped, masked or reordered
+    (CL4SRec)."""
     epochs: int = Field(16, ge=1)
-    """Most passes over the training sequences; patience may end it before."""
+    """Most passes over the samples; patience may end it before."""
     batch_size: int | None = Field(None, ge=1)
-    """Sequences a step; None: 256, fewer (at least 16) where that would leave an epoch less than 64 steps."""
+    """Samples a step; None: 256, fewer (at least 16) where that would leave an epoch less than 64 steps."""
     processes: int = Field(1, ge=1)
     """Processes that train together, one a GPU (on the CPU they share the cores) and each on its share of a step."""
     learning_rate: float = Field(2e-3, gt=0)

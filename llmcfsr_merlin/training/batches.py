@@ -19,17 +19,23 @@ class Batches:
     """
 
     def __init__(
-        self, files: Sequence[str], batch_size: int, device: torch.device, *, shuffle: bool = False, seed: int = 0
-    ):
-        """files: Parquet with a list of codes a row. seed: of the order of rows, another one each epoch."""
+        self, files: Sequence[str], batch_size: int, device: torch.device, *,
+        shuffle: bool = False, seed: int = 0, prefixes: int | None = None,
+    ):  # fmt: skip
+        """files: Parquet with a list of codes a row. seed: of the order of rows, another one each epoch. prefixes: each
+        prefix of so many items or more is a row of the batches, with the number of the one that it is of."""
         lists = [pq.read_table(file, columns=[ITEM])[ITEM].combine_chunks() for file in files]
         lengths = np.concatenate([part.value_lengths().to_numpy(zero_copy_only=False) for part in lists])
         values = np.concatenate([part.flatten().to_numpy(zero_copy_only=False) for part in lists]).astype(np.int32)
+        starts, rows = lengths.astype(np.int64).cumsum() - lengths, np.arange(len(lengths))
+        if prefixes:  # an index, not a copy
+            rows, lengths = prefixes_of(lengths, prefixes)
+            starts = starts[rows]
         fits = device.type == "cuda" and values.nbytes < torch.cuda.mem_get_info(device)[0] // _SHARE
         self.device = device if fits else torch.device("cpu")
         self._values = torch.from_numpy(values).to(self.device)
         self._lengths = torch.from_numpy(lengths.astype(np.int64)).to(self.device)
-        self._starts = self._lengths.cumsum(0) - self._lengths
+        self._starts, self._rows = torch.from_numpy(starts).to(self.device), torch.from_numpy(rows).to(self.device)
         self._known_lengths = torch.from_numpy(lengths.astype(np.int64))  # to the host
         self._width = int(lengths.max()) if device.type == "cuda" else None
         self._shuffle, self._seed, self._epoch = shuffle, seed, 0
@@ -52,10 +58,17 @@ class Batches:
             known = self._known_lengths[rows[start : start + self.batch_size]]
             chosen = here[start : start + self.batch_size]
             width = self._width or int(known.max())
-            yield {ITEM: self._padded(chosen, width), ROW: chosen, COUNT: int(known.sum())}
+            yield {ITEM: self._padded(chosen, width), ROW: self._rows[chosen], COUNT: int(known.sum())}
 
     def _padded(self, rows: Tensor, width: int) -> Tensor:
         lengths = self._lengths[rows].unsqueeze(1)
         step = torch.arange(width, device=self.device)
         places = (self._starts[rows].unsqueeze(1) + step).clamp_max(len(self._values) - 1)
         return self._values[places].long().masked_fill(step >= lengths, 0)
+
+
+def prefixes_of(lengths: np.ndarray, shortest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of so many items -> row and length, int64 [N], of each prefix of `shortest` items or more, in order."""
+    count = np.maximum(lengths.astype(np.int64) - shortest + 1, 0)
+    rows = np.repeat(np.arange(len(count)), count)
+    return rows, np.arange(len(rows)) - (count.cumsum() - count)[rows] + shortest

@@ -62,13 +62,15 @@ def fit_in_processes(trainer: str, network: DualViewNetwork, training: Training,
     """Training by train.processes processes; train.batch_size sequences a step in all of them together.
 
     trainer: transformers4rec or transformers. InputError for more processes than GPUs (unless on the CPU), or than
-    users, and for self-distillation, whose memory of all users would have to be shared.
+    users, for prefixes, and for self-distillation, whose memory of all users would have to be shared.
     """
     train, files, work, report = training.settings, training.files, training.work, training.report
     assert train.batch_size is not None, "fit_model chooses one"
     count, device = train.processes, choose_device(train.device)
     if device.type == "cuda" and count > torch.cuda.device_count():
         raise InputError(f"train.processes: expected at most {torch.cuda.device_count()} (the GPUs), found {count}")
+    if train.samples == "prefixes":  # equally many rows have not equally many of them
+        raise InputError("train.samples=prefixes trains in one process: set train.processes=1")
     if auxiliary.distillation is not None:
         raise InputError("train.distil remembers the states of all users in one process: set train.processes=1")
     _write_shares(files["train"], work, count)

@@ -17,6 +17,8 @@ from llmcfsr_merlin.scoring.network.item_views import MASK
 from llmcfsr_merlin.training.distillation import Distillation
 from llmcfsr_merlin.training.losses import loss_function
 from llmcfsr_merlin.training.losses.alignment import alignment
+from llmcfsr_merlin.training.losses.contrast import contrast
+from llmcfsr_merlin.training.validation import split_last
 
 # Losses whose tensors have the same shapes in every batch, so that a step can be recorded as a CUDA graph.
 _FIXED_SHAPES = ("uniform_softmax", "bce", "full_softmax")
@@ -53,6 +55,13 @@ class Objective:
     def __init__(self, network: DualViewNetwork, settings: TrainConfig, auxiliary: Auxiliary = _NOTHING):
         self.network, self.settings, self.auxiliary = network, settings, auxiliary
         self._loss = loss_function(settings.loss)
+        if network.left_padded and settings.samples != "prefixes":
+            raise InputError(
+                f"backbone {network.config.backbone} has one state a history: set train.samples=prefixes, found "
+                f"{settings.samples}"
+            )
+        if network.masked and settings.samples == "prefixes":
+            raise InputError("train.samples=prefixes needs a causal backbone, found a masked one")
         self._recorded: dict[tuple[int, int], Callable[..., Tensor]] = {}
 
     def __call__(self, items: Tensor, users: Tensor | None = None, positions: int | None = None) -> Tensor:
@@ -62,15 +71,17 @@ class Objective:
         """
         if items.is_cuda and positions and self._can_record(positions):
             return self._replayed(items, positions)
-        found = self.predicted(items)
-        loss = self._loss(self.network, found.states, found.targets, self.settings).mean()
+        network, found = self.network, self.predicted(items)
+        loss = self._loss(network, found.states, found.targets, self.settings).mean()
         if self.settings.align:
             table, temperature = self.auxiliary.item_table, self.settings.align_temperature
-            loss = loss + self.settings.align * alignment(self.network, found.targets, table, temperature)
+            loss = loss + self.settings.align * alignment(network, found.targets, table, temperature)
         if self.auxiliary.distillation is not None:
             if found.last is None or users is None:
                 raise InputError("train.distil needs a causal backbone: masked training has no state of a user")
             loss = loss + self.settings.distil * self.auxiliary.distillation(users, found.states[found.last])
+        if self.settings.contrast:
+            loss = loss + self.settings.contrast * contrast(network, split_last(items)[0])
         return loss
 
     def predicted(self, items: Tensor) -> Predicted:
@@ -83,6 +94,10 @@ class Objective:
             states = network.encode(network.embed(items.masked_fill(hidden, MASK), packing), packing, real)
             hidden = packing.pack(hidden)
             return Predicted(states[hidden], packing.pack(items)[hidden])
+        if self.settings.samples == "prefixes":
+            histories, targets = split_last(items)
+            states = network.packed_user_states(histories)
+            return Predicted(states, targets, torch.arange(len(targets), device=targets.device))
         targets = items[:, 1:]
         packing = Packing(targets != PAD)  # every position that has a next item
         states = network.encode(network.embed(items[:, :-1], packing), packing)
@@ -94,6 +109,7 @@ class Objective:
             self.settings.loss in _FIXED_SHAPES
             and positions * per_position <= _ROOM
             and not self.settings.align
+            and not self.settings.contrast
             and self.auxiliary.distillation is None
             and all(isinstance(block, Block) for block in self.network.blocks)
         )
@@ -134,6 +150,9 @@ class FixedStep(nn.Module):
             packing = Packing(targets != PAD, self.capacity)
             wanted = packing.used
         states = network.encode(network.embed(history, packing), packing, real)
+        if self.settings.samples == "prefixes":  # as many as rows, none of them padding
+            last = packing.lengths.cumsum(0) - 1
+            return self._loss(network, states[last], packing.pack(targets)[last], self.settings).mean()
         losses = self._loss(network, states, packing.pack(targets), self.settings)
         return torch.where(wanted, losses, 0).sum() / wanted.sum()
 
@@ -141,6 +160,16 @@ class FixedStep(nn.Module):
 def predicted_positions(network: DualViewNetwork, rows: int, items: int) -> int:
     """Positions that may have a target in a batch of so many rows and items: a row's first item has no history."""
     return items if network.masked else items - rows
+
+
+def shortest_prefix(network: DualViewNetwork, settings: TrainConfig) -> int | None:
+    """Items of the shortest sample; None where samples are whole sequences.
+
+    Where a network reads padding, an empty history has a state that a first item can be predicted from.
+    """
+    if settings.samples == "sequences":
+        return None
+    return 1 if network.left_padded else 2
 
 
 def hide(items: Tensor, share: float) -> Tensor:

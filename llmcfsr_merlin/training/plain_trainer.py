@@ -14,7 +14,7 @@ from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.training.batches import Batches
 from llmcfsr_merlin.training.memory import ranked_users
-from llmcfsr_merlin.training.objective import Auxiliary, Objective, predicted_positions
+from llmcfsr_merlin.training.objective import Auxiliary, Objective, predicted_positions, shortest_prefix
 from llmcfsr_merlin.training.procedures import Training
 from llmcfsr_merlin.training.trainer import (
     BEST,
@@ -77,7 +77,10 @@ def fit(
     """Train a network in place to its best epoch, see trainer.run_trainer."""
     train, device = training.settings, choose_device(training.settings.device)
     assert train.batch_size is not None, "fit_model chooses one"
-    batches = Batches(training.files["train"], train.batch_size, device, shuffle=True, seed=train.seed)
+    batches = Batches(
+        training.files["train"], train.batch_size, device,
+        shuffle=True, seed=train.seed, prefixes=shortest_prefix(network, train),
+    )  # fmt: skip
     valid = Batches(training.files["valid"], ranked_users(network.n_items), device)
 
     def make(settings: TrainConfig) -> Trainer:

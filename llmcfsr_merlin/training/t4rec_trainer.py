@@ -24,14 +24,15 @@ from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SCHEMA
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
-from llmcfsr_merlin.training.batches import Batches
+from llmcfsr_merlin.training.batches import Batches, prefixes_of
 from llmcfsr_merlin.training.memory import ranked_users
-from llmcfsr_merlin.training.objective import Auxiliary
+from llmcfsr_merlin.training.objective import Auxiliary, shortest_prefix
 from llmcfsr_merlin.training.procedures import Training
 from llmcfsr_merlin.training.t4rec import to_t4rec
 from llmcfsr_merlin.training.trainer import Order, Resumable, callbacks, one_device, run_trainer, trainer_arguments
 
 _NOTHING = Auxiliary()
+_BLOCK = 1 << 14  # training rows whose prefixes are in memory at a time
 
 
 class _Arguments(T4RecTrainingArguments):
@@ -132,8 +133,10 @@ def fit(
     train, files = training.settings, training.files
     assert train.batch_size is not None, "fit_model chooses one"
     schema = train_schema = load_schema(training.dataset.prepared)
+    prefixes = shortest_prefix(network, train)
+    if auxiliary.distillation is not None or prefixes:
+        files = files | {"train": [_numbered(files["train"], training.work, prefixes)]}
     if auxiliary.distillation is not None:
-        files = files | {"train": [_numbered(files["train"], training.work)]}
         rows = ColumnSchema(ROW, dtype="int64", tags=[Tags.CATEGORICAL])  # without a tag the loader leaves it out
         train_schema = schema + Schema([rows])
     device = choose_device(train.device)
@@ -187,12 +190,27 @@ def make_trainer(
     )
 
 
-def _numbered(files: list[str], work: Path) -> str:
-    """The training rows in one file, with their numbers beside them, for self-distillation."""
+def _numbered(files: list[str], work: Path, prefixes: int | None = None) -> str:
+    """The training rows, or all their prefixes of so many items or more, in one file, with the rows' numbers beside
+    them."""
     path, start = work / "train.parquet", 0
     with pq.ParquetWriter(path, pa.schema([(ITEM, pa.list_(pa.int64())), (ROW, pa.int64())])) as writer:
         for file in files:
             lists = pq.read_table(file, columns=[ITEM])[ITEM].combine_chunks()
-            writer.write_table(pa.table({ITEM: lists, ROW: np.arange(start, start + len(lists))}))
+            for part in range(0, len(lists), _BLOCK):
+                chosen = lists.slice(part, _BLOCK)
+                rows = np.arange(len(chosen))
+                if prefixes:
+                    rows, chosen = _prefixes(chosen, prefixes)
+                writer.write_table(pa.table({ITEM: chosen, ROW: start + part + rows}))
             start += len(lists)
     return str(path)
+
+
+def _prefixes(lists: pa.ListArray, shortest: int) -> tuple[np.ndarray, pa.ListArray]:
+    """The row of each prefix, int64, and the prefixes."""
+    starts = lists.offsets.to_numpy()
+    rows, lengths = prefixes_of(np.diff(starts), shortest)
+    ends = lengths.cumsum()
+    places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts[rows] - (ends - lengths), lengths)
+    return rows, pa.ListArray.from_arrays(pa.array(np.append(0, ends).astype(np.int32)), lists.values.take(places))

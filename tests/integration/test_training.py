@@ -179,6 +179,14 @@ def test_both_trainers_do_the_same_steps(learnable, tmp_path, monkeypatch):
     assert max(gains) == pytest.approx(max(their_gains), rel=0.15)
 
 
+@pytest.mark.parametrize("procedure", [pytest.param("transformers4rec", marks=T4REC), "transformers"])
+def test_prefixes_teach_a_block_that_has_one_state_a_history(learnable, tmp_path, procedure):
+    run = copy_of(learnable, tmp_path)
+    settings = ["train.epochs=4", "train.learning_rate=0.005", f"train.procedure={procedure}", "train.patience=4"]
+    config = Config.load(None, [*SMALL, HIDDEN, "model.scorers.network.dropout=0.1", *settings], "bsarec")
+    assert train.run(config, run).counts["validation ndcg@10"] > 3 * 10 / 120 * 0.45
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Histories are padded on the right, so a causal mask alone keeps every real position from seeing padding; only
-# attention both ways needs a padding mask (`real`). Attention weights have no dropout for the same reason: on CPU
-# it forces the unfused path (measured: a third of the training step).
+# attention both ways needs a padding mask (`real`). Attention weights have no dropout (but in rivals that are
+# built as published): on CPU it forces the unfused path (measured: a third of the training step).
 
 
 class Packing:
@@ -93,11 +93,12 @@ class Attention(nn.Module):
     """Multi-head attention, [B, T, d] -> [B, T, d], or [M, d] -> [M, d] with a packing.
 
     `real`: bool [B, T] of the places that may be read, from anywhere; None: each place reads itself and what is before.
+    dropout: of the attention weights in training.
     """
 
-    def __init__(self, hidden: int, heads: int):
+    def __init__(self, hidden: int, heads: int, dropout: float = 0.0):
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         self.query, self.key_value = nn.Linear(hidden, hidden), nn.Linear(hidden, 2 * hidden)
         self.out = nn.Linear(hidden, hidden)
 
@@ -106,7 +107,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         projected = self.project(query, source)
         if packing is None:
-            return self.out(self._mix(projected, real))
+            mask = None if real is None else real[:, None, None, :]
+            return self.out(self.mix(*self._split(projected), mask))
         mixed = [self._mix_group(projected, group, real is not None) for group in packing.groups]
         if len(mixed) == 1:
             return self.out(mixed[0])
@@ -120,14 +122,23 @@ class Attention(nn.Module):
     def _mix_group(self, projected: Tensor, group: _Group, both_ways: bool) -> Tensor:
         padded = projected.new_zeros(group.real.numel(), projected.shape[1])
         padded = padded.index_copy(0, group.places, projected.index_select(0, group.packed))
-        mixed = self._mix(padded.unflatten(0, group.real.shape), group.real if both_ways else None)
+        mask = group.real[:, None, None, :] if both_ways else None
+        mixed = self.mix(*self._split(padded.unflatten(0, group.real.shape)), mask)
         return mixed.flatten(0, 1).index_select(0, group.places)
 
-    def _mix(self, projected: Tensor, real: Tensor | None) -> Tensor:
-        """[B, T, 3 * d] -> [B, T, d]."""
-        q, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, d / heads]
-        mask = None if real is None else real[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(q, key, value, attn_mask=mask, is_causal=mask is None)
+    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+        width = projected.shape[-1] // 3
+        return projected[..., :width], projected[..., width:]
+
+    def mix(self, query: Tensor, key_value: Tensor, mask: Tensor | None) -> Tensor:
+        """Projected queries [B, S, d], and keys and values [B, T, 2 * d] -> what is read, [B, S, d].
+
+        mask: [B, 1, 1 or S, T], bool (true where a place is read) or float, which is added to the scores; None: causal.
+        """
+        query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, S, d / heads]
+        key, value = key_value.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
         return mixed.transpose(1, 2).flatten(2)
 
 

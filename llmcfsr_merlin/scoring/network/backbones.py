@@ -1,5 +1,6 @@
 """The encoder's blocks by name. One of your own is a Backbone anywhere, named `module:Class` in a recipe."""
 
+from importlib import import_module
 from typing import ClassVar
 
 import torch
@@ -9,15 +10,23 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.extensions import load_class
 from llmcfsr_merlin.scoring.network.attention import Attention, Packing
 
+POST_NORM_EPSILON = 1e-12  # of BERT's layer norms
+
 
 class Backbone(nn.Module):
     """One block of the encoder, [B, T, d] -> [B, T, d], or [M, d] -> [M, d] with a packing; it never reads padding.
 
-    MASKED: read both ways and train on masked items (BERT4Rec); else position t must not depend on later ones (a test
-    of the causal ones is in tests/unit/scoring/test_network.py).
+    MASKED: read both ways and train on masked items (BERT4Rec). LEFT_PADDED: T is always the longest history, which
+    ends at the last place, with padding before it; the state there is the user's, the others are nobody's, and what is
+    trained is the last item of each prefix. Else position t must not depend on later ones (a test of the causal ones is
+    in tests/unit/scoring/test_network.py).
+    POST_NORM: its output is normalised. Then the network normalises what goes into the first block, not what comes out
+    of the last one, adds positions to the item vectors as they are, and starts at N(0, .02), as BERT does.
     """
 
     MASKED: ClassVar[bool] = False
+    LEFT_PADDED: ClassVar[bool] = False
+    POST_NORM: ClassVar[bool] = False
 
     def __init__(self, hidden: int, heads: int, dropout: float):
         super().__init__()
@@ -25,6 +34,10 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
         """real: bool [B, T] of the positions that may be read from anywhere; None: each reads itself and the past."""
         raise NotImplementedError
+
+    def last(self, x: Tensor, real: Tensor) -> Tensor:
+        """Of a left-padded block that is the last one: the state at the last place, [B, d]."""
+        return self(x, real=real)[:, -1]
 
 
 class Block(Backbone):
@@ -41,6 +54,26 @@ class Block(Backbone):
         normal = self.norm_attention(x)
         x = x + self.drop(self.attention(normal, normal, packing, real))
         return x + self.drop(self.feed(self.norm_feed(x)))
+
+
+class PostNormBlock(Backbone):
+    """BERT's block (post-norm, feed-forward d -> 4d -> d, exact GELU), causal: SASRec as RecBole, DuoRec (CL4SRec) and
+    BSARec's code have it."""
+
+    POST_NORM = True
+
+    def __init__(self, hidden: int, heads: int, dropout: float):
+        super().__init__(hidden, heads, dropout)
+        self.norm_attention, self.norm_feed = (nn.LayerNorm(hidden, eps=POST_NORM_EPSILON) for _ in range(2))
+        self.attention = Attention(hidden, heads, dropout)
+        self.feed = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
+        return self.fed(self.norm_attention(x + self.drop(self.attention(x, x, packing, real))))
+
+    def fed(self, x: Tensor) -> Tensor:
+        return self.norm_feed(x + self.drop(self.feed(x)))
 
 
 class RecurrentBlock(Backbone):
@@ -64,13 +97,21 @@ class MaskedBlock(Block):
     MASKED = True
 
 
-BACKBONES: dict[str, type[Backbone]] = {"sasrec": Block, "bert4rec": MaskedBlock, "gru4rec": RecurrentBlock}
+_HERE = "llmcfsr_merlin.scoring.network"
+BACKBONES = {
+    "sasrec": f"{_HERE}.backbones:Block",
+    "sasrec_post_norm": f"{_HERE}.backbones:PostNormBlock",
+    "bert4rec": f"{_HERE}.backbones:MaskedBlock",
+    "gru4rec": f"{_HERE}.backbones:RecurrentBlock",
+    "bsarec": f"{_HERE}.bsarec:FilterBlock",
+}
 
 
 def block_class(name: str) -> type[Backbone]:
     """A backbone by its name or by `module:Class`; InputError for an unknown one."""
     if name in BACKBONES:
-        return BACKBONES[name]
+        module, _, attribute = BACKBONES[name].partition(":")
+        return getattr(import_module(module), attribute)
     if ":" in name:
         return load_class(name)
     raise InputError(f"model.scorers.network.backbone: expected {', '.join(BACKBONES)} or module:Class, found {name!r}")

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.names import PAD
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.attention import CrossAttention, Packing, PairFusion
-from llmcfsr_merlin.scoring.network.backbones import block_class
+from llmcfsr_merlin.scoring.network.backbones import POST_NORM_EPSILON, Backbone, block_class
 from llmcfsr_merlin.scoring.network.item_views import MASK, ItemViews
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class DualViewNetwork(nn.Module):
         score(u, i) = <u_c, e_c(i)> + <u_s, e_s(i)>
 
     One view without fusion is SASRec (arXiv 1808.09781), BERT4Rec (arXiv 1904.06690: the state is read at a mask after
-    the history) or GRU4Rec, by the backbone.
+    the history), GRU4Rec or BSARec (arXiv 2312.10325: the history ends at the end of a fixed length), by the backbone.
     """
 
     def __init__(self, config: NetworkSettings, n_items: int, max_length: int, vectors: "ItemVectors"):
@@ -42,7 +43,9 @@ class DualViewNetwork(nn.Module):
         dual = len(config.views) == 2
         self.items = ItemViews(config, n_items, vectors)
         backbone = block_class(config.backbone)
-        self.masked = backbone.MASKED
+        self.masked, self.left_padded, self.post_norm = backbone.MASKED, backbone.LEFT_PADDED, backbone.POST_NORM
+        if self.left_padded and dual:
+            raise InputError(f"backbone {config.backbone} reads padding: expected one view, found two")
         self.position = nn.Embedding(max_length + self.masked, hidden)
         nn.init.normal_(self.position.weight, std=0.02)
         self.drop = nn.Dropout(dropout)
@@ -54,10 +57,12 @@ class DualViewNetwork(nn.Module):
         self.blocks = nn.ModuleList(backbone(hidden, heads, dropout) for _ in range(config.layers))
         between = config.layers - 1 if dual and config.fuse_sequence else 0
         self.fuse_sequence = nn.ModuleList(cross() for _ in range(between))
-        self.norm = nn.LayerNorm(hidden)
+        self.norm = nn.LayerNorm(hidden, eps=POST_NORM_EPSILON if self.post_norm else 1e-5)
         pair = dual and config.fuse_prediction
         self.fuse_user = PairFusion(hidden, heads) if pair else None
         self.fuse_candidate = PairFusion(hidden, heads) if pair else None
+        if self.post_norm:
+            self.apply(_start_as_bert)
 
     @property
     def device(self) -> torch.device:
@@ -73,15 +78,30 @@ class DualViewNetwork(nn.Module):
         self.items.initialise(self.config, train_counts)
 
     def embed(self, items: Tensor, packing: Packing | None = None) -> list[Tensor]:
-        """items int64 [B, T], right-padded -> views of the items with positions, each [B, T, d] or packed [M, d]."""
+        """items int64 [B, T], right-padded -> views of the items with positions, each [B, T, d] or packed [M, d].
+
+        For a left-padded backbone: as `left_padded` gives them.
+        """
         real = items != PAD if self.masked else None
-        positions = self.position.weight[: items.shape[1]]
+        positions = self._positions(items, packing)
         if packing is not None:
-            positions = packing.pack(positions.expand(*items.shape, -1))
             items = packing.pack(items)
-        scale = math.sqrt(self.config.hidden)
-        views = [self.drop(view * scale + positions) for view in self.items(items)]
+        if self.post_norm:
+            views = [self.drop(self.norm(view + positions)) for view in self.items(items)]
+        else:
+            scale = math.sqrt(self.config.hidden)
+            views = [self.drop(view * scale + positions) for view in self.items(items)]
         return self.fuse_embedding(views, packing, real) if self.fuse_embedding else views
+
+    def _positions(self, items: Tensor, packing: Packing | None) -> Tensor:
+        """The vectors of the places of items int64 [B, T], [T, d], [B, T, d] or packed [M, d]."""
+        if self.config.positions == "from_end" and not self.left_padded:
+            last = self.position.num_embeddings - 1
+            ahead = last + 1 - (items != PAD).sum(1, keepdim=True)
+            places = (ahead + torch.arange(items.shape[1], device=items.device)).clamp_max(last)
+            return self.position(places if packing is None else packing.pack(places))
+        positions = self.position.weight[: items.shape[1]]
+        return positions if packing is None else packing.pack(positions.expand(*items.shape, -1))
 
     def encode(self, views: list[Tensor], packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
         """Embedded views -> states, [B, T, views * d] or packed [M, views * d].
@@ -95,7 +115,8 @@ class DualViewNetwork(nn.Module):
             views = list(block(torch.cat(views), shared, everywhere).chunk(count))  # one encoder reads both views
             if depth < len(self.fuse_sequence):
                 views = self.fuse_sequence[depth](views, packing, real)
-        views = [self.norm(view) for view in views]
+        if not self.post_norm:
+            views = [self.norm(view) for view in views]
         return torch.cat(self.fuse_user(views) if self.fuse_user else views, dim=-1)
 
     def candidates(self, items: Tensor) -> Tensor:
@@ -106,6 +127,9 @@ class DualViewNetwork(nn.Module):
     def user_states(self, histories: Tensor) -> Tensor:
         """histories int64 [B, L] right-padded -> state after the last real item, [B, views * d]."""
         lengths = (histories != PAD).sum(1)
+        if self.left_padded:
+            histories = left_padded(histories, self.max_length)
+            return self._last_states(histories)
         if self.masked:
             histories = F.pad(histories, (0, 1)).scatter(1, lengths[:, None], MASK)
             states, last = self.encode(self.embed(histories), real=histories != PAD), lengths
@@ -114,8 +138,39 @@ class DualViewNetwork(nn.Module):
         # gather, not an index by rows: a traced graph would keep the number of rows it was traced with.
         return states.gather(1, last[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
 
+    def _last_states(self, histories: Tensor) -> Tensor:
+        """Of left-padded histories int64 [B, max_length], [B, d]."""
+        (view,), real = self.embed(histories), histories != PAD
+        *before, last = self.blocks
+        for block in before:
+            view = block(view, real=real)
+        assert isinstance(last, Backbone)
+        state = last.last(view, real)
+        return state if self.post_norm else self.norm(state)
+
+    def packed_user_states(self, histories: Tensor) -> Tensor:
+        """The same, without computing padding where the backbone allows; no history may be empty."""
+        if self.masked or self.left_padded:
+            return self.user_states(histories)
+        packing = Packing(histories != PAD)
+        return self.encode(self.embed(histories, packing), packing)[packing.lengths.cumsum(0) - 1]
+
     @torch.no_grad()
     def catalogue(self, chunk: int = 65536) -> Tensor:
         """All rows as candidates [V, views * d], in chunks of items; call it once for a set of weights."""
         parts = torch.arange(self.n_items, device=self.device).split(chunk)
         return torch.cat([self.candidates(part) for part in parts])
+
+
+def left_padded(histories: Tensor, length: int) -> Tensor:
+    """histories int64 [B, L], right-padded, L at most `length` -> [B, length], padding before the items."""
+    place = torch.arange(length, device=histories.device) - length + (histories != PAD).sum(1, keepdim=True)
+    histories = F.pad(histories, (0, 1))  # of no items at all, too
+    return histories.gather(1, place.clamp_min(0)).masked_fill(place < 0, PAD)
+
+
+def _start_as_bert(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -12,6 +12,7 @@ from llmcfsr_merlin.scoring.ranker import Ranker
 from tests.models import model_config, random_model
 
 ROWS, LENGTH, DIMENSION = 60, 12, 16
+IDS_ONLY = ("sasrec", "bert4rec", "gru4rec", "bsarec", "sasrec_prefix", "cl4srec")
 LEVELS = ("fuse_embedding", "fuse_sequence", "fuse_prediction")
 VARIANTS = {
     "llm_cfsr": {},
@@ -134,6 +135,9 @@ def test_whitened_vectors_have_unit_covariance_and_pca_starts_the_table():
 RIVALS = {
     "gru4rec": {"backbone": "gru4rec"},
     "bert4rec": {"backbone": "bert4rec"},
+    "sasrec_post_norm": {"backbone": "sasrec_post_norm"},
+    "from_end": {"positions": "from_end"},
+    "bsarec": {"backbone": "bsarec", "views": ("collaborative",), "pca_init": False},
     "null_space": {"views": ("null_space",)},
     "replace": {"cross_attention": "replace"},
 }
@@ -148,7 +152,19 @@ def test_rivals_ignore_padding_and_the_batch(name):
         torch.testing.assert_close(together[row : row + 1], ranker.scores(histories(alone)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "null_space", "replace"])
+@pytest.mark.parametrize("name", ["sasrec_post_norm", "from_end"])
+def test_packed_states_of_rivals_equal_padded_ones(name):
+    network = network_of(build(**RIVALS[name]))
+    codes = histories([5, 9, 30, 8], [7], [4, 4, 6])
+    packing = Packing(codes != PAD)
+    with torch.inference_mode():
+        packed = network.encode(network.embed(codes, packing), packing)
+        last = network.packed_user_states(codes)
+    torch.testing.assert_close(packed, packing.pack(states(network, codes)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last, network.user_states(codes), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "sasrec_post_norm", "from_end", "null_space", "replace"])
 def test_causal_rivals_do_not_leak(name):
     network = network_of(build(**RIVALS[name]))
     base = torch.randint(FIRST_ITEM, ROWS, (4, 10))
@@ -189,12 +205,11 @@ def test_null_space_starts_from_whitened_leading_directions_and_trains_the_rest(
     assert trained == {"null_space.weight"}
 
 
-@pytest.mark.parametrize("name", ["sasrec", "bert4rec", "gru4rec", "llm_init", "llmemb", "llm_esr", "alphafuse"])
+@pytest.mark.parametrize("name", [*IDS_ONLY, "llm_init", "llmemb", "llm_esr", "alphafuse"])
 def test_the_models_that_ship_are_what_their_names_say(name):
     config = Config.load(None, model=name).model
     assert (config.name, list(config.scorers)) == (name, ["network"])
-    ids_only = name in ("sasrec", "bert4rec", "gru4rec")
-    assert bool(config.reads) != ids_only
+    assert bool(config.reads) != (name in IDS_ONLY)
     network = network_of(random_model(config, ROWS, LENGTH, DIMENSION))
     assert (network.items.semantic is not None) == (name in ("llmemb", "llm_esr"))
     assert (network.fuse_embedding is not None) == (name == "llm_esr")

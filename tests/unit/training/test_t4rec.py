@@ -36,9 +36,12 @@ def test_next_items_are_those_of_the_stock_masking():
 
 
 @pytest.mark.parametrize("loss", ["uniform_softmax", "full_softmax"])  # bce draws as many negatives as positions
-@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec"])
-def test_a_step_of_fixed_shapes_is_the_step(loss, backbone):
-    network, settings = network_of(backbone=backbone, dropout=0.0), TrainConfig(loss=loss, negatives=37, mask=1e-9)
+@pytest.mark.parametrize(
+    ("backbone", "samples"), [("sasrec", "sequences"), ("sasrec", "prefixes"), ("bert4rec", "sequences")]
+)
+def test_a_step_of_fixed_shapes_is_the_step(loss, backbone, samples):
+    network = network_of(backbone=backbone, dropout=0.0)
+    settings = TrainConfig(loss=loss, negatives=37, mask=1e-9, samples=samples)
     capacities = (9, 10, 12) if backbone == "bert4rec" else (6, 7, 9)  # the items, or those with a next one
     found = []
     for step in (Objective(network, settings), *(FixedStep(network, settings, size) for size in capacities)):
