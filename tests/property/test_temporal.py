@@ -30,7 +30,7 @@ def reference(log: pd.DataFrame, config: PrepareConfig) -> dict[str, list]:
     valid, test = (
         int(log[TIME].quantile(share, interpolation="lower")) for share in (config.valid_quantile, config.test_quantile)
     )
-    users, items, _ = filtered(log, config)
+    users, items, *_ = filtered(log, config)
     kept = log[log[USER].isin(list(users)) & log[ITEM].isin(items)]
     kept = kept.sort_values([name for name in (USER, TIME, SUBSECOND, ROW) if name in kept])
     kept = kept.assign(segment=(kept[TIME] >= valid).astype(int) + (kept[TIME] >= test))

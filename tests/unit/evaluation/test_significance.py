@@ -104,9 +104,9 @@ def test_holm_by_hand():
 def test_several_targets_of_a_user_are_one_value():
     """The mean over the user's targets that are in the group; users are counted."""
     base = pd.DataFrame({
-        "user_id": list("aaab"), "history_length": [3, 4, 5, 3], "target": [7, 8, 9, 7], "rank_full": [100] * 4
+        "user_id": list("aaab"), "history_length": [3, 4, 5, 3], "target": [7, 8, 9, 7], "rank_full_kept": [100] * 4
     })  # fmt: skip
-    ours = base.assign(rank_full=[1, 100, 100, 1]).sample(frac=1, random_state=0)
+    ours = base.assign(rank_full_kept=[1, 100, 100, 1]).sample(frac=1, random_state=0)
     masks = {"overall": np.ones(4, bool), "some": np.array([True, True, False, False])}
     found = {row["group"]: row for row in compare(ours, base, masks) if row["metric"] == "hr@10"}
     assert found["overall"]["value"] == pytest.approx((1 / 3 + 1) / 2) and found["overall"]["count"] == 2
