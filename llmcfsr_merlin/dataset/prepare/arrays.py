@@ -1,8 +1,12 @@
 """Arrays on disk that are either whole or not there."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
+
+# Before 3.11.5 Python fails ("AST constructor recursion depth mismatch") if two threads parse the header of such a file.
+_HEADER = threading.Lock()
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -17,3 +21,12 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
         stream.write(array.data)
     temporary.replace(path)
+
+
+def load_array(path: Path) -> np.ndarray:
+    """What save_array wrote; also from several threads at once, as np.load is not."""
+    with open(path, "rb") as stream:
+        with _HEADER:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        return np.fromfile(stream, dtype, int(np.prod(shape))).reshape(shape)

@@ -25,7 +25,7 @@ from llmcfsr_merlin.dataset.names import (
     WORKFLOW,
 )
 from llmcfsr_merlin.dataset.prepare.adapters import adapter
-from llmcfsr_merlin.dataset.prepare.arrays import save_array
+from llmcfsr_merlin.dataset.prepare.arrays import load_array, save_array
 from llmcfsr_merlin.dataset.prepare.partitions import plan_chunks
 from llmcfsr_merlin.dataset.prepare.prepare import finish, shuffle
 from llmcfsr_merlin.dataset.prepare.sequences import train_counts, write_part
@@ -115,7 +115,7 @@ def _merge(task: tuple, *, codes: Path, size: int, settings: PrepareConfig) -> d
     old_users, lists = table[USER].chunk(0).cast(pa.string()), table[ITEM].chunk(0)
     old_offsets = np.r_[0, np.cumsum(lists.value_lengths().to_numpy())].astype(np.int64)
     old_values = lists.flatten().to_numpy()
-    user, values = np.load(bucket / "user.npy"), np.load(codes)[np.load(bucket / "item.npy")]
+    user, values = load_array(bucket / "user.npy"), load_array(codes)[load_array(bucket / "item.npy")]
     names = feather.read_table(str(bucket / "users.arrow"))[USER].combine_chunks().cast(pa.string())
     known = pc.index_in(names, value_set=old_users).is_valid().to_numpy(zero_copy_only=False)
     real = values >= FIRST_ITEM

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
-from llmcfsr_merlin.dataset.prepare.arrays import save_array
+from llmcfsr_merlin.dataset.prepare.arrays import load_array, save_array
 from llmcfsr_merlin.runtime.engine import Engine
 from llmcfsr_merlin.runtime.errors import InputError
 
@@ -142,9 +142,9 @@ def _rounds(bucket: Path, number: int) -> list[Path]:
 def _load(bucket: Path, rounds: list[Path]) -> list[np.ndarray]:
     """Users, items, moments and, where the log is cut in time, segments."""
     if rounds:
-        return list(np.load(rounds[-1]))
+        return list(load_array(rounds[-1]))
     paths = (bucket / f"{name}.npy" for name in ("user", "item", "moment", "segment"))
-    return [np.load(path) for path in paths if path.is_file()]
+    return [load_array(path) for path in paths if path.is_file()]
 
 
 def _sum(results: list[tuple[np.ndarray, int, int]], items: int) -> tuple[np.ndarray, int, int]:

@@ -8,6 +8,7 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import ITEM, SEQUENCES, SPLITS, TARGETS, TRAIN_ITEMS, USER, VALID_ITEMS
+from llmcfsr_merlin.dataset.prepare.arrays import load_array
 from llmcfsr_merlin.dataset.prepare.filters import load_kept
 from llmcfsr_merlin.dataset.prepare.splits import Parts, Written, gather, leave_one_out, split_rows
 from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
@@ -26,7 +27,7 @@ def write_bucket(bucket: Path, *, out: Path, codes: Path, max_length: int, cut: 
     first = np.flatnonzero(np.r_[True, user[1:] != user[:-1]])
     names = feather.read_table(str(bucket / "users.arrow"))[USER].take(pa.array(user[first]))
     offsets, part = np.r_[first, len(user)], f"part-{bucket.name}.parquet"
-    return write_part(Path(out), part, names, offsets, np.load(codes)[item], max_length, cut, segment)
+    return write_part(Path(out), part, names, offsets, load_array(codes)[item], max_length, cut, segment)
 
 
 def write_part(

@@ -14,7 +14,7 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SUBSECOND, TIME, USER
-from llmcfsr_merlin.dataset.prepare.arrays import save_array
+from llmcfsr_merlin.dataset.prepare.arrays import load_array, save_array
 from llmcfsr_merlin.dataset.prepare.order import order_rows
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, read_partition
 from llmcfsr_merlin.dataset.prepare.ties import moments, tie_keys
@@ -156,7 +156,7 @@ def sort_bucket(bucket: Path, *, gpu: bool, cut: TimeCut | None = None, seed: in
     user, item, start = [], [], 0
     for path, table, column in zip(pieces, tables, names):
         user.append(places[start : start + len(column)][table[USER].to_numpy()])
-        item.append(np.load(bucket.parent / f"{path.stem}.map.npy")[table[ITEM].to_numpy()])
+        item.append(load_array(bucket.parent / f"{path.stem}.map.npy")[table[ITEM].to_numpy()])
         start += len(column)
     user, item = np.concatenate(user), np.concatenate(item)
     time, row = (np.concatenate([table[name].to_numpy() for table in tables]) for name in (TIME, ROW))
