@@ -5,8 +5,10 @@ batches in memory (plain_trainer.py), for where Merlin is not installed or a GPU
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,7 @@ def trainer_arguments(
 ) -> dict[str, object]:
     """Keywords of TrainingArguments. train: its batch_size is set. steps: in an epoch. evaluate: after each epoch, with
     a checkpoint."""
+    _forget_precision()
     when = "epoch" if evaluate else "no"
     return {
         "output_dir": str(work),
@@ -127,6 +130,15 @@ def trainer_arguments(
         _EVALUATION: when,
         _ON_CPU: choose_device(train.device).type == "cpu",
     }
+
+
+def _forget_precision() -> None:
+    """A Trainer in bfloat16 leaves it to all that follow in its process, by the environment and accelerate's state."""
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    with suppress(ImportError):  # before transformers 4.31 it may be missing
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state()
 
 
 def one_device(arguments: TrainingArguments) -> TrainingArguments:

@@ -187,6 +187,17 @@ def test_prefixes_teach_a_block_that_has_one_state_a_history(learnable, tmp_path
     assert train.run(config, run).counts["validation ndcg@10"] > 3 * 10 / 120 * 0.45
 
 
+@pytest.mark.parametrize("procedure", ["transformers", "transformers4rec"])
+def test_a_training_in_bfloat16_leaves_the_next_ones_in_float32(learnable, tmp_path, procedure):
+    found = []
+    for number, precision in enumerate(("float32", "bfloat16", "float32")):
+        run = copy_of(learnable, tmp_path / str(number))
+        config = configured("train.epochs=2", f"train.precision={precision}", f"train.procedure={procedure}")
+        train.run(config, run)
+        found.append((run / "train" / "model.safetensors").read_bytes())
+    assert found[0] == found[2] != found[1]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Before 3.11.5 Python fails ("AST constructor recursion depth mismatch") if two threads parse the header of such a file.
+# Before 3.11.5 Python fails ("AST constructor recursion depth mismatch") if two threads parse headers of such files.
 _HEADER = threading.Lock()
 
 
