@@ -1,12 +1,10 @@
 """Arrays on disk that are either whole or not there."""
 
-import threading
 from pathlib import Path
 
 import numpy as np
 
-# Before 3.11.5 Python fails ("AST constructor recursion depth mismatch") if two threads parse headers of such files.
-_HEADER = threading.Lock()
+from llmcfsr_merlin.runtime.literals import PARSER
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -26,7 +24,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 def load_array(path: Path) -> np.ndarray:
     """What save_array wrote; also from several threads at once, as np.load is not."""
     with open(path, "rb") as stream:
-        with _HEADER:
+        with PARSER:  # a header is a Python literal
             np.lib.format.read_magic(stream)
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
         return np.fromfile(stream, dtype, int(np.prod(shape))).reshape(shape)

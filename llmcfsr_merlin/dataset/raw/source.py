@@ -1,6 +1,5 @@
 """Input files: found by pattern, known by content, never by their names."""
 
-import ast
 import codecs
 import glob
 import hashlib
@@ -14,6 +13,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.literals import literal
 from llmcfsr_merlin.runtime.stage import sha256_file
 
 _MIB = 1 << 20
@@ -261,7 +261,7 @@ def read_record(line: str) -> dict:
         if not _is_literal(line):
             raise
         try:
-            record = ast.literal_eval(line.strip())
+            record = literal(line.strip())
         except (SyntaxError, MemoryError, RecursionError):
             raise error from None
     except RecursionError:

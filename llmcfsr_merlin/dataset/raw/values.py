@@ -1,12 +1,12 @@
 """Attribute values of any shape as strings and lists of strings, which is what the items table holds."""
 
-import ast
 import json
 import math
 import re
 from collections.abc import Mapping
 
 from llmcfsr_merlin.dataset.raw.ids import clean_id, unwrapped
+from llmcfsr_merlin.runtime.literals import literal
 
 Attribute = str | list[str] | None
 
@@ -82,7 +82,7 @@ def as_attribute(value: object) -> Attribute:
 def _literal(text: str) -> object:
     if text[:1] in "{u'\"TFN":
         try:
-            return ast.literal_eval(text)
+            return literal(text)
         except (ValueError, SyntaxError):
             return text
     return text
