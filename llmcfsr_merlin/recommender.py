@@ -37,6 +37,16 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Why an item was recommended. shares: what each feature of the score added to it, by name, summing to the score;
+    match: the raw id of the history's item that the recommended one is most like. Both empty where nothing of the
+    history was known; match is None where no scorer of the model compares items."""
+
+    shares: dict[str, float]
+    match: str | None
+
+
+@dataclass(frozen=True)
 class Answers:
     """Row i answers history i. items: object [B, K] raw ids, None past the last; scores: float32 [B, K], NaN there.
 
@@ -223,6 +233,30 @@ class Recommender:
         )
         scores = np.where(codes >= FIRST_ITEM, scores, np.nan).astype(np.float32)
         return Answers(self.vocabulary.decode(codes), scores, encoded.unknown, encoded.fallback)
+
+    @torch.inference_mode()
+    def reasons(self, encoded: Encoded, items: np.ndarray) -> list[list[Reason | None]]:
+        """A reason for each of items, codes int64 [B, k] as `rank` gives them; None where none is left."""
+        model, device = self.ranker.model, self.ranker.device
+        histories, asked = encoded.codes.to(device), torch.from_numpy(items).to(device)
+        shares = {name: share.float().cpu().numpy() for name, share in model.explain(histories, asked).items()}
+        match = model.match(histories, asked)
+        matched = self.vocabulary.decode(np.zeros_like(items) if match is None else match.cpu().numpy())
+        none = Reason({}, None)
+        return [
+            [
+                None if code < FIRST_ITEM else none if encoded.fallback[row]
+                else Reason({name: float(share[row, place]) for name, share in shares.items()}, matched[row, place])
+                for place, code in enumerate(codes)
+            ]
+            for row, codes in enumerate(items)
+        ]  # fmt: skip
+
+    def explain(self, history: Sequence, items: Sequence) -> list[Reason | None]:
+        """Why each of `items` (raw ids) has its score for a history of raw ids; None for an id that is unknown."""
+        encoded = self.encode([history])
+        codes = np.array([self.vocabulary.encode(items)], np.int64)
+        return self.reasons(encoded, np.where(codes >= FIRST_ITEM, codes, 0))[0] if len(items) else []
 
     def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters) -> pd.DataFrame:
         """The best k items of each history as a table()."""

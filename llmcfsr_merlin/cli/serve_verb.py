@@ -1,35 +1,42 @@
-"""`llmcfsr serve`: a tritonserver on an exported run."""
+"""`llmcfsr serve`: a tritonserver on an exported run, and a JSON gateway in front of it."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from llmcfsr_merlin.cli.gateway_arguments import add_gateway, gateway_options
 from llmcfsr_merlin.cli.verb import Verb
+
+_PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 
 
 def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo, or a model repository")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
-    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
-        parser.add_argument(f"--{name}-port", type=int, default=port, help=f"default {port}; 0 takes a free one")
-    parser.add_argument("--start-timeout", type=float, default=120, metavar="SECONDS", help="default 120")
+    add_gateway(parser)
+    parser.add_argument("--no-gateway", action="store_true", help="Triton's own ports on --host, and nothing else")
+    parser.add_argument("--triton-host", default="127.0.0.1", help="of Triton behind the gateway (default: loopback)")
+    for name, port in _PORTS.items():
+        default = f"{port} (behind the gateway: a free one)" if name == "http" else port
+        parser.add_argument(f"--{name}-port", type=int, help=f"Triton's, default {default}; 0 takes a free one")
     parser.add_argument("--key-file", type=Path, help="where the key to load models is written (default: its folder)")
-    parser.add_argument("--log-requests", action="store_true", help="one line a request")
 
 
 def _run(arguments: Namespace) -> int:
     from llmcfsr_merlin.serving.repository import repository_of
     from llmcfsr_merlin.serving.supervise import serve
 
+    gateway = None if arguments.no_gateway else gateway_options(arguments)
+    ports = {f"{name}_port": getattr(arguments, f"{name}_port") for name in _PORTS}
+    for name, port in _PORTS.items():
+        if ports[f"{name}_port"] is None:
+            ports[f"{name}_port"] = 0 if name == "http" and gateway else port
     return serve(
         repository_of(arguments.run),
-        host=arguments.host,
-        http_port=arguments.http_port,
-        grpc_port=arguments.grpc_port,
-        metrics_port=arguments.metrics_port,
+        gateway,
+        host=arguments.triton_host if gateway else arguments.host,
         timeout=arguments.start_timeout,
         key_file=arguments.key_file,
-        log_requests=arguments.log_requests,
+        log_requests=arguments.log_requests and gateway is None,
+        **ports,
     )
 
 
-VERB = Verb("serve", "serve an exported run by a tritonserver, started again when it fails", _arguments, _run)
+VERB = Verb("serve", "serve an exported run: Triton and a JSON gateway, started again when they fail", _arguments, _run)

@@ -6,6 +6,7 @@ from llmcfsr_merlin.config.cluster_settings import ClusterConfig
 from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.config.embed_settings import EmbedConfig
 from llmcfsr_merlin.config.evaluate_settings import EvaluateConfig
+from llmcfsr_merlin.config.gateway_settings import GatewayConfig
 from llmcfsr_merlin.config.layers import apply, preset
 from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
@@ -29,3 +30,4 @@ class Schema(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
+    gateway: GatewayConfig = GatewayConfig()

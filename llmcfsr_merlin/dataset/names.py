@@ -43,6 +43,7 @@ VECTORS = "vectors"  # embed: part-*.parquet of ITEM, VECTOR, HAS_TEXT
 LEXICAL = "lexical"  # embed: the same, of the words alone
 MODEL_WEIGHTS = "model.safetensors"  # train: all weights and frozen buffers
 MODEL_CONFIG = "model.json"  # train: what is needed to build the network before the weights are read
+TITLES = "titles.parquet"  # train, of a model that has grown: ITEM, TITLE of the items that have one
 TRAIN_HISTORY = "history.json"  # train: one dict an epoch: epoch, loss, ndcg@10, hr@10, seconds
 METRICS = "metrics.json"  # evaluate: list of {recipe, seed, protocol, history, weights, group, metric, value, count}
 RANKS = "ranks.parquet"  # evaluate: one row a recipe and user; the target's rank in each protocol and history rule

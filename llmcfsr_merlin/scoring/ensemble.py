@@ -154,6 +154,11 @@ class Ensemble(nn.Module):
         values = self.each_feature(histories, items)
         return {name: weight * value for (name, weight), value in zip(self.weights.items(), values)}
 
+    def match(self, histories: Tensor, items: Tensor) -> Tensor | None:
+        """As Scorer.match, of the first scorer with a weight that can tell."""
+        found = (part.match(histories, items) for part in self.active)
+        return next((codes for codes in found if codes is not None), None)
+
     def candidates(self, histories: Tensor, count: int) -> Tensor:
         """What the scorers put forward for exact re-ranking: int64 [B, C], ascending in each row, 0 for repeats."""
         found = [part.candidates(histories, count) for part in self.active]

@@ -160,6 +160,11 @@ class Scorer(nn.Module, Generic[SettingsT]):
             setattr(module, last, grown)
         self.shape = self.shape._replace(n_items=self.shape.n_items + new.count)
 
+    def match(self, histories: Tensor, items: Tensor) -> Tensor | None:
+        """Codes int64 [B, C]: the item of each history int64 [B, L] that speaks most for each of items int64 [B, C], 0
+        where none does. None: this scorer compares no items with each other."""
+        return None
+
     @property
     def scores_new_items(self) -> bool:
         """Whether an item that no training has seen can get a score of its own from this scorer."""

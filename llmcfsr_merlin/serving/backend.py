@@ -93,6 +93,8 @@ class StepModel:
                 found[name] = tensor.as_numpy()
                 if isinstance(found[name], Unreadable):
                     return InputError(f"{name}: {found[name].reason}")
+        if "REASONS" in self._outputs and "REASONS" in request.requested_output_names():
+            found[steps.EXPLAIN] = np.ones((1, 1), bool)
         return found
 
     def _answer(self, batch: list[dict[str, np.ndarray]]) -> list[steps.Result | Failure]:
@@ -114,7 +116,8 @@ class StepModel:
         if isinstance(result, Exception):
             code = result.code if isinstance(result, Failure) else pb_utils.TritonError.INVALID_ARG
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), code))
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, result[name]) for name in self._outputs])
+        # REASONS are made for those alone who ask for them.
+        return pb_utils.InferenceResponse([pb_utils.Tensor(n, result[n]) for n in self._outputs if n in result])
 
     def _count(self, results: list[steps.Result]) -> None:
         good = [result for result in results if isinstance(result, dict)]

@@ -1,7 +1,5 @@
 """Ask a running server as Recommender is asked: same arguments, same table."""
 
-import contextlib
-import ipaddress
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ import pandas as pd
 from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
 from llmcfsr_merlin.recommender import Answers, check_question, no_answers, table
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
+from llmcfsr_merlin.serving.channels import channel_options
 from llmcfsr_merlin.serving.repository import FRONT
 
 _OUTPUTS = ("ITEMS", "SCORES", "UNKNOWN", "FALLBACK")
@@ -58,7 +57,7 @@ class Client:
 
     def _connect(self) -> None:
         if self._grpc:
-            options: dict[str, Any] = {"channel_args": _channel_options(self._address)}
+            options: dict[str, Any] = {"channel_args": channel_options(self._address)}
         else:
             options = {"connection_timeout": self.timeout, "network_timeout": self.timeout}
         self._connection = self._triton.InferenceServerClient(self._address, **options)
@@ -143,18 +142,6 @@ class Client:
             raise InputError(f"the server at {self.url} refused the request: {message}") from error
         except self._broken as error:
             raise InputError(f"no server answers at {self.url} ({error}): start one with `llmcfsr serve`") from error
-
-
-def _channel_options(address: str) -> list[tuple[str, int]]:
-    """tritonclient's own, no memory of failed connections in new channels, and no proxy before this machine."""
-    options = [(f"grpc.max_{way}_message_length", 2**31 - 1) for way in ("send", "receive")]
-    options.append(("grpc.use_local_subchannel_pool", 1))
-    host = address.rpartition(":")[0].strip("[]")
-    with contextlib.suppress(ValueError):
-        found = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-        if found.is_loopback or found.is_unspecified:
-            options.append(("grpc.enable_http_proxy", 0))  # else asked through http_proxy
-    return options
 
 
 def _texts(rows: Sequence[Sequence]) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.serving.access import restrictions
 from llmcfsr_merlin.serving.numpy2_stub import numpy_is_misread, write_for_numpy_2
-from llmcfsr_merlin.serving.repository import FRONT, format_of, needs_gpu
+from llmcfsr_merlin.serving.repository import EXPLAIN, FRONT, format_of, needs_gpu
 from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE
 
 # Triton writes the paths into a line for bash, unquoted.
@@ -92,7 +92,9 @@ def command(binary: Path, folder: Path, address: str, ports: dict[str, int], key
     """The server's command line. `folder`: of private_folder()."""
     line = [str(binary), *restrictions(key), "--id", folder.name]
     line += ["--model-repository", str(folder / "repository"), "--model-control-mode", "explicit"]
-    line += ["--load-model", FRONT]  # an ensemble loads its steps
+    for model in (FRONT, EXPLAIN):  # an ensemble loads its steps
+        if (folder / "repository" / model).is_dir():
+            line += ["--load-model", model]
     for name, port in ports.items():
         line += [f"--{name}-address", address, f"--{name}-port", str(port)]
     line += ["--metrics-interval-ms", "1000", "--exit-timeout-secs", str(_EXIT_SECONDS)]

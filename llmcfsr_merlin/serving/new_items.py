@@ -9,7 +9,8 @@ import torch
 
 from llmcfsr_merlin.config.data_settings import NULL_VALUES
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, VOCABULARY
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, TITLE, VOCABULARY
+from llmcfsr_merlin.dataset.raw.clean_text import clean
 from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
@@ -21,6 +22,7 @@ from llmcfsr_merlin.runtime.stage import Manifest, hash_json, seal
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.serving.bundle import Bundle
+from llmcfsr_merlin.serving.item_table import LONGEST, titles_of, write_titles
 
 Encode = Callable[[list[dict]], np.ndarray | None]
 
@@ -110,6 +112,8 @@ def _write(
     vocabulary = Vocabulary([*old.ids.tolist(), *ids], *counts)
     vocabulary.save(output / VOCABULARY)
     save_model(model, output, vocabulary.hash)
+    added = {raw: title for raw, row in zip(ids, attributes) if (title := clean(row.get(TITLE), LONGEST))}
+    write_titles(output, titles_of(bundle.directory) | added)
     return {"items_before": len(old.ids), "items_added": len(ids), "items": len(vocabulary.ids)}
 
 

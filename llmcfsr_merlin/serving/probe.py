@@ -1,6 +1,7 @@
 """Ask a server one real question: Triton's own readiness stays true after a python step has died.
 
-`python -m llmcfsr_merlin.serving.probe [http://127.0.0.1:8000]` exits with 0 if it answers: a container's health check.
+`python -m llmcfsr_merlin.serving.probe [URL]` exits with 0 if it answers: a container's health check. The URL is a
+gateway's /health/ready (default http://127.0.0.1:8000/health/ready), or that of Triton's HTTP port.
 """
 
 import http.client
@@ -35,8 +36,22 @@ def probe(http_url: str, timeout: float, request_id: str = "") -> str | None:
     return None if found.get("outputs") else f"answers without items: {str(found)[:200]}"
 
 
+def probe_gateway(url: str, timeout: float) -> str | None:
+    """None if a gateway's /health/ready says that it is, else what went wrong, in a few words."""
+    try:
+        DIRECT.open(url, timeout=timeout).close()
+    except urllib.error.HTTPError as error:
+        return f"answers {error.code}: {' '.join(error.read(300).decode(errors='replace').split())}"
+    except TimeoutError:
+        return f"gave no answer within {timeout:.0f} s"
+    except (OSError, http.client.HTTPException) as error:
+        return f"does not answer ({getattr(error, 'reason', error)})"
+    return None
+
+
 def main() -> int:
-    reason = probe(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000", timeout=10)
+    url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000/health/ready"
+    reason = probe_gateway(url, timeout=10) if url.endswith("/health/ready") else probe(url, timeout=10)
     if reason:
         print(f"the server {reason}", file=sys.stderr)
     return int(reason is not None)

@@ -1,7 +1,9 @@
 """Export: a Triton model repository from a trained run and the templates in triton_repo/, and new versions of it."""
 
 import os
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
@@ -10,10 +12,12 @@ from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import resource
 from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
+from llmcfsr_merlin.serving.item_table import write_items
 
 CONFIG = "config.pbtxt"
 GRAPHS = {"torchscript": "model.pt", "onnx": "model.onnx"}  # file names that Triton's backends look for
 FRONT = "recommend"  # the model that users ask, in every layout
+EXPLAIN = "explain"  # the same with reasons: layout ensemble, format python
 
 
 def export(trained: str | Path, repository: str | Path, serve: ServeConfig) -> dict:
@@ -48,8 +52,8 @@ def publish(trained: str | Path, repository: str | Path, serve: ServeConfig) -> 
         )
     _write(bundle, repository, serve, version=found[-1] + 1)
     for model in _models(repository):
-        if model == FRONT and serve.layout == "ensemble":
-            continue  # its one empty version stands for every version of the steps
+        if model in (FRONT, EXPLAIN) and serve.layout == "ensemble":
+            continue  # their one empty version stands for every version of the steps
         for old in found[:-1]:
             shutil.rmtree(repository / model / str(old), ignore_errors=True)
     return found[-1] + 1
@@ -81,6 +85,45 @@ def format_of(repository: Path) -> str:
 def needs_gpu(repository: Path) -> bool:
     """Whether a model of the repository runs on GPUs alone."""
     return any("KIND_GPU" in (Path(repository) / model / CONFIG).read_text() for model in _models(repository))
+
+
+def load_order(repository: Path) -> list[str]:
+    """The models in the order in which a server loads a new version: steps before what is made of them."""
+    # Asked for the ensemble alone, Triton was seen to refuse it while its steps changed version.
+    found = _models(repository)
+    return [name for name in ("encode", "rank", "decode", FRONT, EXPLAIN) if name in found]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a repository's servers take and give. shortlist: as in Ranker; explains: whether they give reasons."""
+
+    max_rows: int
+    max_top_k: int
+    shortlist: int
+    explains: bool
+
+
+def served(repository: Path) -> Served:
+    """Read it from the models' configuration."""
+    models = ("encode", "rank") if layout(repository) == "ensemble" else (FRONT,)
+    text = "\n".join((Path(repository) / model / CONFIG).read_text() for model in models)
+
+    def number(pattern: str, default: int) -> int:
+        found = re.search(pattern, text)
+        return int(found[1]) if found else default
+
+    told = r'key: "{}" value: {{ string_value: "(\d+)" }}'
+    return Served(
+        number(r"max_batch_size: (\d+)", 1), number(told.format("max_top_k"), 100), number(told.format("shortlist"), 0),
+        (Path(repository) / EXPLAIN / CONFIG).is_file(),
+    )  # fmt: skip
+
+
+def newest_items(repository: Path) -> Path:
+    """The folder of the newest version whose item table tells titles and counts."""
+    model = "decode" if layout(repository) == "ensemble" else FRONT
+    return Path(repository) / model / str(versions(repository)[-1])
 
 
 def versions(repository: Path) -> list[int]:
@@ -117,6 +160,8 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
             partial = model / f".{version}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             bundle.copy(partial / FOLDER, name)
+            if name == ("decode" if serve.layout == "ensemble" else FRONT):
+                write_items(partial, bundle)
             if graph:
                 from llmcfsr_merlin.serving.graph import write_graph
 
@@ -124,13 +169,27 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
             else:
                 shutil.copyfile(code, partial / "model.py")
             partial.rename(model / str(version))
-        else:
-            (model / "1").mkdir(exist_ok=True)  # an ensemble has one version, with nothing in it
-        template = f"config.{serve.format}.pbtxt" if graph else CONFIG
-        text = Template((templates / name / template).read_text()).substitute(settings)
-        temporary = model / f".{CONFIG}.{os.getpid()}"
-        temporary.write_text(text)
-        temporary.replace(model / CONFIG)
+        template = (templates / name / (f"config.{serve.format}.pbtxt" if graph else CONFIG)).read_text()
+        if name == FRONT and serve.layout == "ensemble":
+            if serve.format == "python":  # a graph gives no reasons
+                _write_config(repository / EXPLAIN, template, settings | _EXPLAINED)
+            settings |= {"name": FRONT, "reasons": "", "rank_reasons": ""}
+        _write_config(model, template, settings)
+
+
+_EXPLAINED = {
+    "name": EXPLAIN,
+    "reasons": ',\n  { name: "REASONS" data_type: TYPE_STRING dims: [ -1 ] }',
+    "rank_reasons": '      output_map { key: "REASONS" value: "REASONS" }\n',
+}
+
+
+def _write_config(model: Path, template: str, settings: dict) -> None:
+    if "ensemble_scheduling" in template:
+        (model / "1").mkdir(parents=True, exist_ok=True)  # an ensemble has one version, with nothing in it
+    temporary = model / f".{CONFIG}.{os.getpid()}"
+    temporary.write_text(Template(template).substitute(settings))
+    temporary.replace(model / CONFIG)
 
 
 def _graph_settings(serve: ServeConfig) -> dict[str, str]:

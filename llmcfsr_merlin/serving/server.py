@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from llmcfsr_merlin.runtime.errors import InputError
@@ -22,7 +23,7 @@ from llmcfsr_merlin.serving.access import HEADER, hide, write_key
 from llmcfsr_merlin.serving.launch import find_tritonserver
 from llmcfsr_merlin.serving.ports import reserve, resolve
 from llmcfsr_merlin.serving.probe import DIRECT, probe
-from llmcfsr_merlin.serving.repository import FRONT, layout
+from llmcfsr_merlin.serving.repository import layout, load_order
 from llmcfsr_merlin.serving.wire import STOPPING
 
 _log = logging.getLogger(__name__)
@@ -155,9 +156,7 @@ class Server:
 
     def reload(self) -> None:
         """Load what publish() added. Requests in flight are answered by the version before."""
-        # Steps first: asked for the ensemble alone, Triton was seen to refuse it while its steps changed version.
-        models = ["encode", "rank", "decode", FRONT] if layout(self.repository) == "ensemble" else [FRONT]
-        for model in models:
+        for model in load_order(self.repository):
             url = f"{self.http_url}/v2/repository/models/{model}/load"
             request = urllib.request.Request(url, data=b"{}", headers={HEADER: self._key})
             try:
@@ -181,7 +180,7 @@ class Server:
                 stderr=log,
                 env=launch.environment(self._binary, self._private, self._request_id, self.log_requests, self.threads),
                 start_new_session=True,
-                preexec_fn=_end_with_parent if threading.current_thread() is threading.main_thread() else None,
+                preexec_fn=end_with_parent(),
             )
         self._wait()
 
@@ -274,6 +273,11 @@ def _await_group(group: int, seconds: float = 3.0) -> None:
         while time.monotonic() < deadline:
             os.killpg(group, 0)
             time.sleep(0.02)
+
+
+def end_with_parent() -> Callable[[], None] | None:
+    """For Popen's preexec_fn; None in other threads than the main one, whose end would be taken for the parent's."""
+    return _end_with_parent if threading.current_thread() is threading.main_thread() else None
 
 
 def _end_with_parent() -> None:

@@ -4,7 +4,9 @@ A step answers a list of requests at once: requests of different lengths and opt
 imports torch: a server that starts again waits for that.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from llmcfsr_merlin.serving.request import Limits, parse
 
 Tensors = dict[str, np.ndarray]
 Result = Tensors | InputError  # an error belongs to one request: the others of the batch are answered
+EXPLAIN = "EXPLAIN"  # among a request's tensors: its answer is to have REASONS
 NO_LIST = -1  # first code of ALLOW_CODES in a row without an allow list
 
 
@@ -74,7 +77,8 @@ class Encode:
 class Rank:
     """Codes to the best items, as many as the largest K of a request.
 
-    ITEM_CODES int64 [B, k] and SCORES float32 [B, k], both 0 where none is left; RANKED [B, 1]: the bundle.
+    ITEM_CODES int64 [B, k] and SCORES float32 [B, k], both 0 where none is left; RANKED [B, 1]: the bundle. Where
+    EXPLAIN is among the tensors, REASONS bytes [B, k]: recommender.Reason as JSON, empty where no item is left.
     """
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
@@ -139,8 +143,18 @@ class Rank:
                     "RANKED": request["BUNDLE"],
                 }
             )
+            if EXPLAIN in request:
+                rows = Encoded(encoded.codes[start:stop], told[start:stop], encoded.fallback[start:stop], [])
+                answers[-1]["REASONS"] = self._reasons(rows, answers[-1]["ITEM_CODES"])
             start = stop
         return answers
+
+    def _reasons(self, encoded, items: np.ndarray) -> np.ndarray:
+        texts = [
+            [b"" if reason is None else json.dumps(asdict(reason)).encode() for reason in row]
+            for row in self.recommender.reasons(encoded, items)
+        ]
+        return np.array(texts, dtype=object)
 
     def _blocked(self, requests: list[Tensors]):
         """Bool tensor [B, V] of what each row must not get; None where nothing is blocked."""
@@ -195,7 +209,7 @@ class Recommend:
         good = _good(results)
         decoded = self.decode([{**rank, "K": encoded[i]["K"]} for i, rank in good.items()])
         for i, answer in zip(good, decoded):
-            said = {name: encoded[i][name] for name in ("UNKNOWN", "FALLBACK")}
+            said = {name: encoded[i][name] for name in ("UNKNOWN", "FALLBACK", "BUNDLE")}
             results[i] = answer if isinstance(answer, InputError) else answer | said
         return results
 

@@ -1,12 +1,15 @@
-"""`llmcfsr serve`: a server in the foreground, watched by real requests and started again when it stops answering."""
+"""`llmcfsr serve`: a server and its gateway in the foreground, watched by real requests and started again when it stops answering."""
 
+import contextlib
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.serving.gateway_server import GatewayOptions, GatewayServer
 from llmcfsr_merlin.serving.server import Server
 
 _PERIOD = 1.0  # seconds between two requests of the watch, at least
@@ -15,12 +18,43 @@ _PATIENCE = 30.0  # a server that gives no answer for so long is taken for hung
 _PAUSES = (0, 1, 2, 4, 8)  # seconds before each try to start again
 
 
-def serve(repository: str | Path, **options) -> int:
+def serve(repository: str | Path, gateway: GatewayOptions | None = None, **options) -> int:
     """Serve in the foreground until SIGINT, SIGTERM or SIGHUP; requests in flight are finished. Options as in Server.
 
-    A server that dies or stops answering is started again, with a line on stderr. Raises InputError where the first
-    start fails, or where it cannot be started again.
+    gateway: of the one in front, None for Triton's own ports alone. A server or gateway that dies or stops answering is
+    started again, with a line on stderr. Raises InputError where the first start fails, or where the server cannot be
+    started again.
     """
+    with _interrupted_by_signals(), contextlib.ExitStack() as owned:
+        front = None
+        if gateway is not None:  # before Triton loads: what is wrong with it is told at once
+            front = owned.enter_context(GatewayServer(Path(repository), gateway, options.get("timeout", 120.0)))
+        server = owned.enter_context(Server(repository, **options))
+        addresses = f"{server.http_url} {server.grpc_url} metrics {server.metrics_url}"
+        if front is not None:
+            owned.callback(front.stop)  # before the server
+            front.start([server.grpc_url.removeprefix("grpc://")])
+            addresses = f"{front.url} triton {addresses}"
+        print(f"ready: {addresses} key {server.key_file}", flush=True)
+        while True:
+            _restart(server, _next_trouble(server, lambda: _look(front)))
+    return 0
+
+
+def serve_gateway(repository: Path, replicas: Sequence[str], gateway: GatewayOptions, timeout: float) -> int:
+    """A gateway alone in the foreground, in front of servers that others start; ended as in serve()."""
+    with _interrupted_by_signals(), GatewayServer(repository, gateway, timeout) as front:
+        front.start(replicas)
+        print(f"ready: {front.url} replicas {' '.join(replicas)}", flush=True)
+        while True:
+            _look(front)
+            time.sleep(0.1)
+    return 0
+
+
+@contextlib.contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGHUP end what is inside, which is left as if it had been finished."""
 
     def interrupt(*_) -> None:
         for ending in previous:
@@ -32,24 +66,25 @@ def serve(repository: str | Path, **options) -> int:
         endings.append(signal.SIGHUP)
     previous = {ending: signal.signal(ending, interrupt) for ending in endings}
     try:
-        with Server(repository, **options) as server:
-            addresses = f"{server.http_url} {server.grpc_url} metrics {server.metrics_url}"
-            print(f"ready: {addresses} key {server.key_file}", flush=True)
-            while True:
-                _restart(server, _next_trouble(server))
-    except KeyboardInterrupt:
-        return 0
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
     finally:
         for ending, handler in previous.items():
             signal.signal(ending, handler)
 
 
-def _next_trouble(server: Server) -> str:
-    """Watch until something is wrong; what it is."""
+def _look(front: GatewayServer | None) -> None:
+    if front is not None and (reason := front.look()) is not None:
+        _say(f"the gateway {reason}: starting it again")
+
+
+def _next_trouble(server: Server, meanwhile: Callable[[], None] = lambda: None) -> str:
+    """Watch until something is wrong; what it is. meanwhile: called ten times a second."""
     pause = _PERIOD
     while True:
         due = time.monotonic() + pause
         while time.monotonic() < due and server.running:
+            meanwhile()
             time.sleep(0.1)
         start = time.monotonic()
         reason = server.trouble(_PATIENCE)

@@ -103,6 +103,12 @@ class ContentScorer(Scorer[ContentSettings]):
         match = self.units[histories] @ self.units[items].transpose(1, 2)  # [B, L, C]
         return match.masked_fill(~real.unsqueeze(-1), -1.0).amax(1) * real.any(1, keepdim=True)
 
+    def match(self, histories: Tensor, items: Tensor) -> Tensor:
+        """The item of the history whose cosine is the one that counts; of equal ones the earliest."""
+        cosine = self.units[histories] @ self.units[items].transpose(1, 2)  # [B, L, C]
+        place = cosine.masked_fill((histories < FIRST_ITEM).unsqueeze(-1), -2.0).argmax(1)
+        return histories.gather(1, place).masked_fill(items < FIRST_ITEM, 0)
+
     def candidates(self, histories: Tensor, count: int) -> Tensor:
         """By the cosine of the leading 64 dimensions, which reads an eighth of the memory."""
         if self._reduced is None:

@@ -14,7 +14,7 @@ from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import launch, supervise
 from llmcfsr_merlin.serving.access import RESTRICTED, hide, restrictions, write_key
-from llmcfsr_merlin.serving.client import _channel_options
+from llmcfsr_merlin.serving.channels import channel_options
 from llmcfsr_merlin.serving.ports import reserve
 from llmcfsr_merlin.serving.probe import probe
 from llmcfsr_merlin.serving.repository import export, repository_of
@@ -176,7 +176,7 @@ def test_the_command_restricts_both_protocols_and_binds_every_port():
      ("shop.example:1", False), ("10.0.0.1:1", False)],
 )  # fmt: skip
 def test_only_this_machine_is_asked_around_a_proxy(address, direct):
-    assert (("grpc.enable_http_proxy", 0) in _channel_options(address)) == direct
+    assert (("grpc.enable_http_proxy", 0) in channel_options(address)) == direct
 
 
 def test_probe_says_what_is_wrong(listening, monkeypatch):
