@@ -1,4 +1,4 @@
-"""The gateway as a process of its own: its socket is kept open here, so that nobody is refused while it starts again."""
+"""The gateway as a process of its own. Its socket is kept open here: nobody is refused while it starts again."""
 
 import contextlib
 import importlib.util
@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmcfsr_merlin.config.gateway_settings import GatewayConfig
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
+from llmcfsr_merlin.serving.gateway.keys import Keys, check_exposure
+from llmcfsr_merlin.serving.gateway.options import Options
 from llmcfsr_merlin.serving.ports import reserve, resolve
 from llmcfsr_merlin.serving.probe import probe_gateway
+from llmcfsr_merlin.serving.server import end_with_parent
 
 _NEEDED = ("fastapi", "uvicorn", "httptools", "uvloop", "orjson", "prometheus_client", "grpc", "tritonclient")
 _HUNG = 10.0  # seconds in which a gateway must say that it is alive
@@ -30,7 +33,7 @@ class GatewayOptions:
     open_to_all: bool = False
     cors: tuple[str, ...] = ()
     log_requests: bool = False
-    settings: GatewayConfig = GatewayConfig()
+    settings: GatewayConfig = field(default_factory=GatewayConfig)
 
 
 class GatewayServer:
@@ -42,9 +45,6 @@ class GatewayServer:
 
     def __init__(self, repository: Path, options: GatewayOptions, timeout: float = 60.0):
         check_installed()
-        from llmcfsr_merlin.serving.gateway.front import check_exposure
-        from llmcfsr_merlin.serving.gateway.keys import Keys
-
         self.repository, self.options, self.timeout = Path(repository).absolute(), options, timeout
         if options.keys is not None:
             Keys(options.keys)
@@ -114,9 +114,6 @@ class GatewayServer:
         return reason
 
     def _launch(self) -> None:
-        from llmcfsr_merlin.serving.gateway.process import Options
-        from llmcfsr_merlin.serving.server import end_with_parent
-
         options = Options(
             str(self.repository), self._replicas, self._socket.fileno(), self.options.settings.model_dump(),
             None if self.options.keys is None else str(Path(self.options.keys).absolute()), list(self.options.cors),
@@ -141,6 +138,6 @@ def check_installed() -> None:
         missing.append(name)
     if missing:
         raise MissingDependency(
-            f"the gateway needs {', '.join(missing)}: pip install 'llmcfsr-merlin[gateway]', or serve Triton's own ports "
-            "by --no-gateway"
+            f"the gateway needs {', '.join(missing)}: pip install 'llmcfsr-merlin[gateway]', or serve Triton's own "
+            "ports by --no-gateway"
         )

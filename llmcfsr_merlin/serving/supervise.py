@@ -1,4 +1,4 @@
-"""`llmcfsr serve`: a server and its gateway in the foreground, watched by real requests and started again when it stops answering."""
+"""`llmcfsr serve`: a server and its gateway in the foreground, watched, and started again when they stop answering."""
 
 import contextlib
 import signal

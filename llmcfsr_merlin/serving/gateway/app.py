@@ -73,11 +73,8 @@ def make_app(
     app.openapi = lambda: _document(app, models)  # type: ignore[method-assign]
     front: Any = Front(app, keys=keys, rates=rates, telemetry=telemetry, log_requests=log_requests)
     if cors:
-        allowed: Any = {
-            "allow_methods": ["GET", "POST"],
-            "allow_headers": ["content-type", "x-api-key", "authorization"],
-        }
-        front = CORSMiddleware(front, allow_origins=list(cors), **allowed)
+        headers = ("content-type", "x-api-key", "authorization")
+        front = CORSMiddleware(front, allow_origins=list(cors), allow_methods=("GET", "POST"), allow_headers=headers)
     return front
 
 

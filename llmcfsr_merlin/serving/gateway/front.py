@@ -1,12 +1,10 @@
 """What every request passes first: its key, its rate, its time; and what it is answered when something goes wrong."""
 
 import asyncio
-import ipaddress
 import logging
 import time
 from typing import Any
 
-from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.gateway.connections import SCOPE
 from llmcfsr_merlin.serving.gateway.keys import Keys, sent_key
 from llmcfsr_merlin.serving.gateway.problems import Problem
@@ -85,15 +83,3 @@ class Front:
 def _route(scope: Any) -> str:
     """The route's template: a path may hold an item's id."""
     return getattr(scope.get("route"), "path", "none")
-
-
-def check_exposure(host: str, keys: object, open_to_all: bool) -> None:
-    """InputError where everybody of a network would reach the gateway and that was not asked for."""
-    try:
-        loopback = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and keys is None and not open_to_all:
-        raise InputError(
-            f"--host {host} opens the gateway to others: name a file of API keys by --api-keys, or say --no-api-keys"
-        )

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import ipaddress
 import re
 from pathlib import Path
 
@@ -72,3 +73,15 @@ def sent_key(headers: list[tuple[bytes, bytes]]) -> bytes | None:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
             return value[7:].strip()
     return None
+
+
+def check_exposure(host: str, keys: object, open_to_all: bool) -> None:
+    """InputError where everybody of a network would reach the gateway and that was not asked for."""
+    try:
+        loopback = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and keys is None and not open_to_all:
+        raise InputError(
+            f"--host {host} opens the gateway to others: name a file of API keys by --api-keys, or say --no-api-keys"
+        )

@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import uvicorn
@@ -22,26 +21,11 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.gateway.app import make_app
 from llmcfsr_merlin.serving.gateway.connections import limited, sweep
 from llmcfsr_merlin.serving.gateway.keys import Keys
+from llmcfsr_merlin.serving.gateway.options import Options
 from llmcfsr_merlin.serving.gateway.telemetry import Telemetry
 
 _OWN_FILES = 256  # descriptors that are not a client's
 _BACKLOG = 2048
-
-
-@dataclass(frozen=True)
-class Options:
-    """What one gateway is. replicas: host:port of each Triton's gRPC; socket: descriptor of the listening socket."""
-
-    repository: str
-    replicas: list[str]
-    socket: int
-    settings: dict
-    keys: str | None = None
-    cors: list[str] = field(default_factory=list)
-    log_requests: bool = False
-
-    def as_argument(self) -> str:
-        return json.dumps(asdict(self))
 
 
 def run(options: Options) -> None:
