@@ -49,4 +49,4 @@ class AnswerCache:
 
 
 def _key(row: Row) -> bytes:
-    return hashlib.blake2b(orjson.dumps(row), digest_size=16).digest()
+    return hashlib.blake2b(orjson.dumps(tuple(row)), digest_size=16).digest()

@@ -102,16 +102,15 @@ class Replicas:
             replica.ejections += 1
             replica.drop()
             self.changed()
-        replica.look_now.set()
 
     async def _watch(self, replica: Replica) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            try:
-                await asyncio.wait_for(replica.look_now.wait(), _PERIOD if replica.ready else _PERIOD_ASIDE)
-                replica.look_now.clear()
-                await asyncio.sleep(0.05)  # many failing requests at once are one reason to look
-            except asyncio.TimeoutError:
-                pass
+            due = loop.call_later(_PERIOD if replica.ready else _PERIOD_ASIDE, replica.look_now.set)
+            await replica.look_now.wait()
+            due.cancel()
+            await asyncio.sleep(0.05)  # many failing requests at once are one reason to look
+            replica.look_now.clear()
             try:
                 await self._look(replica)
             except Exception:
