@@ -13,8 +13,8 @@ WORKDIR /workspace
 CMD ["llmcfsr", "doctor"]
 
 # Serving: a Triton of after NVIDIA's fixes of 2025 and 2026. The tests run against 24.10, the newest one outside a container.
-# docker run --init --shm-size=1g -p 127.0.0.1:8000-8002:8000-8002 -v $PWD/runs/beauty/export/model_repo:/models:ro \
-#     IMAGE --host 0.0.0.0
+# docker run --init --shm-size=1g -p 127.0.0.1:8000:8000 -v $PWD/runs/beauty/export/model_repo:/models:ro \
+#     IMAGE --host 0.0.0.0 --no-api-keys                       (for others: --api-keys FILE, docs/gateway.md)
 FROM nvcr.io/nvidia/tritonserver:26.07-py3 AS serve
 # PyTorch's CPU wheel index, to leave several GB of CUDA libraries out where serve.device is cpu.
 ARG PIP_EXTRA_INDEX_URL=""
@@ -25,11 +25,13 @@ COPY . .
 # Only what serving needs: preprocessing and training run elsewhere.
 RUN pip install --no-cache-dir --ignore-installed -c constraints-serve.txt \
         torch numpy pandas pyarrow safetensors pydantic pyyaml psutil rich tqdm \
+        fastapi uvicorn httptools uvloop orjson prometheus_client tritonclient grpcio \
     && pip install --no-cache-dir --no-deps --ignore-requires-python . \
     && llmcfsr serve --help
 USER 1000:1000
-EXPOSE 8000 8001 8002
-# A real request: Triton's own readiness stays true when a step is dead.
+# The gateway's; Triton stays on loopback unless `--triton-host` follows.
+EXPOSE 8000
+# /health/ready asks Triton a real question: its own readiness stays true when a step is dead.
 HEALTHCHECK --interval=10s --timeout=15s --start-period=120s CMD ["python3", "-m", "llmcfsr_merlin.serving.probe"]
 # Loading, shared memory, trace and log settings need the key that it writes; on loopback unless `--host` follows.
 ENTRYPOINT ["llmcfsr", "serve", "/models"]

@@ -53,7 +53,7 @@ class Served:
     def __init__(self, repository: Path, log: Path):
         self.log = log
         command = [sys.executable, "-m", "llmcfsr_merlin.cli.main", "serve", str(repository)]
-        command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+        command += ["--no-gateway", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "http_proxy": "http://127.0.0.1:9"}
         with open(log, "w") as file:
             self.process = subprocess.Popen(

@@ -54,6 +54,7 @@ def test_serving_is_closed_unless_told():
     )
     assert (year, month) >= (25, 10)
     assert 'ENTRYPOINT ["llmcfsr", "serve", "/models"]' in STAGES["serve"]
+    assert re.findall(r"^EXPOSE (.*)", STAGES["serve"], re.M) == ["8000"]  # the gateway's
     assert 'CMD ["--host", "127.0.0.1"]' in STAGES["serve"] and "serving.probe" in STAGES["serve"]
     for name in ("README.md", "docs/serving.md", "docs/environments.md", "Dockerfile"):
         for line in (ROOT / name).read_text().splitlines():

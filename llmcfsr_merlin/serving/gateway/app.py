@@ -64,7 +64,13 @@ def make_app(
             chores.cancel()
             await asking.replicas.stop()
 
-    app = FastAPI(title="LLM-CFSR", version=__version__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="LLM-CFSR",
+        version=__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
     router, models = make_router(asking, rates, telemetry)
     app.include_router(router)
     app.add_exception_handler(Problem, _problem)

@@ -153,7 +153,8 @@ def test_the_cache_forgets_by_age_size_and_version():
     assert cache.get(rows[2], {"v1", "v0"})["k"] == 3
     assert cache.get(rows[2], {"v2"}) is None
     for other in (ROW._replace(history=["b", "a"], k=3), rows[2]._replace(exclude_seen=True),
-                  rows[2]._replace(allow=["a"]), rows[2]._replace(deny=["a"]), rows[2]._replace(explain=True)):  # fmt: skip
+                  rows[2]._replace(allow=["a"]), rows[2]._replace(deny=["a"]),
+                  rows[2]._replace(explain=True)):  # fmt: skip
         assert cache.get(other, {"v1"}) is None
     now[0] = 10.5
     assert cache.get(rows[2], {"v1"}) is None
@@ -173,8 +174,10 @@ WRONG = {
     "k 0": ({"history": [], "k": 0}, "k"), "k large": ({"history": [], "k": 11}, "k"),
     "k text": ({"history": [], "k": "3"}, "k"), "k fraction": ({"history": [], "k": 3.0}, "k"),
     "k true": ({"history": [], "k": True}, "k"), "empty allow": ({"history": [], "allow": []}, "allow"),
-    "long allow": ({"history": [], "allow": ["a"] * 3}, "allow"), "long deny": ({"history": [], "deny": ["a"] * 3}, "deny"),
-    "seen text": ({"history": [], "exclude_seen": "yes"}, "exclude_seen"), "more": ({"history": [], "colour": 1}, "colour"),
+    "long allow": ({"history": [], "allow": ["a"] * 3}, "allow"),
+    "long deny": ({"history": [], "deny": ["a"] * 3}, "deny"),
+    "seen text": ({"history": [], "exclude_seen": "yes"}, "exclude_seen"),
+    "more": ({"history": [], "colour": 1}, "colour"),
     "many fields": ({f"f{i}": 1 for i in range(99)}, "body"),
 }  # fmt: skip
 
@@ -190,7 +193,13 @@ def test_a_wrong_field_is_named(name):
 def test_a_good_question_is_read_and_many_are_named_by_place():
     question, questions = question_models(LIMITS, 10)
     asked = read(question, {"history": ["a", 12, "é"], "k": 10, "allow": ["b"], "deny": None})
-    assert (asked.history, asked.k, asked.allow, asked.deny, asked.explain) == (["a", "12", "é"], 10, ["b"], None, False)
+    assert (asked.history, asked.k, asked.allow, asked.deny, asked.explain) == (
+        ["a", "12", "é"],
+        10,
+        ["b"],
+        None,
+        False,
+    )
     with pytest.raises(Problem, match=r"users\[1\].history\[0\]"):
         read(questions, {"users": [{"history": []}, {"history": [None]}]})
     for users in ([], [{"history": []}] * 3):
