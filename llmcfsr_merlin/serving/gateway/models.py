@@ -9,6 +9,7 @@ from llmcfsr_merlin.config.gateway_settings import GatewayConfig
 from llmcfsr_merlin.serving.gateway.problems import Problem, invalid_fields
 
 _MOST_KEYS = 50  # of an object: what has more is not looked at
+_INT64 = 2**63
 DEFAULT_K = 10
 
 
@@ -76,7 +77,9 @@ def question_models(limits: GatewayConfig, max_top_k: int) -> tuple[type[BaseMod
         str,
         BeforeValidator(_integer_as_text),
         StringConstraints(min_length=1, max_length=limits.max_id_length, strict=True),
-        WithJsonSchema({"anyOf": [{"type": "string", **text}, {"type": "integer", "format": "int64"}]}),
+        WithJsonSchema(
+            {"anyOf": [{"type": "string", **text}, {"type": "integer", "minimum": -_INT64, "maximum": _INT64 - 1}]}
+        ),
     ]
     strict = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
@@ -88,7 +91,7 @@ def question_models(limits: GatewayConfig, max_top_k: int) -> tuple[type[BaseMod
         history: Annotated[list[one], Field(max_length=limits.max_history)] = Field(
             description="raw item ids, oldest first"
         )
-        k: int = Field(DEFAULT_K, ge=1, le=max_top_k, description="how many items")
+        k: Annotated[int, BeforeValidator(_whole)] = Field(DEFAULT_K, ge=1, le=max_top_k, description="how many items")
         exclude_seen: bool = Field(False, description="leave out the items of the history")
         allow: Annotated[list[one], Field(min_length=1, max_length=limits.max_list)] | None = Field(
             None, description="only these items"
@@ -108,8 +111,14 @@ def question_models(limits: GatewayConfig, max_top_k: int) -> tuple[type[BaseMod
     return Question, Questions
 
 
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 3.0 is the integer 3."""
+    return int(value) if type(value) is float and value.is_integer() and abs(value) <= _INT64 else value
+
+
 def _integer_as_text(value: Any) -> Any:
-    return str(value) if type(value) is int else value
+    whole = _whole(value)
+    return str(whole) if type(whole) is int and -_INT64 <= whole < _INT64 else value
 
 
 def read(model: type[BaseModel], value: Any) -> Any:

@@ -169,10 +169,11 @@ WRONG = {
     "a text for a list": ({"history": "abc"}, "history"), "null": ({"history": None}, "history"),
     "nested": ({"history": [["a"]]}, "history[0]"), "an object": ({"history": [{"id": "a"}]}, "history[0]"),
     "null id": ({"history": ["a", None]}, "history[1]"), "true": ({"history": [True]}, "history[0]"),
-    "a fraction": ({"history": [1.5]}, "history[0]"), "empty id": ({"history": [""]}, "history[0]"),
+    "a fraction": ({"history": [1.5]}, "history[0]"), "beyond int64": ({"history": [2**63]}, "history[0]"),
+    "a number of no end": ({"history": [1e300]}, "history[0]"), "empty id": ({"history": [""]}, "history[0]"),
     "long id": ({"history": ["a" * 6]}, "history[0]"), "long history": ({"history": ["a"] * 4}, "history"),
     "k 0": ({"history": [], "k": 0}, "k"), "k large": ({"history": [], "k": 11}, "k"),
-    "k text": ({"history": [], "k": "3"}, "k"), "k fraction": ({"history": [], "k": 3.0}, "k"),
+    "k text": ({"history": [], "k": "3"}, "k"), "k fraction": ({"history": [], "k": 3.5}, "k"),
     "k true": ({"history": [], "k": True}, "k"), "empty allow": ({"history": [], "allow": []}, "allow"),
     "long allow": ({"history": [], "allow": ["a"] * 3}, "allow"),
     "long deny": ({"history": [], "deny": ["a"] * 3}, "deny"),
@@ -192,7 +193,7 @@ def test_a_wrong_field_is_named(name):
 
 def test_a_good_question_is_read_and_many_are_named_by_place():
     question, questions = question_models(LIMITS, 10)
-    asked = read(question, {"history": ["a", 12, "é"], "k": 10, "allow": ["b"], "deny": None})
+    asked = read(question, {"history": ["a", 12, "é"], "k": 10.0, "allow": ["b"], "deny": None})
     assert (asked.history, asked.k, asked.allow, asked.deny, asked.explain) == (
         ["a", "12", "é"],
         10,
