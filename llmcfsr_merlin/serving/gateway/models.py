@@ -9,7 +9,7 @@ from llmcfsr_merlin.config.gateway_settings import GatewayConfig
 from llmcfsr_merlin.serving.gateway.problems import Problem, invalid_fields
 
 _MOST_KEYS = 50  # of an object: what has more is not looked at
-_INT64 = 2**63
+_INT64, _EXACT = 2**63, 2**53
 DEFAULT_K = 10
 
 
@@ -112,8 +112,8 @@ def question_models(limits: GatewayConfig, max_top_k: int) -> tuple[type[BaseMod
 
 
 def _whole(value: Any) -> Any:
-    """JSON knows one kind of number: 3.0 is the integer 3."""
-    return int(value) if type(value) is float and value.is_integer() and abs(value) <= _INT64 else value
+    """JSON knows one kind of number: 3.0 is the integer 3. Integers beyond 64 bits are read as floats: no such ones."""
+    return int(value) if type(value) is float and value.is_integer() and abs(value) <= _EXACT else value
 
 
 def _integer_as_text(value: Any) -> Any:
