@@ -155,13 +155,12 @@ def _result_tables(
             continue
         recipes = {recipe for block in blocks for recipe in block.labels}
         columns = [(group, name) for group in groups for name in names]
-        bodies = [
-            [
-                _Row(recipe, label, [_cell(values, (protocol, rule, *column), recipe, recipes, base) for column in columns])
-                for recipe, label in labels.items()
-            ]
-            for rule, labels in blocks
-        ]
+        bodies: list[list[_Row]] = []
+        for rule, labels in blocks:
+            bodies.append([])
+            for recipe, label in labels.items():
+                cells = [_cell(values, (protocol, rule, *column), recipe, recipes, base) for column in columns]
+                bodies[-1].append(_Row(recipe, label, cells))
         starred = any(label.endswith("*") for block in blocks for label in block.labels.values())
         title = f"{protocol}: {protocol_title(protocol, negatives=negatives)}"
         tables.append(_Table(title, groups, bodies, BORROWED if starred else ""))
