@@ -1,4 +1,4 @@
-"""Checks of vectors at every hand-over: finite, not zero, not constant (needs.md 28)."""
+"""Checks of vectors at every hand-over: finite, not zero, not constant."""
 
 from collections.abc import Sequence
 

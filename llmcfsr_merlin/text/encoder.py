@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.text.language_models import ModelSource, load_model, load_tokenizer, longest_input, pick_device
+from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.text.language_models import ModelSource, load_model, load_tokenizer, longest_input
 
 BATCH_TOKENS = 1 << 16  # measured on an H100: from there on a model of MiniLM's size keeps it busy
 _BUSY = 1 << 14  # tokens; measured there: at a quarter of it a model of 7 billion weights keeps it as busy as at more
@@ -72,7 +73,7 @@ class TextEncoder:
     ) -> "TextEncoder":
         """Load the model of `source`; `max_tokens` is lowered to what the model has positions for."""
         max_tokens = min(max_tokens, longest_input(source.folder) or max_tokens)
-        model = load_model(source, dtype, pick_device(device), quantisation)
+        model = load_model(source, dtype, str(choose_device(device, "embed.device")), quantisation)
         return cls(
             model,
             load_tokenizer(source, max_tokens),

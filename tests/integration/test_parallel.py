@@ -1,4 +1,4 @@
-"""needs.md 25: several processes train one model. Two of them on the CPU, by gloo, against one."""
+"""Several processes train one model. Two of them on the CPU, by gloo, against one."""
 
 import shutil
 
