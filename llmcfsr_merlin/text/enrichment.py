@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from llmcfsr_merlin.config.embed_settings import EnrichConfig
-from llmcfsr_merlin.dataset.raw.clean_text import clean
+from llmcfsr_merlin.dataset.raw.fields.clean_text import clean
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import machine_failure
 from llmcfsr_merlin.runtime.machine import choose_device
