@@ -37,7 +37,7 @@ def run_stages(
     """Run stages one after the other into `run_dir` (default runs/<config.name>); what is up to date is skipped.
 
     A model without semantic vectors skips `embed`. report: takes a line as a stage begins and as it ends. Returns the
-    manifests by stage. Raises InputError where another process writes into run_dir.
+    manifests by stage. Raises InputError if another process writes into run_dir.
     """
     run_dir = Path(run_dir or Path("runs") / config.name)
     with clear_failures(str(run_dir)), run_lock(run_dir):

@@ -159,7 +159,7 @@ class Recommender:
 
     @torch.inference_mode()
     def rank(self, encoded: Encoded, k: int, blocked: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Codes int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, items); code 0 where none is left."""
+        """Codes int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, items); code 0 if none is left."""
         codes, scores = self.ranker.top_k(encoded.codes, k, blocked)
         if encoded.fallback.any():
             rows = torch.from_numpy(encoded.fallback.nonzero()[0]).to(codes.device)
@@ -176,7 +176,7 @@ class Recommender:
         allow: Sequence[Sequence | None],
         deny: Sequence[Sequence | None],
     ) -> Tensor | None:
-        """Bool [B, V] of the items each row must not get; None where nothing is blocked. Unknown ids are ignored."""
+        """Bool [B, V] of the items each row must not get; None if nothing is blocked. Unknown ids are ignored."""
         if not any(exclude_seen) and not any(one is not None for one in (*allow, *deny)):
             return None
         known = self.encoder.known
@@ -197,7 +197,7 @@ class Recommender:
     ) -> Answers:
         """The best k items of each history as arrays; `allow` and `deny` are raw ids and hold for every row.
 
-        Raises InputError where a text stands in the place of a list of ids: one history is [["a", "b"]].
+        Raises InputError if a text stands in the place of a list of ids: one history is [["a", "b"]].
         """
         histories, allow, deny = check_question(histories, k, allow, deny)
         if not histories:
@@ -232,7 +232,7 @@ class Recommender:
 def check_question(
     histories: Iterable, k: int, allow: Iterable | None = None, deny: Iterable | None = None
 ) -> tuple[list[list], list | None, list | None]:
-    """The histories, allowed and denied ids as lists; InputError where they or k cannot be meant."""
+    """The histories, allowed and denied ids as lists; InputError if they or k cannot be meant."""
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < 2**31:
         raise InputError(f"expected k of at least 1, found {k!r}")
     if _single(histories):

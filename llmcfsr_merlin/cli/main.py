@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         argv = [argv[0], *separate(of_items[argv[0]], argv[1:])]
     arguments = parser.parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # OpenMP's threads spin while they wait: where something else needs the core, training was measured 8 times slower.
+    # OpenMP's threads spin while they wait: if something else needs the core, training was measured 8 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not arguments.verbose:
         _quiet()

@@ -37,7 +37,7 @@ def directory_of(arguments: Namespace, config: "Config") -> Path:
 
 
 def held(run: Path, out: Path) -> AbstractContextManager:
-    """The run's lock where `out` is inside the run; a run that is only read may be read-only, or be written."""
+    """The run's lock if `out` is inside the run; a run that is only read may be read-only, or be written."""
     from llmcfsr_merlin.runtime.lock import run_lock
 
     return run_lock(run) if out.resolve().is_relative_to(run.resolve()) else nullcontext()

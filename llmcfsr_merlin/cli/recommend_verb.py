@@ -28,7 +28,7 @@ def _arguments(parser: ArgumentParser) -> None:
 
 
 def _run(arguments: Namespace) -> None:
-    """From a server where --url is given, else from the run."""
+    """From a server if --url is given, else from the run."""
     from llmcfsr_merlin.cli.results import show_user
     from llmcfsr_merlin.dataset import examples
     from llmcfsr_merlin.dataset.names import ITEM
@@ -74,7 +74,7 @@ def _run(arguments: Namespace) -> None:
 
 
 def _filters(arguments: Namespace, known: Callable[[list[str]], Sequence[bool]]) -> dict[str, Any]:
-    """--allow and --deny as lists. `a,b` is one id where the model has it, else two. known: of ids, which it has."""
+    """--allow and --deny as lists. `a,b` is one id if the model has it, else two. known: of ids, which it has."""
     filters: dict[str, Any] = {}
     for name in ("allow", "deny"):
         if not (given := getattr(arguments, name)):

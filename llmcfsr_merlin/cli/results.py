@@ -50,7 +50,7 @@ def read_metrics(config: "Config", directory: Path) -> tuple[list[dict], str]:
 
 
 def said_ties(directory: Path) -> str:
-    """What the order of a run's last steps rests on, where it is not times that differ; else nothing."""
+    """What the order of a run's last steps rests on, if it is not times that differ; else nothing."""
     from llmcfsr_merlin.runtime.manifest import Manifest
 
     counts = Manifest.load(directory / "prepare").counts
@@ -63,7 +63,7 @@ def said_ties(directory: Path) -> str:
 
 
 def show_user(run_dir: Path | None, user: str | None, history: Sequence[str], found: "pd.DataFrame") -> None:
-    """A history and its recommendations, by title where the run knows titles."""
+    """A history and its recommendations, by title if the run knows titles."""
     from rich.table import Table
 
     from llmcfsr_merlin.dataset import examples

@@ -11,7 +11,7 @@ class ClusterConfig(Section):
     """The dask engine of prepare. Unset values are chosen from the machine and printed. ingest takes `workers` only."""
 
     kind: Literal["auto", "single", "local", "cuda"] = "auto"
-    """auto: cuda where cudf, cupy and a GPU are there, else single (in-process); local: a dask LocalCluster."""
+    """auto: cuda if cudf, cupy and a GPU are there, else single (in-process); local: a dask LocalCluster."""
     scheduler: str | None = None
     """Address of an existing dask scheduler to join, e.g. tcp://10.0.0.1:8786."""
     workers: int | None = Field(None, ge=1)

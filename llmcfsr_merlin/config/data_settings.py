@@ -46,7 +46,7 @@ class TableColumns(Section):
     time: str | int | None = "timestamp"
     """Numbers or dates (data.time_unit, data.time_format); None: rows are taken in file order."""
     order: str | int | None = "order"
-    """Position in the user's order, used where the log has no time column."""
+    """Position in the user's order, used if the log has no time column."""
     rating: str | int | None = "rating"
     """Stars or the like, for min_rating; a log without the column is read too."""
     names: tuple[str, ...] = ()

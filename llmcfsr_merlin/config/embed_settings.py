@@ -50,9 +50,9 @@ class EmbedConfig(Section):
     batch_size: int = Field(64, ge=1)
     """Texts a batch on a CPU."""
     batch_tokens: int = Field(65_536, ge=1)
-    """Tokens a batch on a GPU, padding included; it is halved where memory does not hold it."""
+    """Tokens a batch on a GPU, padding included; it is halved if memory does not hold it."""
     device: str = "auto"
-    """auto: the GPU where there is one; else cpu, cuda or cuda:1."""
+    """auto: the GPU if there is one; else cpu, cuda or cuda:1."""
     workers: int = Field(1, ge=1)
     """Processes that encode shards side by side; on CUDA worker w uses GPU w."""
     reduction: Literal["none", "pca", "standardise"] = "none"

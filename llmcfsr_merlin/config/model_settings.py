@@ -29,7 +29,7 @@ class ModelConfig(Section):
         return found
 
     def trained_by(self) -> dict:
-        """What the key of a training holds. `transitions.directed` only where it is off: what was trained before there
+        """What the key of a training holds. `transitions.directed` only if it is off: what was trained before there
         was this choice stands.
         """
         settings = self.model_dump()

@@ -15,7 +15,7 @@ class TrainConfig(Section):
 
     procedure: str = "auto"
     """How the network is trained: transformers4rec (next items by its Trainer over the Merlin dataloader), transformers
-    (the same by transformers' own Trainer, without Merlin), auto (transformers4rec where it is installed), or
+    (the same by transformers' own Trainer, without Merlin), auto (transformers4rec if it is installed), or
     `module:function` of your own."""
     samples: Literal["sequences", "prefixes"] = "sequences"
     """What an epoch passes over. sequences: each training sequence, of which every item but the first is predicted (or
@@ -45,7 +45,7 @@ class TrainConfig(Section):
     epochs: int = Field(16, ge=1)
     """Most passes over the samples; patience may end it before."""
     batch_size: int | None = Field(None, ge=1)
-    """Samples a step; None: 256, fewer (at least 16) where that would leave an epoch less than 64 steps."""
+    """Samples a step; None: 256, fewer (at least 16) if that would leave an epoch less than 64 steps."""
     processes: int = Field(1, ge=1)
     """Processes that train together, one a GPU (on the CPU they share the cores) and each on its share of a step."""
     learning_rate: float = Field(2e-3, gt=0)
@@ -65,7 +65,7 @@ class TrainConfig(Section):
     seed: int = 42
     """Of weights, shuffling, negatives and dropout."""
     device: str = "auto"
-    """auto: the GPU where there is one; else cpu or cuda."""
+    """auto: the GPU if there is one; else cpu or cuda."""
 
     @field_validator("align_to")
     @classmethod

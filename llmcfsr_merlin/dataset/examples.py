@@ -14,7 +14,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 
 
 def titles(run_dir: str | Path, ids: Sequence[str]) -> dict[str, str]:
-    """Raw id -> title of the ids that have one; empty where the run's items have no titles."""
+    """Raw id -> title of the ids that have one; empty if the run's items have no titles."""
     folder = Path(run_dir) / "ingest" / ITEMS
     if not any(folder.glob("*.parquet")):
         return {}

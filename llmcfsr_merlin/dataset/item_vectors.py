@@ -41,7 +41,7 @@ def vectors_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def match_ids(ids: pa.Array | pa.ChunkedArray, wanted: pa.Array) -> np.ndarray:
-    """Position of each id in `wanted`, -1 where it is not there; int64."""
+    """Position of each id in `wanted`, -1 if it is not there; int64."""
     return pc.fill_null(pc.index_in(ids, value_set=wanted), -1).to_numpy().astype(np.int64)
 
 
@@ -78,8 +78,8 @@ def load_item_table(vocabulary_ids: Sequence[str], vectors_dir: Path) -> ItemTab
     """Build the item table of a vocabulary.
 
     vocabulary_ids: raw item ids in code order (code 3 first). vectors_dir: Parquet parts written by the stage `embed`;
-    ids that are not in the vocabulary are ignored. Raises InputError where an item has no vector or two, where a vector
-    holds NaN or infinity, or where parts differ in dimension; each names items.
+    ids that are not in the vocabulary are ignored. Raises InputError if an item has no vector or two, if a vector
+    holds NaN or infinity, or if parts differ in dimension; each names items.
     """
     wanted = pa.array(vocabulary_ids, type=pa.string())
     # All ids are matched in one call, since each call hashes the whole vocabulary.

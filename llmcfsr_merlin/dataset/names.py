@@ -6,10 +6,10 @@ Nobody types a column name twice: every other module takes it from here.
 # Columns of the interactions and of everything made from them.
 USER = "user_id"  # string, raw id as in the log
 ITEM = "item_id"  # string (raw) in logs and items; int64 (code) in sequences
-TIME = "timestamp"  # int64, unix seconds, or the position in the user's order where the log has no time
+TIME = "timestamp"  # int64, unix seconds, or the position in the user's order if the log has no time
 SUBSECOND = "subsecond"  # float64 in [0, 1), the part of a second after TIME; logs without the column have 0
 ROW = "row"  # int64, position in the source: the stable tie-break of equal times
-RATING = "rating"  # float32, null where the log has none
+RATING = "rating"  # float32, null if the log has none
 CODE = "code"  # int64, the Categorify code of an item
 COUNT = "count"  # int64, interactions of an item in the whole filtered log
 TRAIN_COUNT = "train_count"  # int64, interactions of an item in the training part only
@@ -38,7 +38,7 @@ TARGETS = "targets"
 SPLITS = ("train", "valid", "test")  # prepare: part-*.parquet, the rows cut for the model (prepare/sequences.py)
 VOCABULARY = "vocabulary.parquet"  # prepare: ITEM (raw), CODE, COUNT, TRAIN_COUNT; sorted by code, codes 3, 4, ...
 SCHEMA = "schema.pbtxt"  # prepare: Merlin schema of the splits
-WORKFLOW = "workflow"  # prepare, where NVTabular is installed: its fitted Categorify, for users of merlin-systems
+WORKFLOW = "workflow"  # prepare, if NVTabular is installed: its fitted Categorify, for users of merlin-systems
 VECTORS = "vectors"  # embed: part-*.parquet of ITEM, VECTOR, HAS_TEXT
 LEXICAL = "lexical"  # embed: the same, of the words alone
 MODEL_WEIGHTS = "model.safetensors"  # train: all weights and frozen buffers

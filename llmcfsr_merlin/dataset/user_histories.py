@@ -50,7 +50,7 @@ class Histories(NamedTuple):
 
 
 def read_histories(sequences: Path, block: int = _BLOCK) -> Iterator[Histories]:
-    """Stream the part files of a folder `sequences` in file order. InputError where there are none."""
+    """Stream the part files of a folder `sequences` in file order. InputError if there are none."""
     parts = sorted(Path(sequences).glob("*.parquet"))
     if not parts:
         raise InputError(f"expected part files in {sequences}, found none: run `llmcfsr prepare` first")

@@ -10,7 +10,7 @@ _CONSTANT = 3  # distinct inputs with the very same vector: two can happen by ch
 
 
 def check_finite(vectors: np.ndarray, ids: Sequence[str], where: str) -> None:
-    """InputError with item ids where a row of `vectors` (N, D) holds NaN or infinity."""
+    """InputError with item ids if a row of `vectors` (N, D) holds NaN or infinity."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise InputError(

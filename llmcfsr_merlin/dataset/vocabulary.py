@@ -39,7 +39,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
-        """Read vocabulary.parquet; InputError where codes do not run from FIRST_ITEM without a gap."""
+        """Read vocabulary.parquet; InputError if codes do not run from FIRST_ITEM without a gap."""
         frame = pq.read_table(path).to_pydict()
         codes = frame[CODE]
         if codes != list(range(FIRST_ITEM, FIRST_ITEM + len(codes))):

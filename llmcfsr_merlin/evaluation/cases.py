@@ -36,7 +36,7 @@ class Cases:
 
     users: object [B]. histories: int64 [B, L] right-padded, at most `max_length` last items. targets: int64 [B].
     last: int64 [B], the item before the target. seen: for each user int64 codes of the whole history, target left out.
-    lengths: int64 [B], untruncated history lengths. candidates: int64 [B, n], PAD where a user has fewer than n.
+    lengths: int64 [B], untruncated history lengths. candidates: int64 [B, n], PAD if a user has fewer than n.
     tie: float64 [B].
     """
 
@@ -54,7 +54,7 @@ def draw_negatives(user: str, interactions: np.ndarray, rows: int, count: int, s
     """Negatives of one user and the user's tie number.
 
     interactions: int64 codes of everything the user touched. rows: V, catalogue rows with the reserved ones.
-    Returns `count` distinct codes in [FIRST_ITEM, rows) outside `interactions` (all of them where there are fewer), and
+    Returns `count` distinct codes in [FIRST_ITEM, rows) outside `interactions` (all of them if there are fewer), and
     a float in [0, 1).
     """
     digest = hashlib.blake2b(str(user).encode(), digest_size=8, key=str(seed).encode()).digest()
@@ -142,7 +142,7 @@ def read_cases(path: Path, max_length: int, batch_size: int) -> Iterator[Cases]:
 
 
 def said_negatives(path: Path) -> str:
-    """How many negatives the users of the stored cases have: "100", or "0 to 9" where the catalogue is small."""
+    """How many negatives the users of the stored cases have: "100", or "0 to 9" if the catalogue is small."""
     least, most = [], []
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=[CANDIDATES]):

@@ -84,7 +84,7 @@ def compare_runs(
 ) -> list[dict]:
     """Paired comparison of two recipes, of one run or of two (RANKS files), by the six main groups.
 
-    prepare: the prepare stage that both were ranked on. Returns rows of `significance.compare`; InputError where a
+    prepare: the prepare stage that both were ranked on. Returns rows of `significance.compare`; InputError if a
     recipe is missing or the runs were not measured on the same users and targets.
     """
     frames = []

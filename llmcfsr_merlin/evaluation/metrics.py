@@ -76,7 +76,7 @@ class MetricSums:
             self.sums[name] += float(values.sum())
 
     def means(self) -> dict[str, float]:
-        """Metric -> mean over all users so far; NaN where there was none."""
+        """Metric -> mean over all users so far; NaN if there was none."""
         return {name: total / self.count if self.count else float("nan") for name, total in self.sums.items()}
 
 

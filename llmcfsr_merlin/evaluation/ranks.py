@@ -22,7 +22,7 @@ from llmcfsr_merlin.evaluation.cases import Cases, read_cases
 from llmcfsr_merlin.evaluation.metrics import CatalogueSums, rank_of_target
 from llmcfsr_merlin.scoring.ranker import select_top_k
 
-# Histories int64 [B, L] -> scores float32 [B, V]; or history rule -> scores, where the rules have weights of their own.
+# Histories int64 [B, L] -> scores float32 [B, V]; or history rule -> scores, if the rules have weights of their own.
 # A rule that is not among them is ranked by the scores of the other.
 ScoreFunction = Callable[[Tensor], Tensor | Mapping[str, Tensor]]
 
@@ -64,8 +64,8 @@ def rank_users(
     """Rank the target of every case under both history rules; users are scored once.
 
     full: among all real items; masked leaves the items of the untruncated history out (the target is always in, also
-    where it is a repeat), kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.
-    Raises ValueError where the scorer returns another shape than [B, V] or NaN.
+    if it is a repeat), kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.
+    Raises ValueError if the scorer returns another shape than [B, V] or NaN.
     """
     rows = len(train_counts)
     catalogue = {rule: CatalogueSums(ks, train_counts) for rule in HISTORY_RULES}

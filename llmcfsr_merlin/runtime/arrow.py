@@ -10,7 +10,7 @@ _REPAIRED = (14, 0, 1)
 
 
 def check_arrow() -> None:
-    """Switch the hole of an old pyarrow off, by pyarrow-hotfix; MissingDependency where that is not installed."""
+    """Switch the hole of an old pyarrow off, by pyarrow-hotfix; MissingDependency if that is not installed."""
     try:
         found = metadata.version("pyarrow")
     except metadata.PackageNotFoundError:  # who needs it says so

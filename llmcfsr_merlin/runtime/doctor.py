@@ -1,7 +1,7 @@
 """`llmcfsr doctor`: says what is here, which installed version does not fit, and the command that fixes it.
 
 It needs nothing but Python: packages that may be missing, broken or crash on import are imported in processes of their
-own. Run it as `python -m llmcfsr_merlin.runtime.doctor` where the command line itself does not start.
+own. Run it as `python -m llmcfsr_merlin.runtime.doctor` if the command line itself does not start.
 """
 
 import ctypes
@@ -44,7 +44,7 @@ def installed(name: str) -> str | None:
 
 
 def run_python(code: str) -> tuple[int, str]:
-    """Run code in a new interpreter: its exit code, and the last line it printed (of stderr where it failed)."""
+    """Run code in a new interpreter: its exit code, and the last line it printed (of stderr if it failed)."""
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
     except subprocess.TimeoutExpired:
@@ -107,7 +107,7 @@ def report(checks: list[Check]) -> str:
 
 
 def main() -> int:
-    """Print the report; 0 where `llmcfsr demo` can run, else 1."""
+    """Print the report; 0 if `llmcfsr demo` can run, else 1."""
     checks = doctor()
     print(report(checks))
     return int(any(check.status == "error" for check in checks))
@@ -269,7 +269,7 @@ def _triton_version(binary: Path) -> str | None:
 
 
 def _triton_cves(version: str | None) -> list[Check]:
-    """The known holes of this server; all of them where the version is unknown."""
+    """The known holes of this server; all of them if the version is unknown."""
     action = (
         "keep its ports on loopback or behind a gateway; reported fixed from container {} on (Dockerfile, target serve)"
     )

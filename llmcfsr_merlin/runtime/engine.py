@@ -49,7 +49,7 @@ class Engine:
     """Target bytes of a partition in a worker's memory."""
     client: Any = None
     device_memory: int = 0
-    """Bytes free on the one GPU of this process; 0 where there is none or workers have theirs."""
+    """Bytes free on the one GPU of this process; 0 if there is none or workers have theirs."""
     seconds: dict[str, float] = field(default_factory=dict)
     """What each step took so far."""
 
@@ -59,9 +59,9 @@ class Engine:
         return max(1, self.partition // BYTES_PER_ROW)
 
     def map(self, function: Callable, tasks: Sequence, stage: str, rows: int = 0) -> list:
-        """[function(task) for task in tasks] in order, with a progress bar named `stage` (rows/s where rows is given).
+        """[function(task) for task in tasks] in order, with a progress bar named `stage` (rows/s if rows is given).
 
-        Raises InputError with a way out where a worker dies again and again, memory or the disk runs out, or the
+        Raises InputError with a way out if a worker dies again and again, memory or the disk runs out, or the
         scheduler goes away; other errors pass unchanged.
         """
         results: list = [None] * len(tasks)
@@ -124,7 +124,7 @@ class Engine:
 def engine(config: "ClusterConfig") -> Iterator[Engine]:
     """Choose and start the engine, print what was chosen, and stop it at the end.
 
-    Raises MissingDependency where cuda was asked for and cudf, dask-cuda or a GPU is missing, and InputError for a
+    Raises MissingDependency if cuda was asked for and cudf, dask-cuda or a GPU is missing, and InputError for a
     scheduler that does not answer or a size that cannot be read.
     """
     gpus = _gpus() if config.kind in ("auto", "cuda") else []
@@ -149,7 +149,7 @@ def engine(config: "ClusterConfig") -> Iterator[Engine]:
         gpu = kind == "cuda"
         if kind == "scheduler":
             workers, memory, gpu = _joined(client, config, memory)
-        # All threads may be on the one device at once, where the log does not fit it in one go.
+        # All threads may be on the one device at once, if the log does not fit it in one go.
         size = min(_partition(memory, False), gpus[0] // (2 * workers)) if alone else _partition(memory, gpu)
         chosen = Engine(kind, gpu, workers, memory, wanted or size, client, gpus[0] if alone else 0)
         where = f", dashboard {client.dashboard_link}" if client is not None else ""

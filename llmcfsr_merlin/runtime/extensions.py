@@ -20,7 +20,7 @@ _allowed: ContextVar[frozenset[str] | None] = ContextVar("allowed", default=None
 
 
 def load_class(name: str):
-    """Import `package.module:Name`; InputError if it is not there, or not allowed where a saved model names it."""
+    """Import `package.module:Name`; InputError if it is not there, or not allowed if a saved model names it."""
     module, separator, attribute = name.partition(":")
     if not (separator and module and attribute):
         raise InputError(f"expected module:Name, found {name!r}")

@@ -37,7 +37,7 @@ _SMALLER = {"embed": "embed.batch_size", "train": "train.batch_size", "evaluate"
 def clear_failures(stage: str, smaller: str | None = None) -> Iterator[None]:
     """Turn what the machine lacks into an InputError of one line that says what to do; other errors pass unchanged.
 
-    smaller: the setting to lower where memory runs out, by default that of the stage.
+    smaller: the setting to lower if memory runs out, by default that of the stage.
     """
     try:
         yield

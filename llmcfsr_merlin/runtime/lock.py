@@ -38,9 +38,9 @@ _guard = threading.Lock()
 
 @contextmanager
 def run_lock(run: str | Path) -> Iterator[None]:
-    """Hold the run directory (created where it is missing) for writing.
+    """Hold the run directory (created if it is missing) for writing.
 
-    Raises InputError with the owner's command, process and host where another process, or another thread of this one,
+    Raises InputError with the owner's command, process and host if another process, or another thread of this one,
     holds it. The same thread may enter again. The kernel releases the lock of a process that is killed.
     """
     run = Path(run)

@@ -62,7 +62,7 @@ class Manifest:
 
     @classmethod
     def load(cls, directory: Path) -> "Manifest":
-        """Read a stage's manifest; InputError where there is none or it cannot be read."""
+        """Read a stage's manifest; InputError if there is none or it cannot be read."""
         directory = Path(directory)
         path = directory / MANIFEST
         if not path.is_file():
@@ -80,7 +80,7 @@ class Manifest:
         return manifest
 
     def fault(self, directory: Path, only: Iterable[str] | None = None, *, remembered: bool = False) -> str | None:
-        """What is first wrong with the files (or with `only`), None where they are those that the stage wrote.
+        """What is first wrong with the files (or with `only`), None if they are those that the stage wrote.
 
         Missing and changed files are found, and Parquet that was put beside that of the stage, which would be read with
         it. remembered: a file with the size, times and inode that it had when it was last hashed is not hashed again.
@@ -105,7 +105,7 @@ class Manifest:
         return None
 
     def check_format(self, directory: Path) -> None:
-        """InputError where a stage of this version would take what is in the directory for what it is not."""
+        """InputError if a stage of this version would take what is in the directory for what it is not."""
         if self.format != (today := format_of(self.stage)):
             raise InputError(
                 f"{directory} was written by version {self.versions.get('llmcfsr-merlin', 'unknown')} in format "
@@ -133,7 +133,7 @@ def seal(
 ) -> Manifest:
     """Write the manifest of a complete directory: sha256 of each file in it, versions, counts.
 
-    The files are brought to the disk first and get the modes that the umask says. InputError where there is none.
+    The files are brought to the disk first and get the modes that the umask says. InputError if there is none.
     """
     directory = Path(directory)
     open_to_umask(directory)
@@ -160,7 +160,7 @@ def format_of(stage: str) -> int:
 
 
 def remake(directory: Path, stage: str, force: bool = False) -> str:
-    """The command that writes a stage's directory anew; it works as it is printed where the run's settings are known.
+    """The command that writes a stage's directory anew; it works as it is printed if the run's settings are known.
 
     force: for files that are as the stage wrote them. One that finds them changed runs again without.
     """
@@ -182,7 +182,7 @@ def _command(directory: Path, force: bool = False) -> str | None:
 
 
 def _shown(directory: Path, run: Path) -> Path:
-    """The run directory as the user wrote it, where the stage's directory was given below it."""
+    """The run directory as the user wrote it, if the stage's directory was given below it."""
     for parent in directory.parents:
         if parent.absolute() == run:
             return parent

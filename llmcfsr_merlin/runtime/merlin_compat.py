@@ -19,7 +19,7 @@ from llmcfsr_merlin.runtime.supported import parts
 _DASK = {
     # dask 2024.3 plans queries by dask-expr, whose frames are not the graphs that merlin-core takes apart.
     "dataframe.query-planning": False,
-    # dask 2023.7.1 turns object columns, lists among them, into Arrow strings where pandas 2 is installed.
+    # dask 2023.7.1 turns object columns, lists among them, into Arrow strings if pandas 2 is installed.
     "dataframe.convert-string": False,
     # dask 2024.3 shuffles by p2p wherever a cluster is; that cannot run inside merlin-core's sub-graphs.
     "dataframe.shuffle.method": "tasks",
@@ -73,7 +73,7 @@ def _configure_dask() -> None:
 
 
 def _restore_numpy_names() -> None:
-    if not hasattr(np, "row_stack"):  # numpy 2.5 removed it; numba-cuda up to 0.30.4 looks it up where a GPU is
+    if not hasattr(np, "row_stack"):  # numpy 2.5 removed it; numba-cuda up to 0.30.4 looks it up if there is a GPU
         np.row_stack = np.vstack
 
 

@@ -16,9 +16,9 @@ _WORDS = (b'"stage"', b'"key"', b'"counts"', b'"files"', b'"versions"', b'"peak_
 
 
 def standing(final: Path) -> Manifest | None:
-    """The manifest of the stage in a folder; None where there is no stage, or none whose manifest can be read.
+    """The manifest of the stage in a folder; None if there is no stage, or none whose manifest can be read.
 
-    Raises InputError where the folder is not of this project.
+    Raises InputError if the folder is not of this project.
     """
     if not final.exists():
         return None
@@ -38,7 +38,7 @@ def standing(final: Path) -> Manifest | None:
 
 
 def claim(partial: Path) -> None:
-    """InputError where the working folder of a stage holds files that no stage of this project left there."""
+    """InputError if the working folder of a stage holds files that no stage of this project left there."""
     if not partial.exists() or (partial.is_dir() and not any(partial.iterdir())):
         return
     if not partial.is_dir() or not ((partial / KEY).is_file() or _was_manifest(partial / MANIFEST)):

@@ -46,8 +46,8 @@ def run_stage(
     for the manifest. resumable: keep a partial directory of the same key (checkpoints) instead of starting from an
     empty one. Returns the manifest and whether the stage ran (False: skipped).
 
-    Raises InputError where another process writes the run, where a folder in the way is not of this project, where an
-    input is missing or changed, and where the machine lacks disk, memory, permission or descriptors.
+    Raises InputError if another process writes the run, if a folder in the way is not of this project, if an
+    input is missing or changed, and if the machine lacks disk, memory, permission or descriptors.
     """
     run = Path(run)
     nested = run.name == BASELINES

@@ -33,7 +33,7 @@ class Ensemble(nn.Module):
         self.parts = nn.ModuleList(scorers.values())
         self.vectors = vectors
         self.history_weights: dict[str, dict[str, float]] = {}
-        """History rule (names.HISTORY_RULES) -> the weights calibrated for it; empty where no other weights than
+        """History rule (names.HISTORY_RULES) -> the weights calibrated for it; empty if no other weights than
         `weights` are known."""
         self._active: list[Scorer] | None = None
         if self.names and not any(bool(part.weights.any()) for part in self._parts):

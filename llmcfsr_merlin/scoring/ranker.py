@@ -40,7 +40,7 @@ class Ranker:
         return pad(histories, self.max_length)
 
     def blocked(self, allow: Sequence[Sequence[int] | None], block: Sequence[Sequence[int]]) -> Tensor:
-        """Bool [B, V] for `top_k`, from codes of each row: all but those of `allow`, where there is one, and `block`.
+        """Bool [B, V] for `top_k`, from codes of each row: all but those of `allow`, if there is one, and `block`.
 
         It is filled on the device: for a large catalogue it is far larger than what names the items.
         """
@@ -72,7 +72,7 @@ class Ranker:
         """The function of evaluation: scores under both history rules, each with its own weights.
 
         Where one set of weights is all that is known, scores of `served` alone, the rule that they were chosen for;
-        where there is nothing to weigh, a tensor that holds for both.
+        if there is nothing to weigh, a tensor that holds for both.
         """
         if len(self.model.features) == 1:
             return self.scores
@@ -118,12 +118,12 @@ class Ranker:
 def select_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Places and scores of the k largest of each row, ties by the smaller place, without sorting the row.
 
-    scores: float [B, V]. Returns int64 [B, k] and float [B, k]; place 0 where the score is -inf.
+    scores: float [B, V]. Returns int64 [B, k] and float [B, k]; place 0 if the score is -inf.
 
     >>> select_top_k(torch.tensor([[-torch.inf, 2.0, 3.0, 3.0]]), 2)[0].tolist()
     [[2, 3]]
     """
-    # topk picks any of the items that tie at the k-th: where the next few hold the whole tie, sorting them will do.
+    # topk picks any of the items that tie at the k-th: if the next few hold the whole tie, sorting them will do.
     picked, places = scores.topk(min(k + _SPARE, scores.shape[1]), dim=1)
     cut = (picked[:, k - 1] == picked[:, -1]) & (picked[:, -1] > -torch.inf)
     places, order = places.sort(dim=1)

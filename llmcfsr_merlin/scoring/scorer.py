@@ -135,7 +135,7 @@ class Scorer(nn.Module, Generic[SettingsT]):
         """Compute once, for a set of weights, what many calls share. bulk: many histories will be scored."""
 
     def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """The `count` items that this scorer would put forward, int64 [B, count]; 0 where it has fewer."""
+        """The `count` items that this scorer would put forward, int64 [B, count]; 0 if it has fewer."""
         scores = self.weighted(histories)
         scores[:, :FIRST_ITEM] = -torch.inf
         return scores.topk(min(count, scores.shape[1] - FIRST_ITEM), dim=1).indices

@@ -47,7 +47,7 @@ class StepModel:
         directory = Path(args["model_repository"]).resolve() / args["model_version"] / FOLDER
         if args["model_instance_kind"] == "GPU":
             device = f"cuda:{args['model_instance_device_id']}"
-        else:  # where the choice is Triton's (KIND_AUTO), it takes the CPU for the python backend
+        else:  # with KIND_AUTO Triton chooses, and picks the CPU for the python backend
             device = "auto" if parameters.get("device") == "auto" else "cpu"
         self._outputs = [output["name"] for output in config["output"]]
         self._inputs = _INPUTS[self.step]

@@ -77,7 +77,7 @@ class Client:
     ) -> Answers:
         """As Recommender.answer, from the server; arrays are always k wide. Many histories go in several requests.
 
-        Raises InputError where a text stands in the place of a list of ids: one history is [["a", "b"]].
+        Raises InputError if a text stands in the place of a list of ids: one history is [["a", "b"]].
         """
         histories, allow, deny = check_question(histories, k, allow, deny)
         if not histories:

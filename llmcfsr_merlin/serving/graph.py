@@ -1,7 +1,7 @@
 """The step `rank` as one graph: TorchScript for Triton's pytorch backend, ONNX for onnxruntime and TensorRT.
 
 A graph has no python beside it, so what Rank does around the network is part of it: block and allow lists, the popular
-items where a history is empty, the top items (as many as serve.max_top_k; `decode` cuts them to TOP_K). The views of
+items if a history is empty, the top items (as many as serve.max_top_k; `decode` cuts them to TOP_K). The views of
 all items are computed at export. Among items of equal score the order may differ from the python backend's.
 """
 

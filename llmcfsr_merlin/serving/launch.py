@@ -22,7 +22,7 @@ _EXIT_SECONDS = 10
 
 
 def find_tritonserver() -> Path | None:
-    """The binary in PATH (Triton and Merlin containers), else the one in nvidia-pytriton; None where there is none."""
+    """The binary in PATH (Triton and Merlin containers), else the one in nvidia-pytriton; None if there is none."""
     found = shutil.which("tritonserver")
     if found:
         return Path(found)
@@ -52,7 +52,7 @@ def binary_for(repository: Path) -> Path:
 
 
 def check_device(repository: Path) -> None:
-    """InputError where the repository was exported for GPUs and the driver shows none."""
+    """InputError if the repository was exported for GPUs and the driver shows none."""
     if needs_gpu(repository) and not _gpus():
         raise InputError(
             f"{repository} was exported with serve.device=gpu, and this machine shows no GPU: serve it on one, or "

@@ -58,7 +58,7 @@ def add_items(
     attributes of n items -> float32 [n, D], the same encoder and reduction as in training; encode_words: their lexical
     vectors float32 [n, E], for a model that has any. null_values: texts that are no id, as in data.null_values. Codes
     and scores of the old items do not change; a new item has no trained collaborative row, so it is scored by the
-    semantic view and the content match alone. Returns counts. Raises InputError where ids or vectors do not fit.
+    semantic view and the content match alone. Returns counts. Raises InputError if ids or vectors do not fit.
     """
     bundle, output = Bundle.open(trained), Path(output)
     key = hash_json({"base": Manifest.load(bundle.directory).key, "bundle": bundle.hash, "added": list(rows)})

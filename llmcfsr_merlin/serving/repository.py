@@ -56,13 +56,13 @@ def publish(trained: str | Path, repository: str | Path, serve: ServeConfig) -> 
 
 
 def repository_of(path: str | Path) -> Path:
-    """The repository of a run directory, or `path` itself where it is one."""
+    """The repository of a run directory, or `path` itself if it is one."""
     path = Path(path)
     return path if (path / FRONT / CONFIG).is_file() else path / "export" / MODEL_REPOSITORY
 
 
 def layout(repository: Path) -> str:
-    """`ensemble` or `merged`; InputError where the folder is no exported repository."""
+    """`ensemble` or `merged`; InputError if the folder is no exported repository."""
     if not (Path(repository) / FRONT / CONFIG).is_file():
         raise InputError(
             f"expected a model repository in {repository}, found no {FRONT}/{CONFIG}: run `llmcfsr export`"

@@ -39,7 +39,7 @@ class Server:
 
     host: loopback by default, so that nothing is reachable from outside. Ports 0: free ones are taken. Everybody who
     reaches the ports may ask; loading models, shared memory, tracing, logging and statistics need the key in `key_file`
-    (made per start, mode 0600; by default in a private folder). Raises InputError where a port is taken, and with the
+    (made per start, mode 0600; by default in a private folder). Raises InputError if a port is taken, and with the
     end of the server's log when it does not answer within `timeout` seconds.
     """
 

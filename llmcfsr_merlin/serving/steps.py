@@ -74,7 +74,7 @@ class Encode:
 class Rank:
     """Codes to the best items, as many as the largest K of a request.
 
-    ITEM_CODES int64 [B, k] and SCORES float32 [B, k], both 0 where none is left; RANKED [B, 1]: the bundle.
+    ITEM_CODES int64 [B, k] and SCORES float32 [B, k], both 0 if none is left; RANKED [B, 1]: the bundle.
     """
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
@@ -143,7 +143,7 @@ class Rank:
         return answers
 
     def _blocked(self, requests: list[Tensors]):
-        """Bool tensor [B, V] of what each row must not get; None where nothing is blocked."""
+        """Bool tensor [B, V] of what each row must not get; None if nothing is blocked."""
         if not any((r["ALLOW_CODES"][:, 0] != NO_LIST).any() or r["BLOCK"].any() for r in requests):
             return None
         allow = [None if row[0] == NO_LIST else row for request in requests for row in request["ALLOW_CODES"]]
@@ -152,7 +152,7 @@ class Rank:
 
 
 class Decode:
-    """Codes to raw ids: ITEMS bytes [B, K], empty where no item is left, and SCORES; each row cut to its K."""
+    """Codes to raw ids: ITEMS bytes [B, K], empty if no item is left, and SCORES; each row cut to its K."""
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["decode"])

@@ -18,8 +18,8 @@ _PAUSES = (0, 1, 2, 4, 8)  # seconds before each try to start again
 def serve(repository: str | Path, **options) -> int:
     """Serve in the foreground until SIGINT, SIGTERM or SIGHUP; requests in flight are finished. Options as in Server.
 
-    A server that dies or stops answering is started again, with a line on stderr. Raises InputError where the first
-    start fails, or where it cannot be started again.
+    A server that dies or stops answering is started again, with a line on stderr. Raises InputError if the first
+    start fails, or if it cannot be started again.
     """
 
     def interrupt(*_) -> None:

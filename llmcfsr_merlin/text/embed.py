@@ -55,9 +55,9 @@ def embed_table(
 
     items_dir: part-*.parquet of item_id and attributes. vocabulary_ids: raw ids in code order; items that are not in it
     are not encoded, ids without metadata get the mean vector. previous: an earlier result, whose vectors (and tuned
-    weights) are taken over where recipe and prompt are unchanged. sequences_dir: for co-occurrence pairs in tuning.
+    weights) are taken over if recipe and prompt are unchanged. sequences_dir: for co-occurrence pairs in tuning.
     A killed call goes on where it stopped when it is called again with the same `out`.
-    Writes `vectors/`, `encoded/` (before the reduction), encoder.json, reduction.safetensors and, where asked for,
+    Writes `vectors/`, `encoded/` (before the reduction), encoder.json, reduction.safetensors and, if asked for,
     `lexical/` with words.safetensors, `tuned/` (weights) and `enriched/` (attributes written by a model).
     """
     start = time.perf_counter()

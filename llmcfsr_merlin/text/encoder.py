@@ -133,7 +133,7 @@ class TextEncoder:
         """Unit vectors (N, D) float32 in the given order. Longest first: running out of memory shows at once.
 
         progress: called with the number of texts after each batch. A batch that does not fit a GPU's memory is halved,
-        and those after it; InputError where one text does not.
+        and those after it; InputError if one text does not.
         """
         vectors = np.empty((len(tokens), self.dimension), dtype=np.float32)
         lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
@@ -165,7 +165,7 @@ class TextEncoder:
         return vectors
 
     def _launch(self, tokens: Sequence[Sequence[int]]) -> Callable[[], np.ndarray] | None:
-        """What waits for the vectors of a batch, which is launched; None where a GPU's memory does not hold it."""
+        """What waits for the vectors of a batch, which is launched; None if a GPU's memory does not hold it."""
         try:
             found = self.forward(tokens)
         except torch.cuda.OutOfMemoryError:
@@ -200,7 +200,7 @@ class TextEncoder:
 def texts_that_fit(lengths: np.ndarray, tokens: int) -> int:
     """How many of the first texts a batch takes; lengths: int64 [N], descending; tokens: padding included.
 
-    Only those of the first one's length where they fill at least half of it: then nothing is padded. Else those of at
+    Only those of the first one's length if they fill at least half of it: then nothing is padded. Else those of at
     least seven eighths of it, or as many as keep a GPU busy (_BUSY tokens).
 
     >>> texts_that_fit(np.array([8, 8, 8, 7, 7, 2]), 32), texts_that_fit(np.array([8, 7, 7, 2]), 32)

@@ -25,7 +25,7 @@ from llmcfsr_merlin.text.tuning.lora import ADAPTER, load_adapter
 
 RECIPE = "encoder.json"
 REDUCTION = "reduction.safetensors"
-WORDS = "words.safetensors"  # the fitted lexical vectors, where there are any
+WORDS = "words.safetensors"  # the fitted lexical vectors, if there are any
 TUNED = "tuned"  # the tuned model's folder beside RECIPE
 
 
@@ -45,7 +45,7 @@ class EncoderRecipe:
     tuned: dict | None = None
     """Key and sha256 of the fine-tuned weights, None for the base model."""
     enriched: dict | None = None
-    """What the enrichment recorded, None where no attributes are written by a model."""
+    """What the enrichment recorded, None if no attributes are written by a model."""
 
     @property
     def key(self) -> str:
@@ -58,7 +58,7 @@ class EncoderRecipe:
 
     @classmethod
     def load(cls, directory: Path) -> "EncoderRecipe":
-        """Read what `save` wrote; InputError where it is missing or not of this version."""
+        """Read what `save` wrote; InputError if it is missing or not of this version."""
         path = Path(directory) / RECIPE
         try:
             recipe = cls(**json.loads(path.read_text()))
@@ -78,7 +78,7 @@ class EncoderRecipe:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Vectors of n rows before the reduction: vectors (n, D) float32 unit rows, zero where has_text (n,) is False.
+    """Vectors of n rows before the reduction: vectors (n, D) float32 unit rows, zero if has_text (n,) is False.
 
     content: 16-byte hash of each prompt, None without text; cached: rows taken from the cache; tokens: tokens encoded;
     cut: prompts cut at max_tokens.
@@ -117,7 +117,7 @@ class ItemEncoder:
 
     @classmethod
     def load(cls, directory: Path, *, batch_size: int = 64, device: str = "auto") -> "ItemEncoder":
-        """The encoder that made the vectors of a finished stage `embed`; InputError where the model has changed."""
+        """The encoder that made the vectors of a finished stage `embed`; InputError if the model has changed."""
         recipe = EncoderRecipe.load(directory)
         source = resolve_recorded(recipe.model)
         tuned = Path(directory) / TUNED if recipe.tuned else None
@@ -145,18 +145,18 @@ class ItemEncoder:
         return self._encoder
 
     def attributes(self, rows: Sequence[Mapping[str, object]]) -> list[Attributes]:
-        """The attributes of each row, enriched where the recipe says so."""
+        """The attributes of each row, enriched if the recipe says so."""
         found = [self.prompter.attributes(row) for row in rows]
         return self.enricher(found) if self.enricher else found
 
     def prompts(self, rows: Sequence[Mapping[str, object]]) -> list[str]:
-        """What the model reads of each row; "" where it has no attribute."""
+        """What the model reads of each row; "" if it has no attribute."""
         return [self.prompter.render(attributes) for attributes in self.attributes(rows)]
 
     def encode_rows(self, rows: Sequence[Mapping[str, object]], cache=None, progress=None) -> EncodedRows:
         """Encode rows of the items table (item_id and attributes).
 
-        cache: a VectorCache of the same recipe. Equal prompts are encoded once. Raises InputError with item ids where
+        cache: a VectorCache of the same recipe. Equal prompts are encoded once. Raises InputError with item ids if
         vectors are NaN, zero or constant.
         """
         prompts = self.prompts(rows)
@@ -200,7 +200,7 @@ def encode_items(
     """Vectors of new items, exactly as the finished stage `embed` in `directory` would have made them.
 
     rows: item_id and the attribute columns of the items table. Returns vectors (n, R) float32 after the stored
-    reduction, the mean vector where an item has no attribute, and has_text (n,) bool.
+    reduction, the mean vector if an item has no attribute, and has_text (n,) bool.
     """
     encoder = ItemEncoder.load(directory, device=device)
     reduction = Reduction.load(Path(directory) / REDUCTION)
@@ -211,7 +211,7 @@ def encode_items(
 def encode_words(directory: Path, rows: Sequence[Mapping[str, object]], *, device: str = "auto") -> np.ndarray | None:
     """Lexical vectors (n, E) float32 of new items, as the finished stage `embed` in `directory` would have made them.
 
-    None where the stage made none.
+    None if the stage made none.
     """
     path = Path(directory) / WORDS
     if not path.is_file():

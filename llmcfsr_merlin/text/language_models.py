@@ -31,7 +31,7 @@ class ModelSource:
     revision: str
     folder: str
     sha256: str
-    """Of the weights: the file's own hash, or the hash of all hashes where there are several files."""
+    """Of the weights: the file's own hash, or the hash of all hashes if there are several files."""
 
     def record(self) -> dict:
         """For the manifest: everything but the folder, which differs between machines."""
@@ -41,7 +41,7 @@ class ModelSource:
 def resolve(name: str, revision: str | None = None) -> ModelSource:
     """Find a model: "minilm" (embedded), a known encoder that was got, a local folder, or a Hugging Face name.
 
-    The last is fetched where it is not cached. Raises InputError for an unknown name, a known encoder that is not here,
+    The last is fetched if it is not cached. Raises InputError for an unknown name, a known encoder that is not here,
     or no safetensors; MissingDependency without the embedded package.
     """
     if name == EMBEDDED:
@@ -67,7 +67,7 @@ def resolve(name: str, revision: str | None = None) -> ModelSource:
 
 
 def _refuse_pickles(folder: Path, local: bool) -> None:
-    """InputError where transformers would read, or could come to read, a pickle of the folder.
+    """InputError if transformers would read, or could come to read, a pickle of the folder.
 
     A folder that was fetched by name may hold pickled weights beside safetensors of the names that are taken first.
     """
@@ -90,7 +90,7 @@ def _refuse_pickles(folder: Path, local: bool) -> None:
 
 
 def resolve_recorded(record: dict) -> ModelSource:
-    """Find the model of a manifest's record again; InputError where its weights are not those that were recorded."""
+    """Find the model of a manifest's record again; InputError if its weights are not those that were recorded."""
     local = record["revision"] == "local" or record["revision"].startswith("package ")
     source = resolve(record["name"], None if local else record["revision"])
     if source.sha256 != record["sha256"]:
@@ -151,7 +151,7 @@ def load_tokenizer(source: ModelSource, max_tokens: int):
 
 
 def longest_input(folder: str | Path) -> int | None:
-    """Most tokens that the model has positions for; None where its config does not say."""
+    """Most tokens that the model has positions for; None if its config does not say."""
     config = json.loads((Path(folder) / "config.json").read_text())
     positions = config.get("max_position_embeddings")
     if positions and config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
@@ -160,7 +160,7 @@ def longest_input(folder: str | Path) -> int | None:
 
 
 def pick_device(device: str) -> str:
-    """ "auto" is the GPU where there is one."""
+    """ "auto" is the GPU if there is one."""
     import torch
 
     if device != "auto":

@@ -44,9 +44,9 @@ class Lexical:
 
     @classmethod
     def fit(cls, prompts: Sequence[str], dimension: int) -> "Lexical | None":
-        """Fit on prompts; at most `dimension` numbers a word, fewer where there are not as many words.
+        """Fit on prompts; at most `dimension` numbers a word, fewer if there are not as many words.
 
-        None where the words that occur in two prompts never stand near each other.
+        None if the words that occur in two prompts never stand near each other.
         """
         documents = Counter(word for prompt in prompts for word in set(_words(prompt.lower())))
         kept = sorted((word for word in documents if documents[word] >= MIN_COUNT), key=lambda w: (-documents[w], w))
@@ -74,7 +74,7 @@ class Lexical:
         return cls(words, vectors, np.ascontiguousarray(basis[:, -1], np.float32))
 
     def encode(self, prompts: Sequence[str]) -> np.ndarray:
-        """(n, E) float32 unit rows; zero where a prompt has none of the words."""
+        """(n, E) float32 unit rows; zero if a prompt has none of the words."""
         place = {word: number for number, word in enumerate(self.words)}
         parts = [np.zeros((0, len(self.common)), np.float32)]
         for start in range(0, len(prompts), _PROMPTS):

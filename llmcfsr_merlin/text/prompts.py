@@ -88,13 +88,13 @@ class Prompter:
 
     @classmethod
     def of(cls, name: str, instruction: str = "", popularity: bool = False) -> "Prompter":
-        """The prompter of a template's name; InputError where there is no such template."""
+        """The prompter of a template's name; InputError if there is no such template."""
         if name not in TEMPLATES:
             raise InputError(f"expected a template out of {', '.join(TEMPLATES)}, found {name!r}")
         return cls(TEMPLATES[name], instruction, popularity)
 
     def attributes(self, row: Mapping[str, object]) -> Attributes:
-        """The item's clean attributes; an empty list where it has none."""
+        """The item's clean attributes; an empty list if it has none."""
         fields = self.template.fields or tuple(
             (column, column.replace("_", " "), SHORT if column in ("title", "brand", "categories") else LONG)
             for column in sorted(row, key=lambda column: _GENERIC_ORDER.get(column, 1))

@@ -31,7 +31,7 @@ class Reduction:
         """Fit on batches of rows (n, D). Memory is D x D, whatever the number of rows.
 
         pca keeps the `dimension` directions of most variance; standardise scales each of the D columns to variance 1.
-        Raises InputError where `dimension` exceeds D or what the rows can tell.
+        Raises InputError if `dimension` exceeds D or what the rows can tell.
         """
         count, total, product = 0, np.zeros(()), np.zeros(())
         for batch in batches:
@@ -69,7 +69,7 @@ class Reduction:
         return (np.asarray(vectors, dtype=np.float32) - self.mean) @ self.matrix
 
     def finish(self, vectors: np.ndarray, has_text: np.ndarray) -> np.ndarray:
-        """Map rows (n, D) to (n, R); rows without text get the mean vector (zero where the map centres)."""
+        """Map rows (n, D) to (n, R); rows without text get the mean vector (zero if the map centres)."""
         filled = np.where(np.asarray(has_text)[:, None], vectors, self.mean)
         return self.apply(filled)
 

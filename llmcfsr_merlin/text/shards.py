@@ -41,7 +41,7 @@ def plan_shards(
     """Cut the items table into shards of `rows` rows.
 
     Only ids of the vocabulary are kept, and the first row of each. Returns the shards, the counts of what was left out,
-    and the ids of the vocabulary that the table lacks. Raises InputError where there is no items table.
+    and the ids of the vocabulary that the table lacks. Raises InputError if there is no items table.
     """
     files = sorted(Path(items_dir).glob("part-*.parquet"))
     if not files:

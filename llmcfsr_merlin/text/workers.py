@@ -22,7 +22,7 @@ def run_workers(function: Callable, workers: int, *arguments) -> None:
 
 
 def worker_device(device: str, rank: int) -> str:
-    """The device of one worker: GPU `rank` where `device` is auto or cuda and there are GPUs."""
+    """The device of one worker: GPU `rank` if `device` is auto or cuda and there are GPUs."""
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{rank % torch.cuda.device_count()}"
     return "cpu" if device == "auto" else device

@@ -111,7 +111,7 @@ def calibrate(
 
     Among the points whose NDCG@10 is within `tolerance` (a share) of the best, the one with the best NDCG@10 on tail
     items. tail: bool [V]. exclude_history: the rule of the weights that are set; those of the other rule are chosen
-    beside them, into model.history_weights: an item matches itself best, so where the history is not recommended again
+    beside them, into model.history_weights: an item matches itself best, so if the history is not recommended again
     but left in the ranking, it pushes the weight of every similarity to 0 (measured on Beauty).
     """
     grids = [() if number == 0 else feature.feature.grid for number, feature in enumerate(model.features)]

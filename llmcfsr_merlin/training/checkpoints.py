@@ -49,7 +49,7 @@ def whole_checkpoints(work: Path) -> list[Path]:
 
 
 def remove_old_checkpoints(work: Path, best: str | None) -> None:
-    """Keep the last checkpoint and the best one; where these are the same, the one before it too.
+    """Keep the last checkpoint and the best one; if these are the same, the one before it too.
 
     Not left to the Trainer (save_total_limit), which removes the old ones before the new one is known to be whole.
     """

@@ -66,7 +66,7 @@ class Objective:
 
     def __call__(self, items: Tensor, users: Tensor | None = None, positions: int | None = None) -> Tensor:
         """items: int64 [B, T + 1], right-padded; the last real item of a row is a target only. users: int64 [B], the
-        rows' numbers, for self-distillation. positions: how many have a target (of masked items: may have one), where
+        rows' numbers, for self-distillation. positions: how many have a target (of masked items: may have one), if
         the host knows; a GPU need not be asked then.
         """
         if items.is_cuda and positions and self._can_record(positions):
@@ -163,7 +163,7 @@ def predicted_positions(network: DualViewNetwork, rows: int, items: int) -> int:
 
 
 def shortest_prefix(network: DualViewNetwork, settings: TrainConfig) -> int | None:
-    """Items of the shortest sample; None where samples are whole sequences.
+    """Items of the shortest sample; None if samples are whole sequences.
 
     Where a network reads padding, an empty history has a state that a first item can be predicted from.
     """

@@ -75,7 +75,7 @@ class NextItemTask(tr.NextItemPredictionTask):
         count: int | None = None,
         **_,
     ):
-        """count: items in the batch, where the host knows."""
+        """count: items in the batch, if the host knows it."""
         network, items = self._network[0], inputs[ITEM].long()
         if training:
             none = items.new_empty(0)

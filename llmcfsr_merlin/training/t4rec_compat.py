@@ -11,7 +11,7 @@ from typing import Any
 
 import llmcfsr_merlin.runtime.merlin_compat  # noqa: F401
 
-os.environ.setdefault("USE_TF", "0")  # transformers 4 would import TensorFlow where it is installed
+os.environ.setdefault("USE_TF", "0")  # transformers 4 would import TensorFlow if it is installed
 
 
 def _restore_names() -> None:

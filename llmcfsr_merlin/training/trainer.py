@@ -1,7 +1,7 @@
 """What every training by a transformers Trainer has: arguments, checkpoints, resuming, early stopping, its history.
 
 Two Trainers are made of it: Transformers4Rec's over the Merlin dataloader (t4rec_trainer.py) and transformers' own over
-batches in memory (plain_trainer.py), for where Merlin is not installed or a GPU has no cudf that it fits.
+batches in memory (plain_trainer.py), for machines without Merlin or with a GPU but no matching cudf.
 """
 
 import math
@@ -162,7 +162,7 @@ def run_trainer(
     """Train a network in place to its best epoch; return its history, see training.fit.fit_model.
 
     make: the Trainer for these settings. checkpoint: a whole one of training.work to go on from (checkpoints.py).
-    InputError where the loss does not stay finite.
+    InputError if the loss does not stay finite.
     """
     train, stale = training.settings, 0
     if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""Which adapter makes what of `prepare` belongs to Merlin: NVTabular's where it is installed, else the one without it.
+"""Which adapter makes what of `prepare` belongs to Merlin: NVTabular's if it is installed, else the one without it.
 
 Both have the same functions, and tests compare what they write:
 
@@ -15,7 +15,7 @@ from llmcfsr_merlin.runtime.errors import MissingDependency
 
 
 def adapter() -> ModuleType:
-    """The module that serves here; MissingDependency where NVTabular is installed and cannot be imported."""
+    """The module that serves here; MissingDependency if NVTabular is installed and cannot be imported."""
     name = "nvtabular_adapter" if importlib.util.find_spec("nvtabular") else "merlin_free"
     try:
         return import_module(f"llmcfsr_merlin.dataset.prepare.{name}")

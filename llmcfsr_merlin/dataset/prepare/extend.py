@@ -39,7 +39,7 @@ def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfi
     Items of `previous` keep their codes; a new item gets the next one when the new log has it min_item times (the more
     frequent first, then by raw id), else its rows are dropped. A new user needs min_sequence interactions in the new
     log. The new log is taken to be later than the old one. Parts without a touched user are copied as they are.
-    Raises InputError where `previous` is not a prepared run or its max_length differs.
+    Raises InputError if `previous` is not a prepared run or its max_length differs.
     """
     previous, out = Path(previous), Path(out)
     parts = sorted((previous / SEQUENCES).glob("part-*.parquet"))

@@ -2,7 +2,7 @@
 
 Ids become integers once (cudf), everything after that is arithmetic of whole arrays (cupy); only the finished columns
 come back, for the same Parquet writer as everywhere, in threads. Written in what cudf and pandas, cupy and numpy share,
-so that the same code is tested where there is no GPU. What it writes is what the path through files writes.
+so that the same code is tested without a GPU. What it writes is what the path through files writes.
 """
 
 from bisect import bisect_left
@@ -42,7 +42,7 @@ _MOST_ROWS = 2_000_000_000
 def fits(chunks: list[Chunk], free: int, repeats: int = 0) -> bool:
     """Whether a log fits `free` bytes of device memory, by its rows and the width of some of its ids.
 
-    repeats: how often an interaction may stand in the rows of one split, where a user has several.
+    repeats: how often an interaction may stand in the rows of one split, if a user has several.
     """
     rows = sum(chunk.rows for chunk in chunks)
     if not free or rows > _MOST_ROWS:
@@ -89,7 +89,7 @@ class InMemory:
     def load(self) -> tuple[dict[str, int], pa.Array, object]:
         """Read and number the log; the rows dropped for null ids, all raw item ids in order, and their counts (of xp).
 
-        Raises InputError where every id is null.
+        Raises InputError if every id is null.
         """
         nulls = {"null_users": 0, "null_items": 0}
         ids = {name: Numbering(self.frames, self.xp) for name in (USER, ITEM)}

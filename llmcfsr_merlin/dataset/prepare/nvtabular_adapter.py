@@ -1,7 +1,7 @@
 """What this project has of NVTabular and merlin-core: the fitted Categorify, the sequence workflow, the Merlin schemas.
 
 One adapter: everything else of the preprocessing works on files and arrays, and data is handed over in open formats.
-merlin_free.py stands in for it where Merlin is not installed (adapters.py chooses), and writes what this one writes.
+merlin_free.py stands in for it if Merlin is not installed (adapters.py chooses), and writes what this one writes.
 """
 
 import llmcfsr_merlin.runtime.merlin_compat  # noqa: F401
@@ -107,7 +107,7 @@ def write_schema(schema: Schema, path: Path) -> None:
     for feature in message.feature:
         for extra in feature.annotation.extra_metadata:  # a map, in the order of a hash whose seed may be random
             extra.value = Struct.FromString(extra.value).SerializeToString(deterministic=True)
-    # Newer releases write the map out where they know its type, which not all readers do: the empty pool knows none.
+    # Newer releases write the map out if they know its type, which not all readers do: the empty pool knows none.
     Path(path).write_text(text_format.MessageToString(message, descriptor_pool=DescriptorPool()), encoding="ascii")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 def order_rows(xp, user, time, subsecond, row):
     """Permutation (int64) that sorts by (user, time, subsecond, row); arrays of the library `xp`, numpy or cupy.
 
-    user: integers from 0; subsecond: float64 or None where all are 0.
+    user: integers from 0; subsecond: float64 or None if all are 0.
     """
     ties = (row,) if subsecond is None else (row, subsecond)
     first = int(time.min())

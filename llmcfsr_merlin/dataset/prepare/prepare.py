@@ -1,7 +1,7 @@
 """Interactions -> ids, sequences and splits (stage `prepare`).
 
 NVTabular decides what the result is (nvtabular_adapter.py): Categorify gives the codes, and the sequence workflow the
-schema and the rows; where it is not installed the result is the same (merlin_free.py). Its Categorify and Groupby
+schema and the rows; if it is not installed the result is the same (merlin_free.py). Its Categorify and Groupby
 transform row by row in pandas (1.2 and 0.04 million rows/s a core), so each distinct id goes through the workflow once
 and rows follow as integers: in a device's memory (in_memory.py), or through files (shuffle.py, filters.py,
 sequences.py). Tests prove the result equal to the workflow's.
@@ -52,7 +52,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
 
     interactions: folder of part-*.parquet with user_id, item_id (string), timestamp, row (int64). Rows without a user
     or an item are dropped and counted. The result does not depend on the input's partitioning or on the engine.
-    Raises InputError for unreadable input and where a filter leaves nothing.
+    Raises InputError for unreadable input and if a filter leaves nothing.
     """
     out, start = Path(out), time.perf_counter()
     folder = out / ".shuffle"
@@ -139,7 +139,7 @@ def _filtered(log: InMemory | _InFiles, settings: PrepareConfig) -> tuple[dict, 
 
 
 def _categorify(ids: pa.Array, save: Path) -> None:
-    """Have NVTabular number the items, and save its workflow: it raises where its codes are not those of the rows."""
+    """Have NVTabular number the items, and save its workflow: raises if its ids are not the rows' positions."""
     adapter().categorify(ids.to_pandas(), save)
 
 
@@ -155,7 +155,7 @@ def shuffle(
 
     cut: the times of a temporal split, whose segments are kept beside the users and items. seed: of the order of equal
     times; None: that of the source. Returns the rows dropped for null ids, all raw item ids in order, their counts, and
-    the buckets. A stopped run is continued where it used the same partitions and settings. Raises InputError where
+    the buckets. A stopped run is continued if it used the same partitions and settings. Raises InputError if
     every id is null.
     """
     rows = sum(chunk.rows for chunk in chunks)
@@ -184,7 +184,7 @@ def finish(
     train_rows: int,
     settings: PrepareConfig,
 ) -> dict:
-    """Write vocabulary and schema; returns the counts of what came out. InputError where no row can be trained on."""
+    """Write vocabulary and schema; returns the counts of what came out. InputError if no row can be trained on."""
     if train_rows == 0:
         least = "4 interactions to train on (2 are held out)"
         if settings.split == "temporal":

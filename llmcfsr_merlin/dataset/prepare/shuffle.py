@@ -49,7 +49,7 @@ def _users(piece: tuple[str, int]) -> pa.ChunkedArray:
 def scatter(chunk: Chunk, *, folder: Path, boundaries: pa.Array, gpu: bool) -> dict:
     """Write a partition's rows into one file a bucket; returns what the global item table needs.
 
-    Files: folder/<bucket>/<chunk>.rows (user, item: positions among this partition's ids; time; row; subsecond where
+    Files: folder/<bucket>/<chunk>.rows (user, item: positions among this partition's ids; time; row; subsecond if
     any is not 0) and .users, then
     folder/<chunk>.items (the partition's distinct items and their counts), which says that the chunk is done.
     Returns null_users, null_items: rows left out.
@@ -137,7 +137,7 @@ def _rank(order: pa.Array) -> np.ndarray:
 def sort_bucket(bucket: Path, *, gpu: bool, cut: TimeCut | None = None, seed: int | None = None) -> None:
     """Join a bucket's pieces, sort by (user, time, subsecond, row) and keep what the filters and the writer need.
 
-    Writes user.npy (int32, position among users.arrow, which is sorted by id), moment.npy (int32, ties.moments), where
+    Writes user.npy (int32, position among users.arrow, which is sorted by id), moment.npy (int32, ties.moments), if
     the log is cut in time segment.npy (int8, as TimeCut.segments), and item.npy (int32, position in the result of
     merge_items). seed: of the order of equal times; None: by row.
     """

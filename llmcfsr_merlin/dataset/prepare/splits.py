@@ -149,7 +149,7 @@ class Written:
         )  # fmt: skip
 
     def report(self, cut: TimeCut) -> dict:
-        """What the manifest says of a temporal split. InputError where validation or test has nobody to be asked."""
+        """What the manifest says of a temporal split. InputError if validation or test has nobody to be asked."""
         for name in SPLITS[1:]:
             if not self.rows[name]:
                 raise InputError(

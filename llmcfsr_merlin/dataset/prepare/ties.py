@@ -22,9 +22,9 @@ def tie_keys(xp, row, seed: int | None):
 
 
 def moments(xp, user, time, subsecond):
-    """Number of the (user, time) of each row, int32: equal where rows share one, also after others are dropped.
+    """Number of the (user, time) of each row, int32: equal if rows share one, also after others are dropped.
 
-    Arrays of `xp`, sorted; subsecond: None where all are 0.
+    Arrays of `xp`, sorted; subsecond: None if all are 0.
     """
     new = xp.zeros(len(user), "int32")
     for values in (user, time, subsecond):

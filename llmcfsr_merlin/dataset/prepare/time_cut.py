@@ -33,7 +33,7 @@ def time_cut(chunks: list[Chunk], settings: PrepareConfig) -> TimeCut | None:
     """The two times of prepare.split=temporal, None for leave-one-out; reads the time column alone.
 
     A quantile is the time of an interaction (numpy's method "lower") of the log as it comes in, before any filter.
-    Raises InputError where the log has positions instead of times, and where a part would be empty.
+    Raises InputError if the log has positions instead of times, and if a part would be empty.
     """
     if settings.split != "temporal":
         return None

@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Iterable, Mapping
 
-# What catalogues write where they know nothing.
+# Placeholders that catalogues use for missing values.
 _PLACEHOLDERS = frozenset({"", "-", "?", "unknown", "n/a", "none", "null", "nan", "[]", "{}"})
 _SCRIPT = re.compile(r"(?is)<(script|style)\b.*?(</\1\s*>|$)")
 # A tag, or one that was cut off at the end of the text; "<" before a space or digit is a less-than sign.
@@ -15,7 +15,7 @@ _JAVASCRIPT = re.compile(r"(\bgetTime\(|\bfunction\s*\(|\bvar \w+ ?=)")
 
 
 def clean(value: object, max_chars: int) -> str:
-    """One value as a single line of text, at most `max_chars` long and cut at a word; "" where there is nothing.
+    """One value as a single line of text, at most `max_chars` long and cut at a word; "" if there is nothing.
 
     >>> clean("Shampoo &amp;amp; <b>Conditioner</b> <br", 100)
     'Shampoo & Conditioner'

@@ -53,7 +53,7 @@ class ParquetParser:
 
 
 def refuse_lists(source: Source, fields: dict[str, int]) -> None:
-    """InputError where a column (fields: role -> position) holds lists: sessions that are grouped already."""
+    """InputError if a column (fields: role -> position) holds lists: sessions that are grouped already."""
     schema = pq.read_schema(source.path)
     for role, position in fields.items():
         kind = schema.field(position).type

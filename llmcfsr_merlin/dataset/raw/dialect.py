@@ -1,6 +1,6 @@
 """How a delimited file is written: delimiter, quotes, header. Found from its first lines, or refused with the setting.
 
-The columns that the settings name decide which delimiter is meant; where no header names them, nothing is guessed but
+The columns that the settings name decide which delimiter is meant; if no header names them, nothing is guessed but
 what the values show.
 """
 
@@ -100,7 +100,7 @@ class _Reading:
 def detect(source: Source, text: Text, roles: Sequence[str | int]) -> Dialect:
     """The dialect of a file. roles: what user, item, time and rating are called in a file of numbers without names.
 
-    Raises InputError, which names the setting, where the lines can be read in more than one way.
+    Raises InputError, which names the setting, if the lines can be read in more than one way.
     """
     lines, before, delimiter = source.start, 0, text.delimiter
     told = re.match(r'\s*"?sep=(.)"?\r?\n', lines)  # as Excel writes it
@@ -245,7 +245,7 @@ def _guessed(
             raise InputError(
                 f"{source.path}: expected a header line, found {width} columns ({source.head[0][:40]!r}) that do not "
                 f"show which they are: say it by position, e.g. --set '{text.columns}={{user: 0, item: 1, rating: 2, "
-                "time: 3}' (time: null where there is none)"
+                "time: 3}' (time: null if there is none)"
             )
         names[times[0]] = str(roles[2])
         if ratings and len(roles) > 3:

@@ -62,12 +62,12 @@ class Format:
         return JsonParser.of(source, {role: names[position] for role, position in fields.items()}, constants)
 
     def item_reader(self, source: Source) -> ItemReader:
-        """The reader of one metadata file; InputError where it has no item id."""
+        """The reader of one metadata file; InputError if it has no item id."""
         names, dialect = self._columns(source, self.item_text)
         found = (place(source, names, name, "data.item_columns.item") for name in self.item_fields)
         item = next((position for position in found if position is not None), None)
         if item is None:
-            fix = "name the column in data.item_columns.item (data.item_columns.names where there is no header line)"
+            fix = "name the column in data.item_columns.item (data.item_columns.names if there is no header line)"
             raise InputError(
                 f"{source.path}: expected {self.name} metadata with a field {' or '.join(map(str, self.item_fields))} "
                 f"(item), found {', '.join(map(str, names[:20]))}: "
@@ -128,7 +128,7 @@ def of(settings: DataConfig) -> Format:
             rating=_optional(columns.rating),
             file_order=columns.time is None,
             needs_rating=rules.min_rating is not None or ("rating" in named and columns.rating is not None),
-            hint=lambda found: ": name the columns in data.columns (data.columns.names where there is no header line)",
+            hint=lambda found: ": name the columns in data.columns (data.columns.names if there is no header line)",
         )
         names = settings.item_columns
         item = columns.item if names.item is None else names.item

@@ -25,14 +25,14 @@ _EXACT = 2**53  # from here on a float64 does not hold every integer
 
 
 class NotAnId(ValueError):
-    """A list or an object where an id was expected."""
+    """A list or an object in place of an id."""
 
 
 def clean_id(value: object) -> str | None:
-    """An id as the vocabulary knows it; None where there is none (None, NaN, an empty text).
+    """An id as the vocabulary knows it; None if there is none (None, NaN, an empty text).
 
     Surrounding white space goes, integers written as floats lose their ".0" (leading zeros and versions such as "1.10"
-    stay), bytes are UTF-8 (hexadecimal where they are not), MongoDB's {"$oid": ...} is unwrapped. Raises NotAnId for
+    stay), bytes are UTF-8 (hexadecimal if they are not), MongoDB's {"$oid": ...} is unwrapped. Raises NotAnId for
     lists and other objects.
 
     >>> [clean_id(value) for value in (" a ", 10, 10.0, "10.0", "1.10", "007", b"a", float("nan"), {"$oid": "5f"})]
@@ -72,8 +72,8 @@ def unwrapped(value: object) -> object:
 
 @dataclass
 class Ids:
-    """A column of ids. texts: string, null where there is none. nested: bool, lists and objects (null in texts); None
-    where there are none. from_floats: how many were integers written as floats; inexact: floats above 2**53."""
+    """A column of ids. texts: string, null if there is none. nested: bool, lists and objects (null in texts); None
+    if there are none. from_floats: how many were integers written as floats; inexact: floats above 2**53."""
 
     texts: pa.ChunkedArray
     nested: pa.Array | None = None

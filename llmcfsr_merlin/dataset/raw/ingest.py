@@ -61,7 +61,7 @@ def ingest(settings: DataConfig, out: Path, *, workers: int | None = None, block
     """Read the logs named in `settings` and write INTERACTIONS and ITEMS (dataset/names.py) into `out`.
 
     workers: threads and processes that parse; None: all cores. Returns the counts for the manifest. Raises InputError
-    for files that are missing, damaged or of another format, and where no row is left.
+    for files that are missing, damaged or of another format, and if no row is left.
     """
     workers = workers or _cores()
     out = Path(out)
@@ -204,7 +204,7 @@ class _Run:
         _damage(reader, counts, "metadata_")
 
     def _take(self, counts: Tally, found: Tally, encoding: str | None, setting: str) -> None:
-        """Add what a block dropped; InputError where it has bytes that are not UTF-8 and nobody said that it should."""
+        """Add what a block dropped; InputError if it has bytes that are not UTF-8 and nobody said that it should."""
         counts.take(found)
         self.known.update(found.examples)
         damaged = next((name for name in found if name.endswith("not_utf8") and found[name]), None)
@@ -296,7 +296,7 @@ def _ordered(pool: Executor | None, tasks: Iterable[Callable], workers: int) -> 
 
 
 class _processes:
-    """Processes for parsing in Python, or None in-process where there is one worker."""
+    """Processes for parsing in Python, or None in-process if there is one worker."""
 
     def __init__(self, workers: int):
         # spawn: forking a process that has threads (Arrow's, a progress bar's) can leave locks held for ever.

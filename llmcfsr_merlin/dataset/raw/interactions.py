@@ -149,7 +149,7 @@ def _clean(raw: pa.Table, first_row: int, rules: Rules, dropped: Tally, times: T
 
 
 def _times(raw: pa.Table, times: TimeReader, rules: Rules) -> Times | None:
-    """None where the log has neither times nor an order."""
+    """None if the log has neither times nor an order."""
     if "time" in raw.column_names:
         column = raw["time"]
         if pa.types.is_string(column.type) and rules.nulls:

@@ -61,7 +61,7 @@ class ItemReader:
             title = row.get(TITLE)
             if isinstance(title, list):
                 title = " ".join(title)
-            # People read titles as they are stored; the other attributes are cleaned where prompts are made.
+            # People read titles as they are stored; the other attributes are cleaned when prompts are built.
             row[TITLE] = clean_text(title, _TITLE_CHARS) or None
             counts["bad_titles"] += bool(title and title.strip() and row[TITLE] is None)
             rows.append(row)

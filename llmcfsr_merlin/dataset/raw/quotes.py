@@ -42,7 +42,7 @@ def matter(data: bytes, mark: bytes, quoting: Quoting) -> bool:
 
 
 def repair(data: bytes, mark: bytes, quoting: Quoting, width: int) -> Repaired:
-    """The block with every row on its own, fields quoted where they must be."""
+    """The block with every row on its own, fields quoted if they must be."""
     out: list[bytes] = []
     at: list[np.ndarray] = []
     done = Repaired(b"", np.empty(0, np.int64))
@@ -71,7 +71,7 @@ def repair(data: bytes, mark: bytes, quoting: Quoting, width: int) -> Repaired:
 
 
 def starts(data: bytes, mark: bytes, width: int) -> np.ndarray | None:
-    """The line on which each record begins, int64; None where a quote is not well-formed or a long field in doubt.
+    """The line on which each record begins, int64; None if a quote is not well-formed or a long field in doubt.
 
     Records of another width are not found here: Arrow leaves them out.
     """

@@ -35,7 +35,7 @@ class Layout:
     order: tuple[str | int, ...] = ()
     rating: tuple[str | int, ...] = ()
     hint: Callable[[set[str]], str] = lambda found: ""
-    """What to do, from the fields found, where one is missing."""
+    """What to suggest, given the fields found, if one is missing."""
     file_order: bool = False
     """Rows without time and order are taken in file order."""
     needs_rating: bool = False
@@ -68,7 +68,7 @@ class Layout:
 
 
 def place(source: Source, found: list[str], name: str | int, setting: str = "") -> int | None:
-    """Where a column of that name (or position) stands; None: nowhere. InputError where two have the name."""
+    """Where a column of that name (or position) stands; None: nowhere. InputError if two have the name."""
     if isinstance(name, int):
         return name if 0 <= name < len(found) and source.kind in ("delimited", "parquet") else None
     places = [number for number, other in enumerate(found) if other == name]
@@ -93,7 +93,7 @@ class JsonParser:
 
     @classmethod
     def of(cls, source: Source, fields: dict[str, str], constants: dict[str, str | None]) -> "JsonParser":
-        """A parser with the types that the first lines have; InputError where they are lists."""
+        """A parser with the types that the first lines have; InputError if they are lists."""
         kinds = {}
         records = source.records()
         for role, name in fields.items():

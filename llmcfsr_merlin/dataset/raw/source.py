@@ -56,7 +56,7 @@ class Source:
     told: bool = False
     """Whether the settings name the encoding: else bytes that do not fit are refused rather than dropped."""
     newline: bytes = b"\n"
-    """b"\\r" where that alone ends most lines."""
+    """b"\\r" if that alone ends most lines."""
 
     @property
     def partitions(self) -> dict[str, str | None]:
@@ -69,7 +69,7 @@ class Source:
         return found
 
     def records(self) -> list[dict]:
-        """The objects on the first lines of a json or literal file; InputError where there is none."""
+        """The objects on the first lines of a json or literal file; InputError if there is none."""
         found, reason = [], ""
         for line in self.head:
             try:
@@ -86,7 +86,7 @@ class Source:
 def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
     """Files of paths, folders of Parquet and glob patterns, each one's in name order.
 
-    A path that is there is taken as it is, even if it has brackets in it. InputError where one matches nothing, or both
+    A path that is there is taken as it is, even if it has brackets in it. InputError if one matches nothing, or both
     a file and its packed copy.
     """
     found: list[Path] = []
@@ -166,7 +166,7 @@ def fingerprint(path: Path) -> str:
 
 
 def sniff(path: Path, encoding: str | None = None) -> Source:
-    """What a file holds, by its first bytes. InputError where it is empty, packed, binary or no list of records.
+    """What a file holds, by its first bytes. InputError if it is empty, packed, binary or no list of records.
 
     encoding: of text; None: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
     """
@@ -254,7 +254,7 @@ def _no_archive(path: Path, raw: bytes) -> None:
 
 
 def read_record(line: str) -> dict:
-    """One line as JSON, else as a Python literal (Amazon 2014); ValueError where it is neither or no object."""
+    """One line as JSON, else as a Python literal (Amazon 2014); ValueError if it is neither or no object."""
     try:
         record = json.loads(line)
     except ValueError as error:

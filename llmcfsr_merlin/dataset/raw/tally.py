@@ -74,10 +74,10 @@ def _line(data: bytes, number: int) -> str:
 def check_dropped(
     tally: Tally, reasons: tuple[str, ...], noted: tuple[str, ...], read: int, limit: float, what: str
 ) -> list[tuple[int, str]]:
-    """What to log: a line for each reason that cost rows, and a warning where they are many.
+    """What to log: a line for each reason that cost rows, and a warning if they are many.
 
     reasons: for which rows were dropped; noted: what is told, but kept. read: rows read. limit: share of them that may
-    be unreadable (data.max_dropped); InputError where more are. what: interactions or items.
+    be unreadable (data.max_dropped); InputError if more are. what: interactions or items.
     """
     lost = {name: tally[name] for name in reasons if tally[name]}
     told = lost | {name: tally[name] for name in noted if tally[name]}

@@ -60,12 +60,12 @@ def write_report(
     """Write report.html and its PNGs into `directory`; returns the page's path.
 
     metrics: rows of `group_metrics`, several datasets and seeds allowed. served: the history rule that comes first and
-    that figures show. tied: what is known of the log's times where it calls for the order artefact, else "".
+    that figures show. tied: what is known of the log's times if it calls for the order artefact, else "".
     focus: recipe that is highlighted. base: recipe that relative differences refer to. ablation: recipes that each
     switch one part of `focus` off; they have a table of their own. histories: recipe -> epochs, as in
     figures.training_figure. comparisons: recipe -> rows of `significance.compare` of focus against it. examples: a few
     users, {"user": id, "history": [titles, oldest first], "target": title, "recommended": [titles, best first]}.
-    Raises InputError where there are no metrics or where focus or base is not among the recipes.
+    Raises InputError if there are no metrics or if focus or base is not among the recipes.
     """
     recipes = {row["recipe"] for row in metrics}
     for name in (focus, base, *ablation):
@@ -103,7 +103,7 @@ def write_report(
         parts.append(f"<h2>Paired tests: {escape(focus)} against {escape(other)}</h2>")
         parts.append(
             '<p class="note">Difference of the means over the same users, 95% percentile bootstrap interval, two-sided '
-            "sign-flip permutation test, Holm-corrected over the rows of a history rule; bold where p is below "
+            "sign-flip permutation test, Holm-corrected over the rows of a history rule; bold if p is below "
             "0.05.</p>"
         )
         parts.append(_comparison_table(paired, focus, other))

@@ -149,7 +149,7 @@ class DualViewNetwork(nn.Module):
         return state if self.post_norm else self.norm(state)
 
     def packed_user_states(self, histories: Tensor) -> Tensor:
-        """The same, without computing padding where the backbone allows; no history may be empty."""
+        """The same, without computing padding if the backbone allows; no history may be empty."""
         if self.masked or self.left_padded:
             return self.user_states(histories)
         packing = Packing(histories != PAD)

@@ -12,7 +12,7 @@ from llmcfsr_merlin.text.lexical import MIN_COUNT, Lexical
 def tfidf_svd(prompts: Sequence[str], dimension: int = 384) -> np.ndarray:
     """Latent semantic analysis: TF-IDF of words and word pairs, truncated SVD. (n, dimension) float32 unit rows.
 
-    Zero rows where a prompt has no word that another one has.
+    Zero rows if a prompt has no word that another one has.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer

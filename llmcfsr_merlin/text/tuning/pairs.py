@@ -48,7 +48,7 @@ class Neighbours:
         return cls(np.concatenate([[0], np.cumsum(np.bincount(a, minlength=count))]).astype(np.int64), b[order])
 
     def draw(self, item: int, rng: random.Random) -> int | None:
-        """One neighbour, in proportion to how often it stands beside the item; None where there is none."""
+        """One neighbour, in proportion to how often it stands beside the item; None if there is none."""
         start, stop = int(self.starts[item]), int(self.starts[item + 1])
         return int(self.items[rng.randrange(start, stop)]) if stop > start else None
 

@@ -40,7 +40,7 @@ def tune_stage(
     """Fine-tune the model of `encoder` on the items of `shards` into out/tuned and return the record for the manifest.
 
     sequences_dir: part-*.parquet of lists of codes (whole histories); their validation and test items are never
-    paired. previous: an earlier result, taken over where settings, model, items and pairs are unchanged.
+    paired. previous: an earlier result, taken over if settings, model, items and pairs are unchanged.
     """
     items, codes = gather_items(encoder, shards, vocabulary_ids, config.tune.max_items)
     neighbours = None
@@ -77,7 +77,7 @@ def tune_stage(
 
 
 def _record(folder: Path) -> dict:
-    """What a finished tuning wrote; empty where there is none, or none that can be read."""
+    """What a finished tuning wrote; empty if there is none, or none that can be read."""
     try:
         record = json.loads((folder / RECORD).read_text())
     except (FileNotFoundError, ValueError):

@@ -21,7 +21,7 @@ def save_weights(path: Path, trained: dict) -> None:
 
 
 def load_weights(path: Path, trained: dict) -> None:
-    """Copy the tensors of a file into the named parameters; InputError where they do not fit."""
+    """Copy the tensors of a file into the named parameters; InputError if they do not fit."""
     stored = load_file(str(path))
     if set(stored) != set(trained):
         raise InputError(f"{path} is of another model: remove the folder {path.parent} and start again")
@@ -42,7 +42,7 @@ def save_checkpoint(folder: Path, trained: dict, optimizer, schedule, state: dic
 
 
 def load_checkpoint(folder: Path, trained: dict, optimizer, schedule, fresh: dict) -> dict:
-    """Restore what `save_checkpoint` wrote and return its `state`; `fresh` where there is no checkpoint.
+    """Restore what `save_checkpoint` wrote and return its `state`; `fresh` if there is no checkpoint.
 
     One that cannot be read, or is of other weights, is removed.
     """
