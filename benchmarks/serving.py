@@ -169,7 +169,7 @@ def bare(recommender: Recommender) -> Ask:
     def ask(history: list[str]):
         key = id(history)
         if key not in codes:
-            codes[key] = recommender.encode([history]).codes
+            codes[key] = recommender.encode([history]).item_ids
         return recommender.ranker.top_k(codes[key], K)
 
     return ask

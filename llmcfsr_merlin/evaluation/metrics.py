@@ -97,7 +97,7 @@ class CatalogueSums:
         self.times = {k: np.zeros(len(train_counts), np.int64) for k in ks}
 
     def add(self, top: np.ndarray) -> None:
-        """Add recommended codes int64 [B, max K], best first; code 0 marks an empty place."""
+        """Add recommended encoded ids int64 [B, max K], best first; 0 marks an empty position."""
         for k, times in self.times.items():
             times += np.bincount(np.asarray(top)[:, :k].ravel(), minlength=len(times))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
-from llmcfsr_merlin.recommender import Answers, check_question, no_answers, table
+from llmcfsr_merlin.recommender import Recommendations, check_question, no_recommendations, table
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.serving.repository import FRONT
 
@@ -74,14 +74,14 @@ class Client:
         exclude_seen: bool = False,
         allow: Sequence | None = None,
         deny: Sequence | None = None,
-    ) -> Answers:
+    ) -> Recommendations:
         """As Recommender.answer, from the server; arrays are always k wide. Many histories go in several requests.
 
         Raises InputError if a text stands in the place of a list of ids: one history is [["a", "b"]].
         """
         histories, allow, deny = check_question(histories, k, allow, deny)
         if not histories:
-            return no_answers(k)
+            return no_recommendations(k)
         rows = self._call(self._rows_per_request)
         parts = []
         for start in range(0, len(histories), rows):
@@ -97,7 +97,7 @@ class Client:
         empty = items == b""
         names = np.full(items.shape, None, dtype=object)
         names[~empty] = [raw.decode() for raw in items[~empty]]
-        return Answers(
+        return Recommendations(
             names, np.where(empty, np.nan, scores).astype(np.float32), unknown[:, 0].astype(np.int64), fallback[:, 0]
         )
 

@@ -105,7 +105,7 @@ def test_keys_of_version_0_1_are_read_with_one_warning(caplog):
     assert config.with_model("ease").model.scorers["ease"].regularisation == 9
     Config.load(None, old)
     assert [record.getMessage() for record in caplog.records if "model.content_match" in record.getMessage()] in (
-        [], ["setting model.content_match=False is of an earlier version, today it is model.scorers.content=null"],
+        [], ["setting model.content_match=False is from an earlier version, use model.scorers.content=null"],
     )  # fmt: skip
 
 
