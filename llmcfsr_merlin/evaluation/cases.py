@@ -1,7 +1,7 @@
-"""Evaluation cases: each user's sequence with the stored candidates of the sampled protocol.
+"""Evaluation cases: each user's sequence with the stored negatives of the sampled protocol.
 
 The papers rank one positive against 100 negatives drawn uniformly from the catalogue without replacement, outside all
-of the user's interactions (LLM-ESR, arXiv 2405.20646, whose code draws anew in every loader worker). Here they are
+of the user's interactions (LLM-ESR, arXiv 2405.20646, whose code redraws in every loader worker). Here they are
 drawn once and stored, so that all models, seeds and runs are ranked against the same items.
 
 A user's draw depends on (seed, user id) only: neither the order of users, nor the partitions, nor the batch size
@@ -53,7 +53,7 @@ class Cases:
 def draw_negatives(
     user: str, interactions: np.ndarray, n_items: int, count: int, seed: int
 ) -> tuple[np.ndarray, float]:
-    """Negatives of one user and the user's tie number.
+    """Negatives of one user and the user's tie-breaking number.
 
     interactions: int64 encoded ids of everything the user touched. n_items: V, reserved rows included.
     Returns `count` distinct ids in [FIRST_ITEM, n_items) outside `interactions` (all of them if there are fewer), and
@@ -65,7 +65,7 @@ def draw_negatives(
     known = np.unique(interactions)
     free = n_items - FIRST_ITEM - int((known >= FIRST_ITEM).sum())
     count = min(count, free)
-    if free < 4 * count:  # rejection would repeat itself too often
+    if free < 4 * count:  # rejection sampling would retry too often
         pool = np.setdiff1d(np.arange(FIRST_ITEM, n_items), known, assume_unique=True)
         return generator.choice(pool, count, replace=False), tie
     drawn = np.empty(0, np.int64)
@@ -107,11 +107,11 @@ def write_cases(
                 user, whole = str(block.users[position]), block.sequences[position]
                 known = whole[: block.valid[position]] if split == "valid" else whole
                 _check_sequence(user, known, n_items)
-                key = f"{user} {target}" if block.targets == "all" else user  # another draw for each of a user's rows
+                key = f"{user} {target}" if block.targets == "all" else user  # one draw per row of a user
                 drawn.append(draw_negatives(key, known, n_items, negatives, seed))
                 users.append(user)
                 sequences.append(whole[: target + 1])
-            if not users:  # a temporal split may have none to ask among these
+            if not users:  # a temporal split may have no case among these
                 continue
             table = [users, sequences, [one for one, _ in drawn], [tie for _, tie in drawn]]
             writer.write_table(pa.table([pa.array(column, field.type) for column, field in zip(table, schema)], schema))

@@ -65,8 +65,8 @@ def group_masks(
     tail_user: shorter untruncated history (train and valid items at test).
     cold_item: target never seen in training. decile_1..10: training popularity of the target, 10 the highest.
     order: int64 [V], places of the items in the catalogue's order (catalogue_order), for the groups LAST_PAIR: users
-    whose target comes after their item before it, or before it. In a log that is sorted by item if times are equal,
-    the one group holds pairs in an order that nobody clicked in.
+    whose target comes after, or before, the preceding item in that order. In a log sorted by item within equal times,
+    the first group holds pairs in an order that nobody clicked in.
     """
     target = ranks[TARGET].to_numpy()
     tail = np.asarray(counts)[target] < tail_item

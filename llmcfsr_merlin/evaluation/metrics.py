@@ -1,4 +1,4 @@
-"""Ranking metrics of one relevant item a user, from its rank.
+"""Ranking metrics for one relevant item per user, from its rank.
 
 Ranks are 1-based: 1 is the best place. With one relevant item the ideal DCG is 1, so that for user u of rank r_u
 

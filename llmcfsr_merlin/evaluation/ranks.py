@@ -1,4 +1,4 @@
-"""Ranks of all users for any scorer, in batches: memory holds one batch of scores and a few numbers a user.
+"""Ranks of all users for any scorer, in batches: memory holds one batch of scores and a few numbers per user.
 
 >>> write_cases(run / "prepare", cases, n_items=len(vocabulary))  # doctest: +SKIP
 >>> result = rank_users(ranker.by_history(KEPT), cases, train_counts=counts, max_length=50)  # doctest: +SKIP
@@ -38,7 +38,7 @@ RECIPE, SEED = "recipe", "seed"
 
 @dataclass(frozen=True)
 class Ranking:
-    """ranks: one row a user (USER, TARGET, LAST, HISTORY_LENGTH and a RANK column a protocol and history rule).
+    """ranks: one row per user (USER, TARGET, LAST, HISTORY_LENGTH and one RANK column per protocol and history rule).
 
     catalogue: history rule -> coverage@K, gini@K, arp@K of the full-catalogue lists; empty without the full protocol.
     weights: history rule -> the rule that the score weights were chosen for.
@@ -61,7 +61,7 @@ def rank_users(
     batch_size: int = 256,
     name: str = "evaluate",
 ) -> Ranking:
-    """Rank the target of every case under both history rules; users are scored once.
+    """Rank the target of every case under both history rules; each user is scored once.
 
     full: among all real items; masked leaves the items of the untruncated history out (the target is always in, also
     if it is a repeat), kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.

@@ -1,4 +1,4 @@
-"""needs.md 25: several processes train one model. Two of them on the CPU, by gloo, against one."""
+"""Data-parallel training: two processes on the CPU (gloo) against one."""
 
 import shutil
 

@@ -1,6 +1,6 @@
 """Filters of interactions: k-core to a fixed point, the papers' single pass, short histories.
 
-A pass is done by whoever holds the log: over the sorted buckets of shuffle.py, here, or in memory (in_memory.py). A
+A pass runs over the sorted buckets of shuffle.py (here) or in memory (in_memory.py). A
 bucket holds whole users, so counts of users are local to it; counts of items are summed over the buckets.
 """
 
@@ -17,7 +17,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 
 
 class Round(Protocol):
-    """One pass over the whole log: drop items not kept, then users below min_user (counted before the items if raw).
+    """One pass over the whole log: drop items not kept, then users below min_user (counted before dropping if raw).
 
     title, rows: for the progress; number: 1, 2, ...; keep: bool [items] or None for all. Returns int64 [items], the
     interactions left of each item, and how many fell with their item and with their user.
@@ -96,7 +96,7 @@ def count(xp, positions, size: int):
 
 def bucket_rounds(buckets: list[Path], items: int, engine: Engine) -> Round:
     """Passes over buckets: what round n left of one stands in kept-<n>.npy beside the whole arrays."""
-    for bucket in buckets:  # of an earlier run that was stopped
+    for bucket in buckets:  # from an interrupted run
         for path in bucket.glob("kept-*.npy"):
             path.unlink()
 

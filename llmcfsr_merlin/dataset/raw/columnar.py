@@ -1,4 +1,4 @@
-"""Batches of Parquet -> raw tables of the roles."""
+"""Parquet batches -> raw tables with one column per role."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class ParquetParser:
     encoding: str | None = None
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
-        """The columns that are needed, so many rows at a time."""
+        """The needed columns, in batches of rows."""
         wanted = [self.names[position] for position in self.fields.values()]
-        unique = all(self.names.count(name) == 1 for name in wanted)  # else Arrow cannot tell them apart
+        unique = all(self.names.count(name) == 1 for name in wanted)  # otherwise Arrow cannot distinguish them
         return pq.ParquetFile(self.path).iter_batches(
             batch_size=rows, columns=list(dict.fromkeys(wanted)) if unique else None
         )

@@ -1,4 +1,4 @@
-"""Dates written as text, a column at a time: ISO and its relatives, 04/03/2012, "Tue Apr 03 18:00:09 +0000 2012"."""
+"""Parses dates in text columns: ISO and variants, 04/03/2012, "Tue Apr 03 18:00:09 +0000 2012"."""
 
 from functools import cache
 
@@ -30,7 +30,7 @@ _PATTERNS = (
 )
 _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october",
            "november", "december")  # fmt: skip
-# RFC 2822 defines the American ones, the others have one meaning; IST, BST and AST mean different things to different
+# RFC 2822 defines the American ones, the others are unambiguous; IST, BST and AST mean different things to different
 # people.
 _HOURS = {"": 0, "z": 0, "ut": 0, "utc": 0, "gmt": 0, "est": -5, "edt": -4, "cst": -6, "cdt": -5, "mst": -7, "mdt": -6,
           "pst": -8, "pdt": -7, "wet": 0, "west": 1, "cet": 1, "cest": 2, "eet": 2, "eest": 3, "msk": 3, "jst": 9,

@@ -1,4 +1,4 @@
-"""What each data.format is made of: the fields of its log and the attributes of its items."""
+"""The raw formats (data.format): fields of the log and attributes of the items."""
 
 import logging
 from collections.abc import Callable
@@ -110,10 +110,10 @@ class Format:
 
 
 def of(settings: DataConfig) -> Format:
-    """The format that the settings name; one of your own is a function (settings, rules) -> Format."""
+    """The format named in the settings; your own is a function (settings, rules) -> Format."""
     rules = Rules(_day(settings.start), _day(settings.end, 1), settings.min_rating, settings.null_values)
     if not settings.interactions:
-        raise InputError("data.interactions: expected files of reviews or interactions, found none: name them")
+        raise InputError("data.interactions: expected files of reviews or interactions, found none: list them")
     if ":" in settings.format:
         return load_class(settings.format)(settings, rules)
     if settings.format == "table":

@@ -1,6 +1,6 @@
-"""Times of any notation as unix seconds and the part of a second after them.
+"""Parses times of any notation as unix seconds and fractional seconds.
 
-How a file writes its times is decided once, on its first rows (TimeReader.of): the digits of one value may be seconds
+A file's time format is decided once, on its first rows (TimeReader.of): the digits of one value may be seconds
 or a date, and 04/03 may be in April or in March.
 """
 
@@ -78,8 +78,8 @@ class TimeReader:
         if not digits:
             if (_EXCEL[0] <= values).all() and (values < _EXCEL[1]).all():
                 raise InputError(
-                    f"{where}: expected times, found {_number(values[0])}: a day of Excel or a second of 1970? Set "
-                    "data.time_unit to excel_days or s (for mere positions: data.columns.time=null and "
+                    f"{where}: expected times, found {_number(values[0])}: an Excel day or a second of 1970? Set "
+                    "data.time_unit to excel_days or s (for plain positions: data.columns.time=null and "
                     "data.columns.order)"
                 )
             if filtered and _scaled(values).max() < EARLY:
@@ -101,7 +101,7 @@ class TimeReader:
             return self._integers(column)
         if pa.types.is_floating(column.type):
             return self._floats(column)
-        # Arrow's parsers are all or nothing; what they refuse (spaces, zones, an odd value) is read by patterns.
+        # Arrow's parsers are all or nothing; what they reject (spaces, zones, an odd value) is parsed by patterns.
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             for kind, read in ((pa.int64(), self._integers), (pa.timestamp("us"), _typed_times)):
                 try:
@@ -144,7 +144,7 @@ class TimeReader:
             return Times(found.seconds, found.rest + values - whole)
         if self.unit in _DAYS:
             values = (values - _DAYS[self.unit]) * 86_400
-            # Excel's noon is not exactly half of a day: what is a microsecond off a second is that second.
+            # Excel's noon is not exactly half a day: values within a microsecond of a second are rounded to it.
             values = np.where(np.abs(values - np.round(values)) < 1e-5, np.round(values), values)
             divisor, mixed = 1, 0
         else:

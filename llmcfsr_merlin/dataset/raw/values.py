@@ -1,4 +1,4 @@
-"""Attribute values of any shape as strings and lists of strings, which is what the items table holds."""
+"""Converts attribute values of any shape to strings and lists of strings, as in the items table."""
 
 import json
 import math

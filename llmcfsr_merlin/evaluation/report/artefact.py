@@ -1,7 +1,7 @@
 """The order artefact: what a model gains where the file's item order may stand in for time.
 
 Public logs are often sorted by item within a day. There a user's last two items ascend by id although nobody clicked
-them in that order; if they descend, the days certainly differ.
+them in that order; if they descend, their days certainly differ.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from llmcfsr_merlin.evaluation.report.tables import history_blocks, mean_values
 
 MEANING = (
     "Users by the ids of their last two items. Where times are tied or missing, ids that ascend may be the order of "
-    "the file and not of the clicks: what a model gains there over pairs that descend is no sign of a better model."
+    "the file and not of the clicks: a gain on them over descending pairs does not show a better model."
 )
 METRICS = ("hr@10", "ndcg@10")
 
