@@ -119,7 +119,8 @@ def vectors_report(run_dir: Path, out: Path, tail_below: int, vectors_dir: Path 
     table = load_item_table(items.ids, vectors_dir or run_dir / "embed" / VECTORS)
     vectors, has_text = table.vectors[FIRST_ITEM:], table.has_text[FIRST_ITEM:]
     held = run_dir / "embed" / "tuned" / "holdout.json"
-    figures = evaluate_vectors(vectors, has_text, items, tail_below, json.loads(held.read_text()) if held.is_file() else [])
+    held_out = json.loads(held.read_text()) if held.is_file() else []
+    figures = evaluate_vectors(vectors, has_text, items, tail_below, held_out)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "report.json", figures)
     (out / "neighbours.txt").write_text(show_neighbours(vectors, has_text, items) + "\n")

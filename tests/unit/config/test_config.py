@@ -197,7 +197,7 @@ def test_names_that_are_one_component(name):
 
 def test_the_model_to_align_to_is_one_that_ships():
     for name in ("../../etc/x", "nothing"):
-        with pytest.raises(InputError, match=r"train.align_to: .*expected a model out of .*sasrec"):
+        with pytest.raises(InputError, match=r"train.align_to: .*expected a model preset out of .*sasrec"):
             Config.load(None, [f"train.align_to={name}"])
 
 
@@ -240,7 +240,7 @@ def test_aliases_that_save_typing_are_read(tmp_path):
 
 def test_a_record_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(InputError, match="no record of this project"):
+    with pytest.raises(InputError, match="not written by this project"):
         Config().record(tmp_path)
     assert (tmp_path / "config.json").read_text() == '{"model_type": "bert"}'
     (tmp_path / "config.json").unlink()

@@ -10,7 +10,7 @@ from llmcfsr_merlin.scoring.network.small_batches import SIZES, SmallBatches, ca
 from llmcfsr_merlin.scoring.ranker import Ranker
 from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.scoring.scorers import network as network_scorer
-from tests.unit.scoring.test_network import DIMENSION, LENGTH, BASELINES, ROWS, build, histories, network_of
+from tests.unit.scoring.test_network import BASELINES, DIMENSION, LENGTH, ROWS, build, histories, network_of
 
 
 class Recorded:
