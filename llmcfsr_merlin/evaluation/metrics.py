@@ -19,7 +19,7 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM
 def rank_of_target(scores: Tensor, targets: Tensor, tie: Tensor) -> Tensor:
     """1-based rank of each row's target among the columns of `scores`.
 
-    scores: float [B, C]. targets: int64 [B], the target's column. tie: float64 [B] in [0, 1), drawn once a user.
+    scores: float [B, C]. targets: int64 [B], the target's column. tie: float64 [B] in [0, 1), drawn once per user.
     Ties: a target that equals m other columns takes one of the m + 1 places of the tie, number floor(tie * (m + 1)).
     With uniform `tie` this is a random order of the tied items, so that a constant scorer scores at chance; the same
     numbers serve all models, and neither the batch nor the order of the columns changes a rank. Returns int64 [B].

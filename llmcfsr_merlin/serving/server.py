@@ -253,14 +253,14 @@ class Server:
         lines = text.splitlines()
         if "unrecognized option" in text or "unknown option" in text.lower():
             return "It does not know an option: expected tritonserver 2.51 (container 24.10) or newer"
-        if told := _TOLD.search(text):  # from one of our steps; Triton repeats it several times, with a traceback
-            return f"A step says: {told.group(1)}"
+        if message := _MESSAGE.search(text):  # from one of our steps; Triton repeats it several times, with a traceback
+            return f"A step says: {message.group(1)}"
         words = ("InputError", "failed to load", "error while loading", "in use")
         return "Its log says: " + " | ".join(([x for x in lines if any(w in x for w in words)] or lines)[-4:])[-1500:]
 
 
 # Triton writes the line ends of a step's error as backslash and n.
-_TOLD = re.compile(r"InputError: (.+?)(?:\\n|$)", re.MULTILINE)
+_MESSAGE = re.compile(r"InputError: (.+?)(?:\\n|$)", re.MULTILINE)
 
 
 def _ending(code: int) -> str:

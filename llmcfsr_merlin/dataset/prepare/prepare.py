@@ -2,8 +2,8 @@
 
 NVTabular defines the result (nvtabular_adapter.py): Categorify assigns encoded ids, the sequence workflow defines the
 schema and the rows; if it is not installed the result is the same (merlin_free.py). Its Categorify and Groupby
-transform row by row in pandas (1.2 and 0.04 million rows/s a core), so each distinct id goes through the workflow once
-and rows follow as integers: in a device's memory (in_memory.py), or through files (shuffle.py, filters.py,
+transform row by row in pandas (1.2 and 0.04 million rows/s per core), so each distinct id goes through the workflow
+once and rows follow as integers: in a device's memory (in_memory.py), or through files (shuffle.py, filters.py,
 sequences.py). Tests prove the result equal to the workflow's.
 """
 

@@ -55,7 +55,7 @@ def split_rows(xp, split: str, first, owner, segment, targets: str, max_length: 
 
     first: int64 [users], where their interactions start; owner, segment: of each interaction, in order. targets: last,
     first or all of a user's interactions of valid or test. Before the target may stand earlier items of its own
-    segment. Users without an item of an earlier segment have no row in valid or test; train has one row a user, which
+    segment. Users without an item of an earlier segment have no row in valid or test; train has one row per user, which
     ends with the last training item, and none for users with fewer than two.
     """
     number = SPLITS.index(split)

@@ -104,9 +104,9 @@ def detect(source: Source, text: Text, roles: Sequence[str | int]) -> Dialect:
     Raises InputError, which names the setting, if the lines can be read in more than one way.
     """
     lines, before, delimiter = source.start, 0, text.delimiter
-    told = re.match(r'\s*"?sep=(.)"?\r?\n', lines)  # Excel's line
-    if told:
-        before, lines, delimiter = told.group().count("\n"), lines[told.end() :], delimiter or told.group(1)
+    declared = re.match(r'\s*"?sep=(.)"?\r?\n', lines)  # Excel's line
+    if declared:
+        before, lines, delimiter = declared.group().count("\n"), lines[declared.end() :], delimiter or declared.group(1)
     candidates = (delimiter,) if delimiter else tuple(mark for mark in _CANDIDATES if mark in source.head[0])
     readings = [_read(lines, mark, text.quoting) for mark in candidates or (",",)]
     if not readings[0].rows:

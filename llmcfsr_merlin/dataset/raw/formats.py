@@ -58,7 +58,8 @@ class Format:
             return DelimitedParser(fields, dialect, constants)
         if source.kind == "parquet":
             refuse_lists(source, fields)
-            return ParquetParser(source.path, tuple(names), fields, constants, source.encoding if source.told else None)
+            encoding = source.encoding if source.encoding_set else None
+            return ParquetParser(source.path, tuple(names), fields, constants, encoding)
         return JsonParser.of(source, {role: names[position] for role, position in fields.items()}, constants)
 
     def item_reader(self, source: Source) -> ItemReader:

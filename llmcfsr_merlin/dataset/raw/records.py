@@ -171,7 +171,7 @@ class JsonParser:
 def grouped(source: Source, name: str, role: str) -> str:
     """The error for a column of lists."""
     return (
-        f"{source.path}: expected one {role} a row, found lists in column {name} (sessions that are grouped already): "
+        f"{source.path}: expected one {role} per row, found lists in column {name} (already grouped sessions): "
         f"write a row for each entry, e.g. pandas.DataFrame.explode({name!r}), with its position as column `order`"
     )
 

@@ -46,14 +46,15 @@ class Source:
 
     path: Path
     kind: Kind
-    """json: one JSON object a line; literal: one Python literal a line (Amazon 2014); delimited: CSV, TSV, spaces."""
+    """json: one JSON object per line; literal: one Python literal per line (Amazon 2014); delimited: CSV, TSV,
+    spaces."""
     gzip: bool = False
     head: tuple[str, ...] = ()
     """The first lines of a text file that are not blank."""
     start: str = ""
     """The first lines of a text file as they are, with line ends \\n or \\r\\n."""
     encoding: str = "utf-8"
-    told: bool = False
+    encoding_set: bool = False
     """Whether the settings name the encoding: else bytes that do not fit are refused rather than dropped."""
     newline: bytes = b"\n"
     """b"\\r" if that alone ends most lines."""
@@ -79,7 +80,7 @@ class Source:
                 continue
             found.append(record)
         if not found:
-            raise InputError(f"{self.path}: expected one JSON object a line, found {_short(self.head[0])} ({reason})")
+            raise InputError(f"{self.path}: expected one JSON object per line, found {_short(self.head[0])} ({reason})")
         return found
 
 
@@ -212,9 +213,9 @@ def sniff(path: Path, encoding: str | None = None) -> Source:
         raise InputError(f"{path}: expected rows, found blank lines only")
     first = head[0].lstrip()
     if first.startswith("["):
-        raise InputError(f"{path}: expected one JSON object a line, found a JSON array: rewrite it with `jq -c '.[]'`")
+        raise InputError(f"{path}: expected one JSON object per line, found a JSON array: convert it by `jq -c '.[]'`")
     if first == "{":
-        raise InputError(f"{path}: expected one JSON object a line, found indented JSON: rewrite it with `jq -c .`")
+        raise InputError(f"{path}: expected one JSON object per line, found indented JSON: rewrite it with `jq -c .`")
     if first.startswith("version https://git-lfs"):
         raise InputError(f"{path}: expected rows, found a Git LFS pointer: fetch the file with `git lfs pull`")
     if first.lower().startswith(("<!doctype", "<html", "<?xml")):

@@ -80,10 +80,10 @@ def check_dropped(
     be unreadable (data.max_dropped); InputError if more are. what: interactions or items.
     """
     lost = {name: tally[name] for name in reasons if tally[name]}
-    told = lost | {name: tally[name] for name in noted if tally[name]}
+    reported = lost | {name: tally[name] for name in noted if tally[name]}
     lines = [
         (logging.INFO, f"{what}: {name.replace('_', ' ')}: {count:,}{_first(tally, name)}")
-        for name, count in told.items()
+        for name, count in reported.items()
     ]
     total = sum(lost.values())
     unreadable = {name: count for name, count in lost.items() if name not in _ABSENT}

@@ -35,9 +35,9 @@ FILES = {
     "amazon as yelp": ("yelp", reviews_2018()[0].encode(), r"user_id.*found overall.*set data.format=amazon"),
     "metadata as reviews": ("amazon", metadata_2018()[0].encode(), r"reviewerID or user_id.*give it as data.items"),
     "csv as amazon": ("amazon", "\n".join(CSV).encode(), r"expected amazon JSON lines.*data.format=table"),
-    "json array": ("amazon", b'[{"asin": "x"}]', r"JSON array: rewrite it with `jq -c '.\[\]'`"),
+    "json array": ("amazon", b'[{"asin": "x"}]', r"JSON array: convert it by `jq -c '.\[\]'`"),
     "indented json": ("amazon", b'{\n  "asin": "x"\n}', r"indented JSON"),
-    "not json": ("amazon", b"{broken\n{also\n", r"expected one JSON object a line, found '\{broken'"),
+    "not json": ("amazon", b"{broken\n{also\n", r"expected one JSON object per line, found '\{broken'"),
     "missing user": ("table", b"user,item_id,timestamp\nu,a,1\n", r"user_id \(user\), found user, item_id, timestamp"),
     "missing time": (
         "table",

@@ -331,7 +331,7 @@ def test_parquet_columns(tmp_path):
     assert log[ITEM].tolist() == ORDER
     grouped = base.groupby("user_id", as_index=False).agg({"item_id": list, "timestamp": "min"})
     grouped.to_parquet(tmp_path / "grouped.parquet")
-    with pytest.raises(InputError, match=r"lists in column item_id \(sessions that are grouped already\)"):
+    with pytest.raises(InputError, match=r"lists in column item_id \(already grouped sessions\)"):
         run(tmp_path / "c", interactions=str(tmp_path / "grouped.parquet"))
 
 
