@@ -123,7 +123,7 @@ def test_real_writers_that_hit_a_limit(library, limited, tmp_path):
         ),
     }
     limited(1 << 16)
-    told = "embed: (a file grew past the limit|the disk is full|the disk failed)"
+    told = "embed: (a file exceeded the file size limit|the disk is full|the disk failed)"
     with pytest.raises(InputError, match=told), clear_failures("embed"):
         writers[library](str(tmp_path / "file"))
 
