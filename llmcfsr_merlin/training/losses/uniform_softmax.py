@@ -13,9 +13,9 @@ def uniform_softmax(network, states: Tensor, targets: Tensor, settings) -> Tenso
     if settings.negatives >= network.n_items - FIRST_ITEM:
         return full_softmax(network, states, targets, settings)
     negatives = torch.randint(FIRST_ITEM, network.n_items, (settings.negatives,), device=targets.device)
-    # One call embeds targets and negatives, so that item dropout treats an item alike in both places.
+    # One call embeds targets and negatives, so that item dropout treats an item the same in both.
     items = torch.cat([targets, negatives])
-    if items.is_cuda:  # to know how many are distinct, the host would wait for the device
+    if items.is_cuda:  # counting the distinct ones would make the host wait for the device
         views = network.candidates(items)
     else:
         unique, place = items.unique(return_inverse=True)
