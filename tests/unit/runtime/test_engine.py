@@ -114,7 +114,7 @@ def test_what_a_gpu_needs(gpus):
 
 def test_more_than_the_gpu_has():
     for settings in ({"rmm_pool_size": "90GiB"}, {"device_memory_limit": "90GiB"}):
-        with pytest.raises(InputError, match=r"at most the 80\.0 GiB that are free"):
+        with pytest.raises(InputError, match=r"at most the 80\.0 GiB free"):
             cuda_arguments(ClusterConfig(**settings), 1, GB, 80 * GB)
 
 
