@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from llmcfsr_merlin.config.presets import presets
 from llmcfsr_merlin.config.section import Section, known_or_own
 
-LOSSES = ("uniform_softmax", "full_softmax", "in_batch", "bce")
+LOSSES = ("uniform_softmax", "sampled_softmax", "full_softmax", "in_batch", "bce")
 
 
 class TrainConfig(Section):
@@ -22,10 +22,11 @@ class TrainConfig(Section):
     some are masked); prefixes: each prefix of each sequence, of which the last item is predicted (BSARec,
     CL4SRec); those of one item for bsarec alone, which has a state without a history."""
     loss: str = "uniform_softmax"
-    """uniform_softmax, full_softmax, bce, in_batch (the other targets of the batch as negatives, corrected by the log
-    of how often each is drawn), or `module:function` of your own."""
+    """uniform_softmax; sampled_softmax (each uniform negative stands for its share of the catalogue, as full_softmax
+    at a fraction of its cost); full_softmax; bce; in_batch (the other targets of the batch as negatives, corrected by
+    the log of how often each is drawn); or `module:function` of your own."""
     negatives: int = Field(1024, ge=1)
-    """Uniform negatives shared by a batch (uniform_softmax)."""
+    """Uniform negatives shared by a batch (uniform_softmax, sampled_softmax)."""
     mask: float = Field(0.3, gt=0, lt=1)
     """Share of the items that bert4rec masks in training."""
     align: float = Field(0.0, ge=0)
