@@ -53,6 +53,9 @@ class TrainConfig(Section):
     """Highest learning rate of AdamW."""
     schedule: Literal["constant", "linear"] = "linear"
     """linear: the learning rate rises over the first twentieth of the steps and falls to zero at the last epoch."""
+    average: float = Field(0.0, ge=0)
+    """Epochs over which the weights are averaged (a moving average, whose epoch is chosen and kept in the place of the
+    last weights'); 0: they are not."""
     weight_decay: float = Field(0.0, ge=0)
     """Of AdamW."""
     patience: int = Field(5, ge=1)
