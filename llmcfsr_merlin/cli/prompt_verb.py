@@ -1,4 +1,4 @@
-"""`llmcfsr prompt`: what the language model reads of an item."""
+"""`llmcfsr prompt`: the text that the language model reads for an item."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -24,4 +24,4 @@ def _run(arguments: Namespace) -> None:
     print(show(rows, Prompter.of(embed.template, embed.instruction, embed.popularity), embed.tune.drop))
 
 
-VERB = Verb("prompt", "the prompt of items, and two augmented copies", _arguments, _run, item_ids=True)
+VERB = Verb("prompt", "show the prompts of items, each with two augmented copies", _arguments, _run, item_ids=True)

@@ -10,7 +10,7 @@ from llmcfsr_merlin.runtime.stage import Manifest, run_stage
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
-    """Write run_dir/ingest from the files that config.data names, or from generated ones (format `synthetic`).
+    """Write run_dir/ingest from the files named in config.data, or from generated ones (format `synthetic`).
 
     The stage runs again when the content of a file changes, not when the file is moved.
     """

@@ -1,7 +1,7 @@
-"""The engine under ingest and prepare: this process, a dask LocalCluster, dask-cuda, or a scheduler already there.
+"""The execution engine of ingest and prepare: this process, a dask LocalCluster, dask-cuda, or an existing scheduler.
 
 A stage is written once, as plain functions of files (read some, write some, return small counts), and `Engine.map` runs
-them wherever the engine is. Nothing large travels between workers: they share the run directory.
+them on the engine. Nothing large travels between workers: they share the run directory.
 """
 
 import importlib.util
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Resident bytes that one interaction costs a worker at the widest point (ids, keys and the permutation of a sort).
+# Peak resident bytes per interaction in a worker (ids, keys and the permutation of a sort).
 BYTES_PER_ROW = 160
-# Seconds in which a scheduler, and then its first worker, must answer.
+# Seconds to wait for a scheduler, and then for its first worker.
 _PATIENCE = 20
 
 
 @dataclass
 class Engine:
-    """Where the work runs. `client` is None in-process; `gpu` says that tasks read with cudf and compute with cupy."""
+    """Where the work runs. `client` is None in-process; `gpu`: tasks read with cudf and compute with cupy."""
 
     kind: str
     gpu: bool
@@ -49,9 +49,9 @@ class Engine:
     """Target bytes of a partition in a worker's memory."""
     client: Any = None
     device_memory: int = 0
-    """Bytes free on the one GPU of this process; 0 where there is none or workers have theirs."""
+    """Bytes free on the one GPU of this process; 0 if there is none or workers have theirs."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """What each step took so far."""
+    """Seconds per step so far."""
 
     @property
     def partition_rows(self) -> int:
@@ -59,10 +59,10 @@ class Engine:
         return max(1, self.partition // BYTES_PER_ROW)
 
     def map(self, function: Callable, tasks: Sequence, stage: str, rows: int = 0) -> list:
-        """[function(task) for task in tasks] in order, with a progress bar named `stage` (rows/s where rows is given).
+        """[function(task) for task in tasks] in order, with a progress bar named `stage` (rows/s if rows is given).
 
-        Raises InputError with a way out where a worker dies again and again, memory or the disk runs out, or the
-        scheduler goes away; other errors pass unchanged.
+        Raises InputError with advice if a worker keeps dying, memory or disk runs out, or the
+        scheduler disappears; other errors pass unchanged.
         """
         results: list = [None] * len(tasks)
         start = time.perf_counter()
@@ -79,7 +79,7 @@ class Engine:
 
     @contextmanager
     def step(self, stage: str, rows: int) -> Iterator[None]:
-        """Time work that this process does in one go, and say so as `map` does."""
+        """Time work that this process does in one go, and report it as `map` does."""
         start = time.perf_counter()
         yield
         self._done(stage, "in memory", start, rows)
@@ -112,7 +112,7 @@ class Engine:
             if self.kind != "scheduler":
                 raise
             raise InputError(
-                f"a worker of cluster.scheduler does not see what this process does ({error}): its workers need the "
+                f"a worker of cluster.scheduler does not see this process's files ({error}): its workers need the "
                 "run directory under the same path"
             ) from error
         finally:
@@ -122,9 +122,9 @@ class Engine:
 
 @contextmanager
 def engine(config: "ClusterConfig") -> Iterator[Engine]:
-    """Choose and start the engine, print what was chosen, and stop it at the end.
+    """Choose and start the engine, log the choice, and stop it at the end.
 
-    Raises MissingDependency where cuda was asked for and cudf, dask-cuda or a GPU is missing, and InputError for a
+    Raises MissingDependency if cuda was asked for and cudf, dask-cuda or a GPU is missing, and InputError for a
     scheduler that does not answer or a size that cannot be read.
     """
     gpus = _gpus() if config.kind in ("auto", "cuda") else []
@@ -141,7 +141,7 @@ def engine(config: "ClusterConfig") -> Iterator[Engine]:
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = config.workers or (len(gpus) if kind == "cuda" else cores)
-    if alone:  # threads: one GPU, whose results they write
+    if alone:  # threads: they write the results of one GPU
         workers = config.workers if config.kind == "auto" and config.workers else cores
     memory = _bytes(config.memory_limit, "cluster.memory_limit") or int(available_memory() * 0.7 / workers)
     wanted = _bytes(config.partition_size, "cluster.partition_size")
@@ -149,7 +149,7 @@ def engine(config: "ClusterConfig") -> Iterator[Engine]:
         gpu = kind == "cuda"
         if kind == "scheduler":
             workers, memory, gpu = _joined(client, config, memory)
-        # All threads may be on the one device at once, where the log does not fit it in one go.
+        # All threads may be on the one device at once, if the log does not fit it in one go.
         size = min(_partition(memory, False), gpus[0] // (2 * workers)) if alone else _partition(memory, gpu)
         chosen = Engine(kind, gpu, workers, memory, wanted or size, client, gpus[0] if alone else 0)
         where = f", dashboard {client.dashboard_link}" if client is not None else ""
@@ -170,7 +170,7 @@ def _one_process(config: "ClusterConfig", gpus: int) -> bool:
 
 
 def _partition(memory: int, gpu: bool) -> int:
-    """A third of a worker's memory, within what makes sense: a GPU needs larger pieces to be busy."""
+    """A third of a worker's memory, within limits: a GPU needs larger partitions to be busy."""
     if gpu and (free := _device_memory()):
         return min(memory // 3, max(min(free) // 8, 32 << 20), 4 << 30)
     return min(max(memory // 3, 32 << 20), 512 << 20)
@@ -198,7 +198,7 @@ def _client(kind: str, config: "ClusterConfig", workers: int, memory: int):
         from dask_cuda import LocalCUDACluster
 
         if config.spill:
-            os.environ.setdefault("CUDF_SPILL", "on")  # read by cudf in the workers, which inherit it
+            os.environ.setdefault("CUDF_SPILL", "on")  # cudf reads it in the workers, which inherit it
         make = partial(LocalCUDACluster, **cuda_arguments(config, workers, memory, min(_device_memory())))
     else:
         make = partial(LocalCluster, n_workers=workers, threads_per_worker=1, memory_limit=memory)
@@ -209,12 +209,12 @@ def _client(kind: str, config: "ClusterConfig", workers: int, memory: int):
         with Client(cluster, set_as_default=False) as client:
             yield client
     finally:
-        with suppress(NoAnswer):  # a worker that is just being restarted; the processes end with this one
+        with suppress(NoAnswer):  # a worker that is being restarted; the processes end with this one
             cluster.close(timeout=_PATIENCE)
 
 
 def cuda_arguments(config: "ClusterConfig", workers: int, memory: int, free: int) -> dict:
-    """What LocalCUDACluster is started with. free: bytes free on the fullest GPU; sizes unset are shares of it.
+    """Arguments of LocalCUDACluster. free: bytes free on the fullest GPU; unset sizes are shares of it.
 
     The pool starts at half and may grow to nine tenths, which leaves the driver and its context their room; tasks are
     asked to spill to the host from 80% on. In bytes, because older dask-cuda takes no shares.
@@ -227,7 +227,7 @@ def cuda_arguments(config: "ClusterConfig", workers: int, memory: int, free: int
             f"cluster.rmm_pool_size and cluster.device_memory_limit: expected at most the {_size(free)} that are free "
             f"on the GPU, found {_size(pool)} and {_size(limit)}: set them lower or stop what else uses the GPU"
         )
-    align = 256  # rmm wants multiples of it
+    align = 256  # rmm requires multiples of it
     return {
         "n_workers": workers, "threads_per_worker": 1, "memory_limit": memory,
         "device_memory_limit": limit if config.spill else None,
@@ -257,13 +257,13 @@ def _joined(client, config: "ClusterConfig", memory: int) -> tuple[int, int, boo
                 f"cluster.scheduler: a worker of {config.scheduler} cannot import this package ({answer}): install "
                 "llmcfsr-merlin in the environment of the workers"
             )
-    has = [answer for answer in answers if not isinstance(answer, Exception)]  # one that has just gone answers by one
+    has = [answer for answer in answers if not isinstance(answer, Exception)]  # a worker that has just left raises one
     gpu = config.kind in ("auto", "cuda") and bool(has) and all(has)
     return max(1, sum(worker["nthreads"] for worker in found)), memory, gpu
 
 
 def has_gpu() -> bool:
-    """Whether cudf, cupy and a CUDA device are here."""
+    """Whether cudf, cupy and a CUDA device are available."""
     return bool(_gpus())
 
 
@@ -273,7 +273,7 @@ def _gpus() -> list[int]:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still use: the machine's, or less in a container with a limit."""
+    """Bytes that this process may still use: free memory, or less in a container with a limit."""
     free = psutil.virtual_memory().available
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -299,7 +299,7 @@ def _absent(*names: str) -> list[str]:
 
 
 def _device_memory() -> list[int]:
-    """Free bytes of each GPU, by the driver's library: it makes no CUDA context, which belongs to the workers."""
+    """Free bytes per GPU from the driver's library: creates no CUDA context, which is left to the workers."""
     try:
         import pynvml
     except ImportError:
@@ -311,12 +311,12 @@ def _device_memory() -> list[int]:
         by_index, by_name = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID
         devices = [by_index(int(name)) if name.isdigit() else by_name(name.encode()) for name in names]
         return [int(pynvml.nvmlDeviceGetMemoryInfo(device).free) for device in devices]
-    except Exception:  # no driver, no library, no device, a part of one: the runtime knows
+    except Exception:  # no driver, no library, no device, a MIG slice: ask the runtime
         return _by_runtime()
 
 
 def _by_runtime() -> list[int]:
-    """Free bytes of each GPU by the CUDA runtime, which makes a context on each."""
+    """Free bytes per GPU from the CUDA runtime, which creates a context on each."""
     try:
         import cupy
 

@@ -1,4 +1,4 @@
-"""The rank of each held-out item over the full catalogue, by which epochs are chosen."""
+"""Ranks of the held-out items over the full catalogue, for early stopping."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
 
 def split_last(items: Tensor) -> tuple[Tensor, Tensor]:
-    """items: int64 [B, T + 1] right-padded -> histories [B, T] without each row's last item, and that, [B]."""
+    """items: int64 [B, T + 1] right-padded -> histories [B, T] without each row's last item, and the last items [B]."""
     lengths = (items != PAD).sum(1, keepdim=True)
     last = items.gather(1, lengths - 1)
     step = torch.arange(items.shape[1] - 1, device=items.device)

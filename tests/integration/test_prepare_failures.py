@@ -138,7 +138,7 @@ def processes(tmp_path):
 def test_scheduler_that_goes_away_under_way(processes):
     address = processes.start(["--no-nanny"])
     scheduler = processes.started[0]
-    gone = pytest.raises(InputError, match=r"^wait: the dask scheduler went away")
+    gone = pytest.raises(InputError, match=r"^wait: the dask scheduler disappeared")
     with gone, engine(ClusterConfig(scheduler=address)) as on:
         threading.Timer(0.5, scheduler.kill).start()
         on.map(time.sleep, [1] * 20, "wait")
@@ -166,7 +166,7 @@ def test_workers_that_always_die_are_one_line_and_a_rerun_continues(tmp_path, sc
     source = log_in(tmp_path / "in")
     with monkeypatch.context() as patch:
         patch.setattr(features, "sort_bucket", partial(dies, features.sort_bucket, tmp_path / "killed", 9))
-        one_line = pytest.raises(InputError, match=r"sort: a dask worker died again.*cluster\.memory_limit")
+        one_line = pytest.raises(InputError, match=r"sort: a dask worker kept dying.*cluster\.memory_limit")
         with one_line as caught, engine(config) as on:
             prepare(source, tmp_path / "out", SETTINGS, on)
     assert "\n" not in str(caught.value)

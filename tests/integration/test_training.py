@@ -51,7 +51,7 @@ def copy_of(run, tmp_path):
 
 
 def test_noise_scores_at_chance(tmp_path):
-    """needs.md 1: a leak of the label shows here as quality where none can be."""
+    """A leak of the label would show here as quality where there can be none."""
     write_ingest(tmp_path, noise())
     config = configured("train.epochs=4", "evaluate.sampled_negatives=50", "model.scorers.transitions.neighbours=50")
     prepare.run(config, tmp_path)

@@ -1,4 +1,4 @@
-"""Laws of ingest on random logs."""
+"""Properties of ingest on random logs."""
 
 import csv
 import gzip

@@ -243,7 +243,7 @@ def test_a_log_that_does_not_fit_after_all_goes_through_files(tmp_path, monkeypa
     monkeypatch.setattr("llmcfsr_merlin.dataset.prepare.in_memory.order_rows", full)
     on = Engine("single", False, 1, 1 << 30, 1 << 30, device_memory=1 << 40)
     check(skewed(1000, 60), PrepareConfig(), tmp_path, 3, 400, on)
-    assert "does not fit the device after all" in capfd.readouterr().err
+    assert "does not fit into device memory after all" in capfd.readouterr().err
 
 
 def test_what_fits_the_device(tmp_path):

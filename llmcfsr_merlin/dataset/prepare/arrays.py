@@ -1,4 +1,4 @@
-"""Arrays on disk that are either whole or not there."""
+"""Arrays on disk that are either complete or absent."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def load_array(path: Path) -> np.ndarray:
-    """What save_array wrote; also from several threads at once, as np.load is not."""
+    """Read an array of save_array; thread-safe, unlike np.load."""
     with open(path, "rb") as stream:
         with PARSER:  # a header is a Python literal
             np.lib.format.read_magic(stream)

@@ -19,9 +19,9 @@ def against_uniform(network, states: Tensor, targets: Tensor, count: int, offset
     if count >= network.n_items - FIRST_ITEM:
         return full_softmax(network, states, targets, None)
     negatives = torch.randint(FIRST_ITEM, network.n_items, (count,), device=targets.device)
-    # One call embeds targets and negatives, so that item dropout treats an item alike in both places.
+    # One call embeds targets and negatives, so that item dropout treats an item the same in both.
     items = torch.cat([targets, negatives])
-    if items.is_cuda:  # to know how many are distinct, the host would wait for the device
+    if items.is_cuda:  # counting the distinct ones would make the host wait for the device
         views = network.candidates(items)
     else:
         unique, place = items.unique(return_inverse=True)

@@ -1,4 +1,4 @@
-"""Laws of prompts, augmentation, masks and the item table, for any input."""
+"""Properties of prompts, augmentation, masks and the item table, for any input."""
 
 import random
 from itertools import pairwise
