@@ -1,4 +1,4 @@
-"""`llmcfsr serve`: a tritonserver on an exported run, and a JSON gateway in front of it."""
+"""`llmcfsr serve`: a tritonserver for an exported run, and a JSON gateway in front of it."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -15,8 +15,10 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--triton-host", default="127.0.0.1", help="of Triton behind the gateway (default: loopback)")
     for name, port in _PORTS.items():
         default = f"{port} (behind the gateway: a free one)" if name == "http" else port
-        parser.add_argument(f"--{name}-port", type=int, help=f"Triton's, default {default}; 0 takes a free one")
-    parser.add_argument("--key-file", type=Path, help="where the key to load models is written (default: its folder)")
+        parser.add_argument(f"--{name}-port", type=int, help=f"Triton's, default {default}; 0 picks a free one")
+    parser.add_argument(
+        "--key-file", type=Path, help="file for the admin key that loading models needs (default: in a private folder)"
+    )
 
 
 def _run(arguments: Namespace) -> int:
@@ -39,4 +41,4 @@ def _run(arguments: Namespace) -> int:
     )
 
 
-VERB = Verb("serve", "serve an exported run: Triton and a JSON gateway, started again when they fail", _arguments, _run)
+VERB = Verb("serve", "serve an exported run: Triton behind a JSON gateway, restarted if they fail", _arguments, _run)

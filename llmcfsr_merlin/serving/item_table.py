@@ -16,8 +16,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, ITEMS, TITLE, TITLES, VOCABULARY
-from llmcfsr_merlin.dataset.raw.clean_text import clean
-from llmcfsr_merlin.dataset.raw.ids import clean_id
+from llmcfsr_merlin.dataset.raw.fields.clean_text import clean
+from llmcfsr_merlin.dataset.raw.fields.ids import clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import sha256_file, write_json

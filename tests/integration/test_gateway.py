@@ -292,7 +292,7 @@ def test_hostile_requests_harm_nobody(served):
     assert not [status for status in statuses if status.startswith("5") and not status.startswith("503")], statuses
     assert found["ok"] > 10 and found["ok"] == sum(found.values()), found
     assert {name: process.pid for name, process in served.children().items()} == before
-    assert sorted(stub.pid for stub in served.stubs()) == pids and "starting it again" not in served.log.read_text()
+    assert sorted(stub.pid for stub in served.stubs()) == pids and "restarting it" not in served.log.read_text()
 
 
 def test_clients_that_go_away_take_nothing_with_them(served):
@@ -391,13 +391,13 @@ KILLS = {
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", KILLS)
 def test_what_is_killed_answers_again_and_nothing_is_wrong_in_between(served, name):
-    told = served.log.read_text().count("starting it again")
+    told = served.log.read_text().count("restarting it")
     with good_clients(served, 3) as found:
         time.sleep(0.5)
         assert not found["degraded"] and not bad(found), found
         start = time.monotonic()
         KILLS[name](served)
-        while served.log.read_text().count("starting it again") <= told:
+        while served.log.read_text().count("restarting it") <= told:
             assert time.monotonic() - start < 60, served.log.read_text()
             time.sleep(0.02)
         while True:

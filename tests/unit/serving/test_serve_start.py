@@ -219,13 +219,13 @@ def test_a_restart_is_tried_again(monkeypatch, capsys, failures):
     monkeypatch.setattr(supervise.time, "sleep", pauses.append)
     supervise._restart(Failing(failures), "ended by SIGABRT")
     told = capsys.readouterr().err
-    assert "ended by SIGABRT: starting it again" in told and told.count("no memory") == failures
+    assert "ended by SIGABRT: restarting it" in told and told.count("no memory") == failures
     assert "answers again after" in told and pauses == [0, 1, 2, 4, 8][: failures + 1]
 
 
 def test_a_server_that_does_not_start_again_is_given_up(monkeypatch):
     monkeypatch.setattr(supervise.time, "sleep", lambda _: None)
-    with pytest.raises(InputError, match=r"5 tries, giving up\. The last one: no memory"):
+    with pytest.raises(InputError, match=r"5 attempts, giving up\. The last one: no memory"):
         supervise._restart(Failing(9), "ended by SIGABRT")
 
 
