@@ -2,11 +2,12 @@
 
     python benchmarks/gateway.py runs/beauty --out benchmarks/results/gateway.json
 
-The run's repository is served by one tritonserver (one torch thread) with the gateway in front. Both are asked
-the same histories of the run's users, k = 10: Triton by the package's gRPC client, the gateway by HTTP
-connections that stay open. The two take turns in short rounds, so that other load on the machine meets both; the
-overhead is the median of the differences of one round's medians. Every answer of the first round is compared. The last
-line printed is the JSON of the run.
+The run's repository is served by one tritonserver (one torch thread) with the gateway in front. Both are asked the same
+histories of the run's users, k = 10: Triton by the package's gRPC client, the gateway by HTTP connections that stay
+open. The two take turns in short rounds, so that other load on the machine meets both; the overhead is the median of
+the differences of one round's medians. Processor time a request, of the gateway and of the clients, is told as well: it
+says what the gateway costs if the machine is busy. The answers of the first requests are compared. The last line
+printed is the JSON of the run.
 """
 
 import argparse
@@ -52,8 +53,12 @@ def over_http(port: int) -> Ask:
     return ask
 
 
-def latency(systems: dict[str, Callable[[], Ask]], asked: list[list[str]], rounds: int, each: int) -> dict:
-    """Milliseconds of single requests, one at a time, in rounds of `each`."""
+def latency(
+    systems: dict[str, Callable[[], Ask]], asked: list[list[str]], rounds: int, each: int, gateway: psutil.Process
+) -> dict:
+    """Milliseconds of single requests, one at a time, in rounds of `each`; and of processor, whatever else runs."""
+    own = psutil.Process()
+    processor = dict.fromkeys([*(f"{name}_client" for name in systems), "gateway"], 0.0)
     asks = {name: connect() for name, connect in systems.items()}
     for history in asked[:50]:
         first = {name: ask(history) for name, ask in asks.items()}
@@ -63,11 +68,14 @@ def latency(systems: dict[str, Callable[[], Ask]], asked: list[list[str]], round
     for turn in tqdm(range(rounds), "latency"):
         for name, ask in asks.items():
             seconds = []
+            before = _processor(own), _processor(gateway)
             for i in range(each):
                 history = asked[(turn * each + i) % len(asked)]
                 start = time.perf_counter()
                 ask(history)
                 seconds.append(1000 * (time.perf_counter() - start))
+            processor[f"{name}_client"] += _processor(own) - before[0]
+            processor["gateway"] += _processor(gateway) - before[1] if name == "gateway" else 0.0
             medians[name].append(statistics.median(seconds))
             all_of[name] += seconds
     overheads = [ours - theirs for ours, theirs in zip(medians["gateway"], medians["direct"])]
@@ -76,7 +84,13 @@ def latency(systems: dict[str, Callable[[], Ask]], asked: list[list[str]], round
         for name, ms in all_of.items()
     }
     quartiles = [round(float(value), 3) for value in np.percentile(overheads, [25, 75])]
+    told["processor_ms_a_request"] = {name: round(1000 * s / rounds / each, 3) for name, s in processor.items()}
     return {**told, "overhead_p50_ms": round(statistics.median(overheads), 3), "overhead_quartiles_ms": quartiles}
+
+
+def _processor(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def throughput(connect: Callable[[], Ask], asked: list[list[str]], clients: int, seconds: float) -> float:
@@ -122,8 +136,9 @@ def main() -> None:
     options = GatewayOptions(port=0, settings=GatewayConfig())
     with Server(repository, threads=1) as server, GatewayServer(repository, options) as gateway:
         gateway.start([server.grpc_url.removeprefix("grpc://")])
+        process = psutil.Process(gateway.pid)
         systems = {"direct": lambda: over_grpc(server.grpc_url), "gateway": lambda: over_http(gateway.port)}
-        result: dict = {"latency": latency(systems, asked, arguments.rounds, arguments.each), "throughput": []}
+        result: dict = {"latency": latency(systems, asked, arguments.rounds, arguments.each, process), "throughput": []}
         for clients in arguments.clients:
             rates: dict[str, list[float]] = {name: [] for name in systems}
             for _ in tqdm(range(arguments.turns), f"{clients} clients"):
@@ -132,7 +147,6 @@ def main() -> None:
             shares = [ours / theirs for ours, theirs in zip(rates["gateway"], rates["direct"])]
             told = {name: round(statistics.median(found), 1) for name, found in rates.items()}
             result["throughput"].append({"clients": clients, **told, "share": round(statistics.median(shares), 3)})
-        process = psutil.Process(gateway.pid)
         result["gateway_memory_mb"] = round(process.memory_info().rss / 1e6)
         load = round(os.getloadavg()[0], 1)
         result["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "load_at_end": load}

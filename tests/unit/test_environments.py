@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -184,3 +185,25 @@ def test_every_folder_of_code_is_packaged():
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in package.rglob("*.py")}
     folders |= {f"llmcfsr_merlin.{name}" for name in ("pipelines", "schemas", "triton_repo")}
     assert folders == listed
+
+
+def test_the_compose_file_opens_the_gateway_alone():
+    """And on loopback; both tritonservers are the gateway's replicas, without a port of their own."""
+    compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
+    services = compose["services"]
+    assert {name for name, service in services.items() if "ports" in service} == {"gateway", "prometheus"}
+    assert all(port.startswith("127.0.0.1:") for name in ("gateway", "prometheus") for port in services[name]["ports"])
+    replicas = {word.removeprefix("--replica=") for word in services["gateway"]["command"] if "--replica" in word}
+    assert replicas == {"triton-1:8001", "triton-2:8001"} and compose["networks"]["triton"]["internal"]
+    assert any(word.startswith("--api-keys") for word in services["gateway"]["command"])
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus.yaml").read_text())["scrape_configs"]
+    targets = {target for job in scraped for group in job["static_configs"] for target in group["targets"]}
+    assert targets == {"gateway:8000", "triton-1:8002", "triton-2:8002"}
+
+
+def test_the_nginx_example_lets_inference_and_health_through():
+    text = (ROOT / "deploy/nginx.conf").read_text()
+    places = re.findall(r"location (.*?) \{", text)
+    assert places == ["= /v2/models/recommend/infer", "= /v2/health/live", "= /v2/health/ready", "/"]
+    assert re.search(r"location / \{ return 404; \}", text) and 'proxy_set_header llmcfsr-key ""' in text
+    assert text.count("{") == text.count("}")
