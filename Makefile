@@ -60,8 +60,8 @@ test: $(STAMP)  ## set up, then the fast tests (ARGS="-k name" chooses)
 test-slow: $(STAMP)  ## the long tests too: soak, large data
 	$(BIN)/python -m pytest -m '' $(ARGS)
 
-soak: $(STAMP)  ## ten minutes of mixed load on a server: flat memory, no unexpected refusal (SECONDS_OF_LOAD=600)
-	LLMCFSR_SOAK=$(or $(SECONDS_OF_LOAD),600) $(BIN)/python -m pytest -m slow tests/integration/test_soak.py $(ARGS)
+soak: $(STAMP)  ## ten minutes of mixed load on a server, and on a gateway: flat memory, no unexpected refusal (SECONDS_OF_LOAD=600)
+	LLMCFSR_SOAK=$(or $(SECONDS_OF_LOAD),600) $(BIN)/python -m pytest -m slow tests/integration/test_soak.py tests/integration/test_gateway_soak.py $(ARGS)
 
 lint: $(STAMP)  ## ruff, the import contract and mypy on the code, hadolint on the Dockerfile
 	$(BIN)/ruff check .
