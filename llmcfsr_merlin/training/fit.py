@@ -13,7 +13,7 @@ from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import ITEM, history_rule
-from llmcfsr_merlin.runtime.engine import available_memory
+from llmcfsr_merlin.runtime.free_memory import available_memory
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.scorer import FitContext
@@ -86,7 +86,7 @@ def _batch_size(files: list[str]) -> int:
     """Smaller batches for small logs, which need enough steps (406 users: NDCG@10 .39 after 32 steps, .97 after
     200)."""
     rows = sum(pq.read_metadata(file).num_rows for file in files)
-    return min(256, max(16, rows // 64))
+    return min(256, max(16, rows // 160))
 
 
 def validation_sample(dataset: Dataset, work: Path, train: TrainConfig) -> list[str]:
