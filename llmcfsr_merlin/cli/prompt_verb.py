@@ -13,7 +13,7 @@ def _arguments(parser: ArgumentParser) -> None:
 
 def _run(arguments: Namespace) -> None:
     from llmcfsr_merlin.dataset.names import ITEMS
-    from llmcfsr_merlin.dataset.raw.ids import clean_id
+    from llmcfsr_merlin.dataset.raw.fields.ids import clean_id
     from llmcfsr_merlin.text.prompts import Prompter, show
     from llmcfsr_merlin.text.shards import find_items
 

@@ -32,7 +32,7 @@ def _run(arguments: Namespace) -> None:
     from llmcfsr_merlin.cli.results import show_user
     from llmcfsr_merlin.dataset import examples
     from llmcfsr_merlin.dataset.names import ITEM
-    from llmcfsr_merlin.dataset.raw.ids import clean_id
+    from llmcfsr_merlin.dataset.raw.fields.ids import clean_id
 
     if arguments.user is not None and not arguments.run:
         raise InputError("--user needs --run, the run directory that holds the user's history")

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.dataset as ds
 
 from llmcfsr_merlin.dataset.names import ITEM, ITEMS, SEQUENCES, TITLE, USER, VOCABULARY
-from llmcfsr_merlin.dataset.raw.clean_text import clean
+from llmcfsr_merlin.dataset.raw.fields.clean_text import clean
 from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError

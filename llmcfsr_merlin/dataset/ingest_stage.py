@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.raw.files.source import find_files, fingerprint
 from llmcfsr_merlin.dataset.raw.ingest import ingest
-from llmcfsr_merlin.dataset.raw.source import find_files, fingerprint
 from llmcfsr_merlin.dataset.raw.synthetic import write_amazon
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage
 

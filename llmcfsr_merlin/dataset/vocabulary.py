@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, OOV, PAD, TRAIN_COUNT
-from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
+from llmcfsr_merlin.dataset.raw.fields.ids import NotAnId, clean_id
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json
 

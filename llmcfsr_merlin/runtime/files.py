@@ -5,8 +5,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -35,29 +35,35 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value) -> None:
-    """Write JSON to a temporary name, sync it, and rename."""
+@contextmanager
+def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A temporary name to write to, renamed to `path` at the end; nothing is left of a block that fails.
+
+    durable: brought to the disk before, so that a machine that stops leaves the old file or the new one.
+    """
     temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
-        sync(temporary)
+        yield temporary
+        if durable:
+            sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value) -> None:
+    """Write JSON, whole and durable."""
+    with whole(path, durable=True) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
 
 
 def save_tensors(tensors: Mapping, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors (all of torch or all of numpy) as safetensors to a temporary name, sync, and rename."""
+    """Write tensors (all of torch or all of numpy) as safetensors, whole and durable."""
     of_numpy = all(type(tensor).__module__ == "numpy" for tensor in tensors.values())
     save_file = import_module("safetensors.numpy" if of_numpy else "safetensors.torch").save_file
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    try:
+    with whole(path, durable=True) as temporary:
         save_file(dict(tensors), str(temporary), metadata=metadata)
-        sync(temporary)
         temporary.chmod(_new_file_mode(temporary.parent))  # safetensors writes 0600
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_temporary(directory: Path, *, below: bool = True) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
+from llmcfsr_merlin.dataset.raw.fields.ids import NotAnId, clean_id
 from llmcfsr_merlin.recommender import Recommendations, check_question, no_recommendations, table
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.serving.repository import FRONT

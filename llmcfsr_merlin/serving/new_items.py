@@ -10,7 +10,7 @@ import torch
 from llmcfsr_merlin.config.data_settings import NULL_VALUES
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, VOCABULARY
-from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
+from llmcfsr_merlin.dataset.raw.fields.ids import NotAnId, clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import remove

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.text.language_models import ModelSource, load_model, load_tokenizer, longest_input, pick_device
+from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.text.language_models import ModelSource, load_model, load_tokenizer, longest_input
 
 BATCH_TOKENS = 1 << 16  # measured on an H100: enough for a model of MiniLM's size to saturate it
 _BUSY = 1 << 14  # tokens; measured there: a 7B model saturates it at a quarter of this
@@ -72,7 +73,7 @@ class TextEncoder:
     ) -> "TextEncoder":
         """Load the model of `source`; `max_tokens` is capped at the model's number of positions."""
         max_tokens = min(max_tokens, longest_input(source.folder) or max_tokens)
-        model = load_model(source, dtype, pick_device(device), quantisation)
+        model = load_model(source, dtype, str(choose_device(device, "embed.device")), quantisation)
         return cls(
             model,
             load_tokenizer(source, max_tokens),

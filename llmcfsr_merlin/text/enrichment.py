@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import torch
 
 from llmcfsr_merlin.config.embed_settings import EnrichConfig
-from llmcfsr_merlin.dataset.raw.clean_text import clean
+from llmcfsr_merlin.dataset.raw.fields.clean_text import clean
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import machine_failure
+from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.text.language_models import (
     ModelSource,
     dtype_argument,
     load_tokenizer,
-    pick_device,
     resolve_recorded,
 )
 from llmcfsr_merlin.text.prompts import Attributes
@@ -37,7 +37,7 @@ class Enricher:
         self.settings = settings
         self.source = source
         self.cache = cache
-        self.device = pick_device(device)
+        self.device = str(choose_device(device, "embed.device"))
         self._loaded: tuple[Any, Any] | None = None
         self._texts: dict[bytes, str] = {}
         for path in sorted(cache.glob("part-*.parquet")) if cache else ():

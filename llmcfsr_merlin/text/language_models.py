@@ -160,15 +160,6 @@ def longest_input(folder: str | Path) -> int | None:
     return positions
 
 
-def pick_device(device: str) -> str:
-    """"auto": the GPU if there is one."""
-    import torch
-
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def dtype_argument() -> str:
     """Name of from_pretrained's dtype argument: transformers 4.56 renamed torch_dtype."""
     import transformers

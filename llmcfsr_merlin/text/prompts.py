@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmcfsr_merlin.dataset.names import ITEM
-from llmcfsr_merlin.dataset.raw.clean_text import join_values
+from llmcfsr_merlin.dataset.raw.fields.clean_text import join_values
 from llmcfsr_merlin.runtime.errors import InputError
 
 POPULARITY = frozenset(

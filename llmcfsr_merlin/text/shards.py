@@ -4,7 +4,6 @@ A shard is a run of rows of one input file. Each is encoded to `encoded/part-<sh
 renamed, so that a killed run loses at most the current shard. Memory is one shard plus 40 bytes per item.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from llmcfsr_merlin.dataset.item_vectors import match_ids, vectors_array, vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, ITEM, VECTOR
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.files import whole
 from llmcfsr_merlin.text.item_encoder import ItemEncoder
 
 ENCODED = "encoded"  # part-*.parquet of ITEM, VECTOR before the reduction, HAS_TEXT, CONTENT
@@ -162,10 +162,9 @@ def _encode_shard(shard: Shard, encoder: ItemEncoder, path: Path, cache: VectorC
     )
     counts = (len(rows), int((~encoded.has_text).sum()), encoded.cached, encoded.tokens, encoded.cut)
     metadata = {"recipe": encoder.recipe.key, "counts": " ".join(map(str, counts))}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # Dictionary encoding does not help vectors: plain encoding is smaller and three times faster to write.
-    pq.write_table(table.replace_schema_metadata(metadata), temporary, use_dictionary=False, compression="none")
-    temporary.replace(path)
+    with whole(path) as temporary:
+        # Dictionary encoding does not help vectors: plain encoding is smaller and three times faster to write.
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, use_dictionary=False, compression="none")
 
 
 def _is_done(path: Path, key: str) -> bool:

@@ -16,6 +16,7 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM, HISTORY_RULES, ITEM, KEPT, 
 from llmcfsr_merlin.dataset.user_histories import lists_of
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import pad
+from llmcfsr_merlin.training.validation import gains
 
 _PASSES = 8  # at most, on a quarter of the users and on all of them
 _COARSE = 4
@@ -97,7 +98,7 @@ def _once(history: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
     """NDCG@k of single targets: ranks int64 [..., N], from 0, to float64 [...], their mean."""
-    return ((ranks < k) / np.log2(ranks + 2.0)).mean(-1)
+    return gains(torch.from_numpy(ranks), k).numpy().mean(-1)
 
 
 def calibrate(

@@ -13,7 +13,7 @@ from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import ITEM, history_rule
-from llmcfsr_merlin.runtime.engine import available_memory
+from llmcfsr_merlin.runtime.free_memory import available_memory
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.scorer import FitContext

@@ -21,7 +21,7 @@ from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.ranker import select_top_k
 from llmcfsr_merlin.training.objective import Auxiliary, Objective, predicted_positions
 from llmcfsr_merlin.training.trainer import KnownParts
-from llmcfsr_merlin.training.validation import ranks, split_last
+from llmcfsr_merlin.training.validation import gains, ranks, split_last
 
 
 class DualViewBody(BlockBase):
@@ -114,9 +114,8 @@ class RankMetric(torchmetrics.Metric):
 
     def update(self, ranks: Tensor, _targets: Tensor) -> None:
         """ranks: int64 [B], 0 is the best."""
-        hit = ranks < self.k
-        self.hits += hit.sum()
-        self.gains += (hit / torch.log2(ranks.double() + 2)).sum()
+        self.hits += (ranks < self.k).sum()
+        self.gains += gains(ranks, self.k).sum()
         self.rows += len(ranks)
 
     def compute(self) -> dict[str, Tensor]:

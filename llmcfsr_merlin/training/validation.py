@@ -33,8 +33,11 @@ def ranks(scores: Tensor, histories: Tensor, wanted: Tensor, exclude_history: bo
     return (scores > of_wanted).sum(1)
 
 
+def gains(ranks: Tensor, k: int = 10) -> Tensor:
+    """NDCG@k of single targets: ranks from 0, the best, to float64 of the same shape."""
+    return (ranks <= k - 1) / torch.log2(ranks.double() + 2)
+
+
 def quality(ranks: Tensor, k: int = 10) -> dict[str, float]:
     """HR@k and NDCG@k of ranks int64 [N]: `hr_at_<k>` and `ndcg_at_<k>`."""
-    hit = ranks < k
-    gain = hit / torch.log2(ranks.double() + 2)
-    return {f"hr_at_{k}": float(hit.double().mean()), f"ndcg_at_{k}": float(gain.mean())}
+    return {f"hr_at_{k}": float((ranks < k).double().mean()), f"ndcg_at_{k}": float(gains(ranks, k).mean())}

@@ -26,7 +26,7 @@ from llmcfsr_merlin.dataset.names import ITEM, ROW, TIME, USER
 from llmcfsr_merlin.dataset.prepare import filters
 from llmcfsr_merlin.dataset.prepare import prepare as features
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
-from llmcfsr_merlin.runtime import engine as cluster
+from llmcfsr_merlin.runtime import clusters
 from llmcfsr_merlin.runtime.engine import Engine, engine
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import Manifest, seal
@@ -121,7 +121,7 @@ def test_joins_a_scheduler_by_its_address(tmp_path, scheduler, expected, capfd):
 
 
 def test_no_scheduler_and_no_worker(monkeypatch):
-    monkeypatch.setattr(cluster, "_PATIENCE", 1)
+    monkeypatch.setattr(clusters, "_PATIENCE", 1)
     with pytest.raises(InputError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         engine(ClusterConfig(scheduler="tcp://127.0.0.1:9")).__enter__()
     with LocalCluster(n_workers=0, dashboard_address=":0") as empty, pytest.raises(InputError, match="has no worker"):

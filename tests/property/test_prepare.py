@@ -20,8 +20,9 @@ from llmcfsr_merlin.dataset.prepare import prepare as features
 from llmcfsr_merlin.dataset.prepare.in_memory import InMemory, fits
 from llmcfsr_merlin.dataset.prepare.partitions import plan_chunks, read_frame
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
-from llmcfsr_merlin.runtime.engine import Engine, engine, has_gpu
+from llmcfsr_merlin.runtime.engine import Engine, engine
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.free_memory import has_gpu
 
 SMALL = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)

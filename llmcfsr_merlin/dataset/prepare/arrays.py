@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llmcfsr_merlin.runtime.files import whole
 from llmcfsr_merlin.runtime.literals import PARSER
 
 
@@ -12,13 +13,10 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
     np.save hides the reason of a failed write ("requested and written"); here a full disk is OSError ENOSPC.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}")
     array = np.ascontiguousarray(array)
-    with open(temporary, "wb") as stream:
+    with whole(path) as temporary, open(temporary, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
         stream.write(array.data)
-    temporary.replace(path)
 
 
 def load_array(path: Path) -> np.ndarray:

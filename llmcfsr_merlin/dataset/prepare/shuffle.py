@@ -20,6 +20,7 @@ from llmcfsr_merlin.dataset.prepare.partitions import Chunk, read_partition
 from llmcfsr_merlin.dataset.prepare.ties import moments, tie_keys
 from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
 from llmcfsr_merlin.runtime.device import libraries, to_host
+from llmcfsr_merlin.runtime.files import whole
 
 
 def user_boundaries(chunks: list[Chunk], buckets: int, threads: int = 1) -> pa.Array:
@@ -103,8 +104,8 @@ def scatter(chunk: Chunk, *, folder: Path, boundaries: pa.Array, gpu: bool) -> d
     dropped = {"null_users": int(null_user.sum()), "null_items": int((null_item & ~null_user).sum())}
     table = pa.table({ITEM: items, COUNT: counts})
     table = table.replace_schema_metadata({name: str(value) for name, value in dropped.items()})
-    feather.write_feather(table, str(done.with_suffix(".partial")), compression="lz4")
-    done.with_suffix(".partial").rename(done)
+    with whole(done) as temporary:
+        feather.write_feather(table, str(temporary), compression="lz4")
     return dropped
 
 

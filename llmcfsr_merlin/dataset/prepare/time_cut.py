@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.names import TIME
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk
-from llmcfsr_merlin.dataset.raw.times import EARLY
+from llmcfsr_merlin.dataset.raw.fields.times import EARLY
 from llmcfsr_merlin.runtime.errors import InputError
 
 _BINS = 1 << 16

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.dataset.raw import formats
-from llmcfsr_merlin.dataset.raw.lines import LineReader
-from llmcfsr_merlin.dataset.raw.source import sniff
+from llmcfsr_merlin.dataset.raw.fields.values import Attribute
+from llmcfsr_merlin.dataset.raw.files.lines import LineReader
+from llmcfsr_merlin.dataset.raw.files.source import sniff
 from llmcfsr_merlin.dataset.raw.tally import Place
-from llmcfsr_merlin.dataset.raw.values import Attribute
 from llmcfsr_merlin.runtime.errors import InputError
 
 _KEPT = ("metadata_stray_quotes", "metadata_binary", "metadata_read", "bad_titles")

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.raw import amazon, yelp
-from llmcfsr_merlin.dataset.raw.columnar import ParquetParser, refuse_lists
-from llmcfsr_merlin.dataset.raw.delimited import DelimitedParser
-from llmcfsr_merlin.dataset.raw.dialect import Dialect, Text, detect
+from llmcfsr_merlin.dataset.raw.files.columnar import ParquetParser, refuse_lists
+from llmcfsr_merlin.dataset.raw.files.delimited import DelimitedParser
+from llmcfsr_merlin.dataset.raw.files.dialect import Dialect, Text, detect
+from llmcfsr_merlin.dataset.raw.files.source import Source
 from llmcfsr_merlin.dataset.raw.interactions import Rules
 from llmcfsr_merlin.dataset.raw.metadata import ItemReader, TableAttributes
 from llmcfsr_merlin.dataset.raw.records import JsonParser, Layout, place
-from llmcfsr_merlin.dataset.raw.source import Source
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.extensions import load_class
 

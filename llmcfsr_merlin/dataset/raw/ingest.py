@@ -26,9 +26,13 @@ from tqdm import tqdm
 from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEMS, ROW
 from llmcfsr_merlin.dataset.raw import formats
-from llmcfsr_merlin.dataset.raw.columnar import ParquetParser
-from llmcfsr_merlin.dataset.raw.delimited import DelimitedParser
 from llmcfsr_merlin.dataset.raw.duplicates import RowKeys, drop_rows
+from llmcfsr_merlin.dataset.raw.fields.times import SETTING as TIME_FORMAT
+from llmcfsr_merlin.dataset.raw.fields.times import TimeReader
+from llmcfsr_merlin.dataset.raw.files.columnar import ParquetParser
+from llmcfsr_merlin.dataset.raw.files.delimited import DelimitedParser
+from llmcfsr_merlin.dataset.raw.files.lines import BLOCK, Block, LineReader
+from llmcfsr_merlin.dataset.raw.files.source import Source, find_files, sniff
 from llmcfsr_merlin.dataset.raw.interactions import (
     DROPPED,
     FILTERED,
@@ -39,14 +43,10 @@ from llmcfsr_merlin.dataset.raw.interactions import (
     Rules,
     clean,
 )
-from llmcfsr_merlin.dataset.raw.lines import BLOCK, Block, LineReader
 from llmcfsr_merlin.dataset.raw.metadata import ItemReader, ItemTable
 from llmcfsr_merlin.dataset.raw.notices import warn
 from llmcfsr_merlin.dataset.raw.records import JsonParser
-from llmcfsr_merlin.dataset.raw.source import Source, find_files, sniff
 from llmcfsr_merlin.dataset.raw.tally import Place, Tally, check_dropped
-from llmcfsr_merlin.dataset.raw.times import SETTING as TIME_FORMAT
-from llmcfsr_merlin.dataset.raw.times import TimeReader
 from llmcfsr_merlin.runtime.engine import print_counts
 from llmcfsr_merlin.runtime.errors import InputError
 

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import ITEM, TITLE
-from llmcfsr_merlin.dataset.raw.clean_text import clean as clean_text
-from llmcfsr_merlin.dataset.raw.delimited import read_delimited
-from llmcfsr_merlin.dataset.raw.dialect import Dialect
-from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
+from llmcfsr_merlin.dataset.raw.fields.clean_text import clean as clean_text
+from llmcfsr_merlin.dataset.raw.fields.ids import NotAnId, clean_id
+from llmcfsr_merlin.dataset.raw.fields.values import Attribute, as_attribute
+from llmcfsr_merlin.dataset.raw.files.delimited import read_delimited
+from llmcfsr_merlin.dataset.raw.files.dialect import Dialect
+from llmcfsr_merlin.dataset.raw.files.lines import Block
+from llmcfsr_merlin.dataset.raw.files.source import read_record
 from llmcfsr_merlin.dataset.raw.interactions import PartWriter, hash_ids
-from llmcfsr_merlin.dataset.raw.lines import Block
-from llmcfsr_merlin.dataset.raw.source import read_record
 from llmcfsr_merlin.dataset.raw.tally import Place, Tally
-from llmcfsr_merlin.dataset.raw.values import Attribute, as_attribute
 
 _TITLE_CHARS = 300
 _ROWS = 50_000  # per part file: long descriptions are read part by part

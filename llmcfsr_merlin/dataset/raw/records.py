@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json as arrow_json
 
-from llmcfsr_merlin.dataset.raw.delimited import LINE
-from llmcfsr_merlin.dataset.raw.source import Source, read_record
+from llmcfsr_merlin.dataset.raw.fields.values import as_text
+from llmcfsr_merlin.dataset.raw.files.delimited import LINE
+from llmcfsr_merlin.dataset.raw.files.source import Source, read_record
 from llmcfsr_merlin.dataset.raw.tally import Tally
-from llmcfsr_merlin.dataset.raw.values import as_text
 from llmcfsr_merlin.runtime.errors import InputError
 
 ROLES = ("user", "item", "time", "order", "rating")

@@ -22,7 +22,7 @@ from llmcfsr_merlin.dataset.names import (
     VECTORS,
     VOCABULARY,
 )
-from llmcfsr_merlin.dataset.raw.clean_text import join_values
+from llmcfsr_merlin.dataset.raw.fields.clean_text import join_values
 from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.runtime.errors import MissingDependency
 from llmcfsr_merlin.runtime.stage import write_json

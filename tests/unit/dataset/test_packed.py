@@ -6,9 +6,9 @@ import tracemalloc
 
 import pytest
 
-from llmcfsr_merlin.dataset.raw import lines
-from llmcfsr_merlin.dataset.raw.lines import LineReader
-from llmcfsr_merlin.dataset.raw.source import sniff
+from llmcfsr_merlin.dataset.raw.files import lines
+from llmcfsr_merlin.dataset.raw.files.lines import LineReader
+from llmcfsr_merlin.dataset.raw.files.source import sniff
 from llmcfsr_merlin.runtime.errors import InputError
 
 

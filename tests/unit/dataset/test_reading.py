@@ -14,7 +14,7 @@ from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.names import ITEM, TITLE
 from llmcfsr_merlin.dataset.raw.additions import read_items
-from llmcfsr_merlin.dataset.raw.source import find_files
+from llmcfsr_merlin.dataset.raw.files.source import find_files
 from llmcfsr_merlin.runtime.errors import InputError
 from tests.unit.dataset.world import run, write
 

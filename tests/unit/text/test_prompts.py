@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from llmcfsr_merlin.dataset.raw.clean_text import clean, join_values
+from llmcfsr_merlin.dataset.raw.fields.clean_text import clean, join_values
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.text.prompts import TEMPLATES, Prompter, augment, show
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
-from llmcfsr_merlin.dataset.raw import quotes
-from llmcfsr_merlin.dataset.raw.dialect import Dialect
+from llmcfsr_merlin.dataset.raw.files import quotes
+from llmcfsr_merlin.dataset.raw.files.dialect import Dialect
 from llmcfsr_merlin.dataset.raw.tally import Tally
 
 LINE = "line"  # int64, position of the row among the lines of its block

@@ -5,9 +5,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from llmcfsr_merlin.dataset.raw import quotes
-from llmcfsr_merlin.dataset.raw.dialect import Dialect
-from llmcfsr_merlin.dataset.raw.source import GZIP, Source, recode
+from llmcfsr_merlin.dataset.raw.files import quotes
+from llmcfsr_merlin.dataset.raw.files.dialect import Dialect
+from llmcfsr_merlin.dataset.raw.files.source import GZIP, Source, recode
 from llmcfsr_merlin.runtime.errors import InputError
 
 BLOCK = 8 << 20  # bytes of text per parsing task

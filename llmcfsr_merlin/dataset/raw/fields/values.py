@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from llmcfsr_merlin.dataset.raw.ids import clean_id, unwrapped
+from llmcfsr_merlin.dataset.raw.fields.ids import clean_id, unwrapped
 from llmcfsr_merlin.runtime.literals import literal
 
 Attribute = str | list[str] | None

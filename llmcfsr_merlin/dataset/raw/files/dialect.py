@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmcfsr_merlin.config.data_settings import Quoting
-from llmcfsr_merlin.dataset.raw import quotes
-from llmcfsr_merlin.dataset.raw.source import Source
+from llmcfsr_merlin.dataset.raw.files import quotes
+from llmcfsr_merlin.dataset.raw.files.source import Source
 from llmcfsr_merlin.runtime.errors import InputError
 
 _CANDIDATES = ("\t", "::", "\x01", ";", "|", ",", " ")

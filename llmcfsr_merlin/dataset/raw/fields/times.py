@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmcfsr_merlin.dataset.raw.dates import parse_dates, seconds_of, slash_order
-from llmcfsr_merlin.dataset.raw.values import as_text
+from llmcfsr_merlin.dataset.raw.fields.dates import parse_dates, seconds_of, slash_order
+from llmcfsr_merlin.dataset.raw.fields.values import as_text
 from llmcfsr_merlin.runtime.errors import InputError
 
 # A number's size tells seconds from milli-, micro- and nanoseconds: log times are after 1973 (Amazon 2023 has ms).

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.dataset.raw.delimited import LINE
+from llmcfsr_merlin.dataset.raw.files.delimited import LINE
+from llmcfsr_merlin.dataset.raw.files.source import Source
 from llmcfsr_merlin.dataset.raw.records import grouped
-from llmcfsr_merlin.dataset.raw.source import Source
 from llmcfsr_merlin.runtime.errors import InputError
 
 
