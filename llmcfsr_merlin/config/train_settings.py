@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from llmcfsr_merlin.config.presets import presets
 from llmcfsr_merlin.config.section import Section, known_or_own
 
-LOSSES = ("uniform_softmax", "full_softmax", "in_batch", "bce")
+LOSSES = ("uniform_softmax", "sampled_softmax", "full_softmax", "in_batch", "bce")
 
 
 class TrainConfig(Section):
@@ -22,10 +22,11 @@ class TrainConfig(Section):
     some are masked); prefixes: each prefix of each sequence, of which the last item is predicted (BSARec,
     CL4SRec); prefixes of one item only for bsarec, which has a state without a history."""
     loss: str = "uniform_softmax"
-    """uniform_softmax, full_softmax, bce, in_batch (the other targets of the batch as negatives, corrected by the log
-    of how often each is drawn), or your own `module:function`."""
+    """uniform_softmax; sampled_softmax (each uniform negative stands for its share of the catalogue: an estimate of
+    full_softmax at a fraction of its cost); full_softmax; bce; in_batch (the other targets of the batch as negatives,
+    corrected by the log of how often each is drawn); or your own `module:function`."""
     negatives: int = Field(1024, ge=1)
-    """Number of uniform negatives shared by a batch (uniform_softmax)."""
+    """Number of uniform negatives shared by a batch (uniform_softmax, sampled_softmax)."""
     mask: float = Field(0.3, gt=0, lt=1)
     """Share of the items that bert4rec masks in training."""
     align: float = Field(0.0, ge=0)
@@ -45,13 +46,16 @@ class TrainConfig(Section):
     epochs: int = Field(16, ge=1)
     """Maximum number of epochs; training may stop earlier (patience)."""
     batch_size: int | None = Field(None, ge=1)
-    """Samples per step; None: 256, fewer (at least 16) if an epoch would have less than 64 steps."""
+    """Samples per step; None: 256, fewer (at least 16) if an epoch would have less than 160 steps."""
     processes: int = Field(1, ge=1)
     """Data-parallel processes, one per GPU (on the CPU they share the cores), each with its share of a step."""
     learning_rate: float = Field(2e-3, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear"] = "linear"
     """linear: warm-up over the first 5% of the steps, then linear decay to zero at the last epoch."""
+    average: float = Field(0.0, ge=0)
+    """Time constant, in epochs, of a moving average of the weights, which is evaluated, selected and kept instead of
+    the weights themselves; 0: no averaging."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of AdamW."""
     patience: int = Field(5, ge=1)

@@ -21,7 +21,7 @@ from llmcfsr_merlin.training.losses.contrast import contrast
 from llmcfsr_merlin.training.validation import split_last
 
 # Losses with the same tensor shapes in every batch, so that a step can be captured as a CUDA graph.
-_FIXED_SHAPES = ("uniform_softmax", "bce", "full_softmax")
+_FIXED_SHAPES = ("uniform_softmax", "sampled_softmax", "bce", "full_softmax")
 _ROOM = 1 << 30  # scores that a captured step may hold
 
 

@@ -43,7 +43,9 @@ class _Model(KnownParts):
         return {"loss": self._objective(item_id, row, positions)}
 
 
-class _Trainer(Resumable, Trainer):
+class _Ranking(Trainer):
+    """Batches out of memory; evaluation ranks the held-out items."""
+
     control: TrainerControl
 
     def __init__(self, *arguments, batches: Batches, valid: Batches, exclude_history: bool, **settings):
@@ -69,6 +71,10 @@ class _Trainer(Resumable, Trainer):
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+
+class _Trainer(Resumable, _Ranking):
+    pass
 
 
 def fit(

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from llmcfsr_merlin.runtime.files import save_tensors
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.runtime.supported import fits
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.training.averaging import WeightAverage
 from llmcfsr_merlin.training.batches import Batches
 from llmcfsr_merlin.training.checkpoints import remove_old_checkpoints, seal_checkpoint, stale_epochs
 from llmcfsr_merlin.training.distillation import Distillation
@@ -42,7 +43,7 @@ _ADAMW = "adamw_torch_fused" if fits(torch.__version__, ">=2.4") else "adamw_tor
 # while a training runs, are in torch's format. What this project writes and reads is safetensors everywhere.
 # transformers 5 has none either: it writes safetensors only.
 _SAFETENSORS = {"save_safetensors": True} if "save_safetensors" in _ARGUMENTS else {}
-_DISTILLATION = "distillation.safetensors"  # in a checkpoint
+_DISTILLATION, _AVERAGE = "distillation.safetensors", "average.safetensors"  # in a checkpoint
 
 
 class Resumable:
@@ -51,6 +52,12 @@ class Resumable:
 
     distillation: Distillation | None = None
     """Objects whose state belongs to a checkpoint."""
+    average: WeightAverage | None = None
+    """Evaluated instead of the weights, and saved in a checkpoint beside them."""
+
+    def evaluate(self, *args, **kwargs):
+        with nullcontext() if self.average is None else self.average.taken():
+            return super().evaluate(*args, **kwargs)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -67,6 +74,8 @@ class Resumable:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.distillation is not None:
             save_tensors(self.distillation.state(), folder / _DISTILLATION)
+        if self.average is not None:
+            save_tensors(self.average.state(), folder / _AVERAGE)
         seal_checkpoint(folder)
         remove_old_checkpoints(folder.parent, self.state.best_model_checkpoint)
 
@@ -172,6 +181,10 @@ def run_trainer(
             train = train.model_copy(update={"epochs": epochs})
     trainer = make(train)
     trainer.distillation = auxiliary.distillation
+    average = None
+    if train.average:
+        average = trainer.average = WeightAverage(network, train.average * len(trainer.get_train_dataloader()))
+        trainer.add_callback(_Averaging(average))
     trainer.remove_callback(PrinterCallback)  # it prints dictionaries; _EpochReport logs one line instead
     if checkpoint is not None:
         for callback in trainer.callback_handler.callbacks:
@@ -179,12 +192,26 @@ def run_trainer(
                 callback.early_stopping_patience_counter = stale
         if auxiliary.distillation is not None:
             auxiliary.distillation.restore(load_file(Path(checkpoint) / _DISTILLATION))
+        if average is not None:
+            average.restore(load_file(Path(checkpoint) / _AVERAGE))
     trainer.train(resume_from_checkpoint=checkpoint)
+    if average is not None:  # the Trainer has loaded the weights of the best epoch, not their average
+        if trainer.state.best_model_checkpoint:
+            average.restore(load_file(Path(trainer.state.best_model_checkpoint) / _AVERAGE))
+        average.take()
     network.eval()
     history = _history(trainer.state.log_history)
     if not history or not math.isfinite(history[-1]["loss"]):
         raise InputError("training ended without a finite loss: lower train.learning_rate")
     return history
+
+
+class _Averaging(TrainerCallback):
+    def __init__(self, average: WeightAverage):
+        self._average = average
+
+    def on_step_end(self, args, state, control, **_):
+        self._average.update()
 
 
 class Order(TrainerCallback):
