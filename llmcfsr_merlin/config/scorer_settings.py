@@ -73,6 +73,9 @@ class ContentSettings(Section):
 
     lexical_share: float = Field(0.3, ge=0, le=1)
     """Share of the lexical vectors in the cosine, if stage embed made any."""
+    match_itself: bool = False
+    """An item of the history is its own closest item too, as in models of before there was this setting; false: it is
+    compared with the other items of the history."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -86,6 +89,10 @@ class TransitionSettings(Section):
     """Items kept per item, those with the largest weight."""
     directed: bool = True
     """What came before counts less than what came after; false: both alike, for logs whose order is not time."""
+
+
+class RepeatSettings(Section):
+    """The scorer `repeats`: whether the candidate is in the history, how often and how long ago."""
 
 
 class PopularitySettings(Section):
@@ -114,6 +121,7 @@ SCORERS: dict[str, type[Section]] = {
     "network": NetworkSettings,
     "content": ContentSettings,
     "transitions": TransitionSettings,
+    "repeats": RepeatSettings,
     "popularity": PopularitySettings,
     "item_knn": ItemKNNSettings,
     "ease": EASESettings,

@@ -1,4 +1,4 @@
-"""Models of version 0.1, a network with its matches, read as scorers; their answers stay the same."""
+"""Models of earlier versions, read so that their answers stay the same."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,16 @@ from torch import Tensor
 from llmcfsr_merlin.config.old_settings import upgrade_settings
 
 
+def with_new_settings(description: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+    """A model of format 2 with what it was made without: an item of the history was its own closest item."""
+    content = description["model"]["scorers"].get("content")
+    if content is not None:
+        content.setdefault("match_itself", True)
+    return description, tensors
+
+
 def upgrade(description: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-    """model.json and the weights of version 0.1 in today's form."""
+    """model.json and the weights of version 0.1, a network with its matches, as scorers (format 2)."""
     model = upgrade_settings(description["model"])
     found = {f"network/network.{name}": tensor for name, tensor in tensors.items()}
     found["network/weights"] = torch.ones(1)

@@ -89,6 +89,9 @@ class Scorer(nn.Module, Generic[SettingsT]):
 
     Settings: ClassVar[type[Section]] = Section
     FEATURES: ClassVar[tuple[Feature, ...]] = (Feature("score"),)
+    HISTORY_ONLY: ClassVar[bool] = False
+    """Whether its features are 0 for every item that the history does not hold. Calibration weighs them for the rule that
+    keeps the history, and leaves them at 0 for the one that masks it."""
     PER_ITEM: ClassVar[tuple[str, ...]] = ()
     """Dotted names of the parameters and buffers whose first dimension is V."""
     DATA_SIZED: ClassVar[tuple[str, ...]] = ()

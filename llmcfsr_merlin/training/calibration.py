@@ -60,31 +60,56 @@ def validation_ranks(
     Masked: the user's other items take no part in the ranking (the target always does). The first feature has weight 1
     in every point. The model is prepared (`prepare(bulk=True)`) by the caller.
     """
-    used = [number for number in range(len(points[0])) if any(point[number] for point in points)]
+    everywhere, of_history = _places(model)
+    groups: dict[Point, list[int]] = {}  # points that differ in what is 0 outside of the history share a table
+    for number, point in enumerate(points):
+        groups.setdefault(tuple(point[place] for place in everywhere), []).append(number)
+    extra = [tuple(point[place] for place in of_history) for point in points]
+    names = [name for name, part in model.scorers.items() if not (of_history and part.HISTORY_ONLY)]
+    others = [name for name in model.names if name not in names] if any(map(any, extra)) else []
     targets: list[Tensor] = []
     found: dict[str, list[Tensor]] = {MASKED: [], KEPT: []}
     for history, target in batches:
-        values = model.each_feature(history)
-        anchor, wanted = values[0], target.unsqueeze(1)
-        own = anchor.gather(1, wanted)
-        anchor[:, :FIRST_ITEM] = -torch.inf
-        anchor.scatter_(1, wanted, own)
+        values, wanted = model.each_feature(history, names=names), target.unsqueeze(1)
+        own = values[0].gather(1, wanted)
+        values[0][:, :FIRST_ITEM] = -torch.inf
+        values[0].scatter_(1, wanted, own)
         past, once = _once(history, wanted)
+        more = [model.each_feature(history, items, others) for items in (wanted, past)] if others else []
+        returned = bool(others) and bool(more[0].any())
         # Floats, since torch adds up bools by a slow way through int64: half of the time of calibration.
-        total, above = torch.empty_like(anchor), torch.empty_like(anchor)
-        kept, masked = [], []
-        for point in points:
-            total.copy_(anchor)
-            for number in used[1:]:
-                if point[number]:
-                    total.add_(values[number], alpha=point[number])
-            of_target = total.gather(1, wanted)
-            kept.append(torch.gt(total, of_target, out=above).sum(1))
-            masked.append(kept[-1] - ((total.gather(1, past) > of_target) & once).sum(1))
+        total, above = torch.empty_like(values[0]), torch.empty_like(values[0])
+        ranks = torch.empty(2, len(points), len(target), dtype=torch.int64, device=total.device)
+        for weights, numbers in groups.items():
+            total.copy_(values[0])
+            for value, weight in zip(values[1:], weights[1:]):
+                if weight:
+                    total.add_(value, alpha=weight)
+            base, of_past = total.gather(1, wanted), total.gather(1, past)
+            higher = torch.gt(total, base, out=above).sum(1)
+            for number in numbers:
+                mine, theirs, count = base, of_past, higher
+                if others and any(extra[number]):
+                    mine, theirs = (
+                        score + torch.einsum("f,fbc->bc", score.new_tensor(extra[number]), values_of)
+                        for score, values_of in zip((base, of_past), more)
+                    )
+                    if returned:
+                        count = torch.gt(total, mine, out=above).sum(1) - (base > mine).squeeze(1).float()
+                masked = count - ((of_past > mine) & once).sum(1)
+                ranks[0, number], ranks[1, number] = masked, masked + ((theirs > mine) & once).sum(1)
         targets.append(target.cpu())
-        for rule, ranks in ((MASKED, masked), (KEPT, kept)):
-            found[rule].append(torch.stack(ranks).long().cpu())
-    return torch.cat(targets).numpy(), {rule: torch.cat(ranks, dim=1).numpy() for rule, ranks in found.items()}
+        for rule, of_rule in zip((MASKED, KEPT), ranks.cpu()):
+            found[rule].append(of_rule)
+    return torch.cat(targets).numpy(), {rule: torch.cat(parts, dim=1).numpy() for rule, parts in found.items()}
+
+
+def _places(model: Ensemble) -> tuple[list[int], list[int]]:
+    """Places of the features: those that tell all items apart, and those of scorers that are HISTORY_ONLY."""
+    alone = [model.scorers[feature.scorer].HISTORY_ONLY for feature in model.features]
+    if alone[0]:  # what the others are weighed against has to stand in the table of all items
+        alone = [False] * len(alone)
+    return [place for place, one in enumerate(alone) if not one], [place for place, one in enumerate(alone) if one]
 
 
 def _once(history: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,8 +136,8 @@ def calibrate(
 
     Among the points whose NDCG@10 is within `tolerance` (a share) of the best, the one with the best NDCG@10 on tail
     items. tail: bool [V]. exclude_history: the rule of the weights that are set; those of the other rule are chosen
-    beside them, into model.history_weights: an item matches itself best, so where the history is not recommended again
-    but left in the ranking, it pushes the weight of every similarity to 0 (measured on Beauty).
+    beside them, into model.history_weights. Scorers that are HISTORY_ONLY have weights where the history is kept alone:
+    if it is masked, they could do nothing but lift a target that is a repeat above items that nobody ranked.
     """
     grids = [() if number == 0 else feature.feature.grid for number, feature in enumerate(model.features)]
     start = (1.0, *(0.0 for _ in grids[1:]))
@@ -120,11 +145,14 @@ def calibrate(
     if any(grids):
         model.eval().prepare(bulk=True)
         coarse, whole = (_Measured(model, some, tail) for some in (batches.coarse(), batches))
-        for rule in HISTORY_RULES:  # what was measured for one is known for the other
+        of_history = _places(model)[1]
+        for rule in (MASKED, KEPT):  # what was measured for one is known for the other, which starts from it
+            open_to = [() if rule == MASKED and place in of_history else grid for place, grid in enumerate(grids)]
             measured = whole.of(rule)
-            best[rule] = _climb(measured, grids, _climb(coarse.of(rule), grids, start))
-            if tolerance:
-                best[rule] = _trade(measured, grids, tolerance)
+            start = best[rule] = _climb(measured, open_to, _climb(coarse.of(rule), open_to, start))
+            if tolerance:  # a repeat is no matter of head and tail
+                open_to = [() if place in of_history else grid for place, grid in enumerate(grids)]
+                best[rule] = _trade(measured, open_to, tolerance)
     names = [feature.feature.name for feature in model.features]
     chosen = {rule: dict(zip(names, point)) for rule, point in best.items()}
     model.set_weights(chosen[history_rule(exclude_history)])
