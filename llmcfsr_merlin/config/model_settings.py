@@ -29,12 +29,13 @@ class ModelConfig(Section):
         return found
 
     def trained_by(self) -> dict:
-        """What the key of a training holds. `transitions.directed` only where it is off: what was trained before there
-        was this choice stands.
+        """What the key of a training holds, without the settings of scorers that have the value of before there was a
+        choice: what was trained by it stands.
         """
         settings = self.model_dump()
-        if settings["scorers"].get("transitions", {}).get("directed"):
-            del settings["scorers"]["transitions"]["directed"]
+        for scorer, name in (("transitions", "directed"), ("content", "match_itself")):
+            if settings["scorers"].get(scorer, {}).get(name):
+                del settings["scorers"][scorer][name]
         return settings
 
     @property

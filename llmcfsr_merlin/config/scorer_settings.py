@@ -87,8 +87,9 @@ class TransitionSettings(Section):
 
     neighbours: int = Field(100, ge=1)
     """Items kept per item, those with the largest weight."""
-    directed: bool = True
-    """What came before counts less than what came after; false: both alike, for logs whose order is not time."""
+    directed: bool | None = None
+    """What came before counts less than what came after; false: both alike, for logs whose order is not time; None:
+    alike if the training sequences mostly ascend by item id, as logs do that list one day's items by id."""
 
 
 class RepeatSettings(Section):

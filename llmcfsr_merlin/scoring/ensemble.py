@@ -90,6 +90,8 @@ class Ensemble(nn.Module):
         places = {f.feature.name: f for f in self.features}
         for name, weight in weights.items():
             self.scorers[places[name].scorer].weights[places[name].place] = weight
+        for part in self._parts:
+            part.weights_changed()
         self._active, self.history_weights = None, {}
 
     @property
@@ -200,5 +202,3 @@ class _Sum(nn.Module):
         for part in self.parts[1:]:
             total = total + part(histories)
         return total
-
-

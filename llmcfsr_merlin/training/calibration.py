@@ -6,6 +6,7 @@ finds the neighbourhood, all of them decide. A pass ranks by both history rules,
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -131,6 +132,8 @@ def calibrate(
     tail: np.ndarray,
     tolerance: float = 0.0,
     exclude_history: bool = False,
+    untrained: np.ndarray | None = None,
+    untrained_tolerance: float = 0.0,
 ) -> dict[str, float]:
     """Set the weights of a model's features by validation NDCG@10 (full ranking) and return them by name.
 
@@ -138,14 +141,21 @@ def calibrate(
     items. tail: bool [V]. exclude_history: the rule of the weights that are set; those of the other rule are chosen
     beside them, into model.history_weights. Scorers that are HISTORY_ONLY have weights where the history is kept alone:
     if it is masked, they could do nothing but lift a target that is a repeat above items that nobody ranked.
+
+    untrained: bool [V], items that training never saw. Features of theirs (Feature.untrained) come last, by the best
+    NDCG@10 of such targets that `untrained_tolerance` (a share) of the overall one buys: too few of them are in a
+    validation for their weight to show in it.
     """
     grids = [() if number == 0 else feature.feature.grid for number, feature in enumerate(model.features)]
     start = (1.0, *(0.0 for _ in grids[1:]))
     best = dict.fromkeys(HISTORY_RULES, start)
     if any(grids):
         model.eval().prepare(bulk=True)
-        coarse, whole = (_Measured(model, some, tail) for some in (batches.coarse(), batches))
         of_history = _places(model)[1]
+        late = {place: grid for place, grid in enumerate(grids) if model.features[place].feature.untrained}
+        grids = [() if place in late else grid for place, grid in enumerate(grids)]
+        groups = tail, np.zeros_like(tail) if untrained is None else untrained
+        coarse, whole = (_Measured(model, some, groups) for some in (batches.coarse(), batches))
         for rule in (MASKED, KEPT):  # what was measured for one is known for the other, which starts from it
             open_to = [() if rule == MASKED and place in of_history else grid for place, grid in enumerate(grids)]
             measured = whole.of(rule)
@@ -153,6 +163,8 @@ def calibrate(
             if tolerance:  # a repeat is no matter of head and tail
                 open_to = [() if place in of_history else grid for place, grid in enumerate(grids)]
                 best[rule] = _trade(measured, open_to, tolerance)
+            for place, grid in late.items():
+                best[rule] = _for_untrained(measured, best[rule], place, grid, untrained_tolerance)
     names = [feature.feature.name for feature in model.features]
     chosen = {rule: dict(zip(names, point)) for rule, point in best.items()}
     model.set_weights(chosen[history_rule(exclude_history)])
@@ -160,40 +172,49 @@ def calibrate(
     return model.weights
 
 
+class _Values(NamedTuple):
+    """NDCG@10 of all validation items, of the tail ones and of those that training never saw (0 if there is none)."""
+
+    overall: float
+    tail: float
+    untrained: float
+
+
 class _Measured:
     """What some validation items say of points under both history rules, remembered: a pass serves both."""
 
-    def __init__(self, model: Ensemble, batches: Iterable, tail: np.ndarray):
+    def __init__(self, model: Ensemble, batches: Iterable, groups: Sequence[np.ndarray]):
+        """groups: bool [V] each, the tail items and those that training never saw."""
         self._ask = lambda points: validation_ranks(model, batches, points)
-        self._tail = tail
-        self._known: dict[str, dict[Point, tuple[float, float]]] = {rule: {} for rule in HISTORY_RULES}
+        self._groups = groups
+        self._known: dict[str, dict[Point, _Values]] = {rule: {} for rule in HISTORY_RULES}
 
     def of(self, rule: str) -> "_Quality":
         return _Quality(self, rule)
 
-    def measure(self, points: Iterable[Point], rule: str) -> dict[Point, tuple[float, float]]:
-        """Point -> NDCG@10 of all items, and of the tail ones (0 if there is none)."""
+    def measure(self, points: Iterable[Point], rule: str) -> dict[Point, _Values]:
         points = list(dict.fromkeys(points))
         if new := [point for point in points if point not in self._known[rule]]:
             targets, found = self._ask(new)
-            chosen = self._tail[targets]
+            groups = [group[targets] for group in self._groups]
             for of_rule, ranks in found.items():
-                of_tail = ndcg(ranks[:, chosen]).tolist() if chosen.any() else [0.0] * len(new)
-                self._known[of_rule] |= zip(new, zip(ndcg(ranks).tolist(), of_tail))
+                parts = [ndcg(ranks[:, group]).tolist() if group.any() else [0.0] * len(new) for group in groups]
+                self._known[of_rule] |= zip(new, map(_Values, ndcg(ranks).tolist(), *parts))
         return {point: self._known[rule][point] for point in points}
 
 
 class _Quality:
-    """NDCG@10 under one rule at the points that were asked for: the path of one rule is not that of the other."""
+    """Values under one rule at the points that were asked for: the path of one rule is not that of the other."""
 
     def __init__(self, measured: _Measured, rule: str):
         self._measured, self._rule = measured, rule
-        self.overall: dict[Point, float] = {}
-        self.of_tail: dict[Point, float] = {}
+        self.values: dict[Point, _Values] = {}
 
     def measure(self, points: Iterable[Point]) -> None:
-        for point, values in self._measured.measure(points, self._rule).items():
-            self.overall[point], self.of_tail[point] = values
+        self.values |= self._measured.measure(points, self._rule)
+
+    def overall(self, point: Point) -> float:
+        return self.values[point].overall
 
 
 def _neighbours(point: Point, grids: list[tuple[float, ...]]) -> Iterator[Point]:
@@ -208,7 +229,7 @@ def _climb(measured: _Quality, grids: list[tuple[float, ...]], start: Point) -> 
     best = start
     for _ in range(_PASSES):
         measured.measure(_neighbours(best, grids))
-        found = max(measured.overall, key=measured.overall.__getitem__)
+        found = max(measured.values, key=measured.overall)
         if found == best:
             break
         best = found
@@ -228,6 +249,14 @@ def _trade(measured: _Quality, grids: list[tuple[float, ...]], tolerance: float)
 
 
 def _best_tail(measured: _Quality, tolerance: float) -> Point:
-    least = (1 - tolerance) * max(measured.overall.values())
-    allowed = [point for point, value in measured.overall.items() if value >= least]
-    return max(allowed, key=lambda point: (measured.of_tail[point], measured.overall[point]))
+    least = (1 - tolerance) * max(values.overall for values in measured.values.values())
+    allowed = [point for point, values in measured.values.items() if values.overall >= least]
+    return max(allowed, key=lambda point: (measured.values[point].tail, measured.overall(point)))
+
+
+def _for_untrained(measured: _Quality, chosen: Point, place: int, grid: Sequence[float], tolerance: float) -> Point:
+    """The weight at `place` that is best for items that training never saw; the smallest of equal ones."""
+    points = [(*chosen[:place], weight, *chosen[place + 1 :]) for weight in sorted({chosen[place], *grid})]
+    measured.measure(points)
+    least = (1 - tolerance) * measured.overall(chosen)
+    return max(points, key=lambda point: (measured.overall(point) >= least, measured.values[point].untrained))

@@ -24,8 +24,9 @@ _HIDDEN = -2.0  # below every cosine
 class ContentScorer(Scorer[ContentSettings]):
     """max over t with h_t != i of cos(v(h_t), v(i)), and the same times the coldness of i.
 
-    An item of the history is compared with the other items of it, not with itself (models trained before that still are:
-    settings.match_itself); 0 if there is none.
+    An item of the history is compared with the other items of it, not with itself, 0 if there is none (models trained
+    before compare it with itself too: settings.match_itself).
+
     Raw vectors, not the d-dimensional views: it restores what the bottleneck of the network drops. The second feature
     is multiplied by 1 / (1 + n / 3) with n the training interactions of i: the fewer an item has, the less a trained
     scorer knows of it. With lexical vectors the cosine is the mean of both by `lexical_share`.
@@ -67,15 +68,7 @@ class ContentScorer(Scorer[ContentSettings]):
         return self._units
 
     def _unit_vectors(self) -> Tensor:
-        if self.vectors.semantic is None:
-            raise ValueError("the content score needs item vectors")
-        semantic = F.normalize(self.vectors.semantic, dim=-1)
-        share = self.settings.lexical_share
-        if self.vectors.lexical is None or not share:
-            return semantic
-        # Side by side under these factors, their cosine is the mean of both cosines by the share.
-        lexical = F.normalize(self.vectors.lexical, dim=-1)
-        return torch.cat([math.sqrt(1 - share) * semantic, math.sqrt(share) * lexical], dim=-1)
+        return unit_vectors(self.vectors, self.settings.lexical_share)
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         cosine = self.cosine(histories, items)
@@ -136,6 +129,18 @@ class ContentScorer(Scorer[ContentSettings]):
 
     def graph(self, batch_size: int = 64) -> nn.Module:
         return _Graph(self, batch_size)
+
+
+def unit_vectors(vectors: ItemVectors, share: float) -> Tensor:
+    """Item vectors of unit norm, [V, D], or [V, D + E] with a share of the lexical ones."""
+    if vectors.semantic is None:
+        raise ValueError("the content score needs item vectors")
+    semantic = F.normalize(vectors.semantic, dim=-1)
+    if vectors.lexical is None or not share:
+        return semantic
+    # Side by side under these factors, their cosine is the mean of both cosines by the share.
+    lexical = F.normalize(vectors.lexical, dim=-1)
+    return torch.cat([math.sqrt(1 - share) * semantic, math.sqrt(share) * lexical], dim=-1)
 
 
 def _of_items(read: Tensor, candidates: Tensor, histories: Tensor, items: Tensor, itself: bool) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from llmcfsr_merlin.config.scorer_settings import RepeatSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
-from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer
 
 RECENCY = 0.8  # decay per step into the past, as in the scorer `transitions`
 _GRID = (-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0)

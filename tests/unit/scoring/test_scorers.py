@@ -25,12 +25,41 @@ def test_transitions_are_summed_with_the_age_of_the_item():
     scorer.next_items[5, :2], scorer.next_weights[5, :2] = torch.tensor([9, 30]).int(), torch.tensor([0.5, 0.1])
     scorer.next_items[8, :1], scorer.next_weights[8, :1] = 30, 0.2
     rows = histories([5, 8], [8, 7, 5, 4], [7])
-    (found,) = scorer(rows)
+    found, borrowed = scorer(rows)
     wanted = torch.zeros(3, ROWS)
     wanted[0, 9], wanted[0, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.2
     wanted[1, 9], wanted[1, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.8**3 * 0.2
     torch.testing.assert_close(found, torch.log1p(100 * wanted))
     assert set(scorer.candidates(rows, 3)[0].tolist()) == {9, 30}
+    # 5 and 8 alone have transitions, and nothing led to them: there is nothing to borrow.
+    assert not borrowed.any()
+
+
+def test_items_without_transitions_borrow_those_of_their_nearest_items_by_hand():
+    """3 leads to 4, 5 to 3, and 4 to 5; 6 is like 4 and a little like 5, 7 has no vector."""
+    model = build()
+    scorer, vectors = model.scorers["transitions"], model.vectors.semantic
+    for table in (scorer.next_items, scorer.next_weights, vectors):
+        table.zero_()
+    for first, second, weight in ((3, 4, 0.5), (5, 3, 0.2), (4, 5, 0.1)):
+        scorer.next_items[first, 0], scorer.next_weights[first, 0] = second, weight
+    vectors[3:7, :3] = torch.tensor([[0, 0, 1.0], [1, 0, 0], [0, 1, 0], [0.8, 0.6, 0]])
+    model.set_weights({"transitions": 2.0, "transitions_borrowed": 3.0})
+    own, borrowed = scorer(histories([3], [4], [5], [3, 4]))
+    lent = [math.log1p(50), 0.6 / 0.8 * math.log1p(10), 0, None]
+    for row, wanted in enumerate(lent[:3]):
+        torch.testing.assert_close(borrowed[row, 6], torch.tensor(0.8 * wanted))
+    four, five = math.log1p(0.8 * 50), math.log1p(10)
+    torch.testing.assert_close(borrowed[3, 6], torch.tensor(max(0.8 * four, 0.6 * five)))
+    assert not borrowed[:, [3, 4, 5, 7]].any() and not own[:, 6].any()
+    rows = histories([3], [4], [5], [3, 4])
+    torch.testing.assert_close(scorer.weighted(rows), 2 * own + 3 * borrowed)
+    items = torch.tensor([[6, 4, 7]] * 4)
+    torch.testing.assert_close(scorer(rows, items), torch.stack([own, borrowed]).gather(2, items.expand(2, -1, -1)))
+    torch.testing.assert_close(scorer.weighted(rows, items), (2 * own + 3 * borrowed).gather(1, items))
+    model.append_items(NewItems(1, vectors[4:5].clone()))
+    torch.testing.assert_close(scorer(rows)[1][:, ROWS], own[:, 4])
+    torch.testing.assert_close(scorer(rows)[1][:, :ROWS], borrowed)
 
 
 CONTENT_HISTORIES = histories([5, 9, 30], [7], [], [5, 5, 8, 2], list(range(20, 32)), [9, 9], [2, 5])
@@ -99,7 +128,9 @@ def test_repeats_by_hand():
     scorer = RepeatScorer(RepeatSettings(), Shape(8, LENGTH), None)
     rows = histories([3, 4, 3, 5], [6], [], [2, 7])
     is_in, times, recent = scorer(rows)[:, :, 3:]
-    torch.testing.assert_close(is_in, torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0] * 5, [0, 0, 0, 0, 1]]).float())
+    torch.testing.assert_close(
+        is_in, torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0] * 5, [0, 0, 0, 0, 1]]).float()
+    )
     wanted = torch.zeros(4, 5)
     wanted[0, 0] = math.log(2)
     torch.testing.assert_close(times, wanted)
@@ -135,7 +166,8 @@ def every_scorer():
     config = ModelConfig(name="all", scorers=settings | {"network": {"hidden": 16, "views": ["semantic"]}})
     model = random_model(config, ROWS, LENGTH, DIMENSION, lexical=4)
     model.scorers["popularity"].log_counts.copy_(torch.rand(ROWS))
-    model.set_weights({"popularity": 0.5, "transitions": 0.5, "repeat": -1.0, "repeat_times": 2.0, "repeat_recent": 0.5})
+    model.set_weights({"popularity": 0.5, "transitions": 0.5, "transitions_borrowed": 2.0})
+    model.set_weights({"repeat": -1.0, "repeat_times": 2.0, "repeat_recent": 0.5})
     return model
 
 
