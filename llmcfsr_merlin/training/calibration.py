@@ -20,6 +20,7 @@ from llmcfsr_merlin.scoring.ranker import pad
 
 _PASSES = 8  # at most, on a quarter of the users and on all of them
 _COARSE = 4
+_FEWEST = 100  # tail items among the validation items for the trade-off: fewer decide by chance (measured on MovieLens)
 _SORTED = 64  # batches whose rows are sorted by length, so that little of them is padding
 
 Point = tuple[float, ...]  # a weight per feature
@@ -138,9 +139,10 @@ def calibrate(
     """Set the weights of a model's features by validation NDCG@10 (full ranking) and return them by name.
 
     Among the points whose NDCG@10 is within `tolerance` (a share) of the best, the one with the best NDCG@10 on tail
-    items. tail: bool [V]. exclude_history: the rule of the weights that are set; those of the other rule are chosen
-    beside them, into model.history_weights. Scorers that are HISTORY_ONLY have weights where the history is kept alone:
-    if it is masked, they could do nothing but lift a target that is a repeat above items that nobody ranked.
+    items, if there are enough of them. tail: bool [V]. exclude_history: the rule of the weights that are set; those of
+    the other rule are chosen beside them, into model.history_weights. Scorers that are HISTORY_ONLY have weights where
+    the history is kept alone: if it is masked, they could do nothing but lift a target that is a repeat above items
+    that nobody ranked.
 
     untrained: bool [V], items that training never saw. Features of theirs (Feature.untrained) come last, by the best
     NDCG@10 of such targets that `untrained_tolerance` (a share) of the overall one buys: too few of them are in a
@@ -160,7 +162,7 @@ def calibrate(
             open_to = [() if rule == MASKED and place in of_history else grid for place, grid in enumerate(grids)]
             measured = whole.of(rule)
             start = best[rule] = _climb(measured, open_to, _climb(coarse.of(rule), open_to, start))
-            if tolerance:  # a repeat is no matter of head and tail
+            if tolerance and whole.counts[0] >= _FEWEST:  # a repeat is no matter of head and tail
                 open_to = [() if place in of_history else grid for place, grid in enumerate(grids)]
                 best[rule] = _trade(measured, open_to, tolerance)
             for place, grid in late.items():
@@ -187,6 +189,8 @@ class _Measured:
         """groups: bool [V] each, the tail items and those that training never saw."""
         self._ask = lambda points: validation_ranks(model, batches, points)
         self._groups = groups
+        self.counts = [0] * len(groups)
+        """Validation items of each group, once something has been measured."""
         self._known: dict[str, dict[Point, _Values]] = {rule: {} for rule in HISTORY_RULES}
 
     def of(self, rule: str) -> "_Quality":
@@ -197,6 +201,7 @@ class _Measured:
         if new := [point for point in points if point not in self._known[rule]]:
             targets, found = self._ask(new)
             groups = [group[targets] for group in self._groups]
+            self.counts = [int(group.sum()) for group in groups]
             for of_rule, ranks in found.items():
                 parts = [ndcg(ranks[:, group]).tolist() if group.any() else [0.0] * len(new) for group in groups]
                 self._known[of_rule] |= zip(new, map(_Values, ndcg(ranks).tolist(), *parts))

@@ -35,7 +35,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
     Settings = TransitionSettings
     FEATURES = (
         Feature("transitions"),
-        Feature("transitions_borrowed", (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0), untrained=True),
+        Feature("transitions_borrowed", (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0), untrained=True),
     )
     PER_ITEM = ("next_items", "next_weights")
 

@@ -84,19 +84,14 @@ def test_people_who_return_are_learned_and_the_masked_rule_has_no_part_in_it():
     assert ndcg(ranks["kept"])[0] > 0.4
 
 
+def test_few_tail_items_decide_nothing():
+    found = [chosen_for_twins(users, 0.3)[0] for users in (4 * ITEMS, 20 * ITEMS)]
+    assert found[0] == chosen_for_twins(4 * ITEMS, 0.0)[0] != found[1]
+
+
 @pytest.mark.parametrize("tolerance", [0.0, 0.3])
 def test_what_may_be_given_up_goes_to_the_tail(tolerance):
-    """Every item has a popular and a rare twin, equally close to it; most users go on to the popular one."""
-    texts = torch.eye(ITEMS)
-    vectors = torch.cat([torch.zeros(FIRST_ITEM, ITEMS), texts, 0.9 * texts + 0.1, 0.9 * texts + 0.1])
-    counts = torch.cat([torch.full((FIRST_ITEM + 2 * ITEMS,), 500), torch.ones(ITEMS, dtype=torch.long)])
-    model = quiet(vectors, counts)
-    rows = Rows(
-        [FIRST_ITEM + item, FIRST_ITEM + item + (2 if user % 5 == 0 else 1) * ITEMS]
-        for user, item in enumerate(list(range(ITEMS)) * 5)
-    )
-    tail = (counts < 4).numpy()
-    chosen = calibrate(model, rows, tail, tolerance, exclude_history=True)
+    chosen, model, rows, tail = chosen_for_twins(20 * ITEMS, tolerance)
     tried = [(1.0, weight, 0.0) for weight in GRID] + [tuple(chosen.values())]
     targets, found = validation_ranks(model.prepare(), rows, tried)
     ranks = found["masked"]
@@ -105,6 +100,45 @@ def test_what_may_be_given_up_goes_to_the_tail(tolerance):
     of_tail = ndcg(ranks[:, tail[targets]])
     plain = of_tail[:-1][quality[:-1] == quality[:-1].max()].max()
     assert (of_tail[-1] > plain) == (tolerance > 0)
+
+
+def chosen_for_twins(users: int, tolerance: float):
+    """Every item has a popular and a rare twin, equally close to it; most users go on to the popular one."""
+    texts = torch.eye(ITEMS)
+    vectors = torch.cat([torch.zeros(FIRST_ITEM, ITEMS), texts, 0.9 * texts + 0.1, 0.9 * texts + 0.1])
+    counts = torch.cat([torch.full((FIRST_ITEM + 2 * ITEMS,), 500), torch.ones(ITEMS, dtype=torch.long)])
+    model = quiet(vectors, counts)
+    rows = Rows(
+        [FIRST_ITEM + user % ITEMS, FIRST_ITEM + user % ITEMS + (2 if user % 5 == 0 else 1) * ITEMS]
+        for user in range(users)
+    )
+    tail = (counts < 4).numpy()
+    return calibrate(model, rows, tail, tolerance, exclude_history=True), model, rows, tail
+
+
+def test_items_that_training_never_saw_get_a_weight_for_what_it_may_cost():
+    """Where 3 leads to 4, one in ten goes on to 5, which no training saw and whose text is almost that of 4."""
+    vectors = torch.zeros(12, 8)
+    vectors[3:] = torch.eye(9)[:, :8]
+    vectors[5] = 0.9 * vectors[4] + 0.1 * vectors[6]
+    counts = torch.full((12,), 9)
+    counts[5] = 0
+    rows = Rows([[3, 5 if user % 10 == 0 else 4] for user in range(100)] + [[6, 7], [7, 8], [8, 9], [9, 6]])
+
+    def weight(tolerance: float) -> tuple[float, float]:
+        model = quiet(vectors, counts, follow=True)
+        table = model.scorers["transitions"]
+        table.next_items.zero_()
+        table.next_weights.zero_()
+        for first, second in ((3, 4), (4, 3), (6, 7), (7, 8), (8, 9), (9, 6), (10, 11), (11, 10)):
+            table.next_items[first, 0], table.next_weights[first, 0] = second, 0.1
+        found = calibrate(model, rows, counts.numpy() < 1, 0.0, True, counts.numpy() == 0, tolerance)
+        point = tuple(found.values())
+        targets, ranks = validation_ranks(model.prepare(), rows, [point])
+        return found["transitions_borrowed"], ndcg(ranks["masked"][0][targets == 5])
+
+    free, bought = weight(0.0), weight(0.5)
+    assert 0 <= free[0] < bought[0] and free[1] < bought[1] == 1
 
 
 @pytest.mark.parametrize("repeats", [{}, {"repeat": -2.0, "repeat_times": 4.0, "repeat_recent": 1.0}, {"repeat": 9.0}])
