@@ -299,7 +299,7 @@ def main() -> None:
         "--ablation", nargs="*", choices=ABLATION, help="llm_cfsr (trained before) without these parts, or with others"
     )
     parser.add_argument("--vectors", help="train --models on the vectors <base>/variants/NAME of benchmarks/vectors.py")
-    parser.add_argument("--name", help="what to call the one of --models, where --set makes it another")
+    parser.add_argument("--name", help="what to call the one of --models, if --set makes it another")
     parser.add_argument("--closed-form", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--report", action="store_true")

@@ -2,7 +2,7 @@
 
     python benchmarks/quality_tables.py
 
-benchmarks/quality.py calls it after every run. A cell is HR@10 / NDCG@10; where there are several seeds, their mean
+benchmarks/quality.py calls it after every run. A cell is HR@10 / NDCG@10; if there are several seeds, their mean
 and in brackets the standard deviation of both.
 """
 

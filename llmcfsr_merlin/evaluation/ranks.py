@@ -1,6 +1,6 @@
-"""Ranks of all users for any scorer, in batches: memory holds one batch of scores and a few numbers a user.
+"""Ranks of all users for any scorer, in batches: memory holds one batch of scores and a few numbers per user.
 
->>> write_cases(run / "prepare", cases, rows=len(vocabulary))  # doctest: +SKIP
+>>> write_cases(run / "prepare", cases, n_items=len(vocabulary))  # doctest: +SKIP
 >>> result = rank_users(ranker.by_history(KEPT), cases, train_counts=counts, max_length=50)  # doctest: +SKIP
 >>> write_ranks(out / RANKS, [("llm_cfsr", 42, result.ranks)])  # doctest: +SKIP
 """
@@ -22,13 +22,13 @@ from llmcfsr_merlin.evaluation.cases import Cases, read_cases
 from llmcfsr_merlin.evaluation.metrics import CatalogueSums, rank_of_target
 from llmcfsr_merlin.scoring.ranker import select_top_k
 
-# Histories int64 [B, L] -> scores float32 [B, V]; or history rule -> scores, where the rules have weights of their own.
+# Histories int64 [B, L] -> scores float32 [B, V]; or history rule -> scores, if the rules have weights of their own.
 # A rule that is not among them is ranked by the scores of the other.
 ScoreFunction = Callable[[Tensor], Tensor | Mapping[str, Tensor]]
 
-TARGET = "target"  # int64, code of the held-out item
+TARGET = "target"  # int64, encoded id of the held-out item
 HISTORY_LENGTH = "history_length"  # int64, untruncated
-LAST = "last"  # int64, code of the item before it
+LAST = "last"  # int64, encoded id of the item before it
 PROTOCOLS = ("full", "sampled")
 # (protocol, history rule) -> int64 column, 1-based. Sampled candidates are no items of the history, so that there the
 # rules differ by their score weights alone.
@@ -38,7 +38,7 @@ RECIPE, SEED = "recipe", "seed"
 
 @dataclass(frozen=True)
 class Ranking:
-    """ranks: one row a user (USER, TARGET, LAST, HISTORY_LENGTH and a RANK column a protocol and history rule).
+    """ranks: one row per user (USER, TARGET, LAST, HISTORY_LENGTH and one RANK column per protocol and history rule).
 
     catalogue: history rule -> coverage@K, gini@K, arp@K of the full-catalogue lists; empty without the full protocol.
     weights: history rule -> the rule that the score weights were chosen for.
@@ -61,13 +61,13 @@ def rank_users(
     batch_size: int = 256,
     name: str = "evaluate",
 ) -> Ranking:
-    """Rank the target of every case under both history rules; users are scored once.
+    """Rank the target of every case under both history rules; each user is scored once.
 
     full: among all real items; masked leaves the items of the untruncated history out (the target is always in, also
-    where it is a repeat), kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.
-    Raises ValueError where the scorer returns another shape than [B, V] or NaN.
+    if it is a repeat), kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.
+    Raises ValueError if the scorer returns another shape than [B, V] or NaN.
     """
-    rows = len(train_counts)
+    n_items = len(train_counts)
     catalogue = {rule: CatalogueSums(ks, train_counts) for rule in HISTORY_RULES}
     weights = {rule: rule for rule in HISTORY_RULES}
     found: list[dict[str, np.ndarray]] = []
@@ -82,9 +82,9 @@ def rank_users(
             sampled: dict[int, np.ndarray] = {}
             for rule in HISTORY_RULES:
                 of_rule = scores[weights[rule]]
-                if of_rule.shape != (len(batch.users), rows):
+                if of_rule.shape != (len(batch.users), n_items):
                     raise ValueError(
-                        f"expected scores [{len(batch.users)}, {rows}], found {list(of_rule.shape)} ({name})"
+                        f"expected scores [{len(batch.users)}, {n_items}], found {list(of_rule.shape)} ({name})"
                     )
                 if "full" in protocols:
                     part[RANK["full", rule]], top = _full_ranks(of_rule, batch, max(ks), rule == MASKED)
@@ -123,7 +123,7 @@ def read_ranks(path: Path, recipe: str | None = None, history: str = KEPT) -> pd
 
 
 def _full_ranks(scores: Tensor, batch: Cases, k: int, exclude_history: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks int64 [B] among all real items, and the top-k codes that would be shown."""
+    """Ranks int64 [B] among all real items, and the top-k encoded ids."""
     device = scores.device
     targets = torch.from_numpy(batch.targets).to(device)
     real = scores[:, FIRST_ITEM:]
@@ -134,8 +134,8 @@ def _full_ranks(scores: Tensor, batch: Cases, k: int, exclude_history: bool) -> 
         column = torch.from_numpy(np.concatenate(batch.seen)).to(device) - FIRST_ITEM
         real[row, column] = -torch.inf
     ranks = rank_of_target(real, targets - FIRST_ITEM, torch.from_numpy(batch.tie).to(device))
-    codes, best = select_top_k(real, min(k, real.shape[1]))
-    return ranks.cpu().numpy(), np.where(best.cpu().numpy() == -np.inf, 0, codes.cpu().numpy() + FIRST_ITEM)
+    item_ids, best = select_top_k(real, min(k, real.shape[1]))
+    return ranks.cpu().numpy(), np.where(best.cpu().numpy() == -np.inf, 0, item_ids.cpu().numpy() + FIRST_ITEM)
 
 
 def _sampled_ranks(scores: Tensor, batch: Cases) -> np.ndarray:

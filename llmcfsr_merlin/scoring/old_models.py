@@ -1,4 +1,4 @@
-"""Models of earlier versions, read so that their answers stay the same."""
+"""Reads models of earlier versions; their scores stay the same."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def with_new_settings(description: dict, tensors: dict[str, Tensor]) -> tuple[di
 
 
 def upgrade(description: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-    """model.json and the weights of version 0.1, a network with its matches, as scorers (format 2)."""
+    """Convert model.json and the weights of version 0.1, a network with fixed extra scores, to format 2."""
     model = upgrade_settings(description["model"])
     found = {f"network/network.{name}": tensor for name, tensor in tensors.items()}
     found["network/weights"] = torch.ones(1)

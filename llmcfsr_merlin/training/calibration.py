@@ -1,8 +1,8 @@
-"""Calibration: the weights of a model's features, chosen on the validation items by NDCG@10 of full ranking.
+"""Score-weight calibration: the feature weights that maximise validation NDCG@10 of full ranking.
 
-Coordinate-wise: a pass over the validation users measures, for each feature, every weight of its grid with the others
-as they are; the best point of all becomes the next one to start from, until none is better. A quarter of the users
-finds the neighbourhood, all of them decide. A pass ranks by both history rules, each of which gets weights of its own.
+Coordinate-wise: a pass over the validation users evaluates, for each feature, every weight of its grid with the others
+fixed; the best point becomes the next starting point, until none is better. A quarter of the users
+finds the neighbourhood, all of them decide. A pass ranks under both history rules; each gets its own weights.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,17 +17,18 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM, HISTORY_RULES, ITEM, KEPT, 
 from llmcfsr_merlin.dataset.user_histories import lists_of
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import pad
+from llmcfsr_merlin.training.validation import gains
 
 _PASSES = 8  # at most, on a quarter of the users and on all of them
 _COARSE = 4
 _FEWEST = 100  # tail items among the validation items for the trade-off: fewer decide by chance (measured on MovieLens)
 _SORTED = 64  # batches whose rows are sorted by length, so that little of them is padding
 
-Point = tuple[float, ...]  # a weight per feature
+Point = tuple[float, ...]  # one weight per feature
 
 
 class ValidationBatches:
-    """Histories int64 [B, L] and targets int64 [B] of the rows of a split; a row's last item is the one to find."""
+    """Histories int64 [B, L] and targets int64 [B] of the rows of a split; the target is a row's last item."""
 
     def __init__(self, files: Sequence[str], size: int, device: torch.device, every: int = 1):
         """size: users per batch. every: only every n-th batch."""
@@ -115,7 +116,7 @@ def _places(model: Ensemble) -> tuple[list[int], list[int]]:
 
 
 def _once(history: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The items of each history in order of code, and which of them to count: each item once, never the target."""
+    """Each history's items in order of id, and which of them to count: each item once, never the target."""
     past = history.sort(dim=1).values
     once = past != wanted
     once[:, 1:] &= past[:, 1:] != past[:, :-1]
@@ -124,7 +125,7 @@ def _once(history: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
     """NDCG@k of single targets: ranks int64 [..., N], from 0, to float64 [...], their mean."""
-    return ((ranks < k) / np.log2(ranks + 2.0)).mean(-1)
+    return gains(torch.from_numpy(ranks), k).numpy().mean(-1)
 
 
 def calibrate(
@@ -136,7 +137,7 @@ def calibrate(
     untrained: np.ndarray | None = None,
     untrained_tolerance: float = 0.0,
 ) -> dict[str, float]:
-    """Set the weights of a model's features by validation NDCG@10 (full ranking) and return them by name.
+    """Calibrate a model's score weights on validation NDCG@10 (full ranking); sets and returns them by name.
 
     Among the points whose NDCG@10 is within `tolerance` (a share) of the best, the one with the best NDCG@10 on tail
     items, if there are enough of them. tail: bool [V]. exclude_history: the rule of the weights that are set; those of
@@ -183,7 +184,7 @@ class _Values(NamedTuple):
 
 
 class _Measured:
-    """What some validation items say of points under both history rules, remembered: a pass serves both."""
+    """Caches the validation results of points under both history rules: one pass serves both."""
 
     def __init__(self, model: Ensemble, batches: Iterable, groups: Sequence[np.ndarray]):
         """groups: bool [V] each, the tail items and those that training never saw."""
@@ -242,7 +243,7 @@ def _climb(measured: _Quality, grids: list[tuple[float, ...]], start: Point) -> 
 
 
 def _trade(measured: _Quality, grids: list[tuple[float, ...]], tolerance: float) -> Point:
-    """The best tail that `tolerance` of the overall NDCG buys, looked for around the best points."""
+    """The head/tail trade-off: the best tail NDCG within `tolerance` of the best overall NDCG, searched around it."""
     chosen = _best_tail(measured, tolerance)
     for _ in range(2):
         measured.measure(_neighbours(chosen, grids))

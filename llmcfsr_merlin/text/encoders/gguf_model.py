@@ -1,4 +1,4 @@
-"""A GGUF file (quantised weights, llama.cpp's format) to the safetensors folder that our loader reads."""
+"""Converts a GGUF file (quantised weights, llama.cpp's format) to a safetensors folder."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -8,18 +8,19 @@ from typing import Any
 
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.files import save_tensors, write_json
+from llmcfsr_merlin.runtime.supported import fits
 
-_TRANSFORMERS = (5, 17)  # the first that was tried
-_ORDINARY, _CONTROL, _OWN = 1, 3, 4  # kinds of tokens in GGUF: merged from others; special; the vocabulary's own words
-_SPACE = "▁"  # SentencePiece writes a space so
+_TRANSFORMERS = "5.17"  # the oldest tested version
+_ORDINARY, _CONTROL, _OWN = 1, 3, 4  # token types in GGUF: merged; special; user-defined
+_SPACE = "▁"  # SentencePiece's space
 
 
 def check_gguf(name: str, *, convert: bool) -> None:
-    """InputError where transformers is too old for the model `name`; MissingDependency where it cannot be converted."""
+    """InputError if transformers is too old for the model `name`; MissingDependency if it cannot be converted."""
     found = version("transformers")
-    if tuple(int(part) for part in found.split(".")[:2]) < _TRANSFORMERS:
+    if fits(found, f"<{_TRANSFORMERS}"):
         raise InputError(
-            f"{name}: expected transformers {'.'.join(map(str, _TRANSFORMERS))} or newer, found {found}: use the "
+            f"{name}: expected transformers {_TRANSFORMERS} or newer, found {found}: use the "
             "profile `current` (Python 3.12 or 3.13) or constraints-encode.txt"
         )
     if convert and importlib.util.find_spec("gguf") is None:
@@ -90,7 +91,7 @@ def write_tokenizer(
 
 
 def merges(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The pairs that BPE joins, first ones first: a token is made of any two others, by its own score.
+    """The BPE merges in order: a token results from any pair of tokens that concatenates to it, ranked by its score.
 
     >>> merges(["a", "b", "c", "ab", "abc"], [-3, -4, -5, -0.0, -1])
     [('a', 'b'), ('ab', 'c')]
