@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from llmcfsr_merlin.config.evaluate_settings import EvaluateConfig
+from llmcfsr_merlin.dataset.catalogue_order import catalogue_order
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import CASES, FIRST_ITEM, METRICS, RANKS, VOCABULARY, history_rule
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
@@ -15,7 +16,6 @@ from llmcfsr_merlin.evaluation.cases import said_negatives, write_cases
 from llmcfsr_merlin.evaluation.groups import (
     DECILES,
     catalogue_metrics,
-    catalogue_order,
     group_masks,
     group_metrics,
     user_counts,
