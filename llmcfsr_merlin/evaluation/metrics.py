@@ -4,7 +4,10 @@ Ranks are 1-based: 1 is the best place. With one relevant item the ideal DCG is 
 
     HR@K   = mean over u of [r_u <= K]                    (equals Recall@K)
     NDCG@K = mean over u of [r_u <= K] / log2(r_u + 1)
+    MRR@K  = mean over u of [r_u <= K] / r_u              (equals MAP@K)
     MRR    = mean over u of 1 / r_u                       (not cut)
+
+Definitions of RecTools (rectools.metrics) for one relevant item; tests hold them against it by hand.
 """
 
 from collections.abc import Sequence
@@ -37,10 +40,10 @@ def rank_of_target(scores: Tensor, targets: Tensor, tie: Tensor) -> Tensor:
 
 
 def gains(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
-    """What each user adds to every metric: float64 arrays shaped like `ranks` (1-based), keyed hr@K, ndcg@K, mrr.
+    """What each user adds to every metric: float64 arrays shaped like `ranks` (1-based), keyed hr@K, ndcg@K, mrr@K, mrr.
 
     >>> {name: values.round(3).tolist() for name, values in gains(np.array([1, 3]), [2]).items()}
-    {'hr@2': [1.0, 0.0], 'ndcg@2': [1.0, 0.0], 'mrr': [1.0, 0.333]}
+    {'hr@2': [1.0, 0.0], 'ndcg@2': [1.0, 0.0], 'mrr@2': [1.0, 0.0], 'mrr': [1.0, 0.333]}
     """
     ranks = np.asarray(ranks, dtype=np.float64)
     if ranks.size and not ranks.min() >= 1:
@@ -51,6 +54,7 @@ def gains(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
         hit = (ranks <= k).astype(np.float64)
         found[f"hr@{k}"] = hit
         found[f"ndcg@{k}"] = hit * discount
+        found[f"mrr@{k}"] = hit / ranks
     found["mrr"] = 1 / ranks
     return found
 
@@ -61,7 +65,7 @@ class MetricSums:
     >>> sums = MetricSums([10])
     >>> sums.add(np.array([1, 20])); sums.add(np.array([3]))
     >>> {name: round(value, 4) for name, value in sums.means().items()}
-    {'hr@10': 0.6667, 'ndcg@10': 0.5, 'mrr': 0.4611}
+    {'hr@10': 0.6667, 'ndcg@10': 0.5, 'mrr@10': 0.4444, 'mrr': 0.4611}
     """
 
     def __init__(self, ks: Sequence[int]):

@@ -29,6 +29,7 @@ ScoreFunction = Callable[[Tensor], Tensor | Mapping[str, Tensor]]
 TARGET = "target"  # int64, code of the held-out item
 HISTORY_LENGTH = "history_length"  # int64, untruncated
 LAST = "last"  # int64, code of the item before it
+REPEAT = "repeat"  # bool, whether the target is in the untruncated history
 PROTOCOLS = ("full", "sampled")
 # (protocol, history rule) -> int64 column, 1-based. Sampled candidates are no items of the history, so that there the
 # rules differ by their score weights alone.
@@ -78,7 +79,10 @@ def rank_users(
             if isinstance(scores, Tensor):
                 scores = dict.fromkeys(HISTORY_RULES, scores)
             weights = {rule: rule if rule in scores else next(iter(scores)) for rule in HISTORY_RULES}
-            part = {USER: batch.users, TARGET: batch.targets, LAST: batch.last, HISTORY_LENGTH: batch.lengths}
+            part = {
+                USER: batch.users, TARGET: batch.targets, LAST: batch.last, HISTORY_LENGTH: batch.lengths,
+                REPEAT: batch.lengths > [len(seen) for seen in batch.seen],
+            }  # fmt: skip
             sampled: dict[int, np.ndarray] = {}
             for rule in HISTORY_RULES:
                 of_rule = scores[weights[rule]]

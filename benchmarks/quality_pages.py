@@ -1,0 +1,7 @@
+"""Pages of docs/results."""
+
+from pathlib import Path
+
+
+def write(folder: Path) -> None:
+    """Pages of the rows in `folder`."""
