@@ -1,19 +1,19 @@
-"""Ranking quality of all models on one dataset and split, into docs/results: one command, which goes on where it stopped.
+"""Ranking quality of all models on a dataset and split, into docs/results: one command that goes on where it stopped.
 
     export LLMCFSR_DATA=../shared/data
     python benchmarks/quality.py ml_100k --split loo temporal --seeds 1 2 3       # all models, the fastest first
     python benchmarks/quality.py beauty --models llm_cfsr sasrec --seeds 1 2 3 --trials 8
-    python benchmarks/quality.py beauty --models --ablation --seeds 1 2 3          # parts of llm_cfsr, those without training
+    python benchmarks/quality.py beauty --models --ablation --seeds 1 2 3          # parts of llm_cfsr, without training
     python benchmarks/quality.py beauty --models --ablation without_embedding_level with_full_softmax
     python benchmarks/quality.py beauty --models llm_cfsr --vectors tfidf --seeds 1 2 3     # vectors of vectors.py
     python benchmarks/quality.py --pages                                           # pages and figures of all rows
 
 All models of a dataset and split are fitted on the same data and ranked on the same candidates, by both history rules,
 each with score weights of its own. Equal terms: every model is given the same number of trials (--trials, settings of
-quality_space.yaml, by validation items; 1 is its own settings alone), and with --epochs the same most epochs and patience.
-Rows are added as each model and seed ends (quality_rows.py); a finished one is skipped, a stopped training goes on from its
-last epoch. The test items are read once a model and seed, here. The papers' own files have recipes beside this script:
-paper_yelp and paper_fashion (ids only).
+quality_space.yaml, by validation items; 1 is its own settings alone), and with --epochs the same most epochs and
+patience. Rows are added as each model and seed ends (quality_rows.py); a finished one is skipped, a stopped training
+goes on from its last epoch. The test items are read once a model and seed, here. The papers' own files have recipes
+beside this script: paper_yelp and paper_fashion (ids only).
 """
 
 import argparse

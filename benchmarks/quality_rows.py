@@ -1,7 +1,7 @@
 """The files of docs/results that benchmarks/quality.py adds to and the pages are made from.
 
-    results.csv.gz  a row each of dataset, split (loo, temporal), rule (masked, kept), protocol (full, sampled), model, seed,
-                    group, metric: value, users, and the version and commit that measured it
+    results.csv.gz  a row each of dataset, split (loo, temporal), rule (masked, kept), protocol (full, sampled), model,
+                    seed, group, metric: value, users, and the version and commit that measured it
     runs.csv        a row each of dataset, split, model, seed: what it was given (trials, settings, epochs) and took
     trials.csv      a row a setting that was tried, by validation items alone
     paired.csv.gz   paired tests
@@ -61,7 +61,7 @@ def read(name: str, folder: Path = RESULTS) -> pd.DataFrame:
 
 
 def result_rows(metrics: Sequence[dict], split: str, made_by: dict) -> list[dict]:
-    """Metric rows of an evaluation as rows of results.csv.gz; of the small groups (deciles and their like) @10 alone."""
+    """Metric rows of an evaluation as rows of results.csv.gz; small groups (deciles and their like) at 10 alone."""
     kept = (row for row in metrics if row["group"] in SUMMARY_GROUPS or row["metric"].endswith(_DETAIL))
     return [
         {

@@ -1,7 +1,7 @@
 """One model, seed and split of a dataset: its settings chosen on validation, fitted, and ranked on the test items.
 
-runs/quality/<dataset>/<split>/base holds the data (ingest, prepare, embed), <name>-<seed> the trained model (`train`, if it
-has a network) and its ranks (`evaluate`), <name>-search the trials.
+runs/quality/<dataset>/<split>/base holds the data (ingest, prepare, embed), <name>-<seed> the trained model (`train`
+if it has a network) and its ranks (`evaluate`), <name>-search the trials.
 """
 
 import json
@@ -168,8 +168,8 @@ class Bench:
             "tail_item": config.evaluate.tail_item,
         }
         if config.model.reads and dataset.embedded:
-            parts = [path for name in (VECTORS, LEXICAL) for path in sorted((dataset.embedded / name).glob("*.parquet"))]
-            settings["vectors"] = [sha256_file(path) for path in parts]
+            folders = [dataset.embedded / name for name in (VECTORS, LEXICAL)]
+            settings["vectors"] = [sha256_file(path) for of in folders for path in sorted(of.glob("*.parquet"))]
         inputs = {"../base/prepare": [VOCABULARY, SCHEMA, "train/", "valid/"]}
         if teacher:
             inputs["teacher"] = []
@@ -184,8 +184,11 @@ class Bench:
         about: dict | None = None,
         trained: str | None = None,
     ) -> tuple[list[dict], Manifest]:
-        """Write folder/evaluate, ranks and metric rows. model: makes it, in a folder for temporary files. about: what it
-        depends on beside `trained`, a stage seen from `folder`."""
+        """Write folder/evaluate: ranks and metric rows.
+
+        model: makes it, in a folder for temporary files. about: what it depends on beside `trained`, a stage seen from
+        `folder`.
+        """
 
         def scores() -> ScoreFunction:
             with tempfile.TemporaryDirectory() as scratch:

@@ -22,6 +22,7 @@ LENGTHS = {
     "history_20_49": (20, 49),
     "history_50_up": (50, 1 << 31),
 }
+SHUFFLED = "shuffled_history"  # everybody, ranked by the history in a random order (evaluate.shuffle_test)
 SUMMARY_GROUPS = (
     "overall", "tail_item", "head_item", "tail_user", "head_user", "cold_item", "repeat_item", "new_item"
 )  # fmt: skip

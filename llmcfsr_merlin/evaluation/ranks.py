@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, HISTORY_RULES, KEPT, MASKED, PAD, USER
 from llmcfsr_merlin.evaluation.cases import Cases, read_cases
-from llmcfsr_merlin.evaluation.metrics import CatalogueSums, rank_of_target
+from llmcfsr_merlin.evaluation.lists import ItemFacts, ListSums
+from llmcfsr_merlin.evaluation.metrics import check_scores, rank_of_target
 from llmcfsr_merlin.scoring.ranker import select_top_k
 
 # Histories int64 [B, L] -> scores float32 [B, V]; or history rule -> scores, where the rules have weights of their own.
@@ -35,13 +36,14 @@ PROTOCOLS = ("full", "sampled")
 # rules differ by their score weights alone.
 RANK = {(protocol, rule): f"rank_{protocol}_{rule}" for protocol in PROTOCOLS for rule in HISTORY_RULES}
 RECIPE, SEED = "recipe", "seed"
+SCORES_HELD = 1 << 26  # users times items
 
 
 @dataclass(frozen=True)
 class Ranking:
     """ranks: one row a user (USER, TARGET, LAST, HISTORY_LENGTH and a RANK column a protocol and history rule).
 
-    catalogue: history rule -> coverage@K, gini@K, arp@K of the full-catalogue lists; empty without the full protocol.
+    catalogue: history rule -> the measures of the full-catalogue lists (lists.py); empty without the full protocol.
     weights: history rule -> the rule that the score weights were chosen for.
     """
 
@@ -61,20 +63,26 @@ def rank_users(
     ks: Sequence[int] = (5, 10, 20),
     batch_size: int = 256,
     name: str = "evaluate",
+    facts: ItemFacts | None = None,
+    shuffle: int | None = None,
 ) -> Ranking:
     """Rank the target of every case under both history rules; users are scored once.
 
     full: among all real items; masked leaves the items of the untruncated history out (the target is always in, also
     where it is a repeat), kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.
-    Raises ValueError where the scorer returns another shape than [B, V] or NaN.
+    batch_size: users at once, at most; fewer in a catalogue so large that their scores would be more than SCORES_HELD.
+    facts: of the items, for the measures of the lists (ItemFacts(train_counts) without them). shuffle: a seed; the
+    histories are scored in a random order. Raises ValueError where the scorer returns another shape than [B, V] or NaN.
     """
     rows = len(train_counts)
-    catalogue = {rule: CatalogueSums(ks, train_counts) for rule in HISTORY_RULES}
+    facts = facts or ItemFacts(train_counts)
+    lists = {rule: ListSums(ks, facts) for rule in HISTORY_RULES}
     weights = {rule: rule for rule in HISTORY_RULES}
     found: list[dict[str, np.ndarray]] = []
     total = pq.read_metadata(cases).num_rows
+    batch_size = max(1, min(batch_size, SCORES_HELD // rows))
     with tqdm(total=total, desc=name, unit=" users", disable=None) as progress:
-        for batch in read_cases(cases, max_length, batch_size):
+        for batch in read_cases(cases, max_length, batch_size, shuffle):
             scores = scorer(torch.from_numpy(batch.histories))
             if isinstance(scores, Tensor):
                 scores = dict.fromkeys(HISTORY_RULES, scores)
@@ -90,17 +98,17 @@ def rank_users(
                     raise ValueError(
                         f"expected scores [{len(batch.users)}, {rows}], found {list(of_rule.shape)} ({name})"
                     )
-                if "full" in protocols:
-                    part[RANK["full", rule]], top = _full_ranks(of_rule, batch, max(ks), rule == MASKED)
-                    catalogue[rule].add(top)
                 if "sampled" in protocols:
                     if id(of_rule) not in sampled:
                         sampled[id(of_rule)] = _sampled_ranks(of_rule, batch)
                     part[RANK["sampled", rule]] = sampled[id(of_rule)]
+                if "full" in protocols:
+                    part[RANK["full", rule]], top = _full_ranks(of_rule, batch, max(ks), rule == MASKED)
+                    lists[rule].add(top, batch.targets, batch.histories)
             found.append(part)
             progress.update(len(batch.users))
     frame = pd.DataFrame({column: np.concatenate([part[column] for part in found]) for column in found[0]})
-    spread = {rule: sums.values() for rule, sums in catalogue.items()} if "full" in protocols else {}
+    spread = {rule: sums.values() for rule, sums in lists.items()} if "full" in protocols else {}
     return Ranking(frame, spread, weights)
 
 
@@ -129,16 +137,19 @@ def read_ranks(path: Path, recipe: str | None = None, history: str = KEPT) -> pd
 def _full_ranks(scores: Tensor, batch: Cases, k: int, exclude_history: bool) -> tuple[np.ndarray, np.ndarray]:
     """Ranks int64 [B] among all real items, and the top-k codes that would be shown."""
     device = scores.device
-    targets = torch.from_numpy(batch.targets).to(device)
+    targets = torch.from_numpy(batch.targets).to(device) - FIRST_ITEM
     real = scores[:, FIRST_ITEM:]
-    if exclude_history:
-        real = real.clone()
+    if exclude_history:  # in place and back again: a copy of the scores is slower than what is left to do
         everyone = np.arange(len(batch.users))
         row = torch.from_numpy(np.repeat(everyone, [len(seen) for seen in batch.seen])).to(device)
         column = torch.from_numpy(np.concatenate(batch.seen)).to(device) - FIRST_ITEM
+        before = real[row, column]
         real[row, column] = -torch.inf
-    ranks = rank_of_target(real, targets - FIRST_ITEM, torch.from_numpy(batch.tie).to(device))
     codes, best = select_top_k(real, min(k, real.shape[1]))
+    check_scores(best[:, :1])  # NaN is the largest of a row
+    ranks = rank_of_target(real, targets, torch.from_numpy(batch.tie).to(device), checked=True)
+    if exclude_history:
+        real[row, column] = before
     return ranks.cpu().numpy(), np.where(best.cpu().numpy() == -np.inf, 0, codes.cpu().numpy() + FIRST_ITEM)
 
 
