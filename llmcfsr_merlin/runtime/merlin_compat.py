@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from llmcfsr_merlin.runtime.errors import MissingDependency
-from llmcfsr_merlin.runtime.supported import parts
+from llmcfsr_merlin.runtime.supported import fits
 
 _DASK = {
     # dask 2024.3 plans queries by dask-expr, whose frames are not the graphs that merlin-core takes apart.
@@ -57,7 +57,7 @@ def _keep_merlin_on_pandas() -> None:
 
 
 def _configure_dask() -> None:
-    if parts(metadata.version("dask")) < (2024,):
+    if fits(metadata.version("dask"), "<2024"):
         return
     loaded = sys.modules.get("dask.dataframe")
     if loaded is not None and getattr(loaded, "DASK_EXPR_ENABLED", False):

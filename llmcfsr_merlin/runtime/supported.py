@@ -4,15 +4,14 @@ from typing import NamedTuple
 
 
 class Supported(NamedTuple):
-    """Versions seen working: lowest <= version < below; `pin` is that of the constraints, `why` the bound's reason.
+    """Bounds of the versions seen working; `pin` is that of the constraints, `why` the bound's reason.
 
     alone: to be installed without its dependencies, which ask for other versions.
     only_for: the package for whose sake it is bounded.
     """
 
     name: str
-    lowest: str
-    below: str
+    bounds: str
     pin: str
     why: str = ""
     alone: bool = False
@@ -25,39 +24,39 @@ MERLIN = ("nvtabular", "merlin-core", "merlin-dataloader", "merlin-models", "tra
 # A test compares the pins with those of constraints.txt and constraints-current.txt.
 # Below Python 3.12. The lower bounds are those of the Merlin container 23.12.
 _DEFAULT = (
-    Supported("nvtabular", "23.8", "23.9", "23.8.0"),
-    Supported("merlin-core", "23.8", "23.9", "23.8.0"),
-    Supported("merlin-dataloader", "23.8", "23.9", "23.8.0"),
-    Supported("transformers4rec", "23.12", "23.13", "23.12.0"),
-    Supported("transformers", "4.27", "4.31", "4.30.2", "Transformers4Rec 23.12 refuses newer ones"),
-    Supported("torch", "2.0", "3", "2.13.0"),
-    Supported("pandas", "1.5", "2", "1.5.3", "merlin-core 23.8 is written for pandas 1"),
-    Supported("numpy", "1.22", "2", "1.26.4", "pandas 1.5 is built against numpy 1"),
-    Supported("dask", "2023.1", "2023.10", "2023.9.2", "newer ones want pandas 2 and query planning"),
-    Supported("distributed", "2023.1", "2023.10", "2023.9.2", "must be of dask's release"),
-    Supported("dask-cuda", "22.12", "23.12", "23.10.0", "newer ones pull a newer dask"),
-    Supported("pyarrow", "8", "16", "14.0.2", "newer ones want numpy 2"),
-    Supported("setuptools", "40", "81", "80.10.2", "81 removed pkg_resources", only_for="nvtabular"),
-    Supported("pydantic", "2.7", "3", "2.14.3"),
-    Supported("safetensors", "0.3", "1", "0.8.0"),
+    Supported("nvtabular", ">=23.8,<23.9", "23.8.0"),
+    Supported("merlin-core", ">=23.8,<23.9", "23.8.0"),
+    Supported("merlin-dataloader", ">=23.8,<23.9", "23.8.0"),
+    Supported("transformers4rec", ">=23.12,<23.13", "23.12.0"),
+    Supported("transformers", ">=4.27,<4.31", "4.30.2", "Transformers4Rec 23.12 refuses newer ones"),
+    Supported("torch", ">=2.0,<3", "2.13.0"),
+    Supported("pandas", ">=1.5,<2", "1.5.3", "merlin-core 23.8 is written for pandas 1"),
+    Supported("numpy", ">=1.22,<2", "1.26.4", "pandas 1.5 is built against numpy 1"),
+    Supported("dask", ">=2023.1,<2023.10", "2023.9.2", "newer ones want pandas 2 and query planning"),
+    Supported("distributed", ">=2023.1,<2023.10", "2023.9.2", "must be of dask's release"),
+    Supported("dask-cuda", ">=22.12,<23.12", "23.10.0", "newer ones pull a newer dask"),
+    Supported("pyarrow", ">=8,<16", "14.0.2", "newer ones want numpy 2"),
+    Supported("setuptools", ">=40,<81", "80.10.2", "81 removed pkg_resources", only_for="nvtabular"),
+    Supported("pydantic", ">=2.7,<3", "2.14.3"),
+    Supported("safetensors", ">=0.3,<1", "0.8.0"),
 )
 # From Python 3.12 on: what runtime/merlin_compat.py and training/t4rec_compat.py were written for.
 _CURRENT = (
-    Supported("nvtabular", "23.8", "23.9", "23.8.0", alone=True),
-    Supported("merlin-core", "23.8", "23.9", "23.8.0", alone=True),
-    Supported("merlin-dataloader", "23.8", "23.9", "23.8.0", alone=True),
-    Supported("merlin-models", "23.12", "23.13", "23.12.0", alone=True),
-    Supported("transformers4rec", "23.12", "23.13", "23.12.0", alone=True),
-    Supported("transformers", "5.17", "6", "5.17.0", "its Trainer changes with every release"),
-    Supported("torch", "2.11", "3", "2.11.0"),
-    Supported("pandas", "2.3", "4", "3.1.1"),
-    Supported("numpy", "2.1", "3", "2.5.2"),
-    Supported("dask", "2024.11.2", "2024.11.3", "2024.11.2", "merlin-core cannot take newer ones' frames apart"),
-    Supported("distributed", "2024.11.2", "2024.11.3", "2024.11.2", "must be of dask's release"),
-    Supported("pyarrow", "19", "27", "26.0.1"),
-    Supported("setuptools", "40", "81", "80.10.2", "81 removed pkg_resources", only_for="nvtabular"),
-    Supported("pydantic", "2.5", "3", "2.14.4"),
-    Supported("safetensors", "0.3", "1", "0.8.0"),
+    Supported("nvtabular", ">=23.8,<23.9", "23.8.0", alone=True),
+    Supported("merlin-core", ">=23.8,<23.9", "23.8.0", alone=True),
+    Supported("merlin-dataloader", ">=23.8,<23.9", "23.8.0", alone=True),
+    Supported("merlin-models", ">=23.12,<23.13", "23.12.0", alone=True),
+    Supported("transformers4rec", ">=23.12,<23.13", "23.12.0", alone=True),
+    Supported("transformers", ">=5.17,<6", "5.17.0", "its Trainer changes with every release"),
+    Supported("torch", ">=2.11,<3", "2.11.0"),
+    Supported("pandas", ">=2.3,<4", "3.1.1"),
+    Supported("numpy", ">=2.1,<3", "2.5.2"),
+    Supported("dask", ">=2024.11.2,<2024.11.3", "2024.11.2", "merlin-core cannot take newer ones' frames apart"),
+    Supported("distributed", ">=2024.11.2,<2024.11.3", "2024.11.2", "must be of dask's release"),
+    Supported("pyarrow", ">=19,<27", "26.0.1"),
+    Supported("setuptools", ">=40,<81", "80.10.2", "81 removed pkg_resources", only_for="nvtabular"),
+    Supported("pydantic", ">=2.5,<3", "2.14.4"),
+    Supported("safetensors", ">=0.3,<1", "0.8.0"),
 )
 
 
@@ -85,11 +84,12 @@ TRITON_CVES = (
 PYTRITON_SERVER = "2.51.0"  # in nvidia-pytriton 0.5.14 to 0.7.0
 
 
-def parts(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: "2.13.0+cpu" is (2, 13, 0)."""
-    numbers = []
-    for part in version.split("+")[0].split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
+def fits(version: str, bounds: str) -> bool:
+    """Whether a version lies within bounds such as ">=23.8,<23.9", by its release alone.
+
+    A container's 2.1.0a0+4136153 counts as 2.1.0, which it became, and 2.0.0rc1 as 2.0.0.
+    """
+    from packaging.specifiers import SpecifierSet  # not at import: the doctor says that it is missing
+    from packaging.version import Version
+
+    return Version(Version(version).base_version) in SpecifierSet(bounds)

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.runtime.supported import parts
+from llmcfsr_merlin.runtime.supported import fits
 
 _KNOWN = {  # sha256 of the stubs for Python 3.12 and 3.13
     "41a7758c6f44520b846e90a5bf8b063f99aee01698c3e32113ce352fe8369921",
@@ -24,7 +24,7 @@ _NUMPY_1, _NUMPY_2 = 32, 40
 
 def numpy_is_misread() -> bool:
     """Whether nvidia-pytriton's stubs, as they are, would misread the installed numpy."""
-    return parts(metadata.version("numpy")) >= (2,)
+    return fits(metadata.version("numpy"), ">=2")
 
 
 def write_for_numpy_2(stub: Path, target: Path) -> None:

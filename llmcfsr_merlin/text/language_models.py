@@ -11,6 +11,7 @@ from pathlib import Path
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import machine_failure
 from llmcfsr_merlin.runtime.stage import hash_json, sha256_file
+from llmcfsr_merlin.runtime.supported import fits
 from llmcfsr_merlin.text.encoders.cache import cached
 from llmcfsr_merlin.text.encoders.known import KNOWN
 
@@ -172,8 +173,7 @@ def dtype_argument() -> str:
     """Name of from_pretrained's dtype argument: transformers 4.56 renamed torch_dtype."""
     import transformers
 
-    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
-    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
+    return "dtype" if fits(transformers.__version__, ">=4.56") else "torch_dtype"
 
 
 def _reason(error: Exception) -> str:

@@ -22,6 +22,7 @@ from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors
 from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.runtime.supported import fits
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.training.batches import Batches
 from llmcfsr_merlin.training.checkpoints import remove_old_checkpoints, seal_checkpoint, stale_epochs
@@ -36,7 +37,7 @@ _ARGUMENTS = TrainingArguments.__dataclass_fields__
 _EVALUATION = "eval_strategy" if "eval_strategy" in _ARGUMENTS else "evaluation_strategy"
 _ON_CPU = "use_cpu" if "use_cpu" in _ARGUMENTS else "no_cuda"
 # One pass over the weights instead of ten: a tenth of a step on CPU, where torch has it from 2.4 on.
-_ADAMW = "adamw_torch_fused" if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4) else "adamw_torch"
+_ADAMW = "adamw_torch_fused" if fits(torch.__version__, ">=2.4") else "adamw_torch"
 # transformers 4.27 (the Merlin container) has no such argument: there the Trainer's own checkpoints, which live only
 # while a training runs, are in torch's format. What this project writes and reads is safetensors everywhere.
 # transformers 5 has none either: it writes safetensors only.

@@ -1,12 +1,12 @@
 """One self-contained HTML page of a run or of several: results, tail, ablation, training, examples.
 
-Everything that comes from data (titles, ids, recipe names) is escaped; the page loads nothing from elsewhere.
+What stands on the page is gathered here; page.html.j2 lays it out and escapes all that comes from data.
 """
 
 import base64
 from collections.abc import Collection, Mapping, Sequence
-from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcfsr_merlin.dataset.names import KEPT
 from llmcfsr_merlin.evaluation.groups import DECILES
@@ -20,25 +20,12 @@ from llmcfsr_merlin.evaluation.report.tables import (
     mean_values,
     protocol_title,
 )
-from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
+
+if TYPE_CHECKING:
+    import jinja2
 
 PAGE = "report.html"
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 82rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1rem; margin-bottom: .4rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; margin: .4rem 0 1.2rem; }
-th, td { padding: .28rem .45rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
-thead tr:first-child th:first-child, td:first-child, td.words, th.words { text-align: left; }
-td.words { white-space: normal; vertical-align: top; }
-td small, th small { color: #666; font-weight: normal; } tr.focus { background: #eef5fb; }
-th.group { border-left: 2px solid #ccc; } td.group { border-left: 2px solid #ccc; }
-tbody + tbody { border-top: 2px solid #999; }
-img { max-width: 100%; } .hit { background: #d9f2df; font-weight: 600; } .note { color: #555; max-width: 55rem; }
-ol { margin: .1rem 0; padding-left: 1.5rem; }
-"""
 
 
 def write_report(
@@ -72,179 +59,143 @@ def write_report(
         if name not in recipes:
             raise InputError(f"expected metrics of recipe {name!r}, found {', '.join(sorted(recipes)) or 'none'}")
     directory.mkdir(parents=True, exist_ok=True)
-    parts = [f"<h1>{escape(title)}</h1>"]
+    datasets: list[dict[str, Any]] = []
     for dataset in dict.fromkeys(row["dataset"] for row in metrics):
         rows = [row for row in metrics if row["dataset"] == dataset]
         main = [row for row in rows if row["recipe"] not in ablation]
-        parts.append(f"<h2>{escape(dataset)}: results</h2>")
-        parts.append(
-            f'<p class="note">Best value of a column in bold; below it the relative difference to {escape(base)}. '
-            "Several seeds: mean ± standard deviation. Groups are of the target (item) and of the history (user). "
-            "History: masked, the user's own items are left out of full ranking; kept, they are ranked too. Each rule "
-            f"has score weights calibrated for it; epochs were chosen for {served}.</p>"
-        )
-        parts += _result_tables(main, metric_names, focus, base, negatives, served)
-        if tied:
-            parts += _artefact(dataset, main, focus, served, tied)
-        parts.append(f"<h2>{escape(dataset)}: quality by popularity</h2>")
+        shown = [row for row in main if row["history"] == served]
+        figures = []
         for protocol in PROTOCOLS:
             if any(row["protocol"] == protocol and row["group"] in DECILES for row in main):
                 what = protocol_title(protocol, negatives=negatives, history=served)
                 heading = f"{dataset}, {metric_names[-1]}, {what}"
                 path = directory / f"deciles-{_slug(dataset)}-{protocol}.png"
-                shown = [row for row in main if row["history"] == served]
-                parts.append(_image(decile_figure(path, shown, protocol, metric_names[-1], focus, heading), heading))
-        if ablation:
-            parts.append(f"<h2>{escape(dataset)}: ablation</h2>")
-            parts.append(f'<p class="note">Below each value the relative difference to {escape(focus)}.</p>')
-            part = [row for row in rows if row["recipe"] in (focus, *ablation)]
-            parts += _result_tables(part, metric_names, focus, focus, negatives, served)
-    for other, paired in (comparisons or {}).items():
-        parts.append(f"<h2>Paired tests: {escape(focus)} against {escape(other)}</h2>")
-        parts.append(
-            '<p class="note">Difference of the means over the same users, 95% percentile bootstrap interval, two-sided '
-            "sign-flip permutation test, Holm-corrected over the rows of a history rule; bold where p is below "
-            "0.05.</p>"
+                path = decile_figure(path, shown, protocol, metric_names[-1], focus, heading)
+                figures.append(_Figure.read(path, heading))
+        part = [row for row in rows if row["recipe"] in (focus, *ablation)]
+        datasets.append(
+            {
+                "name": dataset,
+                "results": _result_tables(main, metric_names, base, negatives, served),
+                "artefact": artefact_rows(main, served) if tied else [],
+                "users": said_users(main),
+                "figures": figures,
+                "ablation": _result_tables(part, metric_names, focus, negatives, served) if ablation else [],
+            }
         )
-        parts.append(_comparison_table(paired, focus, other))
+    training = None
     if histories:
-        parts.append("<h2>Training</h2>")
-        parts.append(
-            _image(training_figure(directory / "training.png", histories), "Loss and validation metric by epoch")
-        )
-    if examples:
-        parts.append("<h2>A few users</h2>" + _example_table(examples))
+        path = training_figure(directory / "training.png", histories)
+        training = _Figure.read(path, "Loss and validation metric by epoch")
     page = directory / PAGE
     page.write_text(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n",
+        _template().render(
+            title=title,
+            focus=focus,
+            base=base,
+            metric_names=metric_names,
+            served=served,
+            tied=tied,
+            datasets=datasets,
+            artefact_meaning=MEANING,
+            artefact_metrics=METRICS,
+            comparisons=comparisons or {},
+            training=training,
+            examples=examples,
+        ),
         encoding="utf-8",
     )
     return page
 
 
+class _Cell(NamedTuple):
+    """A value; best: of its column. below: the deviation over seeds and the relative difference, if there are any."""
+
+    value: str
+    best: bool
+    below: list[str]
+
+
+class _Row(NamedTuple):
+    recipe: str
+    history: str
+    cells: list[_Cell | None]
+
+
+class _Table(NamedTuple):
+    """groups: name -> users; blocks: the rows of each history rule, a cell a group and metric."""
+
+    title: str
+    groups: dict[str, int]
+    blocks: list[list[_Row]]
+    note: str
+
+
+class _Figure(NamedTuple):
+    """data: the PNG in base64."""
+
+    text: str
+    data: str
+
+    @classmethod
+    def read(cls, path: Path, text: str) -> "_Figure":
+        return cls(text, base64.b64encode(path.read_bytes()).decode())
+
+
 def _result_tables(
-    rows: Sequence[dict], names: Sequence[str], focus: str, base: str, negatives: int | str, served: str
-) -> list[str]:
+    rows: Sequence[dict], names: Sequence[str], base: str, negatives: int | str, served: str
+) -> list[_Table]:
     values = mean_values(rows)
     tables = []
     for protocol in PROTOCOLS:
         blocks = history_blocks(rows, protocol, served)
-        groups = [group for group in GROUPS if any((key[0], key[2]) == (protocol, group) for key in values)]
+        users = {key[2]: value[2] for key, value in values.items() if key[0] == protocol}
+        groups = {group: users[group] for group in GROUPS if group in users}
         if not blocks or not groups:
             continue
         recipes = {recipe for block in blocks for recipe in block.labels}
-        users = {key[2]: value[2] for key, value in values.items() if key[0] == protocol}
-        top = "".join(
-            f'<th class="group" colspan="{len(names)}">{group}<br><small>{users[group]:,} users</small></th>'
-            for group in groups
-        )
         columns = [(group, name) for group in groups for name in names]
-        second = "".join(f"<th{_edge(name, names)}>{name}</th>" for _, name in columns)
-        bodies = []
+        bodies: list[list[_Row]] = []
         for rule, labels in blocks:
-            body = []
+            bodies.append([])
             for recipe, label in labels.items():
-                cells = ""
-                for group, name in columns:
-                    value = _value(values, (protocol, rule, group, name), recipe, recipes, base)
-                    cells += f"<td{_edge(name, names)}>{value}</td>"
-                mark = ' class="focus"' if recipe == focus else ""
-                body.append(f"<tr{mark}><td>{escape(recipe)}</td><td>{label}</td>{cells}</tr>")
-            bodies.append(f"<tbody>{''.join(body)}</tbody>")
+                cells = [_cell(values, (protocol, rule, *column), recipe, recipes, base) for column in columns]
+                bodies[-1].append(_Row(recipe, label, cells))
         starred = any(label.endswith("*") for block in blocks for label in block.labels.values())
-        tables.append(
-            f"<h3>{protocol}: {protocol_title(protocol, negatives=negatives)}</h3>"
-            '<div class="wide"><table><thead><tr><th rowspan="2">recipe</th><th rowspan="2">history</th>'
-            f"{top}</tr><tr>{second}</tr></thead>{''.join(bodies)}</table></div>"
-            + (f'<p class="note">{BORROWED}</p>' if starred else "")
-        )
+        title = f"{protocol}: {protocol_title(protocol, negatives=negatives)}"
+        tables.append(_Table(title, groups, bodies, BORROWED if starred else ""))
     return tables
 
 
-def _value(values: dict, column: tuple[str, str, str, str], recipe: str, recipes: Collection[str], base: str) -> str:
+def _cell(
+    values: dict, column: tuple[str, str, str, str], recipe: str, recipes: Collection[str], base: str
+) -> _Cell | None:
     found = values.get((*column, recipe))
     if found is None:
-        return "-"
+        return None
     mean, spread, _, seeds = found
     below = [f"± {spread:.4f}"] if seeds > 1 else []
     best = max(values[key][0] for other in recipes if (key := (*column, other)) in values)
-    text = f"<b>{mean:.4f}</b>" if mean == best else f"{mean:.4f}"
     reference = values.get((*column, base), (0.0,))[0]
     if recipe != base and reference:
         below.append(f"{mean / reference - 1:+.1%}")
-    return text + "".join(f"<br><small>{one}</small>" for one in below)
+    return _Cell(f"{mean:.4f}", mean == best, below)
 
 
-def _artefact(dataset: str, rows: Sequence[dict], focus: str, served: str, tied: str) -> list[str]:
-    """Full ranking on users whose last two items ascend or descend in catalogue order."""
-    if not (found := artefact_rows(rows, served)):
-        return []
-    parts = ("ascending", "descending", "desc. / asc.")
-    header = "".join(
-        f"<th{_edge(part, parts)}>{name}<br><small>{part}</small></th>" for name in METRICS for part in parts
+def _template() -> "jinja2.Template":
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingDependency("the report's page needs jinja2: pip install 'llmcfsr-merlin[report]'") from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    body = []
-    for row in found:
-        cells = "".join(f"<td{_edge(part, parts)}>{cell}</td>" for part, cell in zip(parts * len(METRICS), row.cells))
-        mark = ' class="focus"' if row.recipe == focus else ""
-        body.append(f"<tr{mark}><td>{escape(row.recipe)}</td><td>{row.label}</td>{cells}</tr>")
-    return [
-        f"<h2>{escape(dataset)}: order artefact</h2>",
-        f'<p class="note">Full ranking; {said_users(rows)}; {escape(tied)}. {MEANING}</p>',
-        f'<div class="wide"><table><thead><tr><th>recipe</th><th>history</th>{header}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>",
-    ]
-
-
-def _comparison_table(rows: Sequence[dict], focus: str, base: str) -> str:
-    body = []
-    for row in rows:
-        relative = "" if row["relative"] is None else f" <small>({row['relative']:+.1%})</small>"
-        difference = f"{row['difference']:+.4f}"
-        cells = [
-            row["protocol"],
-            row["history"],
-            row["group"],
-            row["metric"],
-            f"{row['count']:,}",
-            f"{row['base']:.4f}",
-            f"{row['value']:.4f}",
-            (f"<b>{difference}</b>" if row["p_holm"] < 0.05 else difference) + relative,
-            f"{row['low']:+.4f} .. {row['high']:+.4f}",
-            f"{row['p']:.4f}",
-            f"{row['p_holm']:.4f}",
-        ]
-        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    names = ["protocol", "history", "group", "metric", "users", base, focus, "difference", "interval", "p", "p (Holm)"]
-    header = "".join(f"<th>{escape(name)}</th>" for name in names)
-    return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-
-
-def _example_table(examples: Sequence[dict]) -> str:
-    body = []
-    for example in examples:
-        history = "".join(f"<li>{escape(str(title))}</li>" for title in example["history"])
-        shown = "".join(
-            f"<li{' class=hit' if title == example['target'] else ''}>{escape(str(title))}</li>"
-            for title in example["recommended"]
-        )
-        body.append(
-            f"<tr><td>{escape(str(example['user']))}</td><td class='words'><ol>{history}</ol></td>"
-            f"<td class='words'>{escape(str(example['target']))}</td><td class='words'><ol>{shown}</ol></td></tr>"
-        )
-    names = ("history, oldest first", "held-out item", "recommended")
-    header = "<th>user</th>" + "".join(f'<th class="words">{name}</th>' for name in names)
-    return f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-
-
-def _image(path: Path, text: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<p><img alt="{escape(text)}" src="data:image/png;base64,{data}"></p>'
-
-
-def _edge(name: str, names: Sequence[str]) -> str:
-    return ' class="group"' if name == names[0] else ""
+    return environment.get_template("page.html.j2")
 
 
 def _slug(name: str) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.files import save_tensors, write_json
+from llmcfsr_merlin.runtime.supported import fits
 
-_TRANSFORMERS = (5, 17)  # the first that was tried
+_TRANSFORMERS = "5.17"  # the first that was tried
 _ORDINARY, _CONTROL, _OWN = 1, 3, 4  # kinds of tokens in GGUF: merged from others; special; the vocabulary's own words
 _SPACE = "▁"  # SentencePiece writes a space so
 
@@ -17,9 +18,9 @@ _SPACE = "▁"  # SentencePiece writes a space so
 def check_gguf(name: str, *, convert: bool) -> None:
     """InputError where transformers is too old for the model `name`; MissingDependency where it cannot be converted."""
     found = version("transformers")
-    if tuple(int(part) for part in found.split(".")[:2]) < _TRANSFORMERS:
+    if fits(found, f"<{_TRANSFORMERS}"):
         raise InputError(
-            f"{name}: expected transformers {'.'.join(map(str, _TRANSFORMERS))} or newer, found {found}: use the "
+            f"{name}: expected transformers {_TRANSFORMERS} or newer, found {found}: use the "
             "profile `current` (Python 3.12 or 3.13) or constraints-encode.txt"
         )
     if convert and importlib.util.find_spec("gguf") is None:

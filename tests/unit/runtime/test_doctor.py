@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 
 from llmcfsr_merlin.runtime import doctor as module
 from llmcfsr_merlin.runtime.doctor import Check, doctor, report
-from llmcfsr_merlin.runtime.supported import MERLIN, supported
+from llmcfsr_merlin.runtime.supported import MERLIN, fits, supported
 
 OLD, NEW = (3, 11, 2), (3, 12, 3)
-OTHERS = {"pip": "24.0", "tritonclient": "2.66.0"}
+OTHERS = {"packaging": "26.3", "pip": "24.0", "tritonclient": "2.66.0"}
 GOOD = {python: {package.name: package.pin for package in supported(python)} | OTHERS for python in (OLD, NEW)}
 CPU = json.dumps(["2.13.0+cpu", None, [], []])
 
@@ -78,6 +79,22 @@ def test_the_versions_of_the_merlin_container_are_supported():
     }
     checks = run(container)
     assert {checks[name].status for name in container} == {"ok"}
+
+
+def test_builds_of_a_container_count_as_what_they_became():
+    assert fits("2.1.0a0+4136153", ">=2.1,<3") and not fits("2.0.0rc1", "<2")
+    assert fits("2023.10.0", ">=2023.9") and not fits("2023.10.0", "<2023.10")
+
+
+def test_bare_python_is_told_to_install():
+    checks = doctor({}.get, lambda code: (1, "not reached"), NEW)
+    assert [(check.name, check.status) for check in checks] == [("python", "ok"), ("packaging", "error")]
+    assert "pip install packaging" in checks[-1].action
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", module.__name__], capture_output=True, text=True, cwd=Path(__file__).parents[3],
+        env={"PATH": "/usr/bin:/bin"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "error packaging: not installed" in done.stdout, done.stderr
 
 
 def test_pip_that_refuses_merlin_is_named():
