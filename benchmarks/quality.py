@@ -89,6 +89,7 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> None:
             keep(bench, name, seed, bench.reweigh(base, name, FOCUS, seed, REWEIGHED[name]), arguments.out)
         for name in arguments.ablation or ():
             keep(bench, name, seed, bench.measure(base, name, FOCUS, seed, *ABLATION[name]), arguments.out)
+        store("paired.csv.gz", bench.pairs(base, FOCUS), arguments.out)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 from quality_rows import made_by
 
@@ -21,6 +22,7 @@ from llmcfsr_merlin.dataset.names import (
     ITEMS,
     LEXICAL,
     METRICS,
+    RANKS,
     SCHEMA,
     SEQUENCES,
     TRAIN_HISTORY,
@@ -28,8 +30,9 @@ from llmcfsr_merlin.dataset.names import (
     VOCABULARY,
     history_rule,
 )
-from llmcfsr_merlin.evaluation.measure import measure
-from llmcfsr_merlin.evaluation.ranks import ScoreFunction
+from llmcfsr_merlin.evaluation.measure import measure, summary_masks
+from llmcfsr_merlin.evaluation.ranks import RECIPE, SEED, ScoreFunction, read_ranks
+from llmcfsr_merlin.evaluation.significance import compare
 from llmcfsr_merlin.pipeline import run_stages
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage, sha256_file, write_json
@@ -123,6 +126,25 @@ class Bench:
         about = {"reweighed": change}
         rows, done = self._rank(dataset, config, folder, reweighed, about, f"../{trained.parent.name}/train")
         return rows, self._given(config, done, done, []), []
+
+    def pairs(self, base: Dataset, model: str) -> list[dict]:
+        """Paired tests of a model against every other that is ranked, over all seeds of each."""
+        config, known = self.config(), {}
+        for path in sorted(self.folder.glob(f"*/evaluate/{RANKS}")):
+            frame = read_ranks(path)
+            known.setdefault(str(frame[RECIPE].iloc[0]), []).append(frame)
+        if model not in known:
+            return []
+        ours = pd.concat(known.pop(model))
+        masks = summary_masks(base.prepared, ours, config.evaluate)
+        seeds = sorted(set(ours[SEED]))
+        return [
+            {"dataset": config.name, "split": self.split, "model": model, "against": other,
+             "seeds": f"{len(seeds)} and {len(frames)}", "rule": row.pop("history"), "users": row.pop("count"),
+             **{key: row[key] for key in row if key != "relative"}, **made_by()}
+            for other, frames in known.items()
+            for row in compare(ours, pd.concat(frames), masks, (10,), seed=config.evaluate.seed)
+        ]  # fmt: skip
 
     def _tried(self, config: Config, name: str) -> list[dict]:
         spaces = yaml.safe_load((Path(__file__).parent / "quality_space.yaml").read_text())

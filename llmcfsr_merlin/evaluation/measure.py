@@ -13,9 +13,8 @@ from llmcfsr_merlin.dataset.names import CASES, FIRST_ITEM, METRICS, RANKS, VOCA
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation.cases import said_negatives, write_cases
 from llmcfsr_merlin.evaluation.groups import (
-    DECILES,
-    LENGTHS,
     SHUFFLED,
+    SUMMARY_GROUPS,
     catalogue_metrics,
     catalogue_order,
     group_masks,
@@ -101,17 +100,21 @@ def compare_runs(
             known = ", ".join(sorted(read_ranks(path)[RECIPE].unique()))
             raise InputError(f"{path}: expected ranks of recipe {name!r}, found {known}")
         frames.append(frame)
+    masks = summary_masks(prepare, frames[1], settings)
+    return compare(frames[0], frames[1], masks, (k,), seed=settings.seed)
+
+
+def summary_masks(prepare: Path, ranks: pd.DataFrame, settings: EvaluateConfig) -> dict[str, np.ndarray]:
+    """Groups (SUMMARY_GROUPS) of the distinct cases of some ranks, for `significance.compare`."""
     train_counts = Vocabulary.load(prepare / VOCABULARY).train_counts
-    cases = distinct_cases(frames[1])
     masks = group_masks(
-        cases,
+        distinct_cases(ranks),
         tail_counts(prepare, settings),
         train_counts,
         tail_item=settings.tail_item,
         tail_user=settings.tail_user,
     )
-    masks = {name: mask for name, mask in masks.items() if name not in (*DECILES, *LENGTHS)}
-    return compare(frames[0], frames[1], masks, (k,), seed=settings.seed)
+    return {name: mask for name, mask in masks.items() if name in SUMMARY_GROUPS}
 
 
 def tail_counts(prepare: Path, settings: EvaluateConfig) -> np.ndarray:
