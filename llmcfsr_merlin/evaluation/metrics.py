@@ -40,14 +40,23 @@ def rank_of_target(scores: Tensor, targets: Tensor, tie: Tensor, checked: bool =
     """
     if not checked:
         check_scores(scores)
-    own = scores.gather(1, targets[:, None])
+    return place(*counts(scores, scores.gather(1, targets[:, None])), tie)
+
+
+def counts(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """How many columns of each row score above `own` [B, 1], and how many the same: int64 [B] each."""
     # As numbers, in pieces of columns: torch adds up bools on the CPU by a way that is seven times as slow.
     above = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-    tied = torch.zeros_like(above)  # the target included
+    tied = torch.zeros_like(above)
     for piece in scores.split(_COLUMNS, dim=1):
         flags = torch.empty_like(piece, dtype=torch.float32)
         above += torch.gt(piece, own, out=flags).sum(1).long()
         tied += torch.eq(piece, own, out=flags).sum(1).long()
+    return above, tied
+
+
+def place(above: Tensor, tied: Tensor, tie: Tensor) -> Tensor:
+    """The rank, from 1, of a target with `above` columns above it and `tied` at its score, itself included."""
     return 1 + above + (tie.to(torch.float64) * tied).long().clamp(max=tied - 1)
 
 

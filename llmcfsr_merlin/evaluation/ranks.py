@@ -20,7 +20,7 @@ from tqdm import tqdm
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, HISTORY_RULES, KEPT, MASKED, PAD, USER
 from llmcfsr_merlin.evaluation.cases import Cases, read_cases
 from llmcfsr_merlin.evaluation.lists import ItemFacts, ListSums
-from llmcfsr_merlin.evaluation.metrics import check_scores, rank_of_target
+from llmcfsr_merlin.evaluation.metrics import check_scores, counts, place, rank_of_target
 from llmcfsr_merlin.scoring.ranker import select_top_k
 
 # Histories int64 [B, L] -> scores float32 [B, V]; or history rule -> scores, where the rules have weights of their own.
@@ -92,6 +92,7 @@ def rank_users(
                 REPEAT: batch.lengths > [len(seen) for seen in batch.seen],
             }  # fmt: skip
             sampled: dict[int, np.ndarray] = {}
+            full: dict[int, _Full] = {}
             for rule in HISTORY_RULES:
                 of_rule = scores[weights[rule]]
                 if of_rule.shape != (len(batch.users), rows):
@@ -103,7 +104,9 @@ def rank_users(
                         sampled[id(of_rule)] = _sampled_ranks(of_rule, batch)
                     part[RANK["sampled", rule]] = sampled[id(of_rule)]
                 if "full" in protocols:
-                    part[RANK["full", rule]], top = _full_ranks(of_rule, batch, max(ks), rule == MASKED)
+                    if id(of_rule) not in full:
+                        full[id(of_rule)] = _Full(of_rule, batch)
+                    part[RANK["full", rule]], top = full[id(of_rule)].ranked(max(ks), rule == MASKED)
                     lists[rule].add(top, batch.targets, batch.histories)
             found.append(part)
             progress.update(len(batch.users))
@@ -134,23 +137,33 @@ def read_ranks(path: Path, recipe: str | None = None, history: str = KEPT) -> pd
     return ranks.rename(columns={f"rank_{protocol}": RANK[protocol, history] for protocol in PROTOCOLS})
 
 
-def _full_ranks(scores: Tensor, batch: Cases, k: int, exclude_history: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks int64 [B] among all real items, and the top-k codes that would be shown."""
-    device = scores.device
-    targets = torch.from_numpy(batch.targets).to(device) - FIRST_ITEM
-    real = scores[:, FIRST_ITEM:]
-    if exclude_history:  # in place and back again: a copy of the scores is slower than what is left to do
-        everyone = np.arange(len(batch.users))
-        row = torch.from_numpy(np.repeat(everyone, [len(seen) for seen in batch.seen])).to(device)
-        column = torch.from_numpy(np.concatenate(batch.seen)).to(device) - FIRST_ITEM
-        before = real[row, column]
-        real[row, column] = -torch.inf
-    codes, best = select_top_k(real, min(k, real.shape[1]))
-    check_scores(best[:, :1])  # NaN is the largest of a row
-    ranks = rank_of_target(real, targets, torch.from_numpy(batch.tie).to(device), checked=True)
-    if exclude_history:
-        real[row, column] = before
-    return ranks.cpu().numpy(), np.where(best.cpu().numpy() == -np.inf, 0, codes.cpu().numpy() + FIRST_ITEM)
+class _Full:
+    """Full ranking of a batch by one tensor of scores, whose items are compared with the target once for both rules."""
+
+    def __init__(self, scores: Tensor, batch: Cases):
+        self.real, device = scores[:, FIRST_ITEM:], scores.device
+        self.tie = torch.from_numpy(batch.tie).to(device)
+        self.own = self.real.gather(1, torch.from_numpy(batch.targets).to(device)[:, None] - FIRST_ITEM)
+        self.above, self.tied = counts(self.real, self.own)
+        owner = np.repeat(np.arange(len(batch.users)), [len(seen) for seen in batch.seen])
+        width = self.real.shape[1]
+        seen = np.unique(owner * width + np.concatenate(batch.seen) - FIRST_ITEM)  # each item of a history once
+        self.row, self.column = (torch.from_numpy(part).to(device) for part in np.divmod(seen, width))
+
+    def ranked(self, k: int, exclude_history: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks int64 [B] among all real items, and the codes of the k that would be shown."""
+        above, tied = self.above, self.tied
+        if exclude_history:  # in place and back again: a copy of the scores is slower than what is left to do
+            before, own = self.real[self.row, self.column], self.own[self.row, 0]
+            above = above.index_add(0, self.row, -(before > own).long())
+            tied = tied.index_add(0, self.row, -(before == own).long())
+            self.real[self.row, self.column] = -torch.inf
+        codes, best = select_top_k(self.real, min(k, self.real.shape[1]))
+        if exclude_history:
+            self.real[self.row, self.column] = before
+        check_scores(best[:, :1])  # NaN is the largest of a row
+        shown = np.where(best.cpu().numpy() == -np.inf, 0, codes.cpu().numpy() + FIRST_ITEM)
+        return place(above, tied, self.tie).cpu().numpy(), shown
 
 
 def _sampled_ranks(scores: Tensor, batch: Cases) -> np.ndarray:
