@@ -41,7 +41,7 @@ def material():
             masks = group_masks(frames[recipe], counts, counts, tail_item=4, tail_user=6, order=np.arange(len(counts)))
             metrics += group_metrics(frames[recipe], masks, (10,), dataset="toy", recipe=recipe, seed=seed)
     overall = {name: masks[name] for name in ("overall", "tail_item")}
-    comparisons = compare(frames["llm_cfsr"], frames["sasrec"], overall, resamples=200)
+    comparisons = compare(frames["llm_cfsr"], frames["sasrec"], overall, resamples=2000)
     return metrics, comparisons
 
 
@@ -82,6 +82,7 @@ def test_whole_page(tmp_path, material):
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [
         "deciles-toy-full.png",
         "deciles-toy-sampled.png",
+        "groups-toy.png",
         "training.png",
     ]
 
