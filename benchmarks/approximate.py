@@ -3,7 +3,7 @@
     pip install faiss-cpu==1.15.1
     python benchmarks/approximate.py --items 1000000 --out benchmarks/results/approximate.json
 
-score(u, i) = <u, e_i> + gamma * max_t <v_t, v_i> = max_t <[u, gamma v_t], [e_i, v_i]>: one inner-product index over
+score(u, i) = <u, e_i> + w * max_t <v_t, v_i> = max_t <[u, w v_t], [e_i, v_i]>: one inner-product index over
 the concatenated vectors (128 + 384 dimensions) holds the whole score. Each history item is a query of its own; their
 candidates are joined and scored exactly. A shortlist (Ranker) is the same without an index: every scorer puts forward
 its best items, the content score by the leading 64 dimensions of v, and their union is scored exactly. Items are drawn
@@ -34,7 +34,7 @@ from llmcfsr_merlin.scoring.ranker import Ranker
 from llmcfsr_merlin.scoring.scorer import Feature, ItemVectors, Scorer
 from llmcfsr_merlin.scoring.scorers.content import ContentScorer
 
-USER, RAW, GAMMA, K = 128, 384, 2.0, 10
+USER, RAW, CONTENT_WEIGHT, K = 128, 384, 2.0, 10
 
 
 def clustered(count: int, width: int, place: torch.Tensor, noise: float) -> torch.Tensor:
@@ -71,7 +71,7 @@ def make_model(views: Tensor, units: Tensor) -> Ensemble:
     settings = ContentSettings(lexical_share=0)
     scorers = {"views": Views(shape, vectors, views), "content": ContentScorer(settings, shape, vectors)}
     model = Ensemble(ModelConfig(scorers={"content": settings}), scorers, shape, vectors)
-    model.set_weights({"content": GAMMA})
+    model.set_weights({"content": CONTENT_WEIGHT})
     return model
 
 
@@ -136,7 +136,7 @@ def main() -> None:
 
     def search(history: Tensor) -> Tensor:
         read, state = units[history[0]], model.scorers["views"].states(history)
-        queries = torch.cat([state.expand(len(read), -1), GAMMA * read], 1).numpy()
+        queries = torch.cat([state.expand(len(read), -1), CONTENT_WEIGHT * read], 1).numpy()
         found = torch.from_numpy(np.unique(index.search(queries, 4 * K)[1]))
         found = found[found >= 0] + FIRST_ITEM
         with torch.inference_mode():

@@ -29,7 +29,7 @@ DIMENSIONS, HISTORY = {VECTORS: 384, LEXICAL: 128}, 200
 
 
 def measure(items: int, run: Path) -> dict:
-    # On a CPU the content match of a million items takes seconds a user; one batch of them is what memory depends on.
+    # On a CPU the content score of a million items takes seconds a user; one batch of them is what memory depends on.
     small = ["train.epochs=1", "train.validation_users=128", "prepare.filter=none", "evaluate.baselines=[]"]
     config = Config.load(None, ["name=memory", *small])
     log = run / "ingest" / INTERACTIONS

@@ -231,7 +231,7 @@ def _version(name: str) -> str | None:
 
 
 def _import_seconds() -> float:
-    """What of a run of ours is the import of Merlin (and torch, which it brings), where it is installed."""
+    """What of a run of ours is the import of Merlin (and torch, which it brings), if it is installed."""
     start = time.perf_counter()
     code = "from llmcfsr_merlin.dataset.prepare.adapters import adapter; adapter()"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -5,7 +5,7 @@
 A model with random weights (both views, hidden 64, vectors of 384 and 128 dimensions, 50 positions) is served by a real
 tritonserver. The bare forward is Ranker.top_k on ready codes in this process: no ids, no server. The systems take turns
 in short rounds, so that other load on the machine meets all of them. Histories have 1 to 50 items, median 8; k = 10.
-merlin-systems is measured where it is importable. The last line printed is the JSON of the run.
+merlin-systems is measured if it is importable. The last line printed is the JSON of the run.
 """
 
 import argparse
@@ -169,7 +169,7 @@ def bare(recommender: Recommender) -> Ask:
     def ask(history: list[str]):
         key = id(history)
         if key not in codes:
-            codes[key] = recommender.encode([history]).codes
+            codes[key] = recommender.encode([history]).item_ids
         return recommender.ranker.top_k(codes[key], K)
 
     return ask

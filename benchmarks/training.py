@@ -36,7 +36,7 @@ def settings(dual: bool):
 
 
 def scorer_of(config, dataset):
-    """The scorer `network` of a model, untrained, with random vectors of 384 dimensions where it reads any."""
+    """The scorer `network` of a model, untrained, with random vectors of 384 dimensions if it reads any."""
     import torch
 
     from llmcfsr_merlin.dataset.dataset import Shape

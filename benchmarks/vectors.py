@@ -24,7 +24,7 @@ from llmcfsr_merlin.dataset.item_vectors import load_item_table, vectors_column
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, HAS_TEXT, ITEM, ITEMS, SEQUENCES, VECTOR, VECTORS
 from llmcfsr_merlin.runtime.stage import write_json
 from llmcfsr_merlin.text.diagnostics.reference_vectors import tfidf_svd, word_vectors
-from llmcfsr_merlin.text.diagnostics.vector_report import Catalogue, draw_map, judge, show_neighbours
+from llmcfsr_merlin.text.diagnostics.vector_report import Catalogue, draw_map, evaluate_vectors, show_neighbours
 from llmcfsr_merlin.text.embed import embed_table
 from llmcfsr_merlin.text.language_models import resolve
 from llmcfsr_merlin.text.prompts import Prompter
@@ -53,7 +53,7 @@ def main() -> None:
         table = load_item_table(items.ids, out / VECTORS)
         vectors, has_text = table.vectors[FIRST_ITEM:], table.has_text[FIRST_ITEM:]
         holdout = _holdout(arguments.run)
-        figures = judge(vectors, has_text, items, arguments.tail, holdout)
+        figures = evaluate_vectors(vectors, has_text, items, arguments.tail, holdout)
         figures["queries_held_out_from_tuning"] = bool(holdout)
         (out / "neighbours.txt").write_text(show_neighbours(vectors, has_text, items) + "\n")
         draw_map(vectors, has_text, items, out / "map.png")

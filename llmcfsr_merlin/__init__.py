@@ -8,7 +8,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # nothing is said unless the caller asks for it
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless the caller configures logging
 
 _PUBLIC = {
     "Config": "llmcfsr_merlin.config.load",

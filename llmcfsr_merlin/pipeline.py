@@ -1,4 +1,4 @@
-"""The stages in reading order: ingest, prepare, embed, train, evaluate, export, run one after the other."""
+"""Runs the stages in order: ingest, prepare, embed, train, evaluate, export."""
 
 import logging
 import time
@@ -34,10 +34,11 @@ def run_stages(
     force: bool = False,
     report: Callable[[str], None] = _log.info,
 ) -> dict[str, Manifest]:
-    """Run stages one after the other into `run_dir` (default runs/<config.name>); what is up to date is skipped.
+    """Run stages one after the other into `run_dir` (default runs/<config.name>); stages that are up to date are
+    skipped.
 
-    A model without semantic vectors skips `embed`. report: takes a line as a stage begins and as it ends. Returns the
-    manifests by stage. Raises InputError where another process writes into run_dir.
+    A model without semantic vectors skips `embed`. report: called with one line when a stage starts and ends. Returns
+    the manifests by stage. Raises InputError if another process writes into run_dir.
     """
     run_dir = Path(run_dir or Path("runs") / config.name)
     with clear_failures(str(run_dir)), run_lock(run_dir):

@@ -1,4 +1,4 @@
-"""Raw item ids in, raw item ids and scores out: the library's face, and what the Triton steps call."""
+"""Raw item ids in, raw item ids and scores out: the library's main entry point, also called by the Triton steps."""
 
 import logging
 import tempfile
@@ -23,25 +23,25 @@ from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.ranker import Ranker, pad, select_top_k
 
 _log = logging.getLogger(__name__)
-_ROWS = 512  # histories scored together: memory holds that many rows of the catalogue
+_ROWS = 512  # histories scored together: memory holds one score per item for each
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Histories as codes. codes: int64 [B, L] right-padded; unknown, fallback: [B]; seen: a row's whole history."""
+    """Encoded histories. item_ids: int64 [B, L] right-padded; unknown, fallback: [B]; seen: each row's full history."""
 
-    codes: Tensor
+    item_ids: Tensor
     unknown: np.ndarray
     fallback: np.ndarray
     seen: list[list[int]]
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Row i answers history i. items: object [B, K] raw ids, None past the last; scores: float32 [B, K], NaN there.
+class Recommendations:
+    """Row i belongs to history i. items: object [B, K] raw ids, None past the last; scores: float32 [B, K], NaN there.
 
-    unknown: int64 [B], ids of the history that the model does not know. fallback: bool [B], true where nothing of the
-    history was known and the most popular items are returned (score: share of all interactions).
+    unknown: int64 [B], number of ids that the model does not know. fallback: bool [B], true where no id of the
+    history is known and the most popular items are returned (score: share of all interactions).
     """
 
     items: np.ndarray
@@ -51,24 +51,24 @@ class Answers:
 
 
 class Encoder:
-    """Raw ids to what the ranker reads: needs the vocabulary, not the weights."""
+    """Encodes raw item ids for the ranker: needs the vocabulary, not the weights."""
 
     def __init__(self, vocabulary: Vocabulary, max_length: int):
         self.vocabulary, self.max_length = vocabulary, max_length
 
     def encode(self, histories: Sequence[Sequence]) -> Encoded:
-        """Raw histories (oldest item first) to codes; unknown ids are left out and counted."""
+        """Encode raw histories (oldest item first); unknown ids are dropped and counted."""
         seen, unknown = [], np.zeros(len(histories), np.int64)
         for row, history in enumerate(histories):
-            codes = self.vocabulary.encode(history)
-            unknown[row] = codes.count(OOV)
-            seen.append([code for code in codes if code >= FIRST_ITEM])
-        fallback = np.array([not codes for codes in seen], dtype=bool)
+            item_ids = self.vocabulary.encode(history)
+            unknown[row] = item_ids.count(OOV)
+            seen.append([item_id for item_id in item_ids if item_id >= FIRST_ITEM])
+        fallback = np.array([not item_ids for item_ids in seen], dtype=bool)
         return Encoded(pad(seen, self.max_length), unknown, fallback, seen)
 
     def known(self, raw_ids: Sequence) -> list[int]:
-        """Codes of the ids that the model knows; the others are left out."""
-        return [code for code in self.vocabulary.encode(raw_ids) if code >= FIRST_ITEM]
+        """Encoded ids of the raw ids that the model knows; the others are dropped."""
+        return [item_id for item_id in self.vocabulary.encode(raw_ids) if item_id >= FIRST_ITEM]
 
 
 class Recommender:
@@ -81,13 +81,13 @@ class Recommender:
     def __init__(self, ranker: Ranker, vocabulary: Vocabulary):
         if ranker.n_items != len(vocabulary):
             raise InputError(
-                f"expected a model of {len(vocabulary)} rows for this vocabulary, found {ranker.n_items}: "
+                f"expected a model of {len(vocabulary)} items for this vocabulary, found {ranker.n_items}: "
                 "run `llmcfsr train --force`"
             )
         self.ranker, self.vocabulary = ranker, vocabulary
         self.encoder = Encoder(vocabulary, ranker.max_length)
         share = vocabulary.counts / max(vocabulary.counts.sum(), 1)
-        self.popularity = torch.tensor(share, dtype=torch.float32)  # what an empty history gets
+        self.popularity = torch.tensor(share, dtype=torch.float32)  # the scores of an empty history
         self.popularity[:FIRST_ITEM] = -torch.inf
         self.popularity = self.popularity.to(ranker.device)
 
@@ -116,13 +116,13 @@ class Recommender:
         config: Config | None = None,
         report: Callable[[str], None] = _log.info,
     ) -> "Recommender":
-        """Fit a model on a dataset: its scorers, and the weights of their features.
+        """Fit a model on a dataset: its scorers and their score weights.
 
-        model: the name of a preset (llm_cfsr, sasrec, item_knn, ease, ...) or a YAML file; None: the one of the
-        settings. config: settings; None: those of the dataset. A model that reads item vectors encodes the items'
-        attributes first, if the dataset has no vectors yet. Raises InputError for settings that do not fit.
+        model: a model preset (llm_cfsr, sasrec, item_knn, ease, ...) or a YAML file; None: the model of the
+        settings. config: None: the dataset's own settings. A model that reads item vectors encodes the items'
+        attributes first if the dataset has no vectors yet. Raises InputError for inconsistent settings.
         """
-        # Not above: a server needs neither a trainer nor a text encoder.
+        # Imported here: a server needs neither a trainer nor a text encoder.
         from llmcfsr_merlin.training.fit import fit_model
 
         config = dataset.config if config is None else config
@@ -154,20 +154,21 @@ class Recommender:
         partial.rename(folder)
 
     def encode(self, histories: Sequence[Sequence]) -> Encoded:
-        """Raw histories (oldest item first), encoded; unknown ids are left out and counted."""
+        """Encode raw histories (oldest item first); unknown ids are dropped and counted."""
         return self.encoder.encode(histories)
 
     @torch.inference_mode()
     def rank(self, encoded: Encoded, k: int, blocked: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Codes int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, items); code 0 where none is left."""
-        codes, scores = self.ranker.top_k(encoded.codes, k, blocked)
+        """Encoded ids int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, items); 0 if no item is
+        left."""
+        item_ids, scores = self.ranker.top_k(encoded.item_ids, k, blocked)
         if encoded.fallback.any():
-            rows = torch.from_numpy(encoded.fallback.nonzero()[0]).to(codes.device)
+            rows = torch.from_numpy(encoded.fallback.nonzero()[0]).to(item_ids.device)
             popularity = self.popularity.expand(len(rows), -1)
             if blocked is not None:
                 popularity = popularity.masked_fill(blocked[rows], -torch.inf)
-            codes[rows], scores[rows] = select_top_k(popularity, codes.shape[1])
-        return codes.cpu().numpy(), scores.cpu().numpy()
+            item_ids[rows], scores[rows] = select_top_k(popularity, item_ids.shape[1])
+        return item_ids.cpu().numpy(), scores.cpu().numpy()
 
     def blocked(
         self,
@@ -176,14 +177,14 @@ class Recommender:
         allow: Sequence[Sequence | None],
         deny: Sequence[Sequence | None],
     ) -> Tensor | None:
-        """Bool [B, V] of the items each row must not get; None where nothing is blocked. Unknown ids are ignored."""
+        """Bool [B, V] of the items each row must not get; None if nothing is blocked. Unknown ids are ignored."""
         if not any(exclude_seen) and not any(one is not None for one in (*allow, *deny)):
             return None
         known = self.encoder.known
         allowed = [None if one is None else known(one) for one in allow]
         denied = [[] if one is None else known(one) for one in deny]
         return self.ranker.blocked(
-            allowed, [codes + (seen if out else []) for codes, seen, out in zip(denied, encoded.seen, exclude_seen)]
+            allowed, [ids + (seen if out else []) for ids, seen, out in zip(denied, encoded.seen, exclude_seen)]
         )
 
     def answer(
@@ -194,19 +195,19 @@ class Recommender:
         exclude_seen: bool = False,
         allow: Sequence | None = None,
         deny: Sequence | None = None,
-    ) -> Answers:
-        """The best k items of each history as arrays; `allow` and `deny` are raw ids and hold for every row.
+    ) -> Recommendations:
+        """The top-k items per history as arrays; `allow` and `deny` are raw ids and apply to every row.
 
-        Raises InputError where a text stands in the place of a list of ids: one history is [["a", "b"]].
+        Raises InputError if a string is given instead of a list of ids: one history is [["a", "b"]].
         """
         histories, allow, deny = check_question(histories, k, allow, deny)
         if not histories:
-            return no_answers(k)
+            return no_recommendations(k)
         parts = [
             self._answer(histories[start : start + _ROWS], k, exclude_seen, allow, deny)
             for start in range(0, len(histories), _ROWS)
         ]
-        return Answers(*map(np.concatenate, zip(*(vars(part).values() for part in parts))))
+        return Recommendations(*map(np.concatenate, zip(*(vars(part).values() for part in parts))))
 
     def _answer(
         self,
@@ -215,24 +216,24 @@ class Recommender:
         exclude_seen: bool,
         allow: Sequence | None,
         deny: Sequence | None,
-    ) -> Answers:
+    ) -> Recommendations:
         encoded = self.encode(histories)
         rows = len(histories)
-        codes, scores = self.rank(
+        item_ids, scores = self.rank(
             encoded, k, self.blocked(encoded, [exclude_seen] * rows, [allow] * rows, [deny] * rows)
         )
-        scores = np.where(codes >= FIRST_ITEM, scores, np.nan).astype(np.float32)
-        return Answers(self.vocabulary.decode(codes), scores, encoded.unknown, encoded.fallback)
+        scores = np.where(item_ids >= FIRST_ITEM, scores, np.nan).astype(np.float32)
+        return Recommendations(self.vocabulary.decode(item_ids), scores, encoded.unknown, encoded.fallback)
 
     def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters) -> pd.DataFrame:
-        """The best k items of each history as a table()."""
+        """The top-k items per history as a table()."""
         return table(self.answer(histories, k, **filters))
 
 
 def check_question(
     histories: Iterable, k: int, allow: Iterable | None = None, deny: Iterable | None = None
 ) -> tuple[list[list], list | None, list | None]:
-    """The histories, allowed and denied ids as lists; InputError where they or k cannot be meant."""
+    """The histories, allowed and denied ids as lists; InputError if they or k are not valid."""
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < 2**31:
         raise InputError(f"expected k of at least 1, found {k!r}")
     if _single(histories):
@@ -253,26 +254,26 @@ def check_question(
 
 
 def _single(value: object) -> bool:
-    """Whether something is no list: the letters of a text and the keys of a mapping are not meant."""
+    """Whether a value is not a list: iterating a string or a mapping would silently give the wrong ids."""
     return isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0
 
 
-def no_answers(k: int) -> Answers:
-    """The answers to no history."""
+def no_recommendations(k: int) -> Recommendations:
+    """The recommendations for an empty list of histories."""
     empty = np.empty((0, k))
-    return Answers(empty.astype(object), empty.astype(np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+    return Recommendations(empty.astype(object), empty.astype(np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
 
 
-def table(answers: Answers) -> pd.DataFrame:
-    """Answers as one row a recommendation: history (its position), rank (from 1), item_id, score."""
-    row, column = np.nonzero(answers.items != None)  # noqa: E711 - elementwise
+def table(found: Recommendations) -> pd.DataFrame:
+    """One row per recommendation: history (its position), rank (from 1), item_id, score."""
+    row, column = np.nonzero(found.items != None)  # noqa: E711 - elementwise
     return pd.DataFrame(
-        {"history": row, "rank": column + 1, ITEM: answers.items[row, column], "score": answers.scores[row, column]}
+        {"history": row, "rank": column + 1, ITEM: found.items[row, column], "score": found.scores[row, column]}
     )
 
 
 def _embedded(dataset: Dataset, config: Config) -> Dataset:
-    """The dataset with the vectors of stage `embed`, which is run."""
+    """Run stage `embed`; returns the dataset with its vectors."""
     if dataset.run is None or not any((dataset.run / "ingest" / ITEMS).glob("*.parquet")):
         raise InputError(
             f"the model {config.model.name} reads item vectors: give the dataset items with attributes "

@@ -1,1 +1,1 @@
-"""The stages as scripts, in reading order: ingest, prepare, embed, train, evaluate, export; and the recipes."""
+"""One script per stage, in order: ingest, prepare, embed, train, evaluate, export; and the recipes."""

@@ -5,7 +5,7 @@
 OUT/1: libcudf with the code of one GPU architecture (prune.py), and the Python packages that the machine lacks.
 OUT/2: the rest of RAPIDS. Each folder and the repository travel together in one copy, so both sizes are checked.
 Downloads and wheels stay in OUT/cache: a second build makes only what changed. Two cores take five minutes at first.
-PYTHON312 names a Python 3.12 with pip and venv, where none is found: its extension modules are built for it.
+PYTHON312 names a Python 3.12 with pip and venv, if none is found: its extension modules are built for it.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def build(out: Path, arch: int) -> None:
 
 
 def find_python() -> str:
-    """A Python 3.12 that runs and has pip and venv; a line and exit code 1 where there is none."""
+    """A Python 3.12 that runs and has pip and venv; a line and exit code 1 if there is none."""
     named = os.environ.get("PYTHON312")
     pyenv = sorted(Path("~/.pyenv/versions").expanduser().glob("3.12*/bin/python"), reverse=True)
     for candidate in [named] if named else [sys.executable, "/usr/bin/python3.12", "python3.12", *map(str, pyenv)]:
@@ -76,7 +76,7 @@ def find_python() -> str:
 
 
 def cached(cache: Path, name: str, inputs: list[Path], make: Callable[[Path], None]) -> Path:
-    """The folder that `make` fills, made anew where one of the input files changed; whole or not there."""
+    """The folder that `make` fills, made anew if one of the input files changed; whole or not there."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()[:12]
     folder = cache / f"{name}-{digest}"
     if not folder.is_dir():
@@ -91,7 +91,7 @@ def cached(cache: Path, name: str, inputs: list[Path], make: Callable[[Path], No
 
 
 def pip(python: str, *words: object) -> None:
-    """Run pip; one line and exit code 1 where it fails, below what it said."""
+    """Run pip; one line and exit code 1 if it fails, below what it said."""
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}  # make's, for .venv
     if subprocess.run([python, "-m", "pip", *map(str, words)], env=environment, check=False).returncode:
         sys.exit(f"pip {words[0]} failed (above): is the package index reachable?")
@@ -181,7 +181,7 @@ def repository_size(root: Path) -> int:
 
 
 def check_size(folder: Path, beside: int) -> None:
-    """Exit with one line where a folder is over its limit, alone or in one copy with `beside` bytes."""
+    """Exit with one line if a folder is over its limit, alone or in one copy with `beside` bytes."""
     found = size(folder)
     largest = ", ".join(
         f"{path.name} {path.stat().st_size / MIB:.1f}"

@@ -2,10 +2,10 @@
 
     python benchmarks/gpu/check.py OUT                        # all steps, on the GPU; check.sh unpacks the kit first
     python benchmarks/gpu/check.py OUT --step parity serving  # some
-    python benchmarks/gpu/check.py OUT --small                # a dry run: tiny sizes, on the CPU where there is no GPU
+    python benchmarks/gpu/check.py OUT --small                # a dry run: tiny sizes, on the CPU if there is no GPU
 
 OUT/<step>.json holds what a step has found so far, OUT/gpu.json all steps and the machine. The table of figures and
-goals (report.py) is printed last. The exit code is 1 where a step failed or was cut.
+goals (report.py) is printed last. The exit code is 1 if a step failed or was cut.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--step", nargs="+", choices=STEPS, help="run these only")
     parser.add_argument("--part", type=int, choices=(1, 2), help="run the steps that need this folder of the kit only")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, on the CPU where there is no GPU")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, on the CPU if there is no GPU")
     parser.add_argument("--deadline", type=float, help="seconds after which no step goes on (part 1: 300, part 2: 220)")
     parser.add_argument("--earlier", type=Path, help="folder of results of other steps; these are added to it")
     parser.add_argument("--child", choices=STEPS, help=argparse.SUPPRESS)
@@ -138,7 +138,7 @@ def merge(out: Path, earlier: Path | None, small: bool) -> dict:
 
 
 def _commit() -> str | None:
-    """From git, or where the files came without it, from the environment variable COMMIT."""
+    """From git, or if the files came without it, from the environment variable COMMIT."""
     asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()

@@ -6,7 +6,7 @@
 Every run is a process of its own with a time limit; what is known is in --out after each. Runs: `gpu` (a small log
 first, which compiles the kernels, then the log twice), `cpu` (all cores, the same partitions: compared byte for byte)
 and `cpu-2` (2 cores, sizes up to --two-core-rows: compared by rows). Seconds are those of prepare() after the imports,
-which are reported beside them. Where Merlin cannot be imported, all runs do without it, as prepare() itself where it is
+which are reported beside them. Where Merlin cannot be imported, all runs do without it, as prepare() itself if it is
 not installed, and the report says so.
 """
 
@@ -150,7 +150,7 @@ def _two_cores() -> list[int]:
 
 
 def _merlin(report: dict) -> None:
-    """Import the adapter; where Merlin's fails, the one without, and the reason in the report."""
+    """Import the adapter; if Merlin's fails, the one without, and the reason in the report."""
     from llmcfsr_merlin.dataset.prepare.adapters import adapter
 
     try:
@@ -161,7 +161,7 @@ def _merlin(report: dict) -> None:
 
 
 def _without_merlin() -> None:
-    """prepare() as where Merlin is not installed."""
+    """prepare() as it runs if Merlin is not installed."""
     from llmcfsr_merlin.dataset.prepare import merlin_free, prepare
 
     prepare.adapter = lambda: merlin_free
@@ -390,7 +390,7 @@ def _emit(report: dict) -> None:
 
 
 def child(command: list[str], limit: float) -> dict:
-    """Run a process of this file; its last report, with what it wrote to stderr at the end where it failed."""
+    """Run a process of this file; its last report, with what it wrote to stderr at the end if it failed."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", __file__, "--child", *command],

@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 
 def prune(source: Path, target: Path, arch: int) -> dict[str, int]:
-    """Copy a library with only the cubins for `arch`; where a container has none, those that run on it.
+    """Copy a library with only the cubins for `arch`; if a container has none, those that run on it.
 
     Returns the containers, those left whole because nothing in them runs on `arch`, and the bytes zeroed.
     ValueError for what is no 64-bit ELF with a section .nv_fatbin.

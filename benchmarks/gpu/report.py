@@ -18,7 +18,7 @@ MISSING = "-"
 
 
 class Row(NamedTuple):
-    """reached is None where a figure has no goal or was not found."""
+    """reached is None if a figure has no goal or was not found."""
 
     figure: str
     found: str
@@ -154,7 +154,7 @@ def _verdict(row: Row, dry: bool) -> str:
 
 
 def kept_as(results: dict, folder: Path = RESULTS) -> Path:
-    """<date>-<card>.json, the card in small letters: nvidia-h100; a number at the end where that is there already."""
+    """<date>-<card>.json, the card in small letters: nvidia-h100; a number at the end if that is there already."""
     card = re.sub(r"[^a-z0-9]+", "-", str(results.get("machine", {}).get("device", "unknown")).lower())
     name = f"{results['date']}-{re.sub(r'-[0-9]+gb.*', '', card)}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))

@@ -1,4 +1,4 @@
-"""`llmcfsr check-served`: a server against the library, as a release gate."""
+"""`llmcfsr check-served`: compare a server with the library, as a release gate."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from llmcfsr_merlin.cli.verb import Verb
 def _arguments(parser: ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("--url", required=True)
-    parser.add_argument("--users", type=int, help="how many, drawn at random (default: all)")
+    parser.add_argument("--users", type=int, help="number of users, drawn at random (default: all)")
     parser.add_argument("-k", type=int, default=10)
 
 
@@ -30,4 +30,4 @@ def _run(arguments: Namespace) -> int:
     return 0 if parity.passed else 1
 
 
-VERB = Verb("check-served", "compare a server with the library on users of the run (release gate)", _arguments, _run)
+VERB = Verb("check-served", "compare a server's recommendations with the library's (release gate)", _arguments, _run)

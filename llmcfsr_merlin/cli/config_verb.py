@@ -1,4 +1,4 @@
-"""`llmcfsr config`: the settings, shown and explained."""
+"""`llmcfsr config`: show and explain the settings."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -7,14 +7,14 @@ from llmcfsr_merlin.cli.verb import Verb
 
 
 def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", help="a recipe's name or a YAML file (default: the defaults alone)")
+    parser.add_argument("recipe", nargs="?", help="recipe name or YAML file (default: the default settings)")
     add_overrides(parser)
-    parser.add_argument("--explain", action="store_true", help="what each setting means, as a comment above it")
-    parser.add_argument("--schema", action="store_true", help="a JSON schema of recipes, for editors")
+    parser.add_argument("--explain", action="store_true", help="print each setting's description as a comment above it")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
 
 
 def _run(arguments: Namespace) -> None:
-    """The whole tree as YAML, bare or explained; or what a recipe may say, as a JSON schema."""
+    """All settings as YAML, optionally with descriptions; or the JSON schema of recipes."""
     if arguments.schema:
         from llmcfsr_merlin.config.describe import json_schema
         from llmcfsr_merlin.config.load import Config
@@ -32,4 +32,4 @@ def _run(arguments: Namespace) -> None:
     print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
 
 
-VERB = Verb("config", "show the settings of a recipe, defaults filled in, and explain them", _arguments, _run)
+VERB = Verb("config", "show a recipe's settings with defaults filled in, and explain them", _arguments, _run)

@@ -1,4 +1,4 @@
-"""`llmcfsr demo`: everything on generated data."""
+"""`llmcfsr demo`: the whole pipeline on generated data."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -12,7 +12,7 @@ def _arguments(parser: ArgumentParser) -> None:
 
 
 def _run(arguments: Namespace) -> int:
-    """The demo recipe, a server, three users asked, every user checked against the library."""
+    """Run the demo recipe, start a server, show three users and check every user against the library."""
     from llmcfsr_merlin.cli.recipe_arguments import directory_of
     from llmcfsr_merlin.cli.results import show_results, show_stages, show_user
     from llmcfsr_merlin.config.load import Config
@@ -34,10 +34,12 @@ def _run(arguments: Namespace) -> int:
             show_user(directory, user, sequence[:-1], answer)
         histories = [sequence[:-1] for sequence in examples.sequences(directory).values()]
         parity = check_served(directory, server.grpc_url, histories, shortlist=config.serve.shortlist)
-    print(f"served = offline on {parity.equal + parity.ties} of {parity.histories} users")
+    print(f"served = offline for {parity.equal + parity.ties} of {parity.histories} users")
     print(f"serve it yourself: llmcfsr serve {directory}")
-    print("and ask it:        llmcfsr recommend --url grpc://localhost:8001 ITEM ...")
+    print("and query it:      llmcfsr recommend --url grpc://localhost:8001 ITEM ...")
     return 0 if parity.passed else 1
 
 
-VERB = Verb("demo", "everything on generated data: raw logs to recommendations served by Triton", _arguments, _run)
+VERB = Verb(
+    "demo", "the whole pipeline on generated data: raw logs to recommendations served by Triton", _arguments, _run
+)

@@ -1,4 +1,4 @@
-"""`llmcfsr doctor`: what is installed."""
+"""`llmcfsr doctor`: check the installation."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -6,7 +6,7 @@ from llmcfsr_merlin.cli.verb import Verb
 
 
 def _arguments(_: ArgumentParser) -> None:
-    """It takes none."""
+    """No arguments."""
 
 
 def _run(_: Namespace) -> int:
@@ -15,4 +15,4 @@ def _run(_: Namespace) -> int:
     return main()
 
 
-VERB = Verb("doctor", "what is installed, what does not fit, and the fix", _arguments, _run)
+VERB = Verb("doctor", "check the installation: versions, conflicts and how to fix them", _arguments, _run)

@@ -1,4 +1,4 @@
-"""`llmcfsr encoders`: the text encoders that are known by name, and getting one."""
+"""`llmcfsr encoders`: list the text encoders known by name, and download one."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -6,8 +6,8 @@ from llmcfsr_merlin.cli.verb import Verb
 
 
 def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("action", nargs="?", choices=["get"], help="get: download and check; default: list")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="what to get, e.g. mpnet")
+    parser.add_argument("action", nargs="?", choices=["get"], help="get: download and verify; default: list")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="encoder to download, e.g. mpnet")
 
 
 def _run(arguments: Namespace) -> None:
@@ -21,7 +21,8 @@ def _run(arguments: Namespace) -> None:
         return
     if not arguments.names:
         raise InputError(f"encoders get: expected a name ({', '.join(KNOWN)}), found none")
-    for encoder in map(known_encoder, dict.fromkeys(arguments.names)):  # all names are looked at before the first
+    # An unknown name is rejected before the first download.
+    for encoder in [known_encoder(name) for name in dict.fromkeys(arguments.names)]:
         folder = get(encoder.name)
         print(f"{encoder.name}: {folder}\nlicence: {encoder.licence}, {folder / encoder.kept[0]}")
         print(f"use it: llmcfsr embed RECIPE --set embed.model={encoder.name} --set embed.pooling={encoder.pooling}")
@@ -55,4 +56,4 @@ def _list() -> None:
     show(table)
 
 
-VERB = Verb("encoders", "the text encoders known by name; `encoders get NAME` downloads one", _arguments, _run)
+VERB = Verb("encoders", "list the text encoders known by name; `encoders get NAME` downloads one", _arguments, _run)

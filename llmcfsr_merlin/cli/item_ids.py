@@ -5,11 +5,11 @@ import difflib
 
 
 def separate(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
-    """The arguments of a verb that takes ids, with the options first and what is no option after `--`.
+    """The arguments of a verb that takes ids, reordered: options first, everything else after `--`.
 
-    A value follows its option whatever it looks like, unless it is itself an option. Anything else with a dash is an
-    id, but for what looks like a misspelt or shortened option: that ends as argparse ends wrong usage, and an id of
-    that kind can be given after `--`.
+    An option's value may look like anything except another option. Anything else with a dash is an
+    id, unless it looks like a misspelt or abbreviated option: that is a usage error, as in argparse, and such an
+    id can be given after `--`.
     """
     known = parser._option_string_actions
     options: list[str] = []
@@ -22,13 +22,13 @@ def separate(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]
             break
         if token in known:
             if known[token].nargs == 0 or not rest or rest[-1] in known or rest[-1] == "--":
-                options.append(token)  # a flag, or argparse says that its value is missing
+                options.append(token)  # a flag, or argparse reports the missing value
             else:
                 options.append(f"{token}={rest.pop()}" if token.startswith("--") else f"{token}{rest.pop()}")
         elif ("=" in token and token.partition("=")[0] in known) or _attached(token, known):
             options.append(token)
         elif near := _near(token, known):
-            parser.error(f"unrecognized argument: {token} (did you mean {near}? An item id goes after --)")
+            parser.error(f"unrecognized argument: {token} (did you mean {near}? Put item ids after --)")
         else:
             ids.append(token)
     return [*options, "--", *ids] if ids else options

@@ -1,4 +1,4 @@
-"""`llmcfsr items add`: new items without retraining."""
+"""`llmcfsr items add`: add new items without retraining."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -9,12 +9,12 @@ from llmcfsr_merlin.cli.verb import Verb
 
 def _arguments(parser: ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument("file", type=Path, help="item_id and attributes: JSON lines, CSV or Parquet")
-    parser.add_argument("--out", type=Path, required=True, help="new run directory: trained model and model repository")
+    parser.add_argument("file", type=Path, help="new items (item_id and attributes): JSON lines, CSV or Parquet")
+    parser.add_argument("--out", type=Path, required=True, help="new run directory for the model and its repository")
 
 
 def _run(arguments: Namespace) -> None:
-    """A new run directory with the grown model in train/ and its model repository in export/."""
+    """Write a new run directory: the extended model in train/, its model repository in export/."""
     from llmcfsr_merlin.config.load import Config
     from llmcfsr_merlin.dataset.raw.additions import read_items
     from llmcfsr_merlin.runtime.lock import run_lock
@@ -37,4 +37,4 @@ def _run(arguments: Namespace) -> None:
     print(f"{counts['items_added']} items added to {counts['items_before']}: llmcfsr serve {arguments.out}")
 
 
-VERB = Verb("items add", "encode new items and write a model that recommends them", _arguments, _run)
+VERB = Verb("items add", "encode new items and write a model that can recommend them", _arguments, _run)

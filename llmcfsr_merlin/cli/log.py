@@ -1,4 +1,4 @@
-"""What the library logs, as the lines that the command line shows on stderr; stdout is for what a verb answers."""
+"""Shows the library's log on stderr; stdout is reserved for a verb's output."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class _Lines(logging.Handler):
-    """To today's stderr, whatever it is by then; characters that it cannot write are replaced."""
+    """Writes to the current sys.stderr; characters that it cannot encode are replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -27,9 +27,9 @@ class _Format(logging.Formatter):
 
 @contextmanager
 def shown(level: int = logging.INFO, *, origin: bool = False) -> Iterator[None]:
-    """Show what the library logs from `level` on, in the place of what showed it before.
+    """Show log records from `level` on, replacing existing handlers meanwhile.
 
-    origin: with the time and the module of each line.
+    origin: prefix each line with its time and module.
     """
     logger, lines = logging.getLogger("llmcfsr_merlin"), _Lines()
     lines.setFormatter(_Format("%(asctime)s %(name)s: %(message)s" if origin else "%(message)s"))

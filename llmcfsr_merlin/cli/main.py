@@ -1,4 +1,4 @@
-"""`llmcfsr <verb>`: one verb a stage, and what is done with a finished run; each stands in a `*_verb.py`."""
+"""`llmcfsr <verb>`: one verb per stage, and verbs for finished runs; each lives in a `*_verb.py`."""
 
 import argparse
 import logging
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         argv = [argv[0], *separate(of_items[argv[0]], argv[1:])]
     arguments = parser.parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # OpenMP's threads spin while they wait: where something else needs the core, training was measured 8 times slower.
+    # OpenMP threads spin while they wait: with other load on the cores, training was measured 8 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not arguments.verbose:
         _quiet()
@@ -77,20 +77,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _explained(error: BaseException, verb: str) -> tuple[str, int]:
-    """One line for people, and the exit code."""
+    """An error as one readable line, and the exit code."""
     if isinstance(error, InputError | MissingDependency):
         return f"error: {error}", 1
     if isinstance(error, KeyboardInterrupt):
-        return "stopped: the same command goes on from the last finished stage or checkpoint", 130
+        return "stopped: run the same command to continue from the last finished stage or checkpoint", 130
     if (lacking := machine_failure(error)) is not None:
         return f"error: {verb}: {lacking}, then run the same command again", 1
-    # A bug, or an environment that no check foresaw.
+    # A bug, or an environment problem that no check covers.
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--traceback shows where)", 3
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser, and those of the verbs that take item ids."""
-    parser = argparse.ArgumentParser(prog="llmcfsr", description="Long-tail recommendation: raw logs to Triton.")
+    parser = argparse.ArgumentParser(
+        prog="llmcfsr", description="Long-tail sequential recommendation, from raw logs to Triton."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     top = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     of_items, groups = {}, {}
@@ -100,10 +102,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
             added = top.add_parser(group, help=_GROUPS[group], description=_GROUPS[group])
             groups[group] = added.add_subparsers(required=True, metavar="ACTION")
         added = (groups[group] if group else top).add_parser(action, help=verb.help, description=verb.help)
-        added.add_argument("--traceback", action="store_true", help="show where an error comes from")
+        added.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
         said = added.add_mutually_exclusive_group()
-        said.add_argument("-q", "--quiet", action="store_true", help="say nothing but warnings, errors and the answer")
-        said.add_argument("-v", "--verbose", action="store_true", help="say when and where, and what libraries warn of")
+        said.add_argument("-q", "--quiet", action="store_true", help="print only warnings, errors and the result")
+        said.add_argument(
+            "-v",
+            "--verbose",
+            action="store_true",
+            help="add times and modules to log lines, and show libraries' warnings",
+        )
         added.set_defaults(run_verb=verb.run)
         verb.arguments(added)
         if verb.item_ids:
@@ -112,7 +119,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 
 def _quiet() -> None:
-    """Merlin and transformers warn at every import; --verbose is for those who look for causes."""
+    """Merlin and transformers warn at every import; --verbose shows those warnings."""
     import warnings
 
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""`llmcfsr prompt`: what the language model reads of an item."""
+"""`llmcfsr prompt`: the text that the language model reads for an item."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -13,7 +13,7 @@ def _arguments(parser: ArgumentParser) -> None:
 
 def _run(arguments: Namespace) -> None:
     from llmcfsr_merlin.dataset.names import ITEMS
-    from llmcfsr_merlin.dataset.raw.ids import clean_id
+    from llmcfsr_merlin.dataset.raw.fields.ids import clean_id
     from llmcfsr_merlin.text.prompts import Prompter, show
     from llmcfsr_merlin.text.shards import find_items
 
@@ -24,4 +24,4 @@ def _run(arguments: Namespace) -> None:
     print(show(rows, Prompter.of(embed.template, embed.instruction, embed.popularity), embed.tune.drop))
 
 
-VERB = Verb("prompt", "the prompt of items, and two augmented copies", _arguments, _run, item_ids=True)
+VERB = Verb("prompt", "show the prompts of items, each with two augmented copies", _arguments, _run, item_ids=True)

@@ -1,4 +1,4 @@
-"""Arguments that several verbs share: a recipe and what lies over it, or a finished run."""
+"""Arguments shared by several verbs: a recipe with its overrides, or a finished run."""
 
 from argparse import ArgumentParser, Namespace
 from contextlib import AbstractContextManager, nullcontext
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def add_recipe(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a recipe's name (demo, yelp, fashion, beauty) or a YAML file")
+    parser.add_argument("recipe", help="recipe name (demo, yelp, fashion, beauty) or YAML file")
     parser.add_argument("--run", type=Path, help="run directory (default runs/<recipe>)")
     add_overrides(parser)
-    parser.add_argument("--force", action="store_true", help="run also what is up to date")
+    parser.add_argument("--force", action="store_true", help="also run stages that are up to date")
 
 
 def add_overrides(parser: ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_run(parser: ArgumentParser) -> None:
 
 
 def config_of(arguments: Namespace) -> "Config":
-    """The settings that a recipe, --model and --set give."""
+    """The settings from a recipe, --model and --set."""
     from llmcfsr_merlin.config.load import Config
 
     return Config.load(arguments.recipe, arguments.set, arguments.model)
@@ -37,7 +37,7 @@ def directory_of(arguments: Namespace, config: "Config") -> Path:
 
 
 def held(run: Path, out: Path) -> AbstractContextManager:
-    """The run's lock where `out` is inside the run; a run that is only read may be read-only, or be written."""
+    """The run's lock if `out` is inside the run; reading alone needs no lock."""
     from llmcfsr_merlin.runtime.lock import run_lock
 
     return run_lock(run) if out.resolve().is_relative_to(run.resolve()) else nullcontext()

@@ -1,4 +1,4 @@
-"""`llmcfsr recommend`: the best items for a history."""
+"""`llmcfsr recommend`: recommend items for a history."""
 
 import json
 import sys
@@ -13,29 +13,29 @@ from llmcfsr_merlin.runtime.errors import InputError
 
 def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "items", nargs="*", metavar="ITEM", help="raw item ids, oldest first; a leading dash is no matter"
+        "items", nargs="*", metavar="ITEM", help="raw item ids, oldest first; ids may start with a dash"
     )
-    parser.add_argument("--run", type=Path, help="run directory; with --url it only adds titles and users")
+    parser.add_argument("--run", type=Path, help="run directory; with --url only used for titles and users")
     parser.add_argument("--url", help="server, e.g. grpc://localhost:8001 or http://localhost:8000")
-    parser.add_argument("--user", metavar="ID", help="take the history of this user of --run")
-    parser.add_argument("-k", type=int, default=10, help="how many (default 10)")
-    parser.add_argument("--exclude-seen", action="store_true", help="leave out the items of the history")
-    for name, text in (("allow", "only these items"), ("deny", "never these items")):
+    parser.add_argument("--user", metavar="ID", help="use the history of this user of --run")
+    parser.add_argument("-k", type=int, default=10, help="number of recommendations (default 10)")
+    parser.add_argument("--exclude-seen", action="store_true", help="exclude the items of the history")
+    for name, text in (("allow", "recommend only these items"), ("deny", "never recommend these items")):
         parser.add_argument(
-            f"--{name}", action="append", default=[], metavar="ID", help=f"{text}; give it again for another id, or a,b"
+            f"--{name}", action="append", default=[], metavar="ID", help=f"{text}; repeat it for more ids, or use a,b"
         )
-    parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
 
 
 def _run(arguments: Namespace) -> None:
-    """From a server where --url is given, else from the run."""
+    """Recommend from a server if --url is given, else from the run."""
     from llmcfsr_merlin.cli.results import show_user
     from llmcfsr_merlin.dataset import examples
     from llmcfsr_merlin.dataset.names import ITEM
-    from llmcfsr_merlin.dataset.raw.ids import clean_id
+    from llmcfsr_merlin.dataset.raw.fields.ids import clean_id
 
     if arguments.user is not None and not arguments.run:
-        raise InputError("--user needs --run, the run directory that knows the user")
+        raise InputError("--user needs --run, the run directory that holds the user's history")
     if (arguments.user is None) == (not arguments.items):
         raise InputError("expected either item ids or --user, found " + ("both" if arguments.items else "neither"))
     history = [clean_id(raw) or raw for raw in arguments.items]
@@ -68,13 +68,13 @@ def _run(arguments: Namespace) -> None:
         return
     show_user(arguments.run, arguments.user, history, found)
     if answers.fallback[0]:
-        print("nothing of the history is known: these are the most popular items")
+        print("no item of the history is known: showing the most popular items")
     elif answers.unknown[0]:
-        print(f"{answers.unknown[0]} id(s) of the history are unknown and were left out")
+        print(f"{answers.unknown[0]} id(s) of the history are unknown and were ignored")
 
 
 def _filters(arguments: Namespace, known: Callable[[list[str]], Sequence[bool]]) -> dict[str, Any]:
-    """--allow and --deny as lists. `a,b` is one id where the model has it, else two. known: of ids, which it has."""
+    """--allow and --deny as lists. `a,b` is one id if the model has it, else two. known: filters ids that it has."""
     filters: dict[str, Any] = {}
     for name in ("allow", "deny"):
         if not (given := getattr(arguments, name)):
@@ -84,11 +84,11 @@ def _filters(arguments: Namespace, known: Callable[[list[str]], Sequence[bool]])
             ids += [text] if whole else text.split(",")
         unknown = [raw for raw, there in zip(ids, known(ids)) if not there]
         if name == "allow" and len(unknown) == len(ids):
-            raise InputError(f"--allow: expected items of the model, found none that it knows, first {unknown[0]!r}")
+            raise InputError(f"--allow: expected items that the model knows, found none, first {unknown[0]!r}")
         if unknown:
             print(f"--{name}: {len(unknown)} id(s) are unknown, first {unknown[0]!r}", file=sys.stderr)
         filters[name] = ids
     return filters
 
 
-VERB = Verb("recommend", "the best items for a history, from a run or from a server", _arguments, _run, item_ids=True)
+VERB = Verb("recommend", "recommend items for a history, from a run or a server", _arguments, _run, item_ids=True)

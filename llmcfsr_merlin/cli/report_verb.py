@@ -1,4 +1,4 @@
-"""`llmcfsr report`: one HTML page of a run."""
+"""`llmcfsr report`: a run's results as one HTML page."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -12,11 +12,11 @@ from llmcfsr_merlin.runtime.layout import BASELINES
 def _arguments(parser: ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("--out", type=Path, help="folder (default RUN/report)")
-    parser.add_argument("--users", type=int, default=5, help="example users (default 5)")
+    parser.add_argument("--users", type=int, default=5, help="number of example users (default 5)")
 
 
 def _run(arguments: Namespace) -> None:
-    """RUN/report/report.html from the run's metrics, training curves, paired tests and a few users."""
+    """Write RUN/report/report.html: metrics, training curves, paired tests and example users."""
     from llmcfsr_merlin.cli.results import paired, read_metrics, said_ties
     from llmcfsr_merlin.config.load import Config
     from llmcfsr_merlin.dataset import examples
@@ -72,10 +72,10 @@ def _run(arguments: Namespace) -> None:
 
 
 def _epochs(trained: Path) -> list[dict]:
-    """The epochs of a training; none of a model that is fitted in closed form."""
+    """The training history; empty for a model fitted in closed form."""
     from llmcfsr_merlin.dataset.names import TRAIN_HISTORY
 
     return json.loads((trained / TRAIN_HISTORY).read_text())
 
 
-VERB = Verb("report", "one HTML page of a run's results, with figures and examples", _arguments, _run)
+VERB = Verb("report", "write a run's results as one HTML page with figures and examples", _arguments, _run)

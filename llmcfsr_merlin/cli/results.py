@@ -1,4 +1,4 @@
-"""What the verbs show of a run: what its stages took, its results, and a user with recommendations."""
+"""How the verbs print a run: stage durations, results, and a user with recommendations."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -50,20 +50,22 @@ def read_metrics(config: "Config", directory: Path) -> tuple[list[dict], str]:
 
 
 def said_ties(directory: Path) -> str:
-    """What the order of a run's last steps rests on, where it is not times that differ; else nothing."""
+    """A warning if the order of users' last interactions is not decided by distinct times; else ""."""
     from llmcfsr_merlin.runtime.manifest import Manifest
 
     counts = Manifest.load(directory / "prepare").counts
     if "tied_last_two" not in counts:
-        return "whether the last steps share times is not known (prepared by an earlier version, or extended)"
+        return (
+            "it is unknown whether users' last interactions share times (prepared by an earlier version, or extended)"
+        )
     if counts.get("untimed"):
-        return "the log has an order and no times"
+        return "the log has an order but no times"
     tied, users = counts["tied_last_two"], counts["users"]
-    return f"{tied:,} of {users:,} users' last two interactions share one time" if tied else ""
+    return f"{tied:,} of {users:,} users' last two interactions have the same time" if tied else ""
 
 
 def show_user(run_dir: Path | None, user: str | None, history: Sequence[str], found: "pd.DataFrame") -> None:
-    """A history and its recommendations, by title where the run knows titles."""
+    """Print a history and its recommendations, by title if the run has titles."""
     from rich.table import Table
 
     from llmcfsr_merlin.dataset import examples
@@ -82,7 +84,7 @@ def show_user(run_dir: Path | None, user: str | None, history: Sequence[str], fo
 
 
 def paired(ranks: Path, name: str, base_ranks: Path, base: str, directory: Path, config: "Config") -> list[dict]:
-    """Paired tests of one model's stored ranks against another's."""
+    """Print paired tests of one model's stored ranks against another's."""
     from llmcfsr_merlin.evaluation.measure import compare_runs
 
     return compare_runs(ranks, name, base_ranks, base, directory / "prepare", config.evaluate)

@@ -1,4 +1,4 @@
-"""`llmcfsr search`: settings chosen on the validation items."""
+"""`llmcfsr search`: hyper-parameter search on the validation items."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -12,12 +12,16 @@ from llmcfsr_merlin.runtime.layout import STAGES, resource
 
 def _arguments(parser: ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--space", type=Path, help="YAML of lists, e.g. train.negatives: [256, 1024] (default: ours)")
-    parser.add_argument("--trials", type=int, default=12, help="settings to train (default 12)")
+    parser.add_argument(
+        "--space",
+        type=Path,
+        help="YAML of value lists, e.g. train.negatives: [256, 1024] (default: the built-in space)",
+    )
+    parser.add_argument("--trials", type=int, default=12, help="number of settings to train (default 12)")
 
 
 def _run(arguments: Namespace) -> None:
-    """The stages before training, then trials; a table of them, best first, and a file for --model."""
+    """Run the stages before training, then the trials; print them best first and write a file for --model."""
     from rich.table import Table
 
     from llmcfsr_merlin.config.layers import read_yaml
@@ -48,4 +52,4 @@ def _run(arguments: Namespace) -> None:
     print(json.dumps({"run": str(directory), "trials": len(found), "best": found[0]}))
 
 
-VERB = Verb("search", "choose settings on the validation items, by Optuna", _arguments, _run)
+VERB = Verb("search", "hyper-parameter search on the validation items with Optuna", _arguments, _run)

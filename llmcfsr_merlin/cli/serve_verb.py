@@ -1,4 +1,4 @@
-"""`llmcfsr serve`: a tritonserver on an exported run."""
+"""`llmcfsr serve`: start a tritonserver for an exported run."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -10,10 +10,12 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo, or a model repository")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
-        parser.add_argument(f"--{name}-port", type=int, default=port, help=f"default {port}; 0 takes a free one")
+        parser.add_argument(f"--{name}-port", type=int, default=port, help=f"default {port}; 0 picks a free one")
     parser.add_argument("--start-timeout", type=float, default=120, metavar="SECONDS", help="default 120")
-    parser.add_argument("--key-file", type=Path, help="where the key to load models is written (default: its folder)")
-    parser.add_argument("--log-requests", action="store_true", help="one line a request")
+    parser.add_argument(
+        "--key-file", type=Path, help="file for the admin key that loading models needs (default: in a private folder)"
+    )
+    parser.add_argument("--log-requests", action="store_true", help="log one line per request")
 
 
 def _run(arguments: Namespace) -> int:
@@ -32,4 +34,4 @@ def _run(arguments: Namespace) -> int:
     )
 
 
-VERB = Verb("serve", "serve an exported run by a tritonserver, started again when it fails", _arguments, _run)
+VERB = Verb("serve", "serve an exported run with tritonserver, restarted if it fails", _arguments, _run)

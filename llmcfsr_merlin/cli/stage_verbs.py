@@ -1,4 +1,4 @@
-"""`llmcfsr run`, all stages of a recipe, and a verb a stage."""
+"""`llmcfsr run`, all stages of a recipe, and one verb per stage."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 _HELP = {
     "ingest": "raw logs and metadata -> Parquet of interactions and items",
-    "prepare": "filters, ids, sequences and splits, by NVTabular",
-    "embed": "item attributes -> semantic vectors, by a language model",
-    "train": "the model, and the trained baselines of the result table",
-    "evaluate": "ranking quality on the test items, overall and on the long tail",
-    "export": "a Triton model repository",
+    "prepare": "filtering, encoded ids, sequences and splits, with NVTabular",
+    "embed": "item attributes -> semantic vectors, with a language model",
+    "train": "train the model and the trained baselines",
+    "evaluate": "measure ranking quality on the test items, overall and on the long tail",
+    "export": "write a Triton model repository",
 }
 
 
@@ -28,11 +28,13 @@ def _arguments(parser: ArgumentParser, stages: tuple[str, ...]) -> None:
     add_recipe(parser)
     parser.set_defaults(stages=stages)
     if stages == ("evaluate",):
-        parser.add_argument("--against", type=Path, metavar="RUN", help="paired tests against another run's model")
+        parser.add_argument(
+            "--against", type=Path, metavar="RUN", help="also print paired tests against another run's model"
+        )
 
 
 def _run(arguments: Namespace) -> None:
-    """Stages of a recipe, then a table of what they took, the results and one line of JSON."""
+    """Run stages of a recipe, then print their durations, the results and one line of JSON."""
     from llmcfsr_merlin.cli.results import show_results, show_stages
     from llmcfsr_merlin.pipeline import run_stages
 
@@ -74,6 +76,6 @@ def _compare(config: "Config", directory: Path, other: Path) -> None:
 
 
 VERBS = (
-    Verb("run", "all stages of a recipe", partial(_arguments, stages=STAGES), _run),
+    Verb("run", "run all stages of a recipe", partial(_arguments, stages=STAGES), _run),
     *(Verb(stage, _HELP[stage], partial(_arguments, stages=(stage,)), _run) for stage in STAGES),
 )

@@ -1,4 +1,4 @@
-"""`llmcfsr vectors report`: the vectors of a run judged without a recommender."""
+"""`llmcfsr vectors report`: intrinsic evaluation of a run's item vectors."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -10,7 +10,9 @@ from llmcfsr_merlin.cli.verb import Verb
 def _arguments(parser: ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("--out", type=Path, help="folder (default RUN/vectors-report)")
-    parser.add_argument("--tail-below", type=int, default=4, help="train count below which an item is tail (default 4)")
+    parser.add_argument(
+        "--tail-below", type=int, default=4, help="training count below which an item is a tail item (default 4)"
+    )
 
 
 def _run(arguments: Namespace) -> None:
@@ -24,7 +26,7 @@ def _run(arguments: Namespace) -> None:
     with held(arguments.run, out):
         claim_results(out, ("report.json", "neighbours.txt", "map.png"))
         print(summary(vectors_report(arguments.run, out, arguments.tail_below)))
-    print(f"figures, neighbours by title and a map: {out}")
+    print(f"figures, nearest neighbours by title and a map: {out}")
 
 
-VERB = Verb("vectors report", "judge the vectors of a run without training a recommender", _arguments, _run)
+VERB = Verb("vectors report", "evaluate a run's item vectors without training a recommender", _arguments, _run)

@@ -1,6 +1,6 @@
-"""What a verb of the command line is; each stands in a `*_verb.py`, and main.py lists them.
+"""A verb of the command line; each lives in a `*_verb.py`, and main.py lists them.
 
-A verb's file imports at its top only what costs nothing: `llmcfsr --help` loads all of them.
+A verb's file keeps its top-level imports cheap: `llmcfsr --help` loads all of them.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Verb:
-    """`llmcfsr <name>`; a name of two words is an action of a group.
+    """`llmcfsr <name>`; a two-word name is an action within a group.
 
-    arguments: adds them to its parser. run: takes the parsed ones, returns an exit code or None. item_ids: whether it
-    takes the ids of items, which may look like options (item_ids.py).
+    arguments: adds them to the verb's parser. run: takes the parsed arguments, returns an exit code or None. item_ids:
+    whether it takes item ids, which may look like options (item_ids.py).
     """
 
     name: str

@@ -8,22 +8,22 @@ from llmcfsr_merlin.config.section import Section
 
 
 class ClusterConfig(Section):
-    """The dask engine of prepare. Unset values are chosen from the machine and printed. ingest takes `workers` only."""
+    """The dask engine of prepare. Unset values are derived from the machine and logged. ingest uses `workers` only."""
 
     kind: Literal["auto", "single", "local", "cuda"] = "auto"
-    """auto: cuda where cudf, cupy and a GPU are there, else single (in-process); local: a dask LocalCluster."""
+    """auto: cuda if cudf, cupy and a GPU are available, else single (in-process); local: a dask LocalCluster."""
     scheduler: str | None = None
     """Address of an existing dask scheduler to join, e.g. tcp://10.0.0.1:8786."""
     workers: int | None = Field(None, ge=1)
     """Processes (local), threads (single), or GPUs (cuda: one is used by this process, several by a LocalCUDACluster);
-    unset: one a core or GPU."""
+    unset: one per core or GPU."""
     memory_limit: str | None = None
-    """Per worker, e.g. "4GB"."""
+    """Memory per worker, e.g. "4GB"."""
     partition_size: str | None = None
     """Target size of a partition, e.g. "128MB"."""
     rmm_pool_size: str | None = None
-    """Several GPUs: device memory taken at the start, e.g. "20GB"; unset: half of what is free."""
+    """Several GPUs: device memory per worker reserved at the start, e.g. "20GB"; unset: half of the free memory."""
     device_memory_limit: str | None = None
-    """Several GPUs: device memory of a worker from which it spills to the host; unset: 80% of what is free."""
+    """Several GPUs: device memory above which a worker spills to the host; unset: 80% of the free memory."""
     spill: bool = True
-    """Several GPUs: whether workers spill to the host at all."""
+    """Several GPUs: whether workers may spill to the host."""

@@ -15,7 +15,7 @@ _MARKS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|",
 
 
 def _delimiter(value: object) -> object:
-    """A delimiter by its name: some cannot be typed in a shell or in YAML."""
+    """A delimiter, also by name: some cannot be typed in a shell or in YAML."""
     value = _MARKS.get(value, value) if isinstance(value, str) else value
     if isinstance(value, str) and set(value) & {'"', "\n", "\r", "\\"}:
         raise ValueError(f"expected a delimiter without quotes, backslashes and line ends, found {value!r}")
@@ -25,7 +25,7 @@ def _delimiter(value: object) -> object:
 def _encoding(value: str) -> str:
     try:
         known = codecs.lookup(value)
-        "".encode(value)  # LookupError for a codec that is no text encoding, such as base64
+        "".encode(value)  # LookupError for a codec that is not a text encoding, such as base64
     except LookupError:
         raise ValueError(f"expected an encoding such as utf-8, latin-1, cp1252 or utf-16, found {value!r}") from None
     return known.name
@@ -44,20 +44,20 @@ class TableColumns(Section):
     item: str | int = "item_id"
     """Column of the item id."""
     time: str | int | None = "timestamp"
-    """Numbers or dates (data.time_unit, data.time_format); None: rows are taken in file order."""
+    """Column of the time: numbers or dates (data.time_unit, data.time_format); None: rows are taken in file order."""
     order: str | int | None = "order"
-    """Position in the user's order, used where the log has no time column."""
+    """Column with the position in the user's history, used if the log has no time column."""
     rating: str | int | None = "rating"
-    """Stars or the like, for min_rating; a log without the column is read too."""
+    """Column of the rating, for min_rating; it may be missing."""
     names: tuple[str, ...] = ()
     """All columns in order, for CSV, TSV or space-separated files without a header line."""
 
 
 class ItemColumns(Section):
-    """Columns of a generic table of item metadata; those that are not the id are attributes of their own name."""
+    """Columns of a generic table of item metadata; every column but the id becomes an attribute of that name."""
 
     item: str | int | None = None
-    """The item id, a name or a position from 0; None: as in data.columns."""
+    """Column of the item id, a name or a position from 0; None: as in data.columns."""
     names: tuple[str, ...] = ()
     """All columns in order, for files without a header line."""
 
@@ -74,51 +74,51 @@ class DataConfig(Section):
     columns: TableColumns = TableColumns()
     item_columns: ItemColumns = ItemColumns()
     delimiter: Delimiter | None = None
-    """Between the columns of delimited interactions: a text such as "::", or comma, semicolon, tab, pipe, space; None:
-    found from the first lines."""
+    """Delimiter of the interactions: a string such as "::", or comma, semicolon, tab, pipe, space; None:
+    detected from the first lines."""
     quoting: Quoting = "auto"
-    """Fields in double quotes. double: "" inside is a quote; backslash: \\" inside is one; none: quotes are characters
-    like others; auto: double, but in tab-separated files only where a field needs its quotes."""
+    """How fields are quoted. double: "" inside is a quote; backslash: \\" inside is one; none: quotes are ordinary
+    characters; auto: double, but in tab-separated files only in fields that need their quotes."""
     encoding: Encoding | None = None
-    """Of text files, e.g. latin-1. None: UTF-8, or UTF-16 that says so; other bytes in an id are refused. utf-8: rows
-    with other bytes are dropped and counted."""
+    """Encoding of text files, e.g. latin-1. None: UTF-8, or UTF-16 with a byte order mark; other bytes in an id are
+    refused. utf-8: rows with other bytes are dropped and counted."""
     header: bool | None = None
-    """Whether the first line of delimited files names the columns; None: found from it."""
+    """Whether the first line of delimited files names the columns; None: detected."""
     item_delimiter: Delimiter | None = None
-    """As delimiter, of the item metadata."""
+    """Like delimiter, for the item metadata."""
     item_quoting: Quoting = "auto"
-    """As quoting, of the item metadata."""
+    """Like quoting, for the item metadata."""
     item_encoding: Encoding | None = None
-    """As encoding, of the item metadata."""
+    """Like encoding, for the item metadata."""
     item_header: bool | None = None
-    """As header, of the item metadata."""
+    """Like header, for the item metadata."""
     max_dropped: float = Field(0.5, ge=0, le=1)
-    """Share of the rows that may be dropped because they cannot be read (filters do not count): more is refused."""
+    """Share of rows that may be dropped as unreadable (filters do not count); if there are more, ingest stops."""
     time_unit: Literal["s", "ms", "us", "ns", "days", "excel_days"] | None = None
-    """Of times that are numbers: seconds (also milli-, micro- and nanoseconds) or days since 1970, or Excel's serial
-    days; None: seconds and their parts by each number's size, and dates such as 20180920 and 20180920123456."""
+    """Unit of numeric times: seconds (also milli-, micro- and nanoseconds) or days since 1970, or Excel's serial
+    days; None: decided by each number's size, dates such as 20180920 and 20180920123456 included."""
     time_format: str | None = Field(None, pattern="%")
-    """How times are written, in strptime's letters, e.g. "%d/%m/%Y %H:%M"; None: numbers, ISO dates and other common
-    notations. Dates of which day and month cannot be told apart are refused."""
+    """Format of the times in strptime's notation, e.g. "%d/%m/%Y %H:%M"; None: numbers, ISO dates and other common
+    formats. Dates whose day and month are ambiguous are refused."""
     null_values: tuple[str, ...] = NULL_VALUES
-    """Texts that mean that there is no value, as databases and pandas write it, for users, items, times and ratings.
-    "NA" and "none" are none of them: they are names too."""
+    """Strings that stand for a missing user, item, time or rating, as databases and pandas write them.
+    "NA" and "none" are not among them: they can be names."""
     start: date | None = None
-    """First day kept (YYYY-MM-DD, UTC), None: all."""
+    """First day kept (YYYY-MM-DD, UTC); None: all."""
     end: date | None = None
-    """Last day kept (YYYY-MM-DD, UTC), None: all."""
+    """Last day kept (YYYY-MM-DD, UTC); None: all."""
     min_rating: float | None = None
-    """Interactions rated below are dropped; None keeps all, as the papers do (implicit feedback)."""
+    """Interactions with a lower rating are dropped; None: keep all, as the papers do (implicit feedback)."""
     damaged: Literal["error", "keep"] = "error"
-    """A truncated gzip: stop, or keep the rows before the damage."""
+    """A truncated gzip file: stop, or keep the rows before the damage."""
     duplicates: Literal["keep", "drop"] = "keep"
-    """Repeated rows of one (user, item, time): repeat purchases are kept by the papers."""
+    """Whether repeated rows of one (user, item, time) are kept; the papers keep repeat purchases."""
     synthetic_users: int = Field(2000, ge=1)
-    """format=synthetic: users generated."""
+    """format=synthetic: number of users."""
     synthetic_items: int = Field(1000, ge=20)
-    """format=synthetic: items generated."""
+    """format=synthetic: number of items."""
     synthetic_seed: int = 0
-    """format=synthetic: another seed is another log."""
+    """format=synthetic: random seed."""
 
     @field_validator("format")
     @classmethod

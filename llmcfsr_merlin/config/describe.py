@@ -1,4 +1,4 @@
-"""The settings for readers: as YAML with the description of each above it, and as a JSON schema for editors."""
+"""Documents the settings: as YAML with descriptions, and as a JSON schema for editors."""
 
 import json
 import textwrap
@@ -14,7 +14,7 @@ _WIDTH = 118
 
 
 def described(settings: Section) -> str:
-    """A recipe that says all of the settings, each with its description as a comment above it."""
+    """A recipe with every setting, each below a comment that describes it."""
     return "\n".join(_lines(settings, "")) + "\n"
 
 
@@ -47,15 +47,15 @@ def _inline(value: Any) -> str:
 
 
 def _comment(text: str | None, indent: str) -> list[str]:
-    """The text as it is meant for YAML, in which nothing is null."""
+    """A description in YAML's words: None becomes null."""
     text = " ".join((text or "").split()).replace("None", "null")
     return [f"{indent}# {line}" for line in textwrap.wrap(text, _WIDTH - len(indent), break_on_hyphens=False)]
 
 
 def json_schema(tree: type[Section]) -> str:
-    """The JSON schema of recipes, by which editors complete and check YAML; what a scorer can be told is in it."""
+    """The JSON schema of recipes, scorers' settings included, for completion and validation in editors."""
     schema = tree.model_json_schema()
     known = {name: {"anyOf": [kind.model_json_schema(), {"type": "null"}]} for name, kind in SCORERS.items()}
     schema["$defs"]["ModelConfig"]["properties"]["scorers"]["properties"] = known
-    schema["patternProperties"] = {r"\.": {}}  # keys that are written with dots: train.epochs
+    schema["patternProperties"] = {r"\.": {}}  # dotted keys: train.epochs
     return json.dumps(schema, indent=2)

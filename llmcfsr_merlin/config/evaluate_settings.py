@@ -12,29 +12,29 @@ class EvaluateConfig(Section):
     """Ranking quality on the test items (stage `evaluate`)."""
 
     ks: tuple[int, ...] = (5, 10, 20)
-    """Lengths of the list that the metrics are measured at."""
+    """Cut-offs K of HR@K and NDCG@K."""
     protocols: tuple[Literal["full", "sampled"], ...] = ("full", "sampled")
-    """full: the target among all items; sampled: among sampled_negatives."""
+    """full: rank the target among all items; sampled: among sampled_negatives."""
     sampled_negatives: int = Field(100, ge=1)
-    """Items drawn per user, none of them in the user's sequence (protocol sampled)."""
+    """Negatives drawn per user, none of them in the user's sequence (protocol sampled)."""
     exclude_history: bool = False
-    """The rule that the recipe serves by: leave the user's history (but never the target) out of full ranking. It
-    chooses epochs and score weights; both rules are measured, each with weights calibrated for it."""
+    """History rule of the deployment: exclude the user's history (never the target) from full ranking. It
+    selects epochs and score weights; both rules are measured, each with score weights calibrated for it."""
     tail_item: int = Field(4, ge=1)
     """An item with fewer interactions is a tail item (papers: Yelp 13, Fashion 4, Beauty 4)."""
     tail_user: int = Field(9, ge=1)
     """A user with a shorter history is a tail user (papers: Yelp 12, Fashion 3, Beauty 9)."""
     popularity_from: Literal["train", "all"] = "train"
-    """Counts that decide on tail items; the papers' code counts the users of all interactions, test included."""
+    """Counts that define tail items; the papers' code counts the users of all interactions, test included."""
     shuffle_test: bool = False
     """Rank a second time with each history in a random order (group shuffled_history): what a model loses by it is what
     it makes of the order (arXiv 2408.12008)."""
     baselines: tuple[str, ...] = ("popularity", "sasrec")
-    """Model presets of pipelines/models that are measured beside the model."""
+    """Model presets of pipelines/models that are evaluated beside the model."""
     batch_size: int = Field(256, ge=1)
-    """Users ranked at a time."""
+    """Users ranked per batch."""
     seed: int = 42
-    """Of the sampled negatives."""
+    """Seed of the sampled negatives."""
 
     @field_validator("baselines")
     @classmethod

@@ -1,4 +1,4 @@
-"""Settings as flat layers, {"train.epochs": 3}, that lie one over the other: recipe, model preset, overrides."""
+"""Settings as flat layers, {"train.epochs": 3}, applied in order: recipe, model preset, overrides."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ _MOST_NODES = 100_000  # of a recipe with its aliases written out
 
 
 def flatten(tree: Mapping) -> Settings:
-    """{"train": {"epochs": 3}} -> {"train.epochs": 3}; keys that are written with dots stay as they are.
+    """{"train": {"epochs": 3}} -> {"train.epochs": 3}; dotted keys stay as they are.
 
     Keys of earlier versions are renamed, with one warning each.
     """
@@ -41,13 +41,13 @@ def flatten(tree: Mapping) -> Settings:
             if path not in _said:
                 _said.add(path)
                 today = ", ".join(f"{name}={json.dumps(one, default=str)}" for name, one in new.items()) or "gone"
-                _log.warning("setting %s=%s is of an earlier version, today it is %s", path, value, today)
+                _log.warning("setting %s=%s is from an earlier version, use %s", path, value, today)
             flat |= new
     return flat
 
 
 def apply(tree: dict, settings: Settings) -> dict:
-    """Set paths in a tree, shorter ones first; InputError if one leads through a value that is no section."""
+    """Set paths in a tree, shorter ones first; InputError if one leads through a value that is not a section."""
     for path, value in sorted(settings.items(), key=lambda item: item[0].count(".")):
         keys, node = _keys(path), tree
         for key in keys[:-1]:
@@ -61,7 +61,7 @@ def apply(tree: dict, settings: Settings) -> dict:
 
 
 def _keys(path: str) -> list[str]:
-    """A scorer that is named `package.module:Class` has dots of its own."""
+    """Splits a dotted key; a scorer named `package.module:Class` has dots of its own."""
     if path.startswith("model.scorers.") and ":" in path:
         scorer, colon, rest = path.removeprefix("model.scorers.").partition(":")
         name, dot, key = rest.partition(".")
@@ -75,7 +75,7 @@ def override(text: str) -> Settings:
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise InputError(f"expected an override like train.epochs=3, found {text!r}")
-    # No YAML can begin with these, but a format of times does: %d/%m/%Y.
+    # YAML values cannot begin with these, but a time format does: %d/%m/%Y.
     plain = value[:1] in tuple("%@`")
     parsed = value if plain else _expand(_parse_yaml(value, f"override {text[:80]!r}: the value"))
     return flatten({path.strip(): parsed})
@@ -114,10 +114,10 @@ def read_recipe(recipe: str | Path, wanted: str, known: list[str], folder: str =
 
 
 def read_yaml(path: Path):
-    """What a YAML file says; InputError if it is none, larger than 1 MiB, or a few lines that stand for millions."""
+    """Parse a YAML file; InputError if it is not YAML, larger than 1 MiB, or expands to millions of values."""
     size = path.stat().st_size
     if size > _LONGEST_RECIPE:
-        raise InputError(f"{path}: expected a YAML file of settings, found {size >> 20:,} MiB: is it a recipe?")
+        raise InputError(f"{path}: expected a YAML file of settings, found {size >> 20:,} MiB: is this a recipe?")
     try:
         return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
@@ -127,9 +127,9 @@ def read_yaml(path: Path):
 def _parse_yaml(text: str, source: str):
     try:
         tree = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date or number
         raise InputError(f"{source} is not YAML: {' '.join(str(error).split())[:300]}") from error
-    # An alias stands for a whole tree: ten lines of ten aliases each are 10^10 values as soon as they are copied.
+    # An alias repeats a whole tree: ten lines of ten aliases each expand to 10^10 values when copied.
     nodes, waiting = 0, [tree]
     while waiting:
         node = waiting.pop()

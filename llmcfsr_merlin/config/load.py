@@ -1,4 +1,4 @@
-"""One tree of frozen settings (schema.py), read from a recipe.
+"""Loads the frozen tree of settings (schema.py) from a recipe.
 
 `Config.load("pipelines/beauty.yaml", ["train.epochs=3"])` reads a recipe and applies overrides. Unknown keys, wrong
 types and values out of range are errors that name the key. Paths in a recipe may use `~` and environment variables
@@ -18,12 +18,12 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import RECORD
 from llmcfsr_merlin.runtime.stage import write_json
 
-CUSTOM = "custom"  # the name of a model whose recipe lists its scorers and gives it none
+CUSTOM = "custom"  # the name of a model whose recipe lists scorers but no name
 _LAYERS = "layers"  # in RECORD
-_SECTIONS = ("data", "prepare", "train")  # what a record has, whichever version wrote it
-# Sizes that all models of a run share, so that a baseline gets those of the model; the rest of the section `model` is
-# what a model is.
-_BASELINES = {"item_knn": "model.scorers.item_knn.", "ease": "model.scorers.ease."}  # of models that have them
+_SECTIONS = ("data", "prepare", "train")  # keys of a record of any version
+# Sizes shared by all models of a run, so that a baseline gets those of the model; the rest of the section `model`
+# defines the model.
+_BASELINES = {"item_knn": "model.scorers.item_knn.", "ease": "model.scorers.ease."}  # only if the model has them
 _SHARED = ("hidden", "layers", "heads", "dropout")
 
 
@@ -32,7 +32,7 @@ class Config(Schema):
 
     _recipe: Settings = PrivateAttr(default_factory=dict)
     _preset: Settings | None = PrivateAttr(None)
-    """The model preset that lies over the recipe; None: the recipe's own model, or DEFAULT."""
+    """The model preset applied to the recipe; None: the recipe's own model, or DEFAULT."""
     _overrides: Settings = PrivateAttr(default_factory=dict)
 
     @classmethod
@@ -44,7 +44,7 @@ class Config(Schema):
     ) -> "Config":
         """Read a recipe (a path, or the name of one in pipelines/), apply a model preset, then `section.key=value`.
 
-        model: a path, or the name of one in pipelines/models; its sections `model` and `train` win over the recipe's.
+        model: a path, or the name of one in pipelines/models; its sections `model` and `train` override the recipe's.
         Raises InputError with one line that names the key, what was expected and what was found.
         """
         above: Settings = {}
@@ -57,21 +57,21 @@ class Config(Schema):
         return cls._of(given, None if model is None else preset(model), above, recipe or "settings")
 
     def with_model(self, model: str | Path) -> "Config":
-        """The same settings with another model, as load(..., model) would give: a baseline's.
+        """The same settings with another model, as load(..., model) would give, e.g. for a baseline.
 
-        Everything but the section `model` and what the present model's preset says of `train` stays, and the sizes that
-        models share (hidden, layers, heads, dropout). It does not matter whether the settings come from a recipe, from
-        code, from with_settings or from a run.
+        Everything stays except the section `model` and the current preset's `train` settings; the sizes that models
+        share (hidden, layers, heads, dropout) stay too. It does not matter whether the settings come from a recipe,
+        code, with_settings or a run.
         """
         return self._of(_own(self._recipe) | self._overrides | self._changed(), preset(model), {}, model)
 
     def with_settings(self, settings: Settings) -> "Config":
-        """These settings with some changed, {"train.epochs": 5}; InputError if one does not fit."""
+        """A copy with some settings changed, {"train.epochs": 5}; InputError if one is invalid."""
         return self._of(self._recipe, self._preset, self._overrides | self._changed() | flatten(settings), "settings")
 
     @property
     def baselines(self) -> list[str]:
-        """evaluate.baselines without the model itself: names of presets."""
+        """evaluate.baselines without the model itself: preset names."""
         return [name for name in self.evaluate.baselines if name != self.model.name]
 
     @property
@@ -82,24 +82,24 @@ class Config(Schema):
     def record(self, run_dir: Path) -> None:
         """Write the settings into the run directory, where recorded() finds them.
 
-        InputError if a file of that name there is of something else.
+        InputError if a file of that name belongs to something else.
         """
         path = Path(run_dir) / RECORD
         if path.is_file() and not all(f'"{section}"'.encode() in path.read_bytes() for section in _SECTIONS):
-            raise InputError(f"{path} is no record of this project: move it away or choose another --run")
+            raise InputError(f"{path} was not written by this project: move it away or choose another --run")
         Path(run_dir).mkdir(parents=True, exist_ok=True)
         layers = {"recipe": self._recipe, "preset": self._preset, "overrides": self._overrides | self._changed()}
         write_json(Path(run_dir) / RECORD, self.model_dump(mode="json") | {_LAYERS: layers})
 
     @classmethod
     def recorded(cls, run_dir: str | Path) -> "Config":
-        """The settings that a run directory was made with; InputError if it is none."""
+        """The settings that a run directory was created with; InputError if it is not a run directory."""
         path = Path(run_dir) / RECORD
         if not path.is_file():
             raise InputError(f"expected a run directory, found no {path}: `llmcfsr run RECIPE --run {run_dir}` first")
         try:
             tree = json.loads(path.read_text())
-            tree.pop("model_laid_over", None)  # of an earlier version
+            tree.pop("model_laid_over", None)  # from an earlier version
             layers = tree.pop(_LAYERS, {})
             config = cls._validate(apply({}, flatten(tree)), path)
             config._recipe, config._preset = layers.get("recipe", {}), layers.get("preset")
@@ -115,10 +115,10 @@ class Config(Schema):
         return config
 
     def _changed(self) -> Settings:
-        """What stands in this tree beside its layers: settings given in code, or by model_copy."""
+        """Settings of this tree that its layers do not have: given in code, or by model_copy."""
         try:
             layers = self._of({"model.name": self.model.name} | self._recipe, self._preset, self._overrides, "settings")
-        except InputError:  # of another version
+        except InputError:  # from another version
             return {}
         own, built = flatten(self.model_dump(mode="json")), flatten(layers.model_dump(mode="json"))
         changed = {path: value for path, value in own.items() if value != built.get(path)}
@@ -142,11 +142,11 @@ class Config(Schema):
 
 
 def _built(recipe: Settings, model: Settings | None, overrides: Settings) -> dict:
-    """The tree of a recipe, the model preset that lies over it, and overrides."""
+    """The tree of a recipe with its model preset and overrides applied."""
     if model is None:
         name = recipe.get("model.name")
         base = preset(name if name in presets() else DEFAULT)
-        if "model.scorers" in recipe:  # a list of all scorers is another model, not a setting of this one
+        if "model.scorers" in recipe:  # a full list of scorers is another model, not an override of this one
             base = {"model.name": CUSTOM}
         layers = [base, recipe, overrides]
     else:
@@ -160,14 +160,14 @@ def _built(recipe: Settings, model: Settings | None, overrides: Settings) -> dic
 
 
 def _own(recipe: Settings) -> Settings:
-    """A recipe without what it repeats of the preset that its model is."""
+    """A recipe without the settings that only repeat its model preset."""
     name = recipe.get("model.name")
     known = preset(name) if name in presets() else {}
     return {path: value for path, value in recipe.items() if path not in known or known[path] != value}
 
 
 def _beneath(settings: Settings, model: Settings) -> Settings:
-    """What shows of settings under a preset: all that it does not say, but of the section `model` the sizes alone."""
+    """Settings that a preset leaves visible: all that it does not set, but only the sizes of the section `model`."""
     kept = {path: value for path, value in settings.items() if not path.startswith("model.") and path not in model}
     kept |= {path: value for path, value in settings.items() if path.startswith(tuple(_BASELINES.values()))}
     scorers = model.get("model.scorers", {})

@@ -1,4 +1,4 @@
-"""Section `model`: a name and scorers."""
+"""Section `model`: a name and its scorers."""
 
 import difflib
 from typing import Any
@@ -12,13 +12,13 @@ from llmcfsr_merlin.runtime.extensions import load_class
 
 
 class ModelConfig(Section):
-    """A model: a name, and the scorers whose weighted sum is the score. What is not named is not there."""
+    """A model: a name, and the scorers whose weighted sum is the score. Absent means off."""
 
     name: str = Field("sasrec", pattern=NAME, max_length=100)
-    """What the result tables call it; the presets that ship are in pipelines/models."""
+    """Name in the result tables; the built-in presets are in pipelines/models."""
     scorers: dict[str, Any] = Field(default_factory=lambda: {"network": {}}, validate_default=True)
-    """Scorer -> its settings, in order: the first one has weight 1, the weights of the others are calibrated on
-    validation. A scorer of your own is named `module:Class`; `null` removes one that a preset has."""
+    """Scorer -> its settings, in order: the first has weight 1, the score weights of the others are calibrated on
+    validation. Your own scorer is named `module:Class`; `null` removes one from a preset."""
 
     @field_validator("scorers")
     @classmethod
@@ -29,8 +29,8 @@ class ModelConfig(Section):
         return found
 
     def trained_by(self) -> dict:
-        """What the key of a training holds. `transitions.directed` only where it is off: what was trained before there
-        was this choice stands.
+        """The settings that identify a training. `transitions.directed` only if it is off: trainings from before
+        that setting existed stay valid.
         """
         settings = self.model_dump()
         if settings["scorers"].get("transitions", {}).get("directed"):
@@ -39,7 +39,7 @@ class ModelConfig(Section):
 
     @property
     def extensions(self) -> tuple[str, ...]:
-        """What it names from outside this package, `module:Class`."""
+        """Names from outside this package, `module:Class`."""
         backbone = (self.network.backbone,) if self.network else ()
         return tuple(name for name in (*self.scorers, *backbone) if ":" in name)
 
@@ -50,7 +50,7 @@ class ModelConfig(Section):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Which item vectors of stage embed its scorers read: semantic, lexical."""
+        """Item vectors of stage embed that its scorers read: semantic, lexical."""
         return tuple(dict.fromkeys(name for one in self.scorers.values() for name in getattr(one, "reads", ())))
 
 

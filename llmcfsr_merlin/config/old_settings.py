@@ -1,4 +1,4 @@
-"""Settings of version 0.1 in today's form."""
+"""Translates settings of version 0.1."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _DEFAULTS = {
 
 
 def upgrade_settings(model: dict) -> dict:
-    """The section `model` of version 0.1, whose defaults were those of the full method, as scorers."""
+    """The section `model` of version 0.1, whose defaults were the full method, as scorers."""
     old = _DEFAULTS | model
     scorers: dict[str, dict] = {"network": {key: old[key] for key in _NETWORK if key in old}}
     if old["content_match"]:
@@ -35,10 +35,10 @@ _RENAMED = {
 
 
 def renamed(path: str, value: Any) -> dict[str, Any] | None:
-    """What a setting of version 0.1 is today; None for a setting of today."""
+    """Today's equivalent of a setting of version 0.1; None for a current setting."""
     if path in _RENAMED:
         return {_RENAMED[path]: value}
-    if path == "embed.reduction" and value == "whiten":  # the network's view is as before with its own `whiten`
+    if path == "embed.reduction" and value == "whiten":  # `whiten` keeps the network's semantic view as it was
         return {path: "pca"}
     if path == "model.content_match":
         return {} if value else {"model.scorers.content": None}

@@ -12,19 +12,19 @@ class PrepareConfig(Section):
     """Filters, ids, sequences and splits (stage `prepare`)."""
 
     filter: Literal["k_core", "one_pass", "none"] = "k_core"
-    """k_core: to a fixed point; one_pass: the papers' single pass on raw counts; none: keep all."""
+    """k_core: iterate to a fixed point; one_pass: the papers' single pass on raw counts; none: keep all."""
     min_user: int = Field(3, ge=1)
-    """Fewest interactions of a user that is kept."""
+    """Minimum interactions per user."""
     min_item: int = Field(3, ge=1)
-    """Fewest interactions of an item that is kept."""
+    """Minimum interactions per item."""
     min_sequence: int = Field(3, ge=3)
     """Shorter sequences are dropped after filtering: leave-one-out needs train, valid and test."""
     max_length: int = Field(50, ge=1)
-    """Longest history that the model reads; older items are cut."""
+    """Longest history that the model reads; older items are dropped."""
     extend: str | None = None
-    """Directory `prepare` of an earlier run to continue: its item codes stay, this run's log is a later day's."""
+    """Directory `prepare` of an earlier run to continue: its encoded item ids stay, this run's log is a later day's."""
     split: Literal["leave_one_out", "temporal"] = "leave_one_out"
-    """leave_one_out: each user's last two items; temporal: what is after two times that are the same for all users."""
+    """leave_one_out: hold out each user's last two items; temporal: cut all users at the same two times."""
     valid_from: date | None = None
     """split=temporal: first day of validation (YYYY-MM-DD, UTC); None: by valid_quantile."""
     test_from: date | None = None
@@ -34,18 +34,18 @@ class PrepareConfig(Section):
     test_quantile: float = Field(0.9, gt=0, lt=1)
     """split=temporal: test begins at this quantile of the times of all interactions."""
     targets: Literal["last", "first", "all"] = "last"
-    """split=temporal: which of a user's interactions of validation, and of test, are to be found."""
+    """split=temporal: which of a user's interactions in validation, and in test, are targets."""
     ties: Literal["source", "shuffle"] = "source"
-    """The order of a user's interactions at one time: that of the source, or shuffled by `seed`."""
+    """Order of a user's interactions with equal times: as in the source, or shuffled by `seed`."""
     seed: int = Field(42, ge=0)
-    """Of the order of ties (ties=shuffle)."""
+    """Seed of the order of ties (ties=shuffle)."""
 
     @model_validator(mode="after")
     def _consistent(self):
         if self.split == "leave_one_out":
             for name in ("valid_from", "test_from"):
                 if getattr(self, name):
-                    raise ValueError(f"{name} is of split=temporal, found split=leave_one_out")
+                    raise ValueError(f"{name} needs split=temporal, found split=leave_one_out")
             return self
         if self.extend:
             raise ValueError(
@@ -61,5 +61,5 @@ class PrepareConfig(Section):
 
     @property
     def tie_seed(self) -> int | None:
-        """Of the order of equal times; None: that of the source."""
+        """Seed of the order of equal times; None: as in the source."""
         return self.seed if self.ties == "shuffle" else None

@@ -1,4 +1,4 @@
-"""Every setting with its default: a section a stage, each in its `*_settings.py`; load.py reads them from recipes."""
+"""All settings with their defaults, one section per stage, each in its `*_settings.py`; load.py reads recipes."""
 
 from pydantic import Field
 
@@ -13,14 +13,14 @@ from llmcfsr_merlin.config.section import NAME, Section
 from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.config.train_settings import TrainConfig
 
-DEFAULT = "llm_cfsr"  # the model of a recipe that names none
+DEFAULT = "llm_cfsr"  # the model of a recipe that does not name one
 
 
 class Schema(Section):
     """The whole tree of settings."""
 
     name: str = Field("run", pattern=NAME, max_length=100)
-    """Of the recipe, and the default run directory, runs/<name>."""
+    """Name of the recipe, and of the default run directory, runs/<name>."""
     data: DataConfig = DataConfig()
     cluster: ClusterConfig = ClusterConfig()
     prepare: PrepareConfig = PrepareConfig()

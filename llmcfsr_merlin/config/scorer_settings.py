@@ -1,4 +1,4 @@
-"""Sections `model.scorers.<name>`: one class a scorer."""
+"""Sections `model.scorers.<name>`: one class per scorer."""
 
 from typing import Literal
 
@@ -10,27 +10,28 @@ BACKBONES = ("sasrec", "sasrec_post_norm", "bert4rec", "gru4rec", "bsarec")
 
 
 class NetworkSettings(Section):
-    """The scorer `network`: SASRec, BERT4Rec or GRU4Rec as they stand; each further view and level is a setting."""
+    """The scorer `network`: plain SASRec, BERT4Rec or GRU4Rec by default; further views and fusion levels are
+    settings."""
 
     backbone: str = "sasrec"
     """sasrec: causal attention, next-item training; sasrec_post_norm: the same in BERT's block (post-norm, GELU,
-    feed-forward 4d, start at N(0, .02)); bert4rec: attention both ways, masked training; gru4rec: GRU; bsarec: a
-    frequency filter beside attention, needs train.samples=prefixes; or `module:Class` of a block of your own."""
+    feed-forward 4d, N(0, .02) init); bert4rec: bidirectional attention, masked training; gru4rec: GRU; bsarec: a
+    frequency filter beside attention, needs train.samples=prefixes; or `module:Class` of your own block."""
     views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative",)
     """null_space (alone): whitened leading directions of the vectors, frozen, beside trainable ones (AlphaFuse)."""
     hidden: int = Field(64, ge=4)
-    """Size of the views and of the user state."""
+    """Dimension of the views and of the user state."""
     layers: int = Field(2, ge=1)
     """Blocks of the encoder."""
     heads: int = Field(2, ge=1)
-    """Attention heads; hidden is a multiple of them."""
+    """Attention heads; hidden must be a multiple."""
     dropout: float = Field(0.3, ge=0, lt=1)
-    """Share of the activations that training drops."""
+    """Dropout rate."""
     positions: Literal["from_start", "from_end"] = "from_start"
-    """from_end: the latest item of a history always has the last position, as in codes that pad on the left (bsarec
-    always has it so)."""
+    """from_end: the latest item of a history always has the last position, as in code that pads on the left (bsarec
+    always does)."""
     cross_attention: Literal["residual", "replace"] = "residual"
-    """residual: a view adds what it reads of the other one; replace: it becomes that (LLM-ESR)."""
+    """residual: a view adds what it attends to in the other; replace: the output replaces the view (LLM-ESR)."""
     fuse_embedding: bool = False
     """Cross-attention between the views before the encoder."""
     fuse_sequence: bool = False
@@ -38,13 +39,13 @@ class NetworkSettings(Section):
     fuse_prediction: bool = False
     """Cross-attention between the views of the user state and of each candidate."""
     pca_init: bool = False
-    """Start the collaborative table from the PCA of the semantic vectors."""
+    """Initialise the collaborative table with the PCA of the semantic vectors."""
     whiten: bool = False
-    """Whiten the vectors before the adapter, for the semantic view alone: other scorers read them as stored."""
+    """Whiten the vectors before the adapter, only for the semantic view: other scorers read them as stored."""
     cold_shrinkage: float | None = Field(None, ge=0)
-    """k in the weight n / (n + k) of a candidate's collaborative part; 0: only unseen items lose it; None: off."""
+    """k in the factor n / (n + k) of an item's collaborative view; 0: only unseen items lose it; None: off."""
     item_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of items whose collaborative row is dropped at a training step."""
+    """Share of items whose collaborative view is dropped per training step."""
 
     @field_validator("backbone")
     @classmethod
@@ -64,15 +65,15 @@ class NetworkSettings(Section):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Which item vectors of stage embed it reads."""
+        """Item vectors of stage embed that it reads."""
         return ("semantic",) if self.views != ("collaborative",) or self.pca_init else ()
 
 
 class ContentSettings(Section):
-    """The scorer `content`: the largest cosine between a candidate's vector and those of the history."""
+    """The scorer `content`: the largest cosine similarity between a candidate's vector and those of the history."""
 
     lexical_share: float = Field(0.3, ge=0, le=1)
-    """Share of the lexical vectors in the cosine, if stage embed made any."""
+    """Share of the lexical vectors in the cosine, if stage embed wrote any."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -80,12 +81,12 @@ class ContentSettings(Section):
 
 
 class TransitionSettings(Section):
-    """The scorer `transitions`: which items follow which in the training sequences."""
+    """The scorer `transitions`: item-to-item transitions in the training sequences."""
 
     neighbours: int = Field(100, ge=1)
-    """Items kept per item, those with the largest weight."""
+    """Neighbours kept per item, those with the largest weight."""
     directed: bool = True
-    """What came before counts less than what came after; false: both alike, for logs whose order is not time."""
+    """Backward transitions count less than forward ones; false: both alike, for logs whose order is not time."""
 
 
 class PopularitySettings(Section):
@@ -96,9 +97,9 @@ class ItemKNNSettings(Section):
     """The scorer `item_knn`; the defaults were chosen on the validation items of amazon_beauty."""
 
     neighbours: int = Field(300, ge=1)
-    """Items kept per item, the most similar ones."""
+    """Neighbours kept per item, the most similar ones."""
     shrinkage: float = Field(10.0, ge=0)
-    """Added to the denominator of the cosine, against chance among rare items."""
+    """Shrinkage: added to the denominator of the cosine, against chance similarity of rare items."""
 
 
 class EASESettings(Section):
@@ -107,7 +108,7 @@ class EASESettings(Section):
     regularisation: float = Field(500.0, gt=0)
     """Ridge weight (lambda)."""
     memory_gb: float = Field(6.0, gt=0)
-    """It needs 8 * (items + 3)^2 bytes; a larger catalogue is refused."""
+    """Memory limit; EASE needs 8 * (items + 3)^2 bytes, a larger catalogue is refused."""
 
 
 SCORERS: dict[str, type[Section]] = {

@@ -1,11 +1,11 @@
-"""What every section of the settings is: frozen, with its unknown keys, wrong types and values out of range refused.
+"""Base of every settings section: frozen; unknown keys, wrong types and values out of range are refused.
 
 The text below a setting is its description: `llmcfsr config --explain` and `--schema` show it.
 """
 
 from pydantic import BaseModel, ConfigDict
 
-# One component of a path: no separator, and something beside dots.
+# One path component: no separator, and not only dots.
 NAME = r"^[\w.-]*[\w-][\w.-]*$"
 
 
@@ -14,7 +14,7 @@ class Section(BaseModel):
 
 
 def known_or_own(name: str, known: tuple[str, ...]) -> str:
-    """A name out of `known`, or `module:Name` of one's own; ValueError for another."""
+    """A name in `known`, or `module:Name` from outside the package; ValueError otherwise."""
     if name not in known and ":" not in name:
         raise ValueError(f"expected {', '.join(known)} or module:Name")
     return name

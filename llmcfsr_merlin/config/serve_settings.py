@@ -11,23 +11,23 @@ class ServeConfig(Section):
     """The Triton model repository (stage `export`)."""
 
     layout: Literal["ensemble", "merged"] = "ensemble"
-    """ensemble: one Triton model a step; merged: one python model, lowest latency, one atomic version."""
+    """ensemble: one Triton model per step; merged: one python model, lowest latency, one atomic version."""
     format: Literal["python", "torchscript", "onnx"] = "python"
-    """Of the ensemble's model: python (torch, python backend), or a graph for the pytorch or onnxruntime backend."""
+    """Format of the step `rank`: python (torch, python backend), or a graph for the pytorch or onnxruntime backend."""
     tensorrt: bool = False
-    """Let the onnxruntime backend run the graph by TensorRT; needs format=onnx and device=gpu."""
+    """Run the graph with TensorRT in the onnxruntime backend; needs format=onnx and device=gpu."""
     max_top_k: int = Field(100, ge=1)
-    """Longest list that a request may ask for."""
+    """Largest number of recommendations that a request may ask for."""
     shortlist: int = Field(0, ge=0)
-    """Items scored exactly, found by the content match of 64 dimensions; 0: all. For hundreds of thousands of items."""
+    """Candidates per scorer that are re-ranked exactly; 0: score every item. For catalogues of 100,000s of items."""
     max_batch_size: int = Field(64, ge=1)
-    """Most histories of a request, and of a batch that Triton makes of several."""
+    """Most histories per request, and per batch that Triton forms from several."""
     max_queue_delay_us: int = Field(500, ge=0)
     """Microseconds that a request may wait for others to share its batch."""
     device: Literal["cpu", "gpu", "auto"] = "cpu"
-    """Of the model. gpu: `instances` on every GPU; auto: on a GPU where the server has one, else on the CPU."""
+    """Device of the model. gpu: `instances` on every GPU; auto: on a GPU if the server has one, else on the CPU."""
     instances: int = Field(1, ge=1)
-    """Copies of the model's step that Triton runs side by side."""
+    """Instances of the step `rank` that Triton runs in parallel."""
 
     @model_validator(mode="after")
     def _consistent(self):

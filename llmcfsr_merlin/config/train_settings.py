@@ -7,25 +7,26 @@ from pydantic import Field, field_validator
 from llmcfsr_merlin.config.presets import presets
 from llmcfsr_merlin.config.section import Section, known_or_own
 
-LOSSES = ("uniform_softmax", "full_softmax", "in_batch", "bce")
+LOSSES = ("uniform_softmax", "sampled_softmax", "full_softmax", "in_batch", "bce")
 
 
 class TrainConfig(Section):
     """Training of the network (stage `train`)."""
 
     procedure: str = "auto"
-    """How the network is trained: transformers4rec (next items by its Trainer over the Merlin dataloader), transformers
-    (the same by transformers' own Trainer, without Merlin), auto (transformers4rec where it is installed), or
-    `module:function` of your own."""
+    """Training procedure: transformers4rec (next-item prediction with its Trainer over the Merlin dataloader),
+    transformers (the same by transformers' own Trainer, without Merlin), auto (transformers4rec if it is installed), or
+    your own `module:function`."""
     samples: Literal["sequences", "prefixes"] = "sequences"
-    """What an epoch passes over. sequences: each training sequence, of which every item but the first is predicted (or
+    """Samples of an epoch. sequences: each training sequence, of which every item but the first is predicted (or
     some are masked); prefixes: each prefix of each sequence, of which the last item is predicted (BSARec,
-    CL4SRec); those of one item for bsarec alone, which has a state without a history."""
+    CL4SRec); prefixes of one item only for bsarec, which has a state without a history."""
     loss: str = "uniform_softmax"
-    """uniform_softmax, full_softmax, bce, in_batch (the other targets of the batch as negatives, corrected by the log
-    of how often each is drawn), or `module:function` of your own."""
+    """uniform_softmax; sampled_softmax (each uniform negative stands for its share of the catalogue: an estimate of
+    full_softmax at a fraction of its cost); full_softmax; bce; in_batch (the other targets of the batch as negatives,
+    corrected by the log of how often each is drawn); or your own `module:function`."""
     negatives: int = Field(1024, ge=1)
-    """Uniform negatives shared by a batch (uniform_softmax)."""
+    """Number of uniform negatives shared by a batch (uniform_softmax, sampled_softmax)."""
     mask: float = Field(0.3, gt=0, lt=1)
     """Share of the items that bert4rec masks in training."""
     align: float = Field(0.0, ge=0)
@@ -34,44 +35,47 @@ class TrainConfig(Section):
     """A model of pipelines/models whose trained item table the semantic view is aligned to (LLMEmb); None: the other
     view."""
     align_temperature: float = Field(0.1, gt=0)
-    """Of the contrastive loss of align."""
+    """Temperature of the contrastive loss of align."""
     distil: float = Field(0.0, ge=0)
-    """Weight of the self-distillation from users with similar text (LLM-ESR)."""
+    """Weight of the self-distillation from users with similar item texts (LLM-ESR)."""
     distil_users: int = Field(10, ge=1)
     """Similar users whose mean state is the teacher."""
     contrast: float = Field(0.0, ge=0)
     """Weight of the contrastive loss between two augmented views of a history, cropped, masked or reordered
     (CL4SRec)."""
     epochs: int = Field(16, ge=1)
-    """Most passes over the samples; patience may end it before."""
+    """Maximum number of epochs; training may stop earlier (patience)."""
     batch_size: int | None = Field(None, ge=1)
-    """Samples a step; None: 256, fewer (at least 16) where that would leave an epoch less than 64 steps."""
+    """Samples per step; None: 256, fewer (at least 16) if an epoch would have less than 160 steps."""
     processes: int = Field(1, ge=1)
-    """Processes that train together, one a GPU (on the CPU they share the cores) and each on its share of a step."""
+    """Data-parallel processes, one per GPU (on the CPU they share the cores), each with its share of a step."""
     learning_rate: float = Field(2e-3, gt=0)
-    """Highest learning rate of AdamW."""
+    """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear"] = "linear"
-    """linear: the learning rate rises over the first twentieth of the steps and falls to zero at the last epoch."""
+    """linear: warm-up over the first 5% of the steps, then linear decay to zero at the last epoch."""
+    average: float = Field(0.0, ge=0)
+    """Time constant, in epochs, of a moving average of the weights, which is evaluated, selected and kept instead of
+    the weights themselves; 0: no averaging."""
     weight_decay: float = Field(0.0, ge=0)
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     patience: int = Field(5, ge=1)
     """Epochs without a better validation NDCG@10 before training stops."""
     validation_users: int = Field(10_000, ge=1)
-    """Validation users, evenly spread, sampled for early stopping and score-weight calibration."""
+    """Validation users sampled, evenly spread, for early stopping and score-weight calibration."""
     tail_tolerance: float = Field(0.01, ge=0, lt=1)
     """Allowed relative drop of validation NDCG@10 in the head/tail trade-off of calibration."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: mixed precision; the weights stay float32."""
     seed: int = 42
-    """Of weights, shuffling, negatives and dropout."""
+    """Seed of weights, shuffling, negatives and dropout."""
     device: str = "auto"
-    """auto: the GPU where there is one; else cpu or cuda."""
+    """auto: the GPU if there is one; or cpu, cuda."""
 
     @field_validator("align_to")
     @classmethod
     def _known_model(cls, name: str | None) -> str | None:
         if name is not None and name not in presets():
-            raise ValueError(f"expected a model out of {', '.join(presets())}")
+            raise ValueError(f"expected a model preset out of {', '.join(presets())}")
         return name
 
     @field_validator("loss")

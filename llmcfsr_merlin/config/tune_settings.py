@@ -11,27 +11,27 @@ class TuneConfig(Section):
     """Contrastive fine-tuning of the language model on two augmented copies of each item (inside stage `embed`)."""
 
     enabled: bool = False
-    """Tune the model before it encodes."""
+    """Fine-tune the model before it encodes."""
     method: Literal["full", "lora"] = "full"
     """full: all weights, for small encoders; lora: low-rank adapters (peft), for causal LMs and large encoders."""
     drop: float = Field(0.4, ge=0, lt=1)
-    """Share r of the attributes that each copy loses; at least one is kept."""
+    """Share r of the attributes that each copy drops; at least one is kept."""
     temperature: float = Field(0.05, gt=0)
-    """Of the contrastive softmax over cosines."""
+    """Temperature of the contrastive softmax over cosines."""
     epochs: int = Field(3, ge=1)
-    """Most passes over the items; patience may end it before."""
+    """Maximum number of epochs; tuning may stop earlier (patience)."""
     batch_size: int = Field(128, ge=2)
-    """Items a contrastive batch, over all processes: every other item of the batch is a negative."""
+    """Items per contrastive batch, over all processes: every other item of the batch is a negative."""
     micro_batch: int = Field(64, ge=1)
-    """Texts that one process holds activations of; a larger contrastive batch goes through by gradient caching."""
+    """Texts whose activations one process holds at once; larger contrastive batches use gradient caching."""
     accumulation: int = Field(1, ge=1)
-    """Batches a step of the optimizer."""
+    """Batches per optimizer step."""
     learning_rate: float = Field(2e-5, gt=0)
-    """Highest learning rate, at the end of the warm-up."""
+    """Peak learning rate, at the end of the warm-up."""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises; it falls linearly to zero afterwards."""
+    """Share of the steps used for warm-up; then linear decay to zero."""
     weight_decay: float = Field(0.01, ge=0)
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     lora_rank: int = Field(8, ge=1)
     """method=lora: rank of the adapters."""
     lora_alpha: int = Field(16, ge=1)
@@ -43,14 +43,14 @@ class TuneConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, far less memory."""
     cooccurrence: float = Field(0.0, ge=0, le=1)
-    """Share of the pairs whose second copy is of an item next to the first one in a training sequence."""
+    """Share of the pairs whose second copy comes from a neighbouring item in a training sequence."""
     max_items: int = Field(200_000, ge=10)
     """Items used for tuning, evenly spread over a larger table."""
     holdout: float = Field(0.05, gt=0, lt=0.5)
-    """Share of these items (at most 1000) that is never trained on: attribute retrieval on it decides when to stop."""
+    """Share of these items (at most 1000) held out: attribute retrieval on them decides when to stop."""
     evaluate_every: int = Field(100, ge=1)
     """Steps between two evaluations, each followed by a checkpoint."""
     patience: int = Field(5, ge=1)
-    """Evaluations without a better attribute retrieval before tuning stops."""
+    """Evaluations without better attribute retrieval before tuning stops."""
     seed: int = 42
-    """Of shuffling, augmentation and dropout."""
+    """Seed of shuffling, augmentation and dropout."""

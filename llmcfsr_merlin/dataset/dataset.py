@@ -1,4 +1,4 @@
-"""The prepared data of a run as one object: every model is fitted on it, and all models of a run share it."""
+"""The prepared data of a run as one object, shared by all of its models."""
 
 import copy
 import glob
@@ -24,10 +24,10 @@ _FOLDERS = {"semantic": VECTORS, "lexical": LEXICAL}
 
 
 class Shape(NamedTuple):
-    """The sizes that a model's arrays have.
+    """The sizes of a model's arrays.
 
     n_items: V, the rows of every item-side array, the three reserved ones included. max_length: longest history that is
-    read. semantic, lexical: dimensions of the item vectors, None without.
+    used. semantic, lexical: dimensions of the item vectors, None without.
     """
 
     n_items: int
@@ -37,7 +37,7 @@ class Shape(NamedTuple):
 
 
 class Dataset:
-    """Sequences, splits, vocabulary and item vectors of the stages `prepare` and `embed`, read when asked for.
+    """Sequences, splits, vocabulary and item vectors of the stages `prepare` and `embed`, loaded lazily.
 
     >>> dataset = Dataset.load("runs/beauty")                       # doctest: +SKIP
     >>> dataset = Dataset.from_frames(interactions, items)          # doctest: +SKIP
@@ -48,7 +48,7 @@ class Dataset:
         """prepared, embedded: folders of the stages. max_length: longest history that a model reads."""
         self.prepared, self.embedded, self.max_length = Path(prepared), embedded and Path(embedded), max_length
         self.run: Path | None = None
-        """The run directory that it stands in, if it was loaded from one or made from frames."""
+        """The run directory, if the dataset was loaded from one or created from frames."""
         self._temporary: tempfile.TemporaryDirectory | None = None
         self._hidden: tuple[str, ...] = ()
         self._read: tuple[str, ...] = tuple(_FOLDERS)
@@ -78,11 +78,11 @@ class Dataset:
         config: Config | None = None,
         run: str | Path | None = None,
     ) -> "Dataset":
-        """A dataset from dataframes, by the stages `ingest` and `prepare`: the same rules as for files.
+        """A dataset from dataframes, through the stages `ingest` and `prepare`: the same rules as for files.
 
         interactions: columns user_id, item_id and timestamp (or as config.data.columns names them). items: item_id and
         attributes. config: settings of data, prepare and cluster. run: where the run directory is written; None: into a
-        temporary folder that goes with the dataset. Raises InputError if no interactions are left.
+        temporary folder that is deleted with the dataset. Raises InputError if no interactions are left.
         """
         from llmcfsr_merlin.dataset import ingest_stage, prepare_stage
 
@@ -108,7 +108,7 @@ class Dataset:
         return dataset
 
     def reloaded(self) -> "Dataset":
-        """Its run directory as it is now, e.g. after stage `embed`."""
+        """The dataset of the run directory's current state, e.g. after stage `embed`."""
         if self.run is None:
             raise InputError("expected a dataset of a run directory, found one without")
         dataset = Dataset.load(self.run)
@@ -145,10 +145,10 @@ class Dataset:
         return files
 
     def sequences(self, held_out: int = 2) -> Iterator[list[np.ndarray]]:
-        """Sequences of encoded item ids, int64, without what is held out, in blocks of users.
+        """Sequences of encoded item ids, int64, without held-out items, in blocks of users.
 
-        held_out 2 is the training part; 1 adds validation; 0 test: an item each, or what is between and after the times
-        of a temporal split. A user without an interaction in the part is left out.
+        held_out 2 is the training part; 1 adds validation; 0 adds test: one item each, or what is between and after the
+        times of a temporal split. Users without an interaction in the part are skipped.
         """
         if self._hidden and held_out < 1:
             raise ValueError("the test items of this dataset are hidden")
@@ -164,15 +164,15 @@ class Dataset:
 
     def _vectors_dir(self, name: str) -> Path:
         if self.embedded is None:
-            raise InputError(f"expected {name} vectors of the items, found a dataset without: run stage embed")
+            raise InputError(f"expected {name} vectors of the items, found a dataset without them: run stage embed")
         return self.embedded / _FOLDERS[name]
 
     def reading(self, vectors: Collection[str]) -> "Dataset":
-        """The same for a model that reads these vectors (semantic, lexical): others are not loaded."""
+        """A view that loads only these vectors (semantic, lexical)."""
         return self._changed(_read=tuple(vectors))
 
     def without_test(self) -> "Dataset":
-        """The same for choosing settings: whoever reads a test item gets an error."""
+        """A view for model selection: reading a test item is an error."""
         return self._changed(_hidden=("test",))
 
     def _changed(self, **attributes) -> "Dataset":

@@ -1,4 +1,4 @@
-"""A few users of a run as a person reads them: history, held-out item and recommendations by title."""
+"""Example users of a run: history, held-out item and recommendations by title."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow.dataset as ds
 
 from llmcfsr_merlin.dataset.names import ITEM, ITEMS, SEQUENCES, TITLE, USER, VOCABULARY
-from llmcfsr_merlin.dataset.raw.clean_text import clean
+from llmcfsr_merlin.dataset.raw.fields.clean_text import clean
 from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 
 
 def titles(run_dir: str | Path, ids: Sequence[str]) -> dict[str, str]:
-    """Raw id -> title of the ids that have one; empty where the run's items have no titles."""
+    """Raw id -> title of the ids that have one; empty if the run's items have no titles."""
     folder = Path(run_dir) / "ingest" / ITEMS
     if not any(folder.glob("*.parquet")):
         return {}
@@ -27,7 +27,7 @@ def titles(run_dir: str | Path, ids: Sequence[str]) -> dict[str, str]:
 
 
 def sequences(run_dir: str | Path, users: Sequence[str] | None = None) -> dict[str, list[str]]:
-    """User -> the whole sequence of raw item ids in time order, of the given users or of all.
+    """User -> the full sequence of raw item ids in time order, for the given users or all.
 
     Raises InputError naming a user that the prepared run does not have.
     """
@@ -48,7 +48,7 @@ def sequences(run_dir: str | Path, users: Sequence[str] | None = None) -> dict[s
 
 
 def pick(run_dir: str | Path, count: int, seed: int = 0) -> dict[str, list[str]]:
-    """The sequences of `count` users drawn at random from those with a test item, each up to the last of these."""
+    """Sequences of `count` users drawn at random from those with a test item, each up to its last test item."""
     ends: dict[str, int] = {}
     for block in read_histories(Path(run_dir) / "prepare" / SEQUENCES):
         ends |= {str(block.users[user]): target + 1 for user, target in block.cases("test")}

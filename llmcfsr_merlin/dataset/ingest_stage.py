@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.raw.files.source import find_files, fingerprint
 from llmcfsr_merlin.dataset.raw.ingest import ingest
-from llmcfsr_merlin.dataset.raw.source import find_files, fingerprint
 from llmcfsr_merlin.dataset.raw.synthetic import write_amazon
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
-    """Write run_dir/ingest from the files that config.data names, or from generated ones (format `synthetic`).
+    """Write run_dir/ingest from the files named in config.data, or from generated ones (format `synthetic`).
 
     The stage runs again when the content of a file changes, not when the file is moved.
     """

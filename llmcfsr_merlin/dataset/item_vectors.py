@@ -1,4 +1,4 @@
-"""Vectors as rows of the model's item table: joined by raw id, never by position."""
+"""Joins vectors to the model's item table by raw id, never by position."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class ItemTable:
-    """vectors: (V, D) float32, row r belongs to Categorify code r, rows 0..2 (pad, null, unknown) are zero;
+    """vectors: (V, D) float32, row r belongs to encoded id r, rows 0..2 (pad, null, unknown) are zero;
     has_text: (V,) bool, false for the reserved rows and for items that carry the mean vector. V = items + 3.
     """
 
@@ -41,12 +41,13 @@ def vectors_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def match_ids(ids: pa.Array | pa.ChunkedArray, wanted: pa.Array) -> np.ndarray:
-    """Position of each id in `wanted`, -1 where it is not there; int64."""
+    """Position of each id in `wanted`, -1 if it is not there; int64."""
     return pc.fill_null(pc.index_in(ids, value_set=wanted), -1).to_numpy().astype(np.int64)
 
 
 def read_vectors(directory: Path) -> Iterator[tuple[pa.Array, np.ndarray, np.ndarray]]:
-    """Walk part-*.parquet of a vectors directory: (ids, vectors (n, D) float32, has_text (n,) bool) batch by batch."""
+    """Iterate over part-*.parquet of a vectors directory: (ids, vectors (n, D) float32, has_text (n,) bool) per
+    batch."""
     parts = sorted(Path(directory).glob("part-*.parquet"))
     if not parts:
         raise InputError(f"expected vectors in {directory}/part-*.parquet, found none: run `llmcfsr embed` first")
@@ -56,7 +57,7 @@ def read_vectors(directory: Path) -> Iterator[tuple[pa.Array, np.ndarray, np.nda
             kind = file.schema_arrow.field(VECTOR).type
         except (pa.ArrowInvalid, KeyError) as error:
             raise InputError(
-                f"{part} is no table of {ITEM}, {VECTOR}, {HAS_TEXT} ({error}): run `llmcfsr embed --force`"
+                f"{part}: expected a table of {ITEM}, {VECTOR}, {HAS_TEXT} ({error}): run `llmcfsr embed --force`"
             ) from error
         if not pa.types.is_fixed_size_list(kind):
             raise InputError(
@@ -77,9 +78,9 @@ def vector_dimension(vectors_dir: Path) -> int | None:
 def load_item_table(vocabulary_ids: Sequence[str], vectors_dir: Path) -> ItemTable:
     """Build the item table of a vocabulary.
 
-    vocabulary_ids: raw item ids in code order (code 3 first). vectors_dir: Parquet parts written by the stage `embed`;
-    ids that are not in the vocabulary are ignored. Raises InputError where an item has no vector or two, where a vector
-    holds NaN or infinity, or where parts differ in dimension; each names items.
+    vocabulary_ids: raw item ids in order of their encoded ids (3 first). vectors_dir: Parquet parts written by the
+    stage `embed`; ids that are not in the vocabulary are ignored. Raises InputError if an item has no vector or two, if
+    a vector holds NaN or infinity, or if parts differ in dimension; each names items.
     """
     wanted = pa.array(vocabulary_ids, type=pa.string())
     # All ids are matched in one call, since each call hashes the whole vocabulary.
@@ -91,7 +92,7 @@ def load_item_table(vocabulary_ids: Sequence[str], vectors_dir: Path) -> ItemTab
     if (filled > 1).any():
         twice = ", ".join(vocabulary_ids[row] for row in np.flatnonzero(filled > 1)[:5])
         raise InputError(
-            f"{vectors_dir}: expected one vector an item, found several for {twice}: run `llmcfsr embed --force`"
+            f"{vectors_dir}: expected one vector per item, found several for {twice}: run `llmcfsr embed --force`"
         )
     for ids, batch, text in read_vectors(vectors_dir):
         if vectors is None:

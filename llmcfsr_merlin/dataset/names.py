@@ -1,27 +1,27 @@
-"""What all stages agree on: column names, reserved ids, padding side, artefact names.
+"""The names shared by all stages: columns, reserved ids, padding side, artefacts.
 
-Nobody types a column name twice: every other module takes it from here.
+Every other module imports them from here.
 """
 
 # Columns of the interactions and of everything made from them.
 USER = "user_id"  # string, raw id as in the log
-ITEM = "item_id"  # string (raw) in logs and items; int64 (code) in sequences
-TIME = "timestamp"  # int64, unix seconds, or the position in the user's order where the log has no time
+ITEM = "item_id"  # string (raw id) in logs and items; int64 (encoded id) in sequences
+TIME = "timestamp"  # int64, unix seconds, or the position in the user's order if the log has no time
 SUBSECOND = "subsecond"  # float64 in [0, 1), the part of a second after TIME; logs without the column have 0
 ROW = "row"  # int64, position in the source: the stable tie-break of equal times
-RATING = "rating"  # float32, null where the log has none
-CODE = "code"  # int64, the Categorify code of an item
+RATING = "rating"  # float32, null if the log has none
+CODE = "code"  # int64, the encoded item id (NVTabular's Categorify)
 COUNT = "count"  # int64, interactions of an item in the whole filtered log
 TRAIN_COUNT = "train_count"  # int64, interactions of an item in the training part only
-TITLE = "title"  # string, the item attribute shown to people
+TITLE = "title"  # string, the item attribute that is displayed
 VECTOR = "vector"  # fixed-size list of float32, the semantic vector of an item
 HAS_TEXT = "has_text"  # bool, false where the item had no attribute and carries the mean vector
 
-# NVTabular 23.8 Categorify codes; tests/unit/dataset/test_names.py ties them to a fitted workflow.
+# Encoded ids as NVTabular 23.8 Categorify assigns them; tests/unit/dataset/test_names.py checks a fitted workflow.
 PAD, NULL, OOV = 0, 1, 2
-FIRST_ITEM = 3  # row r of every item-side array belongs to code r; rows below this are never recommended
+FIRST_ITEM = 3  # row r of every item-side array belongs to encoded id r; rows below this are never recommended
 
-# What full ranking does with the user's own items: masked leaves them out (never the target), kept ranks them too.
+# The user's own items in full ranking: masked excludes them (never the target), kept ranks them too.
 MASKED, KEPT = "masked", "kept"
 HISTORY_RULES = (MASKED, KEPT)
 
@@ -30,26 +30,26 @@ HISTORY_RULES = (MASKED, KEPT)
 
 # Artefacts, relative to their stage's directory.
 INTERACTIONS = "interactions"  # ingest: part-*.parquet of USER, ITEM, TIME, SUBSECOND, ROW, RATING
-ITEMS = "items"  # ingest: part-*.parquet of ITEM and one column an attribute (string or list of string)
-SEQUENCES = "sequences"  # prepare: part-*.parquet of USER, ITEM (list of codes, whole history in time order)
+ITEMS = "items"  # ingest: part-*.parquet of ITEM and one column per attribute (string or list of string)
+SEQUENCES = "sequences"  # prepare: part-*.parquet of USER, ITEM (list of encoded ids, full history in time order)
 TRAIN_ITEMS, VALID_ITEMS = "train_items", "valid_items"  # int64, in sequences of a temporal split alone: the user's
 # interactions before validation and before test; the schema's metadata has TARGETS, the setting prepare.targets
 TARGETS = "targets"
-SPLITS = ("train", "valid", "test")  # prepare: part-*.parquet, the rows cut for the model (prepare/sequences.py)
-VOCABULARY = "vocabulary.parquet"  # prepare: ITEM (raw), CODE, COUNT, TRAIN_COUNT; sorted by code, codes 3, 4, ...
+SPLITS = ("train", "valid", "test")  # prepare: part-*.parquet, rows cut to the model's length (prepare/sequences.py)
+VOCABULARY = "vocabulary.parquet"  # prepare: ITEM (raw), CODE, COUNT, TRAIN_COUNT; sorted by CODE, 3, 4, ...
 SCHEMA = "schema.pbtxt"  # prepare: Merlin schema of the splits
-WORKFLOW = "workflow"  # prepare, where NVTabular is installed: its fitted Categorify, for users of merlin-systems
+WORKFLOW = "workflow"  # prepare, if NVTabular is installed: its fitted Categorify, for users of merlin-systems
 VECTORS = "vectors"  # embed: part-*.parquet of ITEM, VECTOR, HAS_TEXT
-LEXICAL = "lexical"  # embed: the same, of the words alone
+LEXICAL = "lexical"  # embed: the same for the lexical vectors
 MODEL_WEIGHTS = "model.safetensors"  # train: all weights and frozen buffers
-MODEL_CONFIG = "model.json"  # train: what is needed to build the network before the weights are read
-TRAIN_HISTORY = "history.json"  # train: one dict an epoch: epoch, loss, ndcg@10, hr@10, seconds
+MODEL_CONFIG = "model.json"  # train: the description from which the model is built before its weights are read
+TRAIN_HISTORY = "history.json"  # train: one dict per epoch: epoch, loss, ndcg@10, hr@10, seconds
 METRICS = "metrics.json"  # evaluate: list of {recipe, seed, protocol, history, weights, group, metric, value, count}
-RANKS = "ranks.parquet"  # evaluate: one row a recipe and user; the target's rank in each protocol and history rule
-CASES = "cases.parquet"  # evaluate: one row a user, its sequence and the stored negatives of the sampled protocol
+RANKS = "ranks.parquet"  # evaluate: one row per recipe and user; the target's rank in each protocol and history rule
+CASES = "cases.parquet"  # evaluate: one row per user, its sequence and the stored negatives of the sampled protocol
 MODEL_REPOSITORY = "model_repo"  # export: the Triton model repository
 
 
 def history_rule(exclude_history: bool) -> str:
-    """The rule that `evaluate.exclude_history` names."""
+    """The history rule of `evaluate.exclude_history`."""
     return MASKED if exclude_history else KEPT

@@ -19,7 +19,7 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
         if previous is not None:
             Manifest.load(previous).verify(previous, remembered=True)
         with engine(config.cluster) as chosen:
-            # Not before the cluster: Merlin imports what touches the GPU, whose workers must be the first to.
+            # After the cluster has started: Merlin's imports touch the GPU, which the workers must do first.
             if previous is not None:
                 from llmcfsr_merlin.dataset.prepare.extend import extend
 
@@ -29,9 +29,9 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
             return prepare(log, out, config.prepare, chosen)
 
     previous = Path(config.prepare.extend) if config.prepare.extend else None
-    # Settings of the other split decide on nothing, so that an earlier run stands.
+    # Settings of the other split have no effect, so they must not invalidate an earlier run.
     settings = config.prepare.model_dump(mode="json", exclude=None if config.prepare.split == "temporal" else _TEMPORAL)
-    if config.prepare.ties == "source":  # as before there was a choice: what was prepared then stands
+    if config.prepare.ties == "source":  # the key from before this setting existed: earlier runs stay valid
         del settings["ties"], settings["seed"]
     if previous is not None:
         earlier = Manifest.load(previous)

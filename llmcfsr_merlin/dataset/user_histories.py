@@ -1,4 +1,4 @@
-"""Whole sequences of users as stage prepare wrote them, and where each is cut into training, validation and test."""
+"""Full user sequences as written by stage prepare, and their cuts into training, validation and test."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.dataset.names import ITEM, SEQUENCES, TARGETS, TRAIN_ITEMS, USER, VALID_ITEMS
 from llmcfsr_merlin.runtime.errors import InputError
 
-_BLOCK = 4096  # users read at a time
+_BLOCK = 4096  # users read at once
 
 
 class Histories(NamedTuple):
     """A block of users.
 
-    users: object [B], raw ids. sequences: of each int64 codes, in order. train, valid: int64 [B], how many of these
-    are before validation and before test: all but two and all but one, or those before the times of a temporal split.
-    targets: last, first or all, which items of validation, and of test, are to be found; None for leave-one-out.
+    users: object [B], raw ids. sequences: encoded ids int64 per user, in order. train, valid: int64 [B], how many of
+    these are before validation and before test: all but two and all but one, or those before the times of a temporal
+    split. targets: last, first or all: which items of validation, and of test, are targets; None for leave-one-out.
     """
 
     users: np.ndarray
@@ -31,8 +31,8 @@ class Histories(NamedTuple):
     def cases(self, split: str) -> Iterator[tuple[int, int]]:
         """(user's position, target's position in the sequence) of each row of `valid` or `test`.
 
-        The history of a target is all that is before it, also what is after the cut. A user without an item before the
-        cut has no row.
+        The history of a target is everything before it, including items after the cut. A user without an item before
+        the cut has no row.
         """
         for user, sequence in enumerate(self.sequences):
             if split == "valid":
@@ -50,7 +50,7 @@ class Histories(NamedTuple):
 
 
 def read_histories(sequences: Path, block: int = _BLOCK) -> Iterator[Histories]:
-    """Stream the part files of a folder `sequences` in file order. InputError where there are none."""
+    """Stream the part files of a folder `sequences` in file order. InputError if there are none."""
     parts = sorted(Path(sequences).glob("*.parquet"))
     if not parts:
         raise InputError(f"expected part files in {sequences}, found none: run `llmcfsr prepare` first")

@@ -1,4 +1,4 @@
-"""Checks of vectors at every hand-over: finite, not zero, not constant (needs.md 28)."""
+"""Validates vectors at every hand-over: finite, not zero, not constant."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from llmcfsr_merlin.runtime.errors import InputError
 
-_CONSTANT = 3  # distinct inputs with the very same vector: two can happen by chance in bfloat16, three do not
+_CONSTANT = 3  # distinct inputs with an identical vector: two can happen by chance in bfloat16, three do not
 
 
 def check_finite(vectors: np.ndarray, ids: Sequence[str], where: str) -> None:
-    """InputError with item ids where a row of `vectors` (N, D) holds NaN or infinity."""
+    """InputError with item ids if a row of `vectors` (N, D) holds NaN or infinity."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise InputError(
@@ -29,8 +29,8 @@ def check_encoded(vectors: np.ndarray, ids: Sequence[str], where: str) -> None:
     if len(counts) and counts.max() >= _CONSTANT:
         same = np.flatnonzero(np.ravel(inverse) == counts.argmax())
         raise InputError(
-            f"{where}: expected different vectors for different texts, found one and the same for {_name(ids, same)}: "
-            "check pooling, embed.max_tokens (too small cuts the texts equal) and the model's weights"
+            f"{where}: expected different vectors for different texts, found the same one for {_name(ids, same)}: "
+            "check pooling, embed.max_tokens (too small truncates texts to the same prefix) and the model's weights"
         )
 
 

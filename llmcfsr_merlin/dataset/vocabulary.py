@@ -1,4 +1,4 @@
-"""Raw item ids to codes and back, in memory: what NVTabular's fitted Categorify does, at microseconds a row."""
+"""Encodes raw item ids and decodes them, in memory: like NVTabular's fitted Categorify, at microseconds per row."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,16 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, OOV, PAD, TRAIN_COUNT
-from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
+from llmcfsr_merlin.dataset.raw.fields.ids import NotAnId, clean_id
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json
 
 
 class Vocabulary:
-    """The items of a run in code order.
+    """The items of a run in order of their encoded ids.
 
-    ids: raw ids; ids[j] has code j + FIRST_ITEM. counts, train_counts: int64 [V], zero on reserved rows; V = len(ids) +
-    FIRST_ITEM. `hash` identifies the mapping: artefacts of another vocabulary are refused.
+    ids: raw ids; ids[j] has encoded id j + FIRST_ITEM. counts, train_counts: int64 [V], zero on reserved rows; V =
+    len(ids) + FIRST_ITEM. `hash` identifies the mapping: artefacts of other vocabularies are refused.
     """
 
     def __init__(self, ids: Sequence[str], counts: np.ndarray | None = None, train_counts: np.ndarray | None = None):
@@ -27,7 +27,7 @@ class Vocabulary:
         self._codes = {raw: code for code, raw in enumerate(self.ids, FIRST_ITEM)}
         if len(self._codes) != len(self.ids):
             raise InputError(
-                "expected one vocabulary row an item, found repeated item ids: run `llmcfsr prepare --force`"
+                "expected one vocabulary row per item, found repeated item ids: run `llmcfsr prepare --force`"
             )
         reserved = np.zeros(FIRST_ITEM, np.int64)
         none = np.zeros(len(self.ids), np.int64)
@@ -39,12 +39,13 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
-        """Read vocabulary.parquet; InputError where codes do not run from FIRST_ITEM without a gap."""
+        """Read vocabulary.parquet; InputError if encoded ids do not run from FIRST_ITEM without gaps."""
         frame = pq.read_table(path).to_pydict()
         codes = frame[CODE]
         if codes != list(range(FIRST_ITEM, FIRST_ITEM + len(codes))):
             raise InputError(
-                f"{path}: expected codes {FIRST_ITEM}, {FIRST_ITEM + 1}, ... in order: run `llmcfsr prepare --force`"
+                f"{path}: expected encoded ids {FIRST_ITEM}, {FIRST_ITEM + 1}, ... in order: "
+                "run `llmcfsr prepare --force`"
             )
         return cls(frame[ITEM], frame[COUNT], frame[TRAIN_COUNT])
 
@@ -56,12 +57,12 @@ class Vocabulary:
         pq.write_table(pa.table(columns), path)
 
     def __len__(self) -> int:
-        """V: the number of rows of every item-side array, reserved rows included."""
+        """V (n_items): the number of rows of every item-side array, reserved rows included."""
         return len(self.ids) + FIRST_ITEM
 
     def encode(self, history: Iterable) -> list[int]:
-        """Codes of one history, whose ids are cleaned as those of a log (clean_id); unknown ones become OOV, None, NaN
-        and empty texts the padding code. Raises InputError for a text or a number instead of a list.
+        """Encode one history; ids are cleaned as those of a log (clean_id); unknown ones become OOV; None, NaN
+        and empty strings become PAD. Raises InputError for a string or a number instead of a list.
 
         >>> Vocabulary(["a", "b", "10"]).encode(["b", "zzz", " a ", 10.0])
         [4, 2, 3, 5]
@@ -71,7 +72,7 @@ class Vocabulary:
         return [self._code(raw) for raw in history]
 
     def _code(self, raw: object) -> int:
-        if isinstance(raw, str):  # as it is, in nearly all cases
+        if isinstance(raw, str):  # already clean in nearly all cases
             found = self._codes.get(raw)
             if found is not None:
                 return found
@@ -82,7 +83,7 @@ class Vocabulary:
         return PAD if text is None else self._codes.get(text, OOV)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Raw ids (object array of the same shape) of codes; reserved codes become None."""
+        """Raw ids (object array of the same shape) of encoded ids; reserved ids become None."""
         codes = np.asarray(codes)
         real = codes >= FIRST_ITEM
         raw = np.full(codes.shape, None, dtype=object)

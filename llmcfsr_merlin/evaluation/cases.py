@@ -1,7 +1,7 @@
-"""Evaluation cases: each user's sequence with the stored candidates of the sampled protocol.
+"""Evaluation cases: each user's sequence with the stored negatives of the sampled protocol.
 
 The papers rank one positive against 100 negatives drawn uniformly from the catalogue without replacement, outside all
-of the user's interactions (LLM-ESR, arXiv 2405.20646, whose code draws anew in every loader worker). Here they are
+of the user's interactions (LLM-ESR, arXiv 2405.20646, whose code redraws in every loader worker). Here they are
 drawn once and stored, so that all models, seeds and runs are ranked against the same items.
 
 A user's draw depends on (seed, user id) only: neither the order of users, nor the partitions, nor the batch size
@@ -24,7 +24,7 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD, SEQUENCES, USER
 from llmcfsr_merlin.dataset.user_histories import lists_of, read_histories
 from llmcfsr_merlin.runtime.errors import InputError
 
-CANDIDATES = "candidates"  # column: list of int64, the negatives' codes
+CANDIDATES = "candidates"  # column: list of int64, the negatives' encoded ids
 TIE = "tie"  # column: float64 in [0, 1), the user's place in ties (metrics.rank_of_target)
 
 _BLOCK = 4096  # users read, drawn and written at a time
@@ -34,10 +34,10 @@ _BLOCK = 4096  # users read, drawn and written at a time
 class Cases:
     """A batch of users, ready to be ranked.
 
-    users: object [B]. histories: int64 [B, L] right-padded, at most `max_length` last items. targets: int64 [B].
-    last: int64 [B], the item before the target. seen: for each user int64 codes of the whole history, target left out.
-    lengths: int64 [B], untruncated history lengths. candidates: int64 [B, n], PAD where a user has fewer than n.
-    tie: float64 [B].
+    users: object [B]. histories: int64 [B, L] right-padded, at most `max_length` last items. targets: int64 [B]. last:
+    int64 [B], the item before the target. seen: for each user encoded ids int64 of the whole history, target left out.
+    lengths: int64 [B], untruncated history lengths. candidates: int64 [B, n], PAD if a user has fewer than n. tie:
+    float64 [B].
     """
 
     users: np.ndarray
@@ -50,25 +50,27 @@ class Cases:
     tie: np.ndarray
 
 
-def draw_negatives(user: str, interactions: np.ndarray, rows: int, count: int, seed: int) -> tuple[np.ndarray, float]:
-    """Negatives of one user and the user's tie number.
+def draw_negatives(
+    user: str, interactions: np.ndarray, n_items: int, count: int, seed: int
+) -> tuple[np.ndarray, float]:
+    """Negatives of one user and the user's tie-breaking number.
 
-    interactions: int64 codes of everything the user touched. rows: V, catalogue rows with the reserved ones.
-    Returns `count` distinct codes in [FIRST_ITEM, rows) outside `interactions` (all of them where there are fewer), and
+    interactions: int64 encoded ids of everything the user touched. n_items: V, reserved rows included.
+    Returns `count` distinct ids in [FIRST_ITEM, n_items) outside `interactions` (all of them if there are fewer), and
     a float in [0, 1).
     """
     digest = hashlib.blake2b(str(user).encode(), digest_size=8, key=str(seed).encode()).digest()
     generator = np.random.default_rng(int.from_bytes(digest, "little"))
     tie = generator.random()
     known = np.unique(interactions)
-    free = rows - FIRST_ITEM - int((known >= FIRST_ITEM).sum())
+    free = n_items - FIRST_ITEM - int((known >= FIRST_ITEM).sum())
     count = min(count, free)
-    if free < 4 * count:  # rejection would repeat itself too often
-        pool = np.setdiff1d(np.arange(FIRST_ITEM, rows), known, assume_unique=True)
+    if free < 4 * count:  # rejection sampling would retry too often
+        pool = np.setdiff1d(np.arange(FIRST_ITEM, n_items), known, assume_unique=True)
         return generator.choice(pool, count, replace=False), tie
     drawn = np.empty(0, np.int64)
     while len(drawn) < count:
-        more = generator.integers(FIRST_ITEM, rows, 2 * count)
+        more = generator.integers(FIRST_ITEM, n_items, 2 * count)
         drawn = np.concatenate([drawn, more[~np.isin(more, known)]])
         drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]  # distinct, in the order drawn
     return drawn[:count], tie
@@ -77,7 +79,7 @@ def draw_negatives(user: str, interactions: np.ndarray, rows: int, count: int, s
 def write_cases(
     prepare: Path,
     path: Path,
-    rows: int,
+    n_items: int,
     *,
     negatives: int = 100,
     seed: int = 42,
@@ -85,7 +87,7 @@ def write_cases(
 ) -> int:
     """Draw and store the cases of all users in one Parquet file; returns their number.
 
-    prepare: the prepare stage's directory; its sequences are read in blocks. rows: V. negatives: 0 stores none (full
+    prepare: the prepare stage's directory; its sequences are read in blocks. n_items: V. negatives: 0 stores none (full
     protocol only). split: `test` ranks the last item; `valid` drops it unread and ranks the one before. In a
     temporal split they rank what prepare.targets says, each after all that is before it (Histories.cases).
     """
@@ -104,12 +106,12 @@ def write_cases(
             for position, target in block.cases(split):
                 user, whole = str(block.users[position]), block.sequences[position]
                 known = whole[: block.valid[position]] if split == "valid" else whole
-                _check_sequence(user, known, rows)
-                key = f"{user} {target}" if block.targets == "all" else user  # another draw for each of a user's rows
-                drawn.append(draw_negatives(key, known, rows, negatives, seed))
+                _check_sequence(user, known, n_items)
+                key = f"{user} {target}" if block.targets == "all" else user  # one draw per row of a user
+                drawn.append(draw_negatives(key, known, n_items, negatives, seed))
                 users.append(user)
                 sequences.append(whole[: target + 1])
-            if not users:  # a temporal split may have none to ask among these
+            if not users:  # a temporal split may have no case among these
                 continue
             table = [users, sequences, [one for one, _ in drawn], [tie for _, tie in drawn]]
             writer.write_table(pa.table([pa.array(column, field.type) for column, field in zip(table, schema)], schema))
@@ -146,7 +148,7 @@ def read_cases(path: Path, max_length: int, batch_size: int, shuffle: int | None
 
 
 def said_negatives(path: Path) -> str:
-    """How many negatives the users of the stored cases have: "100", or "0 to 9" where the catalogue is small."""
+    """How many negatives the users of the stored cases have: "100", or "0 to 9" if the catalogue is small."""
     least, most = [], []
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=[CANDIDATES]):
@@ -159,16 +161,16 @@ def said_negatives(path: Path) -> str:
 
 def _padded(rows: list[np.ndarray]) -> np.ndarray:
     padded = np.full((len(rows), max(map(len, rows), default=0)), PAD, np.int64)
-    for row, codes in enumerate(rows):
-        padded[row, : len(codes)] = codes
+    for row, ids in enumerate(rows):
+        padded[row, : len(ids)] = ids
     return padded
 
 
-def _check_sequence(user: str, sequence: np.ndarray, rows: int) -> None:
+def _check_sequence(user: str, sequence: np.ndarray, n_items: int) -> None:
     if len(sequence) < 2:
         raise InputError(f"expected a history and a target for user {user}, found {len(sequence)} item(s)")
-    if not FIRST_ITEM <= sequence.min() <= sequence.max() < rows:
+    if not FIRST_ITEM <= sequence.min() <= sequence.max() < n_items:
         raise InputError(
-            f"expected item codes {FIRST_ITEM}..{rows - 1} in the sequence of user {user}, found {sequence.min()}.."
-            f"{sequence.max()}: sequences and vocabulary differ, run `llmcfsr prepare --force`"
+            f"expected encoded item ids {FIRST_ITEM}..{n_items - 1} in the sequence of user {user}, "
+            f"found {sequence.min()}..{sequence.max()}: sequences and vocabulary differ, run `llmcfsr prepare --force`"
         )

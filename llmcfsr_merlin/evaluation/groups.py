@@ -79,8 +79,8 @@ def group_masks(
     cold_item: target never seen in training. repeat_item, new_item: whether the target is in the user's history.
     decile_1..10: training popularity of the target, 10 the highest. history_*: LENGTHS.
     order: int64 [V], places of the items in the catalogue's order (catalogue_order), for the groups LAST_PAIR: users
-    whose target comes after their item before it, or before it. In a log that is sorted by item where times are equal,
-    the one group holds pairs in an order that nobody clicked in.
+    whose target comes after, or before, the preceding item in that order. In a log sorted by item within equal times,
+    the first group holds pairs in an order that nobody clicked in.
     """
     target = ranks[TARGET].to_numpy()
     tail = np.asarray(counts)[target] < tail_item
@@ -166,5 +166,5 @@ def _about(dataset: str, recipe: str, seed: int, protocol: str, rule: str, weigh
 
 
 def with_history(metrics: Sequence[dict], rule: str) -> list[dict]:
-    """Metric rows, with the history rule `rule` where an earlier version wrote none: it measured the recipe's alone."""
+    """Metric rows, with the history rule `rule` if an earlier version wrote none: it measured the recipe's alone."""
     return [row if "history" in row else {**row, "history": rule, "weights": rule} for row in metrics]

@@ -2,7 +2,7 @@
 calibration.
 
 For lists of K items of U users, N items, n_i training interactions and u_i training users of item i; the definitions of
-RecTools (`rectools.metrics`) where it has one, and of Steck (Calibrated Recommendations, RecSys 2018) for calibration:
+RecTools (`rectools.metrics`) if it has one, and of Steck (Calibrated Recommendations, RecSys 2018) for calibration:
 
     coverage@K    share of items that are in a list                                                  CatalogCoverage
     gini@K        inequality of how often items are in a list: 0 even, towards 1 concentrated
@@ -42,7 +42,7 @@ class ItemFacts:
 
     @property
     def popularity(self) -> np.ndarray:
-        """float64 [V]: (N + 1 - place) / N, place 1 the most interactions, places dense; 0 where there are none."""
+        """float64 [V]: (N + 1 - place) / N, place 1 the most interactions, places dense; 0 if there are none."""
         counts = self.train_counts[FIRST_ITEM:]
         _, dense = np.unique(-counts[counts > 0], return_inverse=True)
         found = np.zeros(len(self.train_counts))
@@ -131,7 +131,7 @@ class ListSums:
 
 
 def _shares(codes: np.ndarray, categories: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Share of each category in the items of each row, sparse [B, G]; empty where no item has any."""
+    """Share of each category in the items of each row, sparse [B, G]; empty if no item has any."""
     indptr = np.arange(0, codes.size + 1, codes.shape[1])
     weights = (codes != PAD).ravel().astype(np.float64)
     rows = sparse.csr_matrix((weights, codes.ravel(), indptr), (len(codes), categories.shape[0]))

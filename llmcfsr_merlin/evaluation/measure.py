@@ -1,4 +1,4 @@
-"""The evaluate stage's work: every recipe ranked on the same stored cases, ranks and metrics written."""
+"""The work of stage evaluate: ranks every model on the same stored cases and writes ranks and metrics."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ def measure(
 ) -> list[dict]:
     """Write CASES, RANKS and METRICS into `directory`; returns the metric rows.
 
-    models: name -> function that makes its scores, called one after the other so that only one is in memory. name: of
+    models: name -> function that returns its scoring function, called in turn so that only one is in memory. name: of
     the dataset. seed: the training seed, a label of the rows; the candidates have their own, settings.seed.
     """
     prepare, train_counts = dataset.prepared, dataset.train_counts
@@ -49,9 +49,9 @@ def measure(
     write_cases(prepare, directory / CASES, len(train_counts), negatives=negatives, seed=settings.seed)
     protocols = settings.protocols
     if (found := said_negatives(directory / CASES)) != str(negatives):
-        what = f"users are ranked against {found}, all that they had nothing to do with"
+        what = f"users are ranked against {found}, all items they did not interact with"
         if found == "0" and "full" in protocols:
-            protocols, what = ("full",), "everybody had all of them, so only the full protocol is measured"
+            protocols, what = ("full",), "every user interacted with all of them, so only the full protocol is measured"
         _log.warning("the catalogue has too few items for evaluate.sampled_negatives=%d: %s", negatives, what)
     counts = tail_counts(prepare, settings)
     order = np.r_[np.zeros(FIRST_ITEM, np.int64), catalogue_order(dataset.vocabulary.ids.tolist())]
@@ -90,7 +90,7 @@ def compare_runs(
 ) -> list[dict]:
     """Paired comparison of two recipes, of one run or of two (RANKS files), by the main groups.
 
-    prepare: the prepare stage that both were ranked on. Returns rows of `significance.compare`; InputError where a
+    prepare: the prepare stage that both were ranked on. Returns rows of `significance.compare`; InputError if a
     recipe is missing or the runs were not measured on the same users and targets.
     """
     frames = []

@@ -1,4 +1,4 @@
-"""Ranking metrics of one relevant item a user, from its rank.
+"""Ranking metrics for one relevant item per user, from its rank.
 
 Ranks are 1-based: 1 is the best place. With one relevant item the ideal DCG is 1, so that for user u of rank r_u
 
@@ -28,7 +28,7 @@ def check_scores(scores: Tensor) -> None:
 def rank_of_target(scores: Tensor, targets: Tensor, tie: Tensor, checked: bool = False) -> Tensor:
     """1-based rank of each row's target among the columns of `scores`.
 
-    scores: float [B, C]. targets: int64 [B], the target's column. tie: float64 [B] in [0, 1), drawn once a user.
+    scores: float [B, C]. targets: int64 [B], the target's column. tie: float64 [B] in [0, 1), drawn once per user.
     Ties: a target that equals m other columns takes one of the m + 1 places of the tie, number floor(tie * (m + 1)).
     With uniform `tie` this is a random order of the tied items, so that a constant scorer scores at chance; the same
     numbers serve all models, and neither the batch nor the order of the columns changes a rank. Returns int64 [B].
@@ -101,5 +101,5 @@ class MetricSums:
             self.sums[name] += float(values.sum())
 
     def means(self) -> dict[str, float]:
-        """Metric -> mean over all users so far; NaN where there was none."""
+        """Metric -> mean over all users so far; NaN if there was none."""
         return {name: total / self.count if self.count else float("nan") for name, total in self.sums.items()}

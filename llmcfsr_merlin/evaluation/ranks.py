@@ -1,6 +1,6 @@
-"""Ranks of all users for any scorer, in batches: memory holds one batch of scores and a few numbers a user.
+"""Ranks of all users for any scorer, in batches: memory holds one batch of scores and a few numbers per user.
 
->>> write_cases(run / "prepare", cases, rows=len(vocabulary))  # doctest: +SKIP
+>>> write_cases(run / "prepare", cases, n_items=len(vocabulary))  # doctest: +SKIP
 >>> result = rank_users(ranker.by_history(KEPT), cases, train_counts=counts, max_length=50)  # doctest: +SKIP
 >>> write_ranks(out / RANKS, [("llm_cfsr", 42, result.ranks)])  # doctest: +SKIP
 """
@@ -23,13 +23,13 @@ from llmcfsr_merlin.evaluation.lists import ItemFacts, ListSums
 from llmcfsr_merlin.evaluation.metrics import check_scores, counts, place, rank_of_target
 from llmcfsr_merlin.scoring.ranker import select_top_k
 
-# Histories int64 [B, L] -> scores float32 [B, V]; or history rule -> scores, where the rules have weights of their own.
+# Histories int64 [B, L] -> scores float32 [B, V]; or history rule -> scores, if the rules have weights of their own.
 # A rule that is not among them is ranked by the scores of the other.
 ScoreFunction = Callable[[Tensor], Tensor | Mapping[str, Tensor]]
 
-TARGET = "target"  # int64, code of the held-out item
+TARGET = "target"  # int64, encoded id of the held-out item
 HISTORY_LENGTH = "history_length"  # int64, untruncated
-LAST = "last"  # int64, code of the item before it
+LAST = "last"  # int64, encoded id of the item before it
 REPEAT = "repeat"  # bool, whether the target is in the untruncated history
 PROTOCOLS = ("full", "sampled")
 # (protocol, history rule) -> int64 column, 1-based. Sampled candidates are no items of the history, so that there the
@@ -41,7 +41,7 @@ SCORES_HELD = 1 << 26  # users times items
 
 @dataclass(frozen=True)
 class Ranking:
-    """ranks: one row a user (USER, TARGET, LAST, HISTORY_LENGTH and a RANK column a protocol and history rule).
+    """ranks: one row per user (USER, TARGET, LAST, HISTORY_LENGTH and one RANK column per protocol and history rule).
 
     catalogue: history rule -> the measures of the full-catalogue lists (lists.py); empty without the full protocol.
     weights: history rule -> the rule that the score weights were chosen for.
@@ -66,21 +66,21 @@ def rank_users(
     facts: ItemFacts | None = None,
     shuffle: int | None = None,
 ) -> Ranking:
-    """Rank the target of every case under both history rules; users are scored once.
+    """Rank the target of every case under both history rules; each user is scored once.
 
     full: among all real items; masked leaves the items of the untruncated history out (the target is always in, also
-    where it is a repeat), kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.
+    if it is a repeat), kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.
     batch_size: users at once, at most; fewer in a catalogue so large that their scores would be more than SCORES_HELD.
     facts: of the items, for the measures of the lists (ItemFacts(train_counts) without them). shuffle: a seed; the
-    histories are scored in a random order. Raises ValueError where the scorer returns another shape than [B, V] or NaN.
+    histories are scored in a random order. Raises ValueError if the scorer returns another shape than [B, V] or NaN.
     """
-    rows = len(train_counts)
+    n_items = len(train_counts)
     facts = facts or ItemFacts(train_counts)
     lists = {rule: ListSums(ks, facts) for rule in HISTORY_RULES}
     weights = {rule: rule for rule in HISTORY_RULES}
     found: list[dict[str, np.ndarray]] = []
     total = pq.read_metadata(cases).num_rows
-    batch_size = max(1, min(batch_size, SCORES_HELD // rows))
+    batch_size = max(1, min(batch_size, SCORES_HELD // n_items))
     with tqdm(total=total, desc=name, unit=" users", disable=None) as progress:
         for batch in read_cases(cases, max_length, batch_size, shuffle):
             scores = scorer(torch.from_numpy(batch.histories))
@@ -95,9 +95,9 @@ def rank_users(
             full: dict[int, _Full] = {}
             for rule in HISTORY_RULES:
                 of_rule = scores[weights[rule]]
-                if of_rule.shape != (len(batch.users), rows):
+                if of_rule.shape != (len(batch.users), n_items):
                     raise ValueError(
-                        f"expected scores [{len(batch.users)}, {rows}], found {list(of_rule.shape)} ({name})"
+                        f"expected scores [{len(batch.users)}, {n_items}], found {list(of_rule.shape)} ({name})"
                     )
                 if "sampled" in protocols:
                     if id(of_rule) not in sampled:
@@ -151,7 +151,7 @@ class _Full:
         self.row, self.column = (torch.from_numpy(part).to(device) for part in np.divmod(seen, width))
 
     def ranked(self, k: int, exclude_history: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks int64 [B] among all real items, and the codes of the k that would be shown."""
+        """Ranks int64 [B] among all real items, and the encoded ids of the k that would be shown."""
         above, tied = self.above, self.tied
         if exclude_history:  # in place and back again: a copy of the scores is slower than what is left to do
             before, own = self.real[self.row, self.column], self.own[self.row, 0]

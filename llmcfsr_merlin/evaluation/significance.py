@@ -2,7 +2,7 @@
 
 Users are the sampling unit. With several seeds, or several targets (prepare.targets=all), a user's value is the mean
 over them, so that the interval says how the difference would vary with other users, not with other seeds: report the
-spread over seeds beside it.
+spread over seeds as well.
 """
 
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ def compare(
 ) -> list[dict]:
     """Compare `ranks` with `base` in every protocol and history rule that both hold, for every group and metric.
 
-    ranks, base: frames of rank_users, one row a case (and seed, where there is a SEED column); a user's cases have
+    ranks, base: frames of rank_users, one row per case (and seed, if there is a SEED column); a user's cases have
     different history lengths. masks: of `group_masks` on `base` (on one seed of it), in its order. Returns rows
     {protocol, history, group, metric, base, value, difference, relative, low, high, p, p_holm, count}: difference =
     value - base, [low, high] its percentile bootstrap interval, p the two-sided paired sign-flip permutation test,
     p_holm corrected over all rows of a history rule.
-    Raises InputError where the two were not measured on the same users and targets.
+    Raises InputError if the two were not measured on the same users and targets.
     """
     cases = distinct_cases(base)
     _check_same_cases(ranks, base, len(cases))

@@ -1,4 +1,4 @@
-"""pyarrow before 14.0.1 runs code that a Parquet, Arrow or Feather file brings (CVE-2023-47248)."""
+"""Closes CVE-2023-47248: pyarrow before 14.0.1 runs code embedded in Parquet, Arrow or Feather files."""
 
 import importlib
 from importlib import metadata
@@ -10,15 +10,15 @@ _REPAIRED = ">=14.0.1"
 
 
 def check_arrow() -> None:
-    """Switch the hole of an old pyarrow off, by pyarrow-hotfix; MissingDependency where that is not installed."""
+    """Apply pyarrow-hotfix to an old pyarrow; MissingDependency if it is not installed."""
     try:
         found = metadata.version("pyarrow")
-    except metadata.PackageNotFoundError:  # who needs it says so
+    except metadata.PackageNotFoundError:  # reported by whoever needs it
         return
     if fits(found, _REPAIRED):
         return
     try:
-        importlib.import_module("pyarrow_hotfix")  # importing it is all that it takes
+        importlib.import_module("pyarrow_hotfix")  # importing it applies the fix
     except ImportError as error:
         raise MissingDependency(
             f"pyarrow {found} runs code that a Parquet file brings (CVE-2023-47248): pip install pyarrow-hotfix, or "

@@ -1,4 +1,4 @@
-"""One GPU under this process: cudf and cupy over one pool of device memory that ends with the work."""
+"""One GPU for this process: cudf and cupy share a pool of device memory that is released after the work."""
 
 import gc
 import importlib
@@ -9,13 +9,13 @@ from types import ModuleType
 
 import numpy as np
 
-_ALIGN = 256  # bytes; rmm wants multiples of it
+_ALIGN = 256  # bytes; rmm requires multiples of it
 
 
 def libraries() -> tuple[ModuleType, ModuleType]:
     """(cudf, cupy)."""
     for old, new in (("row_stack", "vstack"), ("in1d", "isin"), ("trapz", "trapezoid")):
-        if not hasattr(np, old):  # numba-cuda 0.30, which cudf imports, has not heard of numpy 2.5
+        if not hasattr(np, old):  # numba-cuda 0.30, which cudf imports, does not support numpy 2.5
             setattr(np, old, getattr(np, new))
     return importlib.import_module("cudf"), importlib.import_module("cupy")
 
@@ -27,9 +27,9 @@ def to_host(values) -> np.ndarray:
 
 @contextmanager
 def open_device(free: int) -> Iterator[tuple[ModuleType, ModuleType]]:
-    """(cudf, cupy), both over one rmm pool that starts at half of `free` bytes and is given back at the end.
+    """(cudf, cupy), both on one rmm pool that starts at half of `free` bytes and is released at the end.
 
-    Drop every array before that. Where rmm has no such pool, each library allocates for itself: slower, not wrong.
+    Drop every array before that. If rmm has no such pool, each library allocates for itself: slower, but correct.
     """
     os.environ.setdefault("KVIKIO_NTHREADS", str(min(os.cpu_count() or 1, 16)))  # threads that read one file
     cudf, cupy = libraries()
@@ -40,7 +40,7 @@ def open_device(free: int) -> Iterator[tuple[ModuleType, ModuleType]]:
         yield cudf, cupy
     finally:
         if before is not None:
-            gc.collect()  # a frame in a cycle would hold the pool
+            gc.collect()  # a reference cycle would keep the pool alive
             rmm = importlib.import_module("rmm")
             rmm.mr.set_current_device_resource(before[0])
             cupy.cuda.set_allocator(before[1])

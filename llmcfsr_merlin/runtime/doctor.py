@@ -1,7 +1,7 @@
-"""`llmcfsr doctor`: says what is here, which installed version does not fit, and the command that fixes it.
+"""`llmcfsr doctor`: reports what is installed, which versions conflict, and the command that fixes it.
 
-It starts with nothing but Python: packages that may be missing, broken or crash on import are imported in processes of
-their own. Run it as `python -m llmcfsr_merlin.runtime.doctor` where the command line itself does not start.
+It needs only Python to start: packages that may be missing, broken or crash on import are imported in separate
+processes. Run it as `python -m llmcfsr_merlin.runtime.doctor` if the command line itself does not start.
 """
 
 import ctypes
@@ -44,7 +44,7 @@ def installed(name: str) -> str | None:
 
 
 def run_python(code: str) -> tuple[int, str]:
-    """Run code in a new interpreter: its exit code, and the last line it printed (of stderr where it failed)."""
+    """Run code in a new interpreter; returns the exit code and the last line printed (of stderr if it failed)."""
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
     except subprocess.TimeoutExpired:
@@ -58,7 +58,7 @@ def doctor(
     execute: Callable[[str], tuple[int, str]] = run_python,
     python: tuple[int, int, int] = sys.version_info[:3],
 ) -> list[Check]:
-    """All checks, in the order of the report. `version` and `execute` are the two questions asked of the machine."""
+    """All checks, in the order of the report. `version` and `execute` query the machine."""
     if version("packaging") is None:  # compares versions; every installation has it
         return [_python(python), Check("packaging", "error", "not installed", f"make setup, or {PIP} packaging")]
     slow = [lambda: _torch(execute, python), lambda: _cudf(execute)]
@@ -87,7 +87,7 @@ def shared_python() -> str | None:
 
 
 def report(checks: list[Check]) -> str:
-    """The checks as a table, and a last line with the verdict."""
+    """The checks as a table, and a summary line."""
     errors = sum(check.status == "error" for check in checks)
     verdict = f"{errors} problem(s): fix them from the top" if errors else "`llmcfsr demo` can run here"
     try:
@@ -109,7 +109,7 @@ def report(checks: list[Check]) -> str:
 
 
 def main() -> int:
-    """Print the report; 0 where `llmcfsr demo` can run, else 1."""
+    """Print the report; 0 if `llmcfsr demo` can run, else 1."""
     checks = doctor()
     print(report(checks))
     return int(any(check.status == "error" for check in checks))
@@ -153,16 +153,16 @@ def _versions(version: Callable[[str], str | None], python: tuple[int, ...]) -> 
 
 
 def _merlin(version: Callable[[str], str | None], python: tuple[int, ...]) -> list[Check]:
-    """What is not there of Merlin, and what follows from it."""
+    """The missing parts of Merlin, and the consequences."""
     absent = [package for package in supported(python) if package.name in MERLIN and version(package.name) is None]
     if not absent:
         return []
     names = [package.name for package in absent]
     found = f"not installed: {', '.join(names)}"
     if "nvtabular" in names:
-        found += "; prepare writes the same without, but no NVTabular workflow"
+        found += "; prepare writes the same output, but no NVTabular workflow"
     if "transformers4rec" in names:
-        found += "; train takes transformers' own Trainer"
+        found += "; train uses transformers' own Trainer"
     pins = " ".join(f"'{package.name}=={package.pin}'" for package in absent)
     fix = f"{PIP} {pins}"
     if any(package.alone for package in absent):  # built by this environment's setuptools, which has pkg_resources
@@ -204,7 +204,7 @@ def _torch(execute: Callable[[str], tuple[int, str]], python: tuple[int, ...]) -
     for name, major, minor in gpus:
         found = f"{name}, compute capability {major}.{minor}, torch {version} for CUDA {cuda}"
         if not any(_covers(architecture, major, minor) for architecture in architectures):
-            action = "this torch has no code for this GPU: install one built for a newer CUDA"
+            action = "this torch has no kernels for this GPU: install one built for a newer CUDA"
             if major >= 10:
                 action += "; the Merlin 23.12 container ends at Hopper (docs/environments.md, Blackwell)"
             checks.append(Check("GPU", "warn", found, action))
@@ -212,12 +212,12 @@ def _torch(execute: Callable[[str], tuple[int, str]], python: tuple[int, ...]) -
             action = "Merlin's container ends at Hopper: use Python 3.12 or 3.13 (docs/environments.md, Blackwell)"
             checks.append(Check("GPU", "note" if python < (3, 12) else "ok", found, action))
         else:
-            checks.append(Check("GPU", "ok", found, "training and encoding take it, serving by serve.device=gpu"))
+            checks.append(Check("GPU", "ok", found, "training and encoding use it; serving with serve.device=gpu"))
     return checks
 
 
 def _covers(architecture: str, major: int, minor: int) -> bool:
-    """Whether code for e.g. sm_80 (same major, minor not above) or compute_80 (PTX: any newer) runs on the GPU."""
+    """Whether code for e.g. sm_80 (same major, minor not above) or compute_80 (PTX: any newer GPU) runs on the GPU."""
     kind, _, number = architecture.partition("_")
     digits = number.rstrip("abcdefghijklmnopqrstuvwxyz")
     if not digits.isdigit():
@@ -249,7 +249,7 @@ def _encoder() -> Check:
 
 def _triton(version: Callable[[str], str | None], python: tuple[int, ...]) -> list[Check]:
     fix = f"{PIP} 'nvidia-pytriton==0.5.14' 'tritonclient[grpc,http]==2.66.0'"
-    if python >= (3, 12):  # its metadata asks for numpy 1
+    if python >= (3, 12):  # its metadata requires numpy 1
         fix = f"{PIP} 'tritonclient[grpc,http]==2.73.0' && {PIP} --no-deps 'nvidia-pytriton==0.7.0'"
     found = version("tritonclient")
     client = Check("tritonclient", "ok", found) if found else Check("tritonclient", "error", "not installed", fix)
@@ -265,13 +265,13 @@ def _triton(version: Callable[[str], str | None], python: tuple[int, ...]) -> li
 
 
 def _triton_version(binary: Path) -> str | None:
-    """Version of the server in a container: it stands beside the binary's folder."""
+    """Version of the server in a container, from a file beside the binary's folder."""
     path = binary.resolve().parent.parent / "TRITON_VERSION"
     return path.read_text().strip() if path.is_file() else None
 
 
 def _triton_cves(version: str | None) -> list[Check]:
-    """The known holes of this server; all of them where the version is unknown."""
+    """Known vulnerabilities of this server; all of them if the version is unknown."""
     action = (
         "keep its ports on loopback or behind a gateway; reported fixed from container {} on (Dockerfile, target serve)"
     )
@@ -313,13 +313,13 @@ def _resources() -> list[Check]:
 
 
 def _arrow(version: Callable[[str], str | None]) -> list[Check]:
-    """A hole that our code does reach: it reads the Parquet of others."""
+    """A vulnerability that our code can reach: it reads Parquet files of others."""
     found, repair = version("pyarrow"), version("pyarrow-hotfix")
     if not found or fits(found, ">=14.0.1"):
         return []
     if repair:
-        return [Check("security", "note", f"pyarrow {found}: CVE-2023-47248, closed by pyarrow-hotfix {repair}")]
-    what = f"pyarrow {found}: CVE-2023-47248 (a Parquet file can bring code that runs)"
+        return [Check("security", "note", f"pyarrow {found}: CVE-2023-47248, fixed by pyarrow-hotfix {repair}")]
+    what = f"pyarrow {found}: CVE-2023-47248 (a Parquet file can execute code)"
     return [Check("security", "error", what, f"{PIP} pyarrow-hotfix")]
 
 
@@ -328,7 +328,7 @@ def _cves(version: Callable[[str], str | None]) -> list[Check]:
     for name, below, numbers, why in CVES:
         found = version(name)
         if found and fits(found, f"<{below}"):
-            action = "this project never calls it; do not load files of others with it"
+            action = "this project never calls it; do not load untrusted files with it"
             checks.append(Check("security", "note", f"{name} {found}: {numbers} ({why})", action))
     return checks
 

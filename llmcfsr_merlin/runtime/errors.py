@@ -1,4 +1,4 @@
-"""The errors that a user can cause and fix. The CLI prints them as one line and exits with 1."""
+"""Errors that a user can cause and fix. The CLI prints them as one line and exits with 1."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,4 @@ class InputError(ValueError):
 
 
 class MissingDependency(ImportError):
-    """An optional part is not installed. The message names the package and the command that installs it."""
+    """An optional dependency is not installed. The message names the package and the command that installs it."""

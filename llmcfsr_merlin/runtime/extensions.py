@@ -2,7 +2,7 @@
 
 A recipe is trusted like code: what it names is imported. A model folder is not: inside `only_allowed`, which every
 loading of a saved model is, a name is imported if the caller allows it (an argument, or the environment variable
-LLMCFSR_EXTENSIONS, names separated by commas), or if an installed package has registered it as an entry point of the
+LLMCFSR_EXTENSIONS, comma-separated names), or if an installed package registers it as an entry point of the
 group `llmcfsr_merlin.extensions`.
 """
 
@@ -20,7 +20,7 @@ _allowed: ContextVar[frozenset[str] | None] = ContextVar("allowed", default=None
 
 
 def load_class(name: str):
-    """Import `package.module:Name`; InputError if it is not there, or not allowed where a saved model names it."""
+    """Import `package.module:Name`; InputError if it is missing, or not allowed if a saved model names it."""
     module, separator, attribute = name.partition(":")
     if not (separator and module and attribute):
         raise InputError(f"expected module:Name, found {name!r}")
@@ -40,7 +40,7 @@ def load_class(name: str):
 
 @contextmanager
 def only_allowed(names: Iterable[str]) -> Iterator[None]:
-    """While this lasts, load_class imports `names` and registered ones, nothing else."""
+    """Within this context, load_class imports only `names` and registered extensions."""
     token = _allowed.set(frozenset(names))
     try:
         yield

@@ -1,4 +1,4 @@
-"""What the machine does to long work (disk, memory, descriptors, workers), told in one line."""
+"""Turns disk-full, out-of-memory, descriptor limits and lost workers into one-line user errors."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 
-_AGAIN = "then run the same command again, it continues"
+_AGAIN = "then run the same command again to continue"
 _FULL, _LIMIT, _DENIED, _FILES, _MEMORY, _BROKEN, _PROCESSES, _UNWRITTEN = range(8)
 _KIND = {
     errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _LIMIT,
@@ -17,7 +17,7 @@ _KIND = {
     errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.ENOMEM: _MEMORY,
     errno.EIO: _BROKEN, errno.ESTALE: _BROKEN, errno.EREMOTEIO: _BROKEN,
 }  # fmt: skip
-# Libraries that hide the errno: safetensors (Rust), torch's and Arrow's writers, sqlite, the loader of shared objects.
+# Libraries that hide the errno: safetensors (Rust), torch's and Arrow's writers, sqlite, the dynamic loader.
 _TEXTS = (
     (_FULL, ("no space left", "quota exceeded", "storagefull", "disk is full", "errno 28", "os error 28", "code: 28")),
     (_LIMIT, ("file too large", "filetoolarge", "errno 27", "os error 27", "code: 27")),
@@ -35,9 +35,9 @@ _SMALLER = {"embed": "embed.batch_size", "train": "train.batch_size", "evaluate"
 
 @contextmanager
 def clear_failures(stage: str, smaller: str | None = None) -> Iterator[None]:
-    """Turn what the machine lacks into an InputError of one line that says what to do; other errors pass unchanged.
+    """Turn resource exhaustion into a one-line InputError that says what to do; other errors pass unchanged.
 
-    smaller: the setting to lower where memory runs out, by default that of the stage.
+    smaller: the setting to lower if memory runs out; default: the stage's.
     """
     try:
         yield
@@ -49,9 +49,9 @@ def clear_failures(stage: str, smaller: str | None = None) -> Iterator[None]:
 
 
 def machine_failure(error: BaseException, smaller: str | None = None) -> str | None:
-    """What the machine lacked and what to do about it, without a full stop; None for an error of another kind.
+    """What ran out and what to do about it, without a full stop; None for other errors.
 
-    An error that was raised because of another one is looked through. smaller: a setting to lower for less memory.
+    Chained exceptions are searched too. smaller: a setting to lower for less memory.
     """
     seen: list[BaseException] = []
     one: BaseException | None = error
@@ -69,13 +69,13 @@ def _named(error: BaseException, smaller: str | None) -> str | None:
     name, fewer = type(error).__name__, f"set {smaller} lower" if smaller else "close what else uses memory"
     if name == "KilledWorker":  # by name: without a dask cluster nothing of dask is imported
         return (
-            "a dask worker died again and again, most often from too little memory: set cluster.partition_size lower "
+            "a dask worker kept dying, most likely out of memory: set cluster.partition_size lower "
             "or cluster.memory_limit higher"
         )
     if isinstance(error, CancelledError):
-        return "the dask scheduler went away: start it again or another one"
+        return "the dask scheduler disappeared: start it again or use another one"
     if name in ("BrokenProcessPool", "ProcessExitedException"):
-        return f"a process of this command was ended from outside, most often for want of memory: {fewer}"
+        return f"a process of this command was killed, most likely out of memory: {fewer}"
     if name == "OutOfMemoryError":
         return f"out of memory on the GPU: {fewer}"
     if isinstance(error, MemoryError):
@@ -99,7 +99,7 @@ def _told(kind: int, error: BaseException, fewer: str) -> str:
     if kind == _FULL:
         return f"the disk is full{which}: free space or move the run directory"
     if kind == _LIMIT:
-        return f"a file grew past the limit of file sizes{which}: raise it (ulimit -f unlimited)"
+        return f"a file exceeded the file size limit{which}: raise it (ulimit -f unlimited)"
     if kind == _DENIED:
         what = which or f" ({' '.join(str(error).split())[:120]})"
         return f"no permission to read or write{what}: make it accessible to this user, or choose another folder"
@@ -107,7 +107,7 @@ def _told(kind: int, error: BaseException, fewer: str) -> str:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return f"too many open files{which}, the limit is {limit}: raise it (ulimit -n {max(4096, 4 * limit)})"
     if kind == _PROCESSES:
-        return "no further thread or process may be started: raise the limit (ulimit -u) or set cluster.workers lower"
+        return "no more threads or processes can be started: raise the limit (ulimit -u) or set cluster.workers lower"
     if kind == _BROKEN:
         return f"the disk failed ({' '.join(str(error).split())[:120]}): check it or move the run directory"
     return f"out of memory: {fewer}"

@@ -1,17 +1,17 @@
-"""Files that are whole or not there, readable as the umask says, and hashed once."""
+"""Files that are complete or absent, readable as the umask says, and hashed once."""
 
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
-CHECKSUMS = "checksums.json"  # in a stage's directory: what was hashed, and what the file was like then
-_TEMPORARY = re.compile(r"\..+\.\d+")  # .<name>.<process>: what all writers of this project rename from
+CHECKSUMS = "checksums.json"  # in a stage's directory: hashes, with each file's size and times
+_TEMPORARY = re.compile(r"\..+\.\d+")  # .<name>.<process>: temporary names of all writers in this project
 
 
 def sha256_file(path: Path) -> str:
@@ -24,7 +24,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Bring a file or folder to the disk; a file system that cannot do so for folders is left alone."""
+    """fsync a file or folder; file systems that cannot sync folders are ignored."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,42 +35,48 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value) -> None:
-    """Write JSON to a temporary name, bring it to the disk, and rename."""
+@contextmanager
+def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A temporary name to write to, renamed to `path` at the end; nothing is left of a block that fails.
+
+    durable: brought to the disk before, so that a machine that stops leaves the old file or the new one.
+    """
     temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
-        sync(temporary)
+        yield temporary
+        if durable:
+            sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value) -> None:
+    """Write JSON, whole and durable."""
+    with whole(path, durable=True) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
 
 
 def save_tensors(tensors: Mapping, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors (all of torch or all of numpy) as safetensors to a temporary name, sync, and rename."""
+    """Write tensors (all of torch or all of numpy) as safetensors, whole and durable."""
     of_numpy = all(type(tensor).__module__ == "numpy" for tensor in tensors.values())
     save_file = import_module("safetensors.numpy" if of_numpy else "safetensors.torch").save_file
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    try:
+    with whole(path, durable=True) as temporary:
         save_file(dict(tensors), str(temporary), metadata=metadata)
-        sync(temporary)
         temporary.chmod(_new_file_mode(temporary.parent))  # safetensors writes 0600
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_temporary(directory: Path, *, below: bool = True) -> None:
-    """Remove the temporary files that a killed process left in a directory, and in those below it."""
+    """Remove the temporary files that a killed process left in a directory and below it."""
     for path in directory.rglob(".*") if below else directory.glob(".*"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink()
 
 
 def open_to_umask(directory: Path) -> None:
-    """Give the files and folders below a directory the modes that new ones have here.
+    """Give the files and folders below a directory the modes of newly created ones.
 
-    Some libraries write through temporary files of mode 0600, which other users then cannot read.
+    Some libraries write temporary files with mode 0600, which other users cannot read after the rename.
     """
     mode = _new_file_mode(directory)
     for path in directory.rglob("*"):
@@ -82,7 +88,7 @@ def open_to_umask(directory: Path) -> None:
 
 
 def _new_file_mode(directory: Path) -> int:
-    """The umask can only be asked by setting it, for all threads; a new file also knows the folder's own rules."""
+    """Reading the umask means setting it, for all threads; a new file also reflects the folder's own rules."""
     probe = directory / f".umask.{os.getpid()}"
     try:
         probe.touch()
@@ -92,7 +98,7 @@ def _new_file_mode(directory: Path) -> int:
 
 
 def remove(path: Path, last: str | None = None) -> None:
-    """Remove a folder with all in it, the file `last` at the end: what a stopped removal leaves is known by it."""
+    """Remove a folder and its contents, the file `last` at the end: it identifies an interrupted removal."""
     if path.is_symlink() or path.is_file():
         path.unlink()
         return
@@ -108,9 +114,9 @@ def remove(path: Path, last: str | None = None) -> None:
 
 
 class Checksums:
-    """sha256 of the files of a directory; a file that is as it was when it was hashed is not hashed again.
+    """sha256 of the files of a directory; unchanged files are not hashed again.
 
-    "As it was": size, times of the last change of content and status (nanoseconds) and inode.
+    Unchanged: same size, mtime and ctime (nanoseconds) and inode.
     """
 
     def __init__(self, directory: Path):
@@ -125,11 +131,11 @@ class Checksums:
 
     @property
     def found(self) -> bool:
-        """Whether there was such a record: the directory was written by this project."""
+        """Whether the record exists: then the directory was written by this project."""
         return bool(self._known)
 
     def sha256(self, name: str) -> str:
-        """Of the file `name` (a relative path)."""
+        """sha256 of the file `name` (a relative path)."""
         status = os.stat(self.directory / name)
         state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         entry = self._known.get(name)
@@ -139,7 +145,7 @@ class Checksums:
         return entry[4]
 
     def save(self) -> None:
-        """Remember for the next time; a directory that cannot be written is hashed again then."""
+        """Store the record; a directory that cannot be written is hashed again next time."""
         if self._changed:
             with suppress(OSError):
                 write_json(self.directory / CHECKSUMS, self._known)

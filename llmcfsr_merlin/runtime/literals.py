@@ -1,4 +1,4 @@
-"""Python literals, read by several threads."""
+"""Thread-safe parsing of Python literals."""
 
 import ast
 import threading
@@ -8,6 +8,6 @@ PARSER = threading.Lock()
 
 
 def literal(text: str) -> object:
-    """ast.literal_eval, one thread at a time; raises what that does."""
+    """ast.literal_eval, one thread at a time; raises the same errors."""
     with PARSER:
         return ast.literal_eval(text)

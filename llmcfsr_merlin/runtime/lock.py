@@ -1,4 +1,4 @@
-"""One writer a run directory: a lock of the kernel's, and beside it the name of who holds it."""
+"""One writer per run directory: a kernel file lock that records its owner."""
 
 import errno
 import fcntl
@@ -18,13 +18,13 @@ import psutil
 
 from llmcfsr_merlin.runtime.errors import InputError
 
-LOCK = ".llmcfsr.lock"  # in the run directory while somebody writes it, or was killed
+LOCK = ".llmcfsr.lock"  # in the run directory while it is written, or after its writer was killed
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems
 
 
 @dataclass
 class _Held:
-    """A lock of this process; depth: how often it was entered."""
+    """A lock held by this process; depth: how often it was entered."""
 
     descriptor: int
     process: int
@@ -38,9 +38,9 @@ _guard = threading.Lock()
 
 @contextmanager
 def run_lock(run: str | Path) -> Iterator[None]:
-    """Hold the run directory (created where it is missing) for writing.
+    """Hold the run directory (created if it is missing) for writing.
 
-    Raises InputError with the owner's command, process and host where another process, or another thread of this one,
+    Raises InputError with the owner's command, process and host if another process, or another thread of this one,
     holds it. The same thread may enter again. The kernel releases the lock of a process that is killed.
     """
     run = Path(run)
@@ -65,7 +65,7 @@ def run_lock(run: str | Path) -> Iterator[None]:
             if not held.depth:
                 del _held[path]
                 with suppress(OSError):
-                    path.unlink()  # before it is let go, see _acquire
+                    path.unlink()  # before the lock is released, see _acquire
                 os.close(held.descriptor)
                 if made:
                     with suppress(OSError):
@@ -73,15 +73,15 @@ def run_lock(run: str | Path) -> Iterator[None]:
 
 
 def _acquire(run: Path, path: Path) -> int:
-    """Open and lock the file, and write who holds it; the open descriptor, or InputError."""
-    for attempt in range(100):  # some network file systems give a file two numbers: then this must end
+    """Open and lock the file and record the owner; returns the open descriptor, or raises InputError."""
+    for attempt in range(100):  # some network file systems give a file two inode numbers: stop retrying then
         descriptor = _lock(run, path)
-        try:  # no second open: closing any descriptor of a file gives up its lock
+        try:  # no second open: closing any descriptor of a file releases its lock
             if attempt == 99 or os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
         except FileNotFoundError:
             pass
-        os.close(descriptor)  # its last owner removed it between our opening and locking it
+        os.close(descriptor)  # its last owner removed it between our open and our lock
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(_me()).encode(), 0)
@@ -94,12 +94,12 @@ def _acquire(run: Path, path: Path) -> int:
 def _lock(run: Path, path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        # Not flock(): processes forked by this one would hold it on after this one was killed.
+        # Not flock(): forked child processes would keep the lock after this process was killed.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         owner = _owner(descriptor)
         if error.errno not in _UNSUPPORTED:
-            for _ in range(20):  # who has just taken the lock has not written its name yet
+            for _ in range(20):  # the owner has just taken the lock and not recorded itself yet
                 if owner or error.errno not in (errno.EAGAIN, errno.EACCES):
                     break
                 time.sleep(0.02)
@@ -132,7 +132,7 @@ def _owner(descriptor: int) -> dict:
 
 
 def _lives(owner: dict) -> bool:
-    """Whether the owner still runs. A process of another host cannot be seen; a number can have been given anew."""
+    """Whether the owner still runs. Processes of other hosts are invisible; a pid can have been reused."""
     if owner.get("host") != socket.gethostname():
         return True
     try:

@@ -1,4 +1,4 @@
-"""The device that torch computes on."""
+"""Chooses the device that torch computes on."""
 
 import torch
 
@@ -6,7 +6,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 
 
 def choose_device(name: str, setting: str = "train.device") -> torch.device:
-    """`auto` is the GPU where there is one; InputError, which names `setting`, for a device that is not there."""
+    """`auto` is the GPU if there is one; InputError, which names `setting`, for an unavailable device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What a finished stage says of itself, and whether its files are still those that it wrote."""
+"""Manifests of finished stages, and the check that their files are unchanged."""
 
 import hashlib
 import json
@@ -15,8 +15,8 @@ from llmcfsr_merlin.runtime.files import CHECKSUMS, Checksums, open_to_umask, sh
 from llmcfsr_merlin.runtime.layout import BASELINES, FORMATS, RECORD, STAGES
 
 MANIFEST = "manifest.json"
-KEY = ".key"  # in a directory that a stage is still working on: the key of what it works on
-# Packages whose version can change what a stage writes.
+KEY = ".key"  # the stage's key, in a directory that the stage is still working on
+# Packages whose version can change a stage's output.
 _RECORDED = (
     "nvtabular",
     "merlin-core",
@@ -37,11 +37,11 @@ def hash_json(value) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished stage says of itself.
+    """The record of a finished stage.
 
-    `key` hashes its configuration and inputs, `counts` is what the stage reports (rows in, dropped, out, ...),
+    `key` hashes its configuration and inputs, `counts` holds what the stage reports (rows in, dropped, out, ...),
     `files` maps each file (relative path) to its sha256, `seconds` is wall time and `peak_memory_mb` the peak
-    resident memory of the process and its children while it ran. `inputs`: the identity of each stage that it read.
+    resident memory of the process and its children while it ran. `inputs`: the identity of each input stage.
     `format`: of what it wrote, as in layout.FORMATS.
     """
 
@@ -53,16 +53,16 @@ class Manifest:
     seconds: float = 0.0
     peak_memory_mb: int = 0
     inputs: dict[str, str] = field(default_factory=dict)
-    format: int = 1  # of manifests that do not say
+    format: int = 1  # of manifests without one
 
     @property
     def identity(self) -> str:
-        """A hash of the key and of all files: another one whenever anything in the directory is another."""
+        """A hash of the key and of all files: changes whenever anything in the directory changes."""
         return hash_json([self.key, self.files])
 
     @classmethod
     def load(cls, directory: Path) -> "Manifest":
-        """Read a stage's manifest; InputError where there is none or it cannot be read."""
+        """Read a stage's manifest; InputError if there is none or it cannot be read."""
         directory = Path(directory)
         path = directory / MANIFEST
         if not path.is_file():
@@ -80,7 +80,7 @@ class Manifest:
         return manifest
 
     def fault(self, directory: Path, only: Iterable[str] | None = None, *, remembered: bool = False) -> str | None:
-        """What is first wrong with the files (or with `only`), None where they are those that the stage wrote.
+        """The first problem of the files (or of `only`), None if they are as the stage wrote them.
 
         Missing and changed files are found, and Parquet that was put beside that of the stage, which would be read with
         it. remembered: a file with the size, times and inode that it had when it was last hashed is not hashed again.
@@ -99,13 +99,13 @@ class Manifest:
         for folder in {(directory / name).parent for name in checked if name.endswith(".parquet")}:
             for path in folder.glob("[!.]*.parquet"):
                 if str(path.relative_to(directory)) not in self.files:
-                    return f"{path} is not of the stage that wrote its folder"
+                    return f"{path} was not written by the stage that wrote its folder"
         if checksums:
             checksums.save()
         return None
 
     def check_format(self, directory: Path) -> None:
-        """InputError where a stage of this version would take what is in the directory for what it is not."""
+        """InputError if this version would misread the directory because its format differs."""
         if self.format != (today := format_of(self.stage)):
             raise InputError(
                 f"{directory} was written by version {self.versions.get('llmcfsr-merlin', 'unknown')} in format "
@@ -113,7 +113,7 @@ class Manifest:
             )
 
     def below(self, *prefixes: str) -> list[str]:
-        """The files whose relative path starts with one of these; all without any."""
+        """The files whose relative path starts with one of these; all files if none is given."""
         return [name for name in self.files if not prefixes or name.startswith(prefixes)]
 
     def verify(self, directory: Path, only: Iterable[str] | None = None, *, remembered: bool = False) -> None:
@@ -133,7 +133,7 @@ def seal(
 ) -> Manifest:
     """Write the manifest of a complete directory: sha256 of each file in it, versions, counts.
 
-    The files are brought to the disk first and get the modes that the umask says. InputError where there is none.
+    The files are synced first and get the modes that the umask says. InputError if there are none.
     """
     directory = Path(directory)
     open_to_umask(directory)
@@ -155,23 +155,23 @@ def seal(
 
 
 def format_of(stage: str) -> int:
-    """The format that a stage writes today; any other name is of a baseline, which train writes."""
+    """The current format of a stage; any other name belongs to a baseline, which train writes."""
     return FORMATS.get(stage, FORMATS["train"])
 
 
 def remake(directory: Path, stage: str, force: bool = False) -> str:
-    """The command that writes a stage's directory anew; it works as it is printed where the run's settings are known.
+    """The command that rewrites a stage's directory; it can be copied as it is if the run's settings are known.
 
-    force: for files that are as the stage wrote them. One that finds them changed runs again without.
+    force: for unchanged files. A stage whose files changed runs again without it.
     """
     directory = Path(directory)
     if command := _command(directory, force):
         return f"run {command}"
-    return f"make it again by the command that wrote it ({directory.name if directory.name in STAGES else stage})"
+    return f"rewrite it with the command that wrote it ({directory.name if directory.name in STAGES else stage})"
 
 
 def _command(directory: Path, force: bool = False) -> str | None:
-    """The command that writes a stage's directory, in backquotes; None outside of a run whose settings are known."""
+    """The command that writes a stage's directory, in backquotes; None if the run's settings are unknown."""
     for run in list(directory.absolute().parents)[:6]:
         below = directory.absolute().relative_to(run).parts[0]
         if (run / RECORD).is_file() and below in (*STAGES, BASELINES):
@@ -182,7 +182,7 @@ def _command(directory: Path, force: bool = False) -> str | None:
 
 
 def _shown(directory: Path, run: Path) -> Path:
-    """The run directory as the user wrote it, where the stage's directory was given below it."""
+    """The run directory as the user wrote it, if the stage's directory was given below it."""
     for parent in directory.parents:
         if parent.absolute() == run:
             return parent

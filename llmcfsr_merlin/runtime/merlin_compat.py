@@ -1,6 +1,6 @@
-"""What lets Merlin 23.8 run beside releases that came after it: import this before dask.dataframe, merlin or nvtabular.
+"""Shims for Merlin 23.8 on newer releases of its dependencies: import this before dask.dataframe, merlin or nvtabular.
 
-Each step names the release that made it needed. On what Merlin was released for (the container, constraints.txt on a
+Each shim names the release that made it necessary. With the versions Merlin was released for (the container,
 CPU) none of them changes anything. For Transformers4Rec: training/t4rec_compat.py.
 """
 
@@ -17,11 +17,11 @@ from llmcfsr_merlin.runtime.errors import MissingDependency
 from llmcfsr_merlin.runtime.supported import fits
 
 _DASK = {
-    # dask 2024.3 plans queries by dask-expr, whose frames are not the graphs that merlin-core takes apart.
+    # dask 2024.3 plans queries with dask-expr, whose frames are not the graphs that merlin-core takes apart.
     "dataframe.query-planning": False,
-    # dask 2023.7.1 turns object columns, lists among them, into Arrow strings where pandas 2 is installed.
+    # dask 2023.7.1 turns object columns, lists among them, into Arrow strings if pandas 2 is installed.
     "dataframe.convert-string": False,
-    # dask 2024.3 shuffles by p2p wherever a cluster is; that cannot run inside merlin-core's sub-graphs.
+    # dask 2024.3 shuffles with p2p on any cluster; that cannot run inside merlin-core's sub-graphs.
     "dataframe.shuffle.method": "tasks",
 }
 
@@ -46,7 +46,7 @@ def _names(package: str, file: str, name: str) -> bool:
 
 
 def _keep_merlin_on_pandas() -> None:
-    """Merlin takes a GPU for a sign that its cudf is here. Without one its loader refuses to start (no cudf), or
+    """Merlin assumes that a GPU implies its cudf. Without it, its loader refuses to start (no cudf), or
     `import merlin.io` fails (cudf 24.10 and newer). This project computes with torch, cudf and cupy on that GPU all the
     same: it moves the batches itself.
     """
@@ -73,7 +73,7 @@ def _configure_dask() -> None:
 
 
 def _restore_numpy_names() -> None:
-    if not hasattr(np, "row_stack"):  # numpy 2.5 removed it; numba-cuda up to 0.30.4 looks it up where a GPU is
+    if not hasattr(np, "row_stack"):  # numpy 2.5 removed it; numba-cuda up to 0.30.4 looks it up if there is a GPU
         np.row_stack = np.vstack
 
 

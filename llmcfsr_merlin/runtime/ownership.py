@@ -1,4 +1,4 @@
-"""Which folders are ours to replace. What this project did not write is never removed: it is refused, or kept aside."""
+"""Decides which folders may be replaced. Files that this project did not write are never removed, only kept aside."""
 
 import logging
 import os
@@ -11,14 +11,14 @@ from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST, Manifest
 
 _log = logging.getLogger(__name__)
 
-MARK = ".llmcfsr"  # an empty file that says that a folder's results are of this project
+MARK = ".llmcfsr"  # an empty file that marks a folder of results as this project's
 _WORDS = (b'"stage"', b'"key"', b'"counts"', b'"files"', b'"versions"', b'"peak_memory_mb"')
 
 
 def standing(final: Path) -> Manifest | None:
-    """The manifest of the stage in a folder; None where there is no stage, or none whose manifest can be read.
+    """The manifest of the stage in a folder; None if there is no stage, or none whose manifest can be read.
 
-    Raises InputError where the folder is not of this project.
+    Raises InputError if the folder is not of this project.
     """
     if not final.exists():
         return None
@@ -38,7 +38,7 @@ def standing(final: Path) -> Manifest | None:
 
 
 def claim(partial: Path) -> None:
-    """InputError where the working folder of a stage holds files that no stage of this project left there."""
+    """InputError if a stage's working folder holds files that no stage of this project wrote."""
     if not partial.exists() or (partial.is_dir() and not any(partial.iterdir())):
         return
     if not partial.is_dir() or not ((partial / KEY).is_file() or _was_manifest(partial / MANIFEST)):
@@ -48,7 +48,7 @@ def claim(partial: Path) -> None:
 
 
 def discard(folder: Path, kept: Path) -> None:
-    """Remove a replaced stage. Files that it did not write stay, in a folder named like `kept`, which is printed."""
+    """Remove a replaced stage. Files that it did not write are kept in a folder named like `kept`, which is logged."""
     if folder.is_symlink() or not folder.is_dir():
         if os.path.lexists(folder):
             folder.unlink()
@@ -62,7 +62,7 @@ def discard(folder: Path, kept: Path) -> None:
         path = folder / name
         if path.parent.resolve().is_relative_to(inside):
             path.unlink(missing_ok=True)
-    for path in sorted(folder.rglob("*"), reverse=True):  # what is deeper comes first
+    for path in sorted(folder.rglob("*"), reverse=True):  # deepest first
         if path.is_dir() and not path.is_symlink():
             if path.name == "__pycache__":
                 remove(path)
@@ -85,7 +85,7 @@ def discard(folder: Path, kept: Path) -> None:
 def claim_results(folder: Path, names: Iterable[str]) -> None:
     """Make a folder ready for results of this project; InputError where files of these names there are somebody else's.
 
-    names: glob patterns of what will be written.
+    names: glob patterns of the files to be written.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -102,7 +102,7 @@ def claim_results(folder: Path, names: Iterable[str]) -> None:
 
 
 def _was_manifest(path: Path) -> bool:
-    """Whether a file is, or was before it was damaged, a manifest of ours."""
+    """Whether a file is a manifest of this project, possibly damaged."""
     if not path.is_file():
         return False
     raw = path.read_bytes()

@@ -2,8 +2,8 @@
 
 A stage owns one directory of the run. It writes into `.<stage>.partial` and renames when it is complete, so that a
 killed stage leaves either the old result or the new one. Its manifest records the key (a hash of the stage's
-configuration, of its format and of the manifests it read); a stage whose key stands, and whose files are as it wrote
-them, is skipped.
+configuration, of its format and of the manifests it read); a stage with the same key and unchanged files is
+skipped.
 """
 
 import logging
@@ -38,16 +38,16 @@ def run_stage(
     force: bool = False,
     resumable: bool = False,
 ) -> tuple[Manifest, bool]:
-    """Run one stage into `run/stage`, or skip it if it is up to date and its files are those that it wrote.
+    """Run one stage into `run/stage`, or skip it if it is up to date and its files are unchanged.
 
-    settings: the part of the configuration that the result depends on. inputs: names of the stages it reads (as a
-    mapping: each with what the names of the files start with that it reads), checked before. work: called with the
-    partial directory, writes the artefacts there and returns the counts
-    for the manifest. resumable: keep a partial directory of the same key (checkpoints) instead of starting from an
-    empty one. Returns the manifest and whether the stage ran (False: skipped).
+    settings: the part of the configuration that the result depends on. inputs: names of its input stages (as a mapping:
+    with the prefixes of the files that it reads), verified first. work: called with the partial directory, writes the
+    artefacts there and returns the counts for the manifest. resumable: keep a partial directory of the same key
+    (checkpoints) instead of starting from an empty one. Returns the manifest and whether the stage ran (False:
+    skipped).
 
-    Raises InputError where another process writes the run, where a folder in the way is not of this project, where an
-    input is missing or changed, and where the machine lacks disk, memory, permission or descriptors.
+    Raises InputError if another process writes the run, if a folder in the way is not of this project, if an
+    input is missing or changed, and if the machine lacks disk, memory, permission or descriptors.
     """
     run = Path(run)
     nested = run.name == BASELINES
@@ -75,13 +75,13 @@ def _run_stage(
     if os.path.lexists(final):
         discard(old, _kept(final))
     elif old.is_dir() and not (partial / MANIFEST).is_file():
-        old.rename(final)  # stopped between the two renames of _replace, and the new result was given up since
+        old.rename(final)  # stopped between the two renames of _replace, and the new result was discarded since
     found = standing(final)
     if found is None and final.is_dir() and any(final.iterdir()):
         what = "cannot be read" if (final / MANIFEST).is_file() else "is missing"
         _log.warning("%s: %s %s, so the stage runs again", stage, final / MANIFEST, what)
     if found is not None and found.format != format_of(stage):
-        _log.info("%s: its files are of another version of this project, so the stage runs again", stage)
+        _log.info("%s: its files were written by another version of this project, so the stage runs again", stage)
     if not force and found is not None and found.key == key:
         fault = found.fault(final, remembered=True)
         if fault is None:
@@ -111,7 +111,7 @@ def _run_stage(
                 raise
             reason = " ".join(str(error).split())[:120]
             _log.warning(
-                "%s: what a stopped run left cannot be used (%s: %s): starting again",
+                "%s: the leftovers of an interrupted run cannot be used (%s: %s): starting over",
                 stage, type(error).__name__, reason,
             )  # fmt: skip
             remove(partial, KEY)
@@ -124,7 +124,7 @@ def _run_stage(
 
 
 def _key(stage: str, settings: dict, inputs: dict[str, str]) -> str:
-    """A hash of all that decides on a stage's output. Format 1 goes by the name of the version that began with it."""
+    """A hash of everything that determines a stage's output. Format 1 is written as the version that introduced it."""
     number = format_of(stage)
     written = {"version": "0.1.0"} if number == 1 else {"format": number}
     return hash_json({"stage": stage, "settings": settings, "inputs": inputs} | written)
@@ -136,7 +136,7 @@ def _begin(partial: Path, key: str) -> None:
 
 
 def _replace(final: Path, partial: Path, old: Path) -> None:
-    """Put a sealed directory in the place of the old result, which goes except for what is not of the stage."""
+    """Replace the old result by a sealed directory; files that the stage did not write are kept aside."""
     (partial / KEY).unlink(missing_ok=True)
     if os.path.lexists(final):
         discard(old, _kept(final))

@@ -19,7 +19,7 @@ from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.old_models import upgrade
 from llmcfsr_merlin.scoring.scorer import Shape
 
-FORMAT = 2  # 1: a network with its matches, before scorers
+FORMAT = 2  # format 1: a network with fixed extra scores, before scorers existed
 
 
 def save_model(model: Ensemble, directory: Path, vocabulary_hash: str) -> None:
@@ -37,7 +37,7 @@ def save_model(model: Ensemble, directory: Path, vocabulary_hash: str) -> None:
 
 
 def state(model: Ensemble) -> dict[str, Tensor]:
-    """Everything that a model is made of: `<scorer>.<name>` and `vectors.<name>`, on the CPU."""
+    """The complete state of a model: `<scorer>.<name>` and `vectors.<name>`, on the CPU."""
     tensors = {
         f"{name}/{key}": tensor for name, part in model.scorers.items() for key, tensor in part.state_dict().items()
     }
@@ -46,7 +46,7 @@ def state(model: Ensemble) -> dict[str, Tensor]:
 
 
 def load_state(model: Ensemble, tensors: dict[str, Tensor]) -> None:
-    """Put what `state` returned into the modules of the same model; ValueError if names or shapes differ."""
+    """Load the result of `state` into the modules of the same model; ValueError if names or shapes differ."""
     taken = set()
     for name, buffer in model.vectors.named_buffers():
         if tensors[f"vectors/{name}"].shape != buffer.shape:
@@ -65,12 +65,12 @@ def load_state(model: Ensemble, tensors: dict[str, Tensor]) -> None:
 
 
 def _history_weights(description: dict, model: Ensemble) -> dict[str, dict[str, float]]:
-    """Those of model.json, which models made before both rules were calibrated have not; ValueError for others."""
+    """The history weights of model.json (older models have none); ValueError if they do not fit the model."""
     found = description.get("history_weights", {})
     for rule, weights in found.items():
         if rule not in HISTORY_RULES or weights.keys() != model.weights.keys():
             raise ValueError(f"history_weights: {rule} has weights of {', '.join(weights)}")
-    # In the order of the features, in which they are compared.
+    # In feature order, in which they are compared.
     return {rule: {name: float(weights[name]) for name in model.weights} for rule, weights in found.items()}
 
 

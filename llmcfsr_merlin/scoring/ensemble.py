@@ -1,4 +1,5 @@
-"""The model: scorers and their weights. Everything that needs a score asks the ensemble, which knows none by name."""
+"""The model: scorers and their weights. Everything that needs a score uses the ensemble, which knows no scorer by
+name."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, cast
@@ -12,11 +13,11 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.registry import scorer_class
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 
-_ALL_ZERO = "every weight of the model is 0: calibrate it, or set a weight"
+_ALL_ZERO = "every score weight of the model is 0: calibrate it, or set a weight"
 
 
 class WeightedFeature(NamedTuple):
-    """A feature, the name of its scorer, and its place among the scorer's weights."""
+    """A feature, its scorer's name, and its position among the scorer's weights."""
 
     scorer: str
     place: int
@@ -33,15 +34,15 @@ class Ensemble(nn.Module):
         self.parts = nn.ModuleList(scorers.values())
         self.vectors = vectors
         self.history_weights: dict[str, dict[str, float]] = {}
-        """History rule (names.HISTORY_RULES) -> the weights calibrated for it; empty where no other weights than
+        """History rule (names.HISTORY_RULES) -> the score weights calibrated for it; empty if only
         `weights` are known."""
         self._active: list[Scorer] | None = None
         if self.names and not any(bool(part.weights.any()) for part in self._parts):
-            self._parts[0].weights[0] = 1.0  # the scale of a score is free: the others are weighed against the first
+            self._parts[0].weights[0] = 1.0  # the scale of a score is arbitrary: the first feature fixes it
 
     @classmethod
     def fit(cls, config: ModelConfig, dataset, context: FitContext) -> "Ensemble":
-        """Fit every scorer of a model on a dataset; weights are those of the first scorer alone (calibrate them)."""
+        """Fit every scorer of a model on a dataset; only the first scorer has a weight until calibration."""
         vectors = ItemVectors(dataset.shape)
         for name in ("semantic", "lexical"):
             if getattr(vectors, name) is not None:
@@ -54,7 +55,7 @@ class Ensemble(nn.Module):
 
     @classmethod
     def empty(cls, config: ModelConfig, shape: Shape) -> "Ensemble":
-        """The modules of a model, to load a state into."""
+        """An unfitted model, to load a state into."""
         vectors = ItemVectors(shape)
         scorers = {name: scorer_class(name)(settings, shape, vectors) for name, settings in config.scorers.items()}
         return cls(config, scorers, shape, vectors)
@@ -94,13 +95,14 @@ class Ensemble(nn.Module):
 
     @property
     def active(self) -> list[Scorer]:
-        """The scorers with a weight. Asked once after `prepare` or `set_weights`: on a GPU the answer is waited for."""
+        """The scorers with a nonzero weight. Cached after `prepare` or `set_weights`: on a GPU this check
+        synchronises."""
         if self._active is None:
             self._active = [part for part in self._parts if bool(part.weights.any())]
         return self._active
 
     def prepare(self, bulk: bool = False) -> "Ensemble":
-        """Compute once what all scores share. bulk: many histories will be scored."""
+        """Precompute what all scores share. bulk: many histories will be scored."""
         self._active = None
         with torch.no_grad():
             for part in self._parts:
@@ -155,7 +157,7 @@ class Ensemble(nn.Module):
         return {name: weight * value for (name, weight), value in zip(self.weights.items(), values)}
 
     def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """What the scorers put forward for exact re-ranking: int64 [B, C], ascending in each row, 0 for repeats."""
+        """The scorers' candidates for exact re-ranking: int64 [B, C], ascending in each row, 0 for repeats."""
         found = [part.candidates(histories, count) for part in self.active]
         items = torch.cat(found, dim=1).sort(dim=1).values
         repeat = torch.zeros_like(items, dtype=torch.bool)
@@ -163,7 +165,7 @@ class Ensemble(nn.Module):
         return items.masked_fill(repeat, 0)
 
     def append_items(self, new: NewItems) -> None:
-        """Grow by items that no training has seen; codes and scores of the old ones do not change.
+        """Add items that no training has seen; encoded ids and scores of the old items do not change.
 
         InputError if no scorer with a weight could score them, or one cannot grow.
         """

@@ -1,4 +1,4 @@
-"""Models of version 0.1, a network with its matches, read as scorers; their answers stay the same."""
+"""Reads models of version 0.1, a network with fixed extra scores, as scorers; their scores stay the same."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from llmcfsr_merlin.config.old_settings import upgrade_settings
 
 
 def upgrade(description: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-    """model.json and the weights of version 0.1 in today's form."""
+    """Convert model.json and the weights of version 0.1."""
     model = upgrade_settings(description["model"])
     found = {f"network/network.{name}": tensor for name, tensor in tensors.items()}
     found["network/weights"] = torch.ones(1)

@@ -10,7 +10,7 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 
 _BLOCK, _BLOCKS_FROM = 128, 16  # items of a block; blocks for each place, from which on it is faster
-_SPARE = 32  # places beyond k that are looked at for ties
+_SPARE = 32  # positions beyond k that are checked for ties
 
 
 def pad(histories: Sequence[Sequence[int]], max_length: int) -> Tensor:
@@ -41,21 +41,22 @@ class Ranker:
         return pad(histories, self.max_length)
 
     def blocked(self, allow: Sequence[Sequence[int] | None], block: Sequence[Sequence[int]]) -> Tensor:
-        """Bool [B, V] for `top_k`, from codes of each row: all but those of `allow`, where there is one, and `block`.
+        """Bool [B, V] for `top_k`, from each row's encoded ids: all but those of `allow`, if given, and those of
+        `block`.
 
-        It is filled on the device: for a large catalogue it is far larger than what names the items.
+        Built on the device: for a large catalogue it is far larger than the lists of ids.
         """
         mask = torch.zeros(len(block), self.n_items, dtype=torch.bool, device=self.device)
-        listed = [(row, codes) for row, codes in enumerate(allow) if codes is not None]
+        listed = [(row, ids) for row, ids in enumerate(allow) if ids is not None]
         if listed:
             mask[torch.tensor([row for row, _ in listed], device=self.device)] = True
             mask[self._places(listed)] = False
         mask[self._places(enumerate(block))] = True
         return mask
 
-    def _places(self, codes: Iterable[tuple[int, Sequence[int]]]) -> tuple[Tensor, Tensor]:
-        """Rows and codes, int64 [N] each on the device, of some rows' codes."""
-        rows, lists = zip(*((row, np.asarray(one, dtype=np.int64)) for row, one in codes))
+    def _places(self, item_ids: Iterable[tuple[int, Sequence[int]]]) -> tuple[Tensor, Tensor]:
+        """Row numbers and encoded ids, int64 [N] each on the device."""
+        rows, lists = zip(*((row, np.asarray(one, dtype=np.int64)) for row, one in item_ids))
         places = np.stack([np.repeat(np.array(rows), list(map(len, lists))), np.concatenate(lists)])
         first, second = torch.from_numpy(places).to(self.device)
         return first, second
@@ -70,10 +71,10 @@ class Ranker:
         return self.model.scores(self._on_device(histories))
 
     def by_history(self, served: str) -> Callable[[Tensor], Tensor | dict[str, Tensor]]:
-        """The function of evaluation: scores under both history rules, each with its own weights.
+        """The scoring function for evaluation: scores under both history rules, each with its own weights.
 
-        Where one set of weights is all that is known, scores of `served` alone, the rule that they were chosen for;
-        where there is nothing to weigh, a tensor that holds for both.
+        If only one set of weights is known: scores of `served` alone, the rule that they were calibrated for;
+        without weights to calibrate: one tensor for both.
         """
         if len(self.model.features) == 1:
             return self.scores
@@ -87,7 +88,7 @@ class Ranker:
 
     @torch.inference_mode()
     def top_k(self, histories: Tensor, k: int, blocked: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Best k items of each history: int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, V - 3).
+        """Top-k items per history: int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, V - 3).
 
         blocked: bool [B, V], items that must not be returned. A row with fewer than k' left ends with 0 and -inf.
         """
@@ -101,7 +102,7 @@ class Ranker:
 
     def _on_device(self, histories: Tensor) -> Tensor:
         if self.device.type != "cpu" and not histories.is_cuda and len(histories):
-            # Counted here: columns of nothing but padding cost a GPU as much as others.
+            # Trim all-padding columns: they cost a GPU as much as others.
             histories = histories[:, : max(int((histories != PAD).sum(1).max()), 1)]
         return histories.to(self.device)
 
@@ -117,14 +118,14 @@ class Ranker:
 
 
 def select_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Places and scores of the k largest of each row, ties by the smaller place, without sorting the row.
+    """Indices and scores of the k largest of each row, ties by the smaller index, without sorting the row.
 
-    scores: float [B, V]. Returns int64 [B, k] and float [B, k]; place 0 where the score is -inf.
+    scores: float [B, V]. Returns int64 [B, k] and float [B, k]; index 0 if the score is -inf.
 
     >>> select_top_k(torch.tensor([[-torch.inf, 2.0, 3.0, 3.0]]), 2)[0].tolist()
     [[2, 3]]
     """
-    # topk picks any of the items that tie at the k-th: where the next few hold the whole tie, sorting them will do.
+    # topk picks any of the items that tie at the k-th: if the next few contain the whole tie, sorting them suffices.
     picked, places, left = _largest(scores, min(k + _SPARE, scores.shape[1]))
     last = picked[:, k - 1]
     cut = ((last == picked[:, -1]) & (picked[:, -1] > -torch.inf)) | ((last <= left) & (left > -torch.inf))
@@ -138,7 +139,7 @@ def select_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores and places of the k largest of each row, and a bound [B] of all others (-inf where there is none).
+    """Scores and places of the k largest of each row, and a bound [B] of all others (-inf if there is none).
 
     Of a large catalogue the k blocks with the largest maxima hold them: a sixth of the time of topk over a million.
     """
@@ -156,7 +157,7 @@ def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _with_long_ties(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The same by the whole row: all that ties at the k-th, of which the smallest places are kept."""
+    """The same over the whole row: of all items that tie at the k-th, the smallest indices are kept."""
     threshold = scores.topk(k, dim=1).values[:, -1:]
     above, tied = scores > threshold, scores == threshold
     room = k - above.sum(1, keepdim=True)

@@ -18,7 +18,7 @@ BUILT_IN = {
 
 
 def scorer_class(name: str) -> type[Scorer]:
-    """The class of a scorer; InputError for a name that is unknown, no Scorer, or not allowed (runtime/extensions)."""
+    """The class of a scorer; InputError if the name is unknown, not a Scorer, or not allowed (runtime/extensions)."""
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
         return getattr(import_module(module), attribute)

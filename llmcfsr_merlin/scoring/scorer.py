@@ -1,4 +1,4 @@
-"""What a scorer is: one term of the score. A scorer of your own is a subclass in one file, named in a recipe.
+"""The scorer interface: one term of the score. Your own scorer is a subclass in one file, named in a recipe.
 
     score(user, item) = sum over the scorers and their features of weight * feature(history, item)
 """
@@ -29,7 +29,7 @@ class Feature(NamedTuple):
 
 @dataclass(frozen=True)
 class NewItems:
-    """Items that no training has seen. semantic: float32 [n, D], lexical: [n, E], None for a model without."""
+    """Items that no training has seen. semantic: float32 [n, D], lexical: [n, E], None if the model reads none."""
 
     count: int
     semantic: Tensor | None = None
@@ -37,7 +37,7 @@ class NewItems:
 
 
 class ItemVectors(nn.Module):
-    """The frozen vectors of all items, one copy that every scorer reads; rows below FIRST_ITEM are zero."""
+    """The frozen vectors of all items, one copy shared by all scorers; rows below FIRST_ITEM are zero."""
 
     semantic: Tensor | None
     lexical: Tensor | None
@@ -46,7 +46,7 @@ class ItemVectors(nn.Module):
         super().__init__()
         for name in ("semantic", "lexical"):
             dimension = getattr(shape, name)
-            # Not persistent: they would stand in every checkpoint of a training that never changes them.
+            # Not persistent: training never changes them, but every checkpoint would contain them.
             empty = None if dimension is None else torch.zeros(shape.n_items, dimension)
             self.register_buffer(name, empty, persistent=False)
 
@@ -66,10 +66,10 @@ class ItemVectors(nn.Module):
 
 @dataclass(frozen=True)
 class FitContext:
-    """What `fit` gets beside the data.
+    """The context of `fit`, besides the data.
 
     scratch: a folder for temporary files. train: trains a network in place and returns its history (one dict per
-    epoch); which procedure that is, is a setting of the recipe. report: takes lines of progress. device: to fit on.
+    epoch); the recipe sets the procedure. report: called with progress lines. device: to fit on.
     """
 
     scratch: Path
@@ -82,9 +82,9 @@ class FitContext:
 class Scorer(nn.Module, Generic[SettingsT]):
     """One term of the score.
 
-    Subclasses set Settings and FEATURES and implement `fit` and `forward`; state is in parameters and buffers, so that
-    it is saved as safetensors and moved to a device like any module's. `forward` must be traceable by torch.jit.trace
-    for the exported graphs (or `graph` returns a module that is).
+    Subclasses set Settings and FEATURES and implement `fit` and `forward`; state lives in parameters and buffers, so
+    that it is saved as safetensors and moved to a device like any module's. `forward` must be traceable by
+    torch.jit.trace for the exported graphs (or `graph` returns a module that is).
     """
 
     Settings: ClassVar[type[Section]] = Section
@@ -92,10 +92,10 @@ class Scorer(nn.Module, Generic[SettingsT]):
     PER_ITEM: ClassVar[tuple[str, ...]] = ()
     """Dotted names of the parameters and buffers whose first dimension is V."""
     DATA_SIZED: ClassVar[tuple[str, ...]] = ()
-    """Names of the buffers whose shape the data decides: they are as large as what is saved."""
+    """Names of the buffers whose shape depends on the data: they take the saved shape."""
 
     weights: Tensor
-    """float [F], one a feature."""
+    """float [F], one per feature."""
 
     def __init__(self, settings: SettingsT, shape: Shape, vectors: ItemVectors):
         super().__init__()
@@ -123,7 +123,7 @@ class Scorer(nn.Module, Generic[SettingsT]):
         return torch.einsum("f,fbv->bv", self.weights, features)
 
     def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
-        """As `weighted` with each of some weights [F] in the place of its own; the features are computed once."""
+        """Like `weighted`, for several weight vectors [F] instead of its own; the features are computed once."""
         features = self(histories)
         return [
             torch.einsum("f,fbv->bv", self.weights.new_tensor(weights), features) if len(weights) > 1
@@ -132,24 +132,24 @@ class Scorer(nn.Module, Generic[SettingsT]):
         ]  # fmt: skip
 
     def prepare(self, bulk: bool = False) -> None:
-        """Compute once, for a set of weights, what many calls share. bulk: many histories will be scored."""
+        """Precompute, for a set of weights, what many calls share. bulk: many histories will be scored."""
 
     def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """The `count` items that this scorer would put forward, int64 [B, count]; 0 where it has fewer."""
+        """Candidate generation: this scorer's `count` best items, int64 [B, count]; 0 if it has fewer."""
         scores = self.weighted(histories)
         scores[:, :FIRST_ITEM] = -torch.inf
         return scores.topk(min(count, scores.shape[1] - FIRST_ITEM), dim=1).indices
 
     def append_items(self, new: NewItems) -> None:
-        """Grow by items that no training has seen, at the end of the catalogue; `vectors` has grown before.
+        """Append items that no training has seen to the catalogue; `vectors` has been extended before.
 
-        Scores of the old items must not change. What PER_ITEM names grows by rows of zeros.
+        Scores of the old items must not change. Tensors named in PER_ITEM get rows of zeros.
         """
         for name in self.PER_ITEM:
             holder, _, last = name.rpartition(".")
             try:
                 module = self.get_submodule(holder)
-            except AttributeError:  # a part that these settings leave out
+            except AttributeError:  # a part that these settings switch off
                 continue
             tensor = getattr(module, last, None)
             if tensor is None:
@@ -174,9 +174,9 @@ class Scorer(nn.Module, Generic[SettingsT]):
         return 0
 
     def graph(self, batch_size: int = 64) -> nn.Module:
-        """A module, histories int64 [B, L] -> weighted score float [B, V], that torch.jit.trace and ONNX take.
+        """A module, histories int64 [B, L] -> weighted score float [B, V], for torch.jit.trace and ONNX export.
 
-        batch_size: the largest batch that it will get.
+        batch_size: the largest batch it has to handle.
         """
         return _Weighted(self)
 

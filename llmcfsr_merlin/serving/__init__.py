@@ -1,8 +1,8 @@
-"""Serving through Triton: export, the ensemble's steps, a server, a client and the served-against-offline check."""
+"""Serving with Triton: export, the ensemble's steps, a server, a client and the served-versus-offline check."""
 
 
 def __getattr__(name: str):
-    """`Client` and `Server` on first use, so that the steps inside Triton import neither."""
+    """Imports `Client` and `Server` on first use, so that the steps inside Triton import neither."""
     if name == "Client":
         from llmcfsr_merlin.serving.client import Client
 

@@ -1,7 +1,7 @@
-"""Who may do what on a server's ports: everybody may ask; loading, shared memory, tracing and logging need a key.
+"""Access control on a server's ports: inference is open; loading, shared memory, tracing and logging need a key.
 
-The key is made anew for every start. It stands in a file of mode 0600 as a whole header line, so that
-`curl -H @FILE` sends it without naming it.
+The key is generated for every start and stored in a file of mode 0600 as a complete header line, so that
+`curl -H @FILE` sends it without showing it.
 """
 
 import os
@@ -11,12 +11,12 @@ from pathlib import Path
 from llmcfsr_merlin.runtime.errors import InputError
 
 HEADER = "llmcfsr-key"
-GRPC_HEADER = f"triton-grpc-protocol-{HEADER}"  # Triton puts the prefix before the header's name
+GRPC_HEADER = f"triton-grpc-protocol-{HEADER}"  # Triton prefixes the header's name
 RESTRICTED = "model-repository,shared-memory,trace,logging,statistics"
 
 
 def write_key(path: Path) -> str:
-    """Make a key and write its header line to `path` (0600); InputError if another file stands there."""
+    """Generate a key and write its header line to `path` (0600); InputError if another file exists there."""
     key = secrets.token_hex(32)
     try:
         if path.exists() and not path.read_bytes().startswith(f"{HEADER}: ".encode()):
@@ -31,7 +31,7 @@ def write_key(path: Path) -> str:
 
 
 def restrictions(key: str) -> list[str]:
-    """The server's options that keep RESTRICTED to those who send the key."""
+    """Server options that restrict RESTRICTED to requests with the key."""
     return [
         f"--http-restricted-api={RESTRICTED}:{HEADER}={key}",
         f"--grpc-restricted-protocol={RESTRICTED}:{HEADER}={key}",
@@ -39,10 +39,10 @@ def restrictions(key: str) -> list[str]:
 
 
 def hide(pid: int, key: str) -> bool:
-    """Overwrite the key in the arguments of a process, which `ps` shows to every user; False if it cannot be done.
+    """Overwrite the key in the arguments of a process, which `ps` shows to every user; False if that fails.
 
-    Triton reads the key from its command line alone. It keeps a copy of its own, so this may be called as soon as the
-    arguments were read: from its first line of log on.
+    Triton takes the key only from its command line. It keeps its own copy, so this may be called as soon as the
+    arguments are parsed: after its first log line.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -22,12 +22,12 @@ _INPUTS: dict[type[Any], tuple[str, ...]] = {
     steps.Decode: ("ITEM_CODES", "SCORES", "K", "RANKED"),
 }
 _INPUTS[steps.Recommend] = _INPUTS[steps.Encode]
-_FIRST = (steps.Encode, steps.Recommend)  # the steps that meet what clients send
-_UNLIMITED_K = 10_000  # of repositories exported before `rank` and `decode` were told max_top_k
+_FIRST = (steps.Encode, steps.Recommend)  # the steps that receive client input
+_UNLIMITED_K = 10_000  # for repositories exported before `rank` and `decode` knew max_top_k
 
 
 class Failure(Exception):
-    """An error that is not the client's. code: one of pb_utils.TritonError."""
+    """An error that the client did not cause. code: one of pb_utils.TritonError."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -40,21 +40,21 @@ class StepModel:
     step: type[Any]
 
     def initialize(self, args: dict) -> None:
-        """Verify and load the bundle of this version, then answer one request so that the first user does not wait."""
+        """Verify and load the bundle of this version, then run one request as warm-up."""
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         # `llmcfsr serve` gives Triton a link; errors name the folder itself, and the command that writes it.
         directory = Path(args["model_repository"]).resolve() / args["model_version"] / FOLDER
         if args["model_instance_kind"] == "GPU":
             device = f"cuda:{args['model_instance_device_id']}"
-        else:  # where the choice is Triton's (KIND_AUTO), it takes the CPU for the python backend
+        else:  # with KIND_AUTO Triton chooses, and picks the CPU for the python backend
             device = "auto" if parameters.get("device") == "auto" else "cpu"
         self._outputs = [output["name"] for output in config["output"]]
         self._inputs = _INPUTS[self.step]
         self._log = os.environ.get("LLMCFSR_LOG_REQUESTS") == "1"
         self._name = args["model_name"]
         limits = Limits(int(parameters.get("max_top_k", _UNLIMITED_K)), int(parameters.get("shortlist", 0)))
-        # Triton reads a BYTES tensor by this function before execute(), and dies of its exceptions.
+        # Triton decodes BYTES tensors with this function before execute(), and crashes on its exceptions.
         pb_utils.deserialize_bytes_tensor = reader(pb_utils.deserialize_bytes_tensor)
         folder = os.environ.get(FOLDER_VARIABLE)
         self._stopping = os.path.join(folder, STOPPING) if folder and self.step in _FIRST else None
@@ -64,7 +64,7 @@ class StepModel:
         self._warm_up()
 
     def execute(self, requests: list) -> list:
-        """Answer every request of the batch; an error belongs to one request (a malformed one: INVALID_ARGUMENT)."""
+        """Answer every request of the batch; an error affects only its request (malformed: INVALID_ARGUMENT)."""
         start = time.perf_counter()
         stopping = self._stopping is not None and os.path.exists(self._stopping)
         results: list = [self._read(request, stopping) for request in requests]
@@ -85,7 +85,7 @@ class StepModel:
 
     def _read(self, request, stopping: bool) -> dict[str, np.ndarray] | Exception:
         if stopping and not self._is_own(request):
-            return Failure("the server is stopping: ask another one, or again later", pb_utils.TritonError.UNAVAILABLE)
+            return Failure("the server is stopping: use another one, or retry later", pb_utils.TritonError.UNAVAILABLE)
         found = {}
         for name in self._inputs:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
@@ -96,7 +96,7 @@ class StepModel:
         return found
 
     def _answer(self, batch: list[dict[str, np.ndarray]]) -> list[steps.Result | Failure]:
-        """The step's answers; what fails as a whole is asked one by one, so that only the cause of it fails."""
+        """The step's responses; a failing batch is retried request by request, so that only the cause fails."""
         if not batch:
             return []
         try:
@@ -154,7 +154,7 @@ def _counters(version: str) -> list:
         pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
         for name, text in described.items()
     ]
-    # A Metric keeps no reference to its family, and Triton frees a family that nobody holds.
+    # A Metric keeps no reference to its family, and Triton frees unreferenced families.
     _FAMILIES.extend(families)
     return [family.Metric(labels={"version": version}) for family in families]
 

@@ -1,4 +1,4 @@
-"""The part of a trained run that serving needs, as files that stand inside a step's version folder."""
+"""The part of a trained run that serving needs, as files inside a step's version folder."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ class Bundle:
 
     @property
     def tag(self) -> int:
-        """The first 60 bits of the hash: what the steps send each other."""
+        """The first 60 bits of the hash, which the steps pass to each other."""
         return int(self.hash[:15], 16)
 
     @classmethod
@@ -48,7 +48,7 @@ class Bundle:
         return cls(directory, hash_json({name: manifest.files[name] for name in _ALL}), description["max_length"])
 
     def copy(self, target: Path, step: str) -> None:
-        """Copy what one step needs, with the manifest, into `target` (created)."""
+        """Copy the files of one step, with the manifest, into `target` (created)."""
         target.mkdir(parents=True)
         for name in (*FILES[step], MANIFEST):
             shutil.copyfile(self.directory / name, target / name)

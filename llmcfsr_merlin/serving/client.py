@@ -1,4 +1,4 @@
-"""Ask a running server as Recommender is asked: same arguments, same table."""
+"""Client of a running server with the interface of Recommender: same arguments, same table."""
 
 import contextlib
 import ipaddress
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
-from llmcfsr_merlin.recommender import Answers, check_question, no_answers, table
+from llmcfsr_merlin.dataset.raw.fields.ids import NotAnId, clean_id
+from llmcfsr_merlin.recommender import Recommendations, check_question, no_recommendations, table
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.serving.repository import FRONT
 
@@ -19,8 +19,9 @@ _OUTPUTS = ("ITEMS", "SCORES", "UNKNOWN", "FALLBACK")
 class Client:
     """A connection to a server of an exported repository.
 
-    url: `grpc://host:8001` or `http://host:8000`. timeout: seconds a request. Raises InputError when the server cannot
-    be reached, is not ready or refuses the request, MissingDependency without tritonclient. Not shared between threads.
+    url: `grpc://host:8001` or `http://host:8000`. timeout: seconds per request. Raises InputError when the server
+    cannot be reached, is not ready or refuses the request, MissingDependency without tritonclient. Not shared between
+    threads.
 
     >>> Client("grpc://localhost:8001").recommend([["B00A", "B00B"]], k=10)   # doctest: +SKIP
     """
@@ -37,7 +38,7 @@ class Client:
                 import tritonclient.grpc as triton
         except ImportError as error:
             raise MissingDependency(
-                "asking a server needs tritonclient: pip install 'tritonclient[grpc,http]'"
+                "the client needs tritonclient: pip install 'tritonclient[grpc,http]'"
             ) from error
         self._triton, self._grpc = triton, scheme == "grpc"
         self._address = address
@@ -74,14 +75,14 @@ class Client:
         exclude_seen: bool = False,
         allow: Sequence | None = None,
         deny: Sequence | None = None,
-    ) -> Answers:
-        """As Recommender.answer, from the server; arrays are always k wide. Many histories go in several requests.
+    ) -> Recommendations:
+        """Like Recommender.answer, from the server; arrays are always k wide. Many histories are split into requests.
 
-        Raises InputError where a text stands in the place of a list of ids: one history is [["a", "b"]].
+        Raises InputError if a string is given instead of a list of ids: one history is [["a", "b"]].
         """
         histories, allow, deny = check_question(histories, k, allow, deny)
         if not histories:
-            return no_answers(k)
+            return no_recommendations(k)
         rows = self._call(self._rows_per_request)
         parts = []
         for start in range(0, len(histories), rows):
@@ -97,12 +98,13 @@ class Client:
         empty = items == b""
         names = np.full(items.shape, None, dtype=object)
         names[~empty] = [raw.decode() for raw in items[~empty]]
-        return Answers(
+        return Recommendations(
             names, np.where(empty, np.nan, scores).astype(np.float32), unknown[:, 0].astype(np.int64), fallback[:, 0]
         )
 
     def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters) -> pd.DataFrame:
-        """As Recommender.recommend: one row a recommendation with history (position), rank (from 1), item_id, score."""
+        """Like Recommender.recommend: one row per recommendation with history (position), rank (from 1), item_id,
+        score."""
         return table(self.answer(histories, k, **filters))
 
     def _rows_per_request(self) -> int:
@@ -135,7 +137,7 @@ class Client:
         except InferenceServerException as error:
             message = " ".join(error.message().split())
             if str(error.status()) in ("StatusCode.UNAVAILABLE", "503"):
-                self.close()  # a gRPC channel waits longer and longer before it tries again
+                self.close()  # a gRPC channel backs off exponentially before it retries
                 self._connect()
                 raise InputError(
                     f"no server answers at {self.url} ({message}): start one with `llmcfsr serve`"
@@ -146,14 +148,14 @@ class Client:
 
 
 def _channel_options(address: str) -> list[tuple[str, int]]:
-    """tritonclient's own, no memory of failed connections in new channels, and no proxy before this machine."""
+    """tritonclient's options, without shared backoff between channels, and without a proxy for this machine."""
     options = [(f"grpc.max_{way}_message_length", 2**31 - 1) for way in ("send", "receive")]
     options.append(("grpc.use_local_subchannel_pool", 1))
     host = address.rpartition(":")[0].strip("[]")
     with contextlib.suppress(ValueError):
         found = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
         if found.is_loopback or found.is_unspecified:
-            options.append(("grpc.enable_http_proxy", 0))  # else asked through http_proxy
+            options.append(("grpc.enable_http_proxy", 0))  # else sent through http_proxy
     return options
 
 

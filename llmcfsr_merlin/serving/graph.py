@@ -1,8 +1,8 @@
 """The step `rank` as one graph: TorchScript for Triton's pytorch backend, ONNX for onnxruntime and TensorRT.
 
-A graph has no python beside it, so what Rank does around the network is part of it: block and allow lists, the popular
-items where a history is empty, the top items (as many as serve.max_top_k; `decode` cuts them to TOP_K). The views of
-all items are computed at export. Among items of equal score the order may differ from the python backend's.
+A graph runs without python, so it includes what Rank does around the network: block and allow lists, the popular
+items if a history is empty, the top items (as many as serve.max_top_k; `decode` cuts them to TOP_K). The views of
+all items are computed at export. Items with equal scores may be ordered differently than by the python backend.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class RankGraph(nn.Module):
 
 
 def write_graph(bundle: Bundle, target: Path, form: str, max_top_k: int, max_batch_size: int) -> None:
-    """Write model.pt or model.onnx into `target` and compare its answers with steps.Rank; InputError if they differ."""
+    """Write model.pt or model.onnx into `target` and compare its output with steps.Rank; InputError if they differ."""
     recommender = Recommender.load(bundle.directory)
     with torch.no_grad():
         graph = RankGraph(recommender, bundle.tag, max_top_k, max_batch_size).eval()
@@ -91,7 +91,7 @@ def check_graph(bundle: Bundle, path: Path, max_top_k: int, sample: Tensors) -> 
 
 
 def run_graph(path: Path, tensors: Tensors) -> Tensors:
-    """Answer of a written graph in this process, by torch or by onnxruntime."""
+    """Output of a written graph in this process, with torch or onnxruntime."""
     if path.name == GRAPHS["torchscript"]:
         with torch.inference_mode():
             answer = torch.jit.load(str(path))(*(torch.from_numpy(tensors[name]) for name in INPUTS))
@@ -119,7 +119,7 @@ def _sample(graph: RankGraph, bundle: Bundle, rows: int) -> Tensors:
 
 def _write_onnx(graph: RankGraph, example: tuple, path: Path) -> None:
     _onnxruntime()
-    # The exporter by tracing: the newer one needs onnxscript and torch 2.5.
+    # The tracing exporter: the newer one needs onnxscript and torch 2.5.
     older: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     axes = {name: {0: "rows"} for name in (*INPUTS, *OUTPUTS)}
     axes["BLOCK"][1], axes["ALLOW_CODES"][1] = "blocked", "allowed"
@@ -140,7 +140,7 @@ def _onnxruntime():
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Tracing warns of every size that it takes as fixed; check_graph runs another batch size to see that none is."""
+    """Tracing warns of every size that it may hard-code; check_graph runs another batch size to rule that out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""How a tritonserver is started: the binary, its arguments, its environment, its private folder."""
+"""Starts a tritonserver: the binary, its arguments, its environment, its private folder."""
 
 import ctypes
 import importlib.util
@@ -16,13 +16,13 @@ from llmcfsr_merlin.serving.numpy2_stub import numpy_is_misread, write_for_numpy
 from llmcfsr_merlin.serving.repository import FRONT, format_of, needs_gpu
 from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE
 
-# Triton writes the paths into a line for bash, unquoted.
+# Triton pastes the paths into a bash command line, unquoted.
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 _EXIT_SECONDS = 10
 
 
 def find_tritonserver() -> Path | None:
-    """The binary in PATH (Triton and Merlin containers), else the one in nvidia-pytriton; None where there is none."""
+    """The binary in PATH (Triton and Merlin containers), else the one in nvidia-pytriton; None if there is none."""
     found = shutil.which("tritonserver")
     if found:
         return Path(found)
@@ -52,7 +52,7 @@ def binary_for(repository: Path) -> Path:
 
 
 def check_device(repository: Path) -> None:
-    """InputError where the repository was exported for GPUs and the driver shows none."""
+    """InputError if the repository was exported for GPUs and the driver shows none."""
     if needs_gpu(repository) and not _gpus():
         raise InputError(
             f"{repository} was exported with serve.device=gpu, and this machine shows no GPU: serve it on one, or "
@@ -71,7 +71,7 @@ def _gpus() -> int:
 
 
 def private_folder(repository: Path, binary: Path) -> Path:
-    """A new folder (0700) with `repository` as a link and what else the server reads, all of plain names."""
+    """A new folder (0700) with a link to `repository` and the server's other files, all with plain names."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="llmcfsr-triton-"))
         if not _PLAIN.fullmatch(str(folder)):  # TMPDIR
@@ -120,7 +120,7 @@ def environment(binary: Path, folder: Path, request_id: str, log_requests: bool,
 
 
 def shm_prefix(folder: Path) -> str:
-    """What the names of the server's shared-memory regions begin with."""
+    """Name prefix of the server's shared-memory regions."""
     return f"{folder.name}_"
 
 
@@ -129,7 +129,7 @@ def _is_packaged(binary: Path) -> bool:
 
 
 def _private_backends(binary: Path, folder: Path) -> None:
-    """nvidia-pytriton's python backend with this Python's stub, in a folder of ours: site-packages stays as it is."""
+    """nvidia-pytriton's python backend with this Python's stub, in our own folder: site-packages is not modified."""
     root = binary.parent.parent
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"

@@ -1,4 +1,4 @@
-"""New items without retraining: appended to a model's catalogue and scored by their semantic vector."""
+"""New items without retraining: appended to the catalogue and scored by their item vectors."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import torch
 from llmcfsr_merlin.config.data_settings import NULL_VALUES
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, VOCABULARY
-from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
+from llmcfsr_merlin.dataset.raw.fields.ids import NotAnId, clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import remove
@@ -28,12 +28,12 @@ Encode = Callable[[list[dict]], np.ndarray | None]
 def check_trained_on(trained: Path, embedded: Path) -> None:
     """InputError unless the model of stage train in `trained` was trained on the vectors of stage embed in `embedded`.
 
-    Word vectors fitted again have other axes: new items would be compared with old ones by meaningless numbers.
+    Refitted word vectors have other axes: comparing new items with old ones would be meaningless.
     """
     inputs = Manifest.load(trained).inputs
     if inputs.get("embed") == Manifest.load(embedded).identity:
         return
-    # Of an earlier version, or embedded again with the same result: compared by value.
+    # From an earlier version, or embedded again with the same result: compare by value.
     dataset = Dataset(trained, embedded)
     model = load_model(trained, dataset.vocabulary.hash)
     for name, kept in model.vectors.named_buffers():
@@ -54,11 +54,11 @@ def add_items(
 ) -> dict:
     """Write to `output` the model of `trained` with new items at the end of its catalogue; publish() then serves it.
 
-    rows: one dictionary an item, ITEM its raw id (cleaned as those of a log), the rest its attributes. encode: the
+    rows: one dictionary per item, ITEM its raw id (cleaned as those of a log), the rest its attributes. encode: the
     attributes of n items -> float32 [n, D], the same encoder and reduction as in training; encode_words: their lexical
-    vectors float32 [n, E], for a model that has any. null_values: texts that are no id, as in data.null_values. Codes
-    and scores of the old items do not change; a new item has no trained collaborative row, so it is scored by the
-    semantic view and the content match alone. Returns counts. Raises InputError where ids or vectors do not fit.
+    vectors float32 [n, E], if the model has them. null_values: strings that are no id, as in data.null_values. Encoded
+    ids and scores of the old items do not change; a new item has no trained collaborative row, so it is scored by the
+    semantic view and the content score alone. Returns counts. Raises InputError if ids or vectors do not fit.
     """
     bundle, output = Bundle.open(trained), Path(output)
     key = hash_json({"base": Manifest.load(bundle.directory).key, "bundle": bundle.hash, "added": list(rows)})
@@ -66,7 +66,7 @@ def add_items(
         if output.exists():
             found = Manifest.load(output) if (output / MANIFEST).is_file() else None
             if found is not None and found.key == key and found.fault(output) is None:
-                return found.counts  # of the same call, stopped after this
+                return found.counts  # from the same call, interrupted after this step
             raise InputError(f"expected no folder at {output}, found one: name a new one")
         partial = output.with_name(f".{output.name}.partial")
         claim(partial)
@@ -98,7 +98,7 @@ def _write(
     attributes = [{k: v for k, v in row.items() if k != ITEM} for row in rows]
     lexical = model.shape.lexical
     if lexical is not None and encode_words is None:
-        raise InputError("expected lexical vectors of the new items, as the model has, found no encoder of them")
+        raise InputError("expected lexical vectors of the new items, as the model has them, found no encoder for them")
     new = NewItems(
         len(rows),
         None if model.shape.semantic is None else _checked(encode(attributes), (len(rows), model.shape.semantic)),

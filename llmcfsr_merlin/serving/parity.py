@@ -1,4 +1,4 @@
-"""The release gate: a server answers what the library answers."""
+"""The release gate: a server recommends what the library recommends."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,8 +14,8 @@ from llmcfsr_merlin.serving.client import Client
 class Parity:
     """Counts of histories.
 
-    equal: same ids at every place; ties: ids differ only among items whose scores differ by less than the tolerance;
-    different: the rest. max_score_difference: largest absolute difference of scores at the same place.
+    equal: same ids at every rank; ties: ids differ only among items whose scores differ by less than the tolerance;
+    different: the rest. max_score_difference: largest absolute difference of scores at the same rank.
     """
 
     histories: int

@@ -1,4 +1,4 @@
-"""The ports of a server, checked before it loads anything."""
+"""Checks a server's ports before it loads anything."""
 
 import contextlib
 import errno
@@ -8,7 +8,8 @@ from llmcfsr_merlin.runtime.errors import InputError
 
 
 def reserve(host: str, wanted: dict[str, int]) -> dict[str, int]:
-    """Ports by name (http, grpc, metrics) for `host`; free ones for 0. InputError names the one that cannot be had."""
+    """Ports by name (http, grpc, metrics) for `host`; free ones for 0. InputError names the one that is not
+    available."""
     numbers = [port for port in wanted.values() if port]
     for name, port in wanted.items():
         if not 0 <= port <= 65535:
@@ -16,12 +17,12 @@ def reserve(host: str, wanted: dict[str, int]) -> dict[str, int]:
         if port and numbers.count(port) > 1:
             raise InputError(f"--{name}-port: expected a port of its own, found {port} for two of {', '.join(wanted)}")
     address = resolve(host)
-    with contextlib.ExitStack() as held:  # all at once: free ones must differ
+    with contextlib.ExitStack() as held:  # reserved together: free ports must differ
         return {name: _bind(held, host, address, name, port) for name, port in wanted.items()}
 
 
 def resolve(host: str) -> str:
-    """The IPv4 address of `host`; Triton's HTTP server takes no name."""
+    """The IPv4 address of `host`; Triton's HTTP server does not accept names."""
     try:
         return str(socket.getaddrinfo(host or "0.0.0.0", None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
@@ -38,10 +39,10 @@ def _bind(held: contextlib.ExitStack, host: str, address: str, name: str, port: 
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InputError(
-                f"{name} port {port} on {host} is in use by another program: stop that one, or choose another port "
-                f"by --{name}-port (0 takes a free one)"
+                f"{name} port {port} on {host} is in use by another program: stop it, or choose another port "
+                f"with --{name}-port (0 picks a free one)"
             ) from error
         if error.errno == errno.EACCES:
-            raise InputError(f"{name} port {port} is kept for root: choose one above 1023 by --{name}-port") from error
+            raise InputError(f"{name} port {port} needs root: choose one above 1023 with --{name}-port") from error
         raise InputError(f"--host: expected an address of this machine, found {host!r} ({error.strerror})") from error
     return probe.getsockname()[1]

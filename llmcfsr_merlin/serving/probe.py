@@ -1,4 +1,4 @@
-"""Ask a server one real question: Triton's own readiness stays true after a python step has died.
+"""Send a server one real request: Triton's own readiness stays true after a python step has died.
 
 `python -m llmcfsr_merlin.serving.probe [http://127.0.0.1:8000]` exits with 0 if it answers: a container's health check.
 """
@@ -11,7 +11,7 @@ import urllib.request
 
 from llmcfsr_merlin.serving.repository import FRONT
 
-# Loopback is never asked through a proxy, whatever http_proxy says.
+# Loopback requests never go through a proxy, whatever http_proxy says.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 

@@ -1,4 +1,4 @@
-"""Export: a Triton model repository from a trained run and the templates in triton_repo/, and new versions of it."""
+"""Export: writes a Triton model repository from a trained run and triton_repo/'s templates, and new versions of it."""
 
 import os
 import shutil
@@ -13,14 +13,14 @@ from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
 
 CONFIG = "config.pbtxt"
 GRAPHS = {"torchscript": "model.pt", "onnx": "model.onnx"}  # file names that Triton's backends look for
-FRONT = "recommend"  # the model that users ask, in every layout
+FRONT = "recommend"  # the model that clients call, in every layout
 
 
 def export(trained: str | Path, repository: str | Path, serve: ServeConfig) -> dict:
     """Write a new repository; returns counts for the manifest.
 
     trained: a run directory or a folder with a sealed model. The repository holds all data that it needs inside its
-    model folders and no absolute path: it can be moved, renamed and mounted read-only.
+    model folders and no absolute paths: it can be moved, renamed and mounted read-only.
     """
     bundle, repository = Bundle.open(trained), Path(repository)
     if repository.exists():
@@ -56,13 +56,13 @@ def publish(trained: str | Path, repository: str | Path, serve: ServeConfig) -> 
 
 
 def repository_of(path: str | Path) -> Path:
-    """The repository of a run directory, or `path` itself where it is one."""
+    """The repository of a run directory, or `path` itself if it is one."""
     path = Path(path)
     return path if (path / FRONT / CONFIG).is_file() else path / "export" / MODEL_REPOSITORY
 
 
 def layout(repository: Path) -> str:
-    """`ensemble` or `merged`; InputError where the folder is no exported repository."""
+    """`ensemble` or `merged`; InputError if the folder is not an exported repository."""
     if not (Path(repository) / FRONT / CONFIG).is_file():
         raise InputError(
             f"expected a model repository in {repository}, found no {FRONT}/{CONFIG}: run `llmcfsr export`"
@@ -71,7 +71,7 @@ def layout(repository: Path) -> str:
 
 
 def format_of(repository: Path) -> str:
-    """`python`, `torchscript` or `onnx`: what the newest version of the model is."""
+    """`python`, `torchscript` or `onnx`: the format of the newest version."""
     if layout(repository) == "merged":
         return "python"
     newest = Path(repository) / "rank" / str(versions(repository)[-1])
@@ -79,7 +79,7 @@ def format_of(repository: Path) -> str:
 
 
 def needs_gpu(repository: Path) -> bool:
-    """Whether a model of the repository runs on GPUs alone."""
+    """Whether a model of the repository runs only on GPUs."""
     return any("KIND_GPU" in (Path(repository) / model / CONFIG).read_text() for model in _models(repository))
 
 
@@ -134,9 +134,9 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
 
 
 def _graph_settings(serve: ServeConfig) -> dict[str, str]:
-    """What the ensemble calls the outputs of `rank`, and how onnxruntime runs it."""
+    """Output names of `rank` in the ensemble, and onnxruntime's options."""
     outputs: tuple[str, ...] = ("ITEM_CODES", "SCORES", "RANKED")
-    if serve.format == "torchscript":  # the pytorch backend knows outputs by their place alone
+    if serve.format == "torchscript":  # the pytorch backend identifies outputs only by position
         outputs = tuple(f"{name}__{place}" for place, name in enumerate(outputs))
     tensorrt = 'optimization { execution_accelerators { gpu_execution_accelerator : [ { name : "tensorrt" } ] } }'
     return {

@@ -1,4 +1,4 @@
-"""One request's tensors, checked and read into rows. Every error names the field."""
+"""Validates one request's tensors and splits them into rows. Every error names the field."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ DEFAULT_K = 10
 
 @dataclass(frozen=True)
 class Limits:
-    """max_top_k: the largest TOP_K that is answered. shortlist: as in Ranker."""
+    """max_top_k: the largest TOP_K allowed. shortlist: as in Ranker."""
 
     max_top_k: int = 100
     shortlist: int = 0
@@ -19,7 +19,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a request. allow None: every item; deny empty: none."""
+    """One row of a request. allow None: every item; deny empty: no item."""
 
     history: list[str]
     k: int
@@ -65,7 +65,7 @@ def _ids(tensor: np.ndarray) -> list[list[str]]:
 def _text(raw: bytes) -> str:
     try:
         return raw.decode()
-    except UnicodeDecodeError:  # as ingest reads bytes that are no text
+    except UnicodeDecodeError:  # as ingest reads bytes that are not text
         return raw.hex()
 
 
@@ -73,5 +73,5 @@ def _column(tensors: dict[str, np.ndarray], name: str, default, count: int) -> l
     if name not in tensors:
         return [default] * count
     if tensors[name].shape[1] != 1:
-        raise InputError(f"{name}: expected one value a row, found shape {list(tensors[name].shape)}")
+        raise InputError(f"{name}: expected one value per row, found shape {list(tensors[name].shape)}")
     return tensors[name][:, 0].tolist()

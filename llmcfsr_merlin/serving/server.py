@@ -1,4 +1,4 @@
-"""A real tritonserver on this machine: found, started, waited for and stopped cleanly."""
+"""Manages a real tritonserver on this machine: finds, starts, awaits and stops it cleanly."""
 
 import contextlib
 import ctypes
@@ -28,7 +28,7 @@ from llmcfsr_merlin.serving.wire import STOPPING
 _log = logging.getLogger(__name__)
 
 __all__ = ["Server", "find_tritonserver"]
-DRAIN_SECONDS = 15.0  # what requests in flight get when the server stops
+DRAIN_SECONDS = 15.0  # grace period of in-flight requests when the server stops
 
 
 class Server:
@@ -37,10 +37,10 @@ class Server:
     >>> with Server("runs/demo/export/model_repo") as server:      # doctest: +SKIP
     ...     Client(server.grpc_url).recommend([["B00A"]], k=5)
 
-    host: loopback by default, so that nothing is reachable from outside. Ports 0: free ones are taken. Everybody who
-    reaches the ports may ask; loading models, shared memory, tracing, logging and statistics need the key in `key_file`
-    (made per start, mode 0600; by default in a private folder). Raises InputError where a port is taken, and with the
-    end of the server's log when it does not answer within `timeout` seconds.
+    host: loopback by default, so that nothing is reachable from outside. Ports 0: free ones are chosen. Everybody who
+    reaches the ports may send requests; loading models, shared memory, tracing, logging and statistics need the key in
+    `key_file` (generated per start, mode 0600; by default in a private folder). Raises InputError if a port is taken,
+    and with the end of the server's log when it does not answer within `timeout` seconds.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What the server has written since it was started last."""
+        """The server's output since its last start."""
         path = self._folder and self._folder / "server.log"
         return path.read_text(errors="replace") if path and path.is_file() else ""
 
@@ -129,12 +129,12 @@ class Server:
         return self
 
     def restart(self) -> None:
-        """End the server at once, answering or not, and start it on the same ports with the same key."""
+        """Kill the server, responsive or not, and start it on the same ports with the same key."""
         self._kill()
         self._launch()
 
     def stop(self) -> None:
-        """Refuse new requests, finish those in flight (DRAIN_SECONDS at most), end the server, remove what it left."""
+        """Refuse new requests, finish those in flight (at most DRAIN_SECONDS), stop the server, clean up."""
         if self.running and self._answers:
             self._drain()
         self._kill()
@@ -145,7 +145,7 @@ class Server:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def trouble(self, timeout: float) -> str | None:
-        """None if the server answers a real request, else what is wrong with it."""
+        """None if the server answers a real request, else the reason."""
         code = self._started().poll()
         if code is not None:
             return f"ended {_ending(code)}"
@@ -154,8 +154,8 @@ class Server:
         return reason if code is None or reason is None else f"ended {_ending(code)}"
 
     def reload(self) -> None:
-        """Load what publish() added. Requests in flight are answered by the version before."""
-        # Steps first: asked for the ensemble alone, Triton was seen to refuse it while its steps changed version.
+        """Load the version that publish() added. Requests in flight are answered by the previous version."""
+        # Steps first: when only the ensemble was requested, Triton refused it while its steps changed version.
         models = ["encode", "rank", "decode", FRONT] if layout(self.repository) == "ensemble" else [FRONT]
         for model in models:
             url = f"{self.http_url}/v2/repository/models/{model}/load"
@@ -173,7 +173,7 @@ class Server:
 
     def _launch(self) -> None:
         with open(self._private / "server.log", "wb") as log:
-            # A session of its own: the stubs are stopped as one group, and Ctrl-C reaches us first.
+            # Its own session: the stubs are stopped as one group, and Ctrl-C reaches us first.
             self._process = subprocess.Popen(
                 self._command(),
                 stdin=subprocess.DEVNULL,
@@ -206,12 +206,12 @@ class Server:
                     return
             time.sleep(0.1)
         raise InputError(
-            f"tritonserver {reason or 'was not ready'} after {self.timeout:g} s: give it more by --start-timeout. "
+            f"tritonserver {reason or 'was not ready'} after {self.timeout:g} s: allow more with --start-timeout. "
             f"{self.reason()}"
         )
 
     def _is_ours(self) -> bool:
-        """Whether the process that listens on the ports is this one: another server could have taken them since."""
+        """Whether our process listens on the ports: another server could have taken them meanwhile."""
         try:
             with DIRECT.open(f"{self.http_url}/v2", timeout=2) as reply:
                 named = json.load(reply).get("name")
@@ -221,9 +221,9 @@ class Server:
             return False
 
     def _drain(self) -> None:
-        """Finish what was asked until now, then refuse at the first step, then finish what was asked in between.
+        """Finish the requests received so far, refuse new ones at the first step, then finish those received meanwhile.
 
-        Queues keep their order, so a request of our own is answered after all that came before it.
+        Queues keep their order, so our own request is answered after all earlier ones.
         """
         until = time.monotonic() + DRAIN_SECONDS
         probe(self.http_url, DRAIN_SECONDS, self._request_id)
@@ -232,14 +232,14 @@ class Server:
         start = time.monotonic()
         if start < until:
             probe(self.http_url, until - start, self._request_id)
-            # What another instance of a step still computes, and answers on their way out.
+            # Time for other instances of a step, and for responses on their way out.
             time.sleep(min(0.1 + 2 * (time.monotonic() - start), 5.0))
 
     def _kill(self) -> None:
         process, self._process, self._answers = self._process, None, False
         if process is None:
             return
-        # The group: also stubs whose server died. Triton keeps nothing that an orderly end would save.
+        # The whole group: also stubs whose server died. Triton has no state that an orderly shutdown would save.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -248,19 +248,19 @@ class Server:
             leftover.unlink(missing_ok=True)
 
     def reason(self) -> str:
-        """The lines of the log that say why the server failed."""
+        """The log lines that explain why the server failed."""
         text = self.log.replace(str(self._private / "repository"), str(self.repository))
         lines = text.splitlines()
         if "unrecognized option" in text or "unknown option" in text.lower():
             return "It does not know an option: expected tritonserver 2.51 (container 24.10) or newer"
-        if told := _TOLD.search(text):  # by a step of ours; Triton repeats it several times, with a traceback
-            return f"A step says: {told.group(1)}"
+        if message := _MESSAGE.search(text):  # from one of our steps; Triton repeats it several times, with a traceback
+            return f"A step says: {message.group(1)}"
         words = ("InputError", "failed to load", "error while loading", "in use")
         return "Its log says: " + " | ".join(([x for x in lines if any(w in x for w in words)] or lines)[-4:])[-1500:]
 
 
 # Triton writes the line ends of a step's error as backslash and n.
-_TOLD = re.compile(r"InputError: (.+?)(?:\\n|$)", re.MULTILINE)
+_MESSAGE = re.compile(r"InputError: (.+?)(?:\\n|$)", re.MULTILINE)
 
 
 def _ending(code: int) -> str:
@@ -268,7 +268,7 @@ def _ending(code: int) -> str:
 
 
 def _await_group(group: int, seconds: float = 3.0) -> None:
-    """Wait until no process of a killed group is left (what nobody reaps is left as a zombie)."""
+    """Wait until no process of a killed group is left (unreaped zombies are ignored)."""
     deadline = time.monotonic() + seconds
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The steps of the ensemble as plain classes over dictionaries of numpy arrays; backend.py puts them into Triton.
+"""The steps of the ensemble as plain classes over dictionaries of numpy arrays; backend.py runs them in Triton.
 
 A step answers a list of requests at once: requests of different lengths and options join one forward pass. Rank alone
 imports torch: a server that starts again waits for that.
@@ -16,12 +16,12 @@ from llmcfsr_merlin.serving.bundle import FILES, Bundle
 from llmcfsr_merlin.serving.request import Limits, parse
 
 Tensors = dict[str, np.ndarray]
-Result = Tensors | InputError  # an error belongs to one request: the others of the batch are answered
-NO_LIST = -1  # first code of ALLOW_CODES in a row without an allow list
+Result = Tensors | InputError  # an error fails only its request: the others of the batch are answered
+NO_LIST = -1  # first id of ALLOW_CODES in a row without an allow list
 
 
 def each(requests: list[Tensors], work: Callable[[Tensors], Tensors]) -> list[Result]:
-    """Apply `work` to every request; a bad one becomes its InputError."""
+    """Apply `work` to every request; a bad request becomes its InputError."""
     results: list[Result] = []
     for request in requests:
         try:
@@ -32,7 +32,7 @@ def each(requests: list[Tensors], work: Callable[[Tensors], Tensors]) -> list[Re
 
 
 class Encode:
-    """Raw ids and options to codes.
+    """Raw ids and options to encoded item ids.
 
     CODES [B, L], K [B, 1], BLOCK [B, M], ALLOW_CODES [B, N], UNKNOWN, FALLBACK and BUNDLE [B, 1].
     """
@@ -72,9 +72,9 @@ class Encode:
 
 
 class Rank:
-    """Codes to the best items, as many as the largest K of a request.
+    """Encoded item ids to the top items, as many as the largest K of a request.
 
-    ITEM_CODES int64 [B, k] and SCORES float32 [B, k], both 0 where none is left; RANKED [B, 1]: the bundle.
+    ITEM_CODES int64 [B, k] and SCORES float32 [B, k], both 0 if none is left; RANKED [B, 1]: the bundle.
     """
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
@@ -86,7 +86,7 @@ class Rank:
         chosen = choose_device(device, "serve.device")
         self.tag, self.limits = bundle.tag, limits
         self.recommender = Recommender.load(bundle.directory, str(chosen), shortlist=limits.shortlist)
-        # On a GPU each size is recorded at its first batch: no user waits for that.
+        # Warm-up: on a GPU each size is captured at its first batch.
         self.warm_up_rows = SIZES if chosen.type == "cuda" else (1,)
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
@@ -98,7 +98,7 @@ class Rank:
         return results
 
     def _checked(self, tensors: Tensors) -> Tensors:
-        """Whoever reaches the server can ask this step too: nothing of a request is taken on trust."""
+        """Clients can call this step directly too: every tensor of a request is validated."""
         _check_rows(tensors, ("CODES", "K", "BLOCK", "ALLOW_CODES", "BUNDLE"))
         _same_bundle(tensors["BUNDLE"], self.tag, "rank")
         _check_k(tensors["K"], self.limits)
@@ -107,10 +107,10 @@ class Rank:
         _check_codes("CODES", codes, rows)
         if codes.shape[1] > self.recommender.ranker.max_length:
             raise InputError(
-                f"CODES: expected at most {self.recommender.ranker.max_length} codes a row, found {codes.shape[1]}"
+                f"CODES: expected at most {self.recommender.ranker.max_length} item ids per row, found {codes.shape[1]}"
             )
         if ((codes[:, 1:] != PAD) & (codes[:, :-1] == PAD)).any():
-            raise InputError("CODES: expected the padding (0) behind a row's last code, found it before one")
+            raise InputError("CODES: expected padding (0) only after a row's last item id, found it before one")
         _check_codes("BLOCK", tensors["BLOCK"], rows)
         allowed = tensors["ALLOW_CODES"]
         _check_codes("ALLOW_CODES", np.where(allowed[:, :1] == NO_LIST, PAD, allowed), rows)
@@ -124,8 +124,8 @@ class Rank:
         codes = np.concatenate([request["CODES"] for request in requests])
         k = np.concatenate([request["K"] for request in requests])[:, 0]
         longest = max(int((codes != PAD).sum(1).max()), 1)  # right-padded: the rest is padding in every row
-        told = np.zeros(len(codes), np.int64)  # `encode` has said which ids are unknown
-        encoded = Encoded(torch.from_numpy(codes[:, :longest]), told, (codes == PAD).all(1), [])
+        unknown = np.zeros(len(codes), np.int64)  # `encode` has reported the unknown ids
+        encoded = Encoded(torch.from_numpy(codes[:, :longest]), unknown, (codes == PAD).all(1), [])
         items, scores = self.recommender.rank(encoded, int(k.max()), self._blocked(requests))
         scores = np.where(items >= FIRST_ITEM, scores, 0).astype(np.float32)
         answers, start = [], 0
@@ -143,16 +143,16 @@ class Rank:
         return answers
 
     def _blocked(self, requests: list[Tensors]):
-        """Bool tensor [B, V] of what each row must not get; None where nothing is blocked."""
+        """Bool tensor [B, V] of what each row must not get; None if nothing is blocked."""
         if not any((r["ALLOW_CODES"][:, 0] != NO_LIST).any() or r["BLOCK"].any() for r in requests):
             return None
         allow = [None if row[0] == NO_LIST else row for request in requests for row in request["ALLOW_CODES"]]
         block = [row for request in requests for row in request["BLOCK"]]
-        return self.recommender.ranker.blocked(allow, block)  # code 0, the padding of both, never scores anyway
+        return self.recommender.ranker.blocked(allow, block)  # id 0, the padding of both, is never recommended anyway
 
 
 class Decode:
-    """Codes to raw ids: ITEMS bytes [B, K], empty where no item is left, and SCORES; each row cut to its K."""
+    """Encoded item ids to raw ids: ITEMS bytes [B, K], empty if no item is left, and SCORES; each row cut to its K."""
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["decode"])
@@ -207,7 +207,7 @@ def _good(results: list[Result]) -> dict[int, Tensors]:
 def _check_rows(tensors: Tensors, names: tuple[str, ...]) -> None:
     for name in names:
         if name not in tensors:
-            raise InputError(f"{name} is missing: expected the tensors of the step before")
+            raise InputError(f"{name} is missing: expected the tensors of the previous step")
         if tensors[name].ndim != 2 or not tensors[name].size or len(tensors[name]) != len(tensors[names[0]]):
             raise InputError(
                 f"{name}: expected {len(tensors[names[0]])} rows as in {names[0]}, found shape "
@@ -217,20 +217,20 @@ def _check_rows(tensors: Tensors, names: tuple[str, ...]) -> None:
 
 def _check_k(k: np.ndarray, limits: Limits) -> None:
     if k.shape[1] != 1:
-        raise InputError(f"K: expected one value a row, found shape {list(k.shape)}")
+        raise InputError(f"K: expected one value per row, found shape {list(k.shape)}")
     wrong = k[(k < 1) | (k > limits.max_top_k)]
     if len(wrong):
         raise InputError(f"K: expected 1 to {limits.max_top_k} (serve.max_top_k), found {wrong[0]}")
 
 
-def _check_codes(name: str, codes: np.ndarray, rows: int) -> None:
-    wrong = codes[(codes != PAD) & ((codes < FIRST_ITEM) | (codes >= rows))]
+def _check_codes(name: str, codes: np.ndarray, n_items: int) -> None:
+    wrong = codes[(codes != PAD) & ((codes < FIRST_ITEM) | (codes >= n_items))]
     if len(wrong):
-        raise InputError(f"{name}: expected codes {FIRST_ITEM} to {rows - 1}, or {PAD} as padding, found {wrong[0]}")
+        raise InputError(f"{name}: expected ids {FIRST_ITEM} to {n_items - 1} or {PAD} (padding), found {wrong[0]}")
 
 
 def _padded(lists: list[list[int]]) -> np.ndarray:
-    # Widths of 1, 2, 4, ...: backends that cannot join requests of different shapes still join most.
+    # Widths of 1, 2, 4, ...: backends that cannot batch requests of different shapes can still batch most.
     width = 1 << (max(1, max(map(len, lists))) - 1).bit_length()
     return np.array([codes + [PAD] * (width - len(codes)) for codes in lists], np.int64)
 
@@ -241,4 +241,4 @@ def _widen(array: np.ndarray, width: int) -> np.ndarray:
 
 def _same_bundle(found: np.ndarray, tag: int, step: str) -> None:
     if (found != tag).any():
-        raise InputError(f"step {step} serves another bundle than the step before it: load all steps of one export")
+        raise InputError(f"step {step} serves another bundle than the previous step: load all steps of one export")

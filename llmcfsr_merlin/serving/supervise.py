@@ -1,4 +1,4 @@
-"""`llmcfsr serve`: a server in the foreground, watched by real requests and started again when it stops answering."""
+"""`llmcfsr serve`: a server in the foreground, monitored by real requests and restarted if it stops answering."""
 
 import signal
 import sys
@@ -9,22 +9,22 @@ from pathlib import Path
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.server import Server
 
-_PERIOD = 1.0  # seconds between two requests of the watch, at least
-_SHARE = 20  # and at least this many times what the last one took: a twentieth of a core for a large catalogue
-_PATIENCE = 30.0  # a server that gives no answer for so long is taken for hung
-_PAUSES = (0, 1, 2, 4, 8)  # seconds before each try to start again
+_PERIOD = 1.0  # minimum seconds between two probe requests
+_SHARE = 20  # and at least this many times the last one's duration: at most a twentieth of a core for a large catalogue
+_PATIENCE = 30.0  # a server without a response for so long counts as hung
+_PAUSES = (0, 1, 2, 4, 8)  # seconds before each restart attempt
 
 
 def serve(repository: str | Path, **options) -> int:
     """Serve in the foreground until SIGINT, SIGTERM or SIGHUP; requests in flight are finished. Options as in Server.
 
-    A server that dies or stops answering is started again, with a line on stderr. Raises InputError where the first
-    start fails, or where it cannot be started again.
+    A server that dies or stops answering is restarted, with a line on stderr. Raises InputError if the first
+    start fails, or if it cannot be restarted.
     """
 
     def interrupt(*_) -> None:
         for ending in previous:
-            signal.signal(ending, signal.SIG_IGN)  # once is enough: the end is under way
+            signal.signal(ending, signal.SIG_IGN)  # once is enough: shutdown is in progress
         raise KeyboardInterrupt
 
     endings = [signal.SIGTERM, signal.SIGINT]
@@ -45,7 +45,7 @@ def serve(repository: str | Path, **options) -> int:
 
 
 def _next_trouble(server: Server) -> str:
-    """Watch until something is wrong; what it is."""
+    """Monitor until something is wrong; returns the reason."""
     pause = _PERIOD
     while True:
         due = time.monotonic() + pause
@@ -55,7 +55,7 @@ def _next_trouble(server: Server) -> str:
         reason = server.trouble(_PATIENCE)
         took = time.monotonic() - start
         if reason and server.running and took < _PATIENCE and "not healthy" not in reason:
-            time.sleep(0.3)  # once may be a moment's: a model that is being reloaded
+            time.sleep(0.3)  # one failure may be transient: a model that is being reloaded
             reason = server.trouble(_PATIENCE)
         if reason:
             return reason
@@ -63,7 +63,7 @@ def _next_trouble(server: Server) -> str:
 
 
 def _restart(server: Server, reason: str) -> None:
-    _say(f"tritonserver {reason}: starting it again")
+    _say(f"tritonserver {reason}: restarting it")
     start, last = time.monotonic(), None
     for pause in _PAUSES:
         time.sleep(pause)
@@ -75,7 +75,7 @@ def _restart(server: Server, reason: str) -> None:
         else:
             _say(f"tritonserver answers again after {time.monotonic() - start:.1f} s")
             return
-    raise InputError(f"tritonserver did not start again in {len(_PAUSES)} tries, giving up. The last one: {last}")
+    raise InputError(f"tritonserver did not restart in {len(_PAUSES)} attempts, giving up. The last one: {last}")
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Between a server and its python steps: what the environment tells them, and BYTES tensors that cannot be read.
+"""Between a server and its python steps: environment variables, and BYTES tensors that cannot be decoded.
 
 Triton calls `deserialize_bytes_tensor(bytes).reshape(shape)` for every BYTES tensor of a batch before the step sees one
 of them, and the process ends if that raises. Nothing raises here: what cannot be read becomes Unreadable, which the
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 FOLDER_VARIABLE = "LLMCFSR_SERVER_FOLDER"  # where STOPPING appears
-STOPPING = "stopping"  # a file: the first step refuses new requests
-REQUEST_VARIABLE = "LLMCFSR_OWN_REQUEST"  # the id of the server's own requests: not counted, answered while it stops
+STOPPING = "stopping"  # a file: while it exists, the first step refuses new requests
+REQUEST_VARIABLE = "LLMCFSR_OWN_REQUEST"  # id of the server's own requests: not counted, answered during shutdown
 
 
 class Unreadable(np.ndarray):
-    """An empty array in the place of one that cannot be read; `reason` says why."""
+    """An empty array in place of one that cannot be decoded; `reason` says why."""
 
     reason = ""
 
@@ -43,12 +43,12 @@ class _Flat(np.ndarray):
 
 
 def reader(deserialize: Callable) -> Callable:
-    """`deserialize`, Triton's function from bytes to a flat array, without its exceptions."""
+    """`deserialize`, Triton's decoder from bytes to a flat array, without its exceptions."""
 
     def read(encoded) -> np.ndarray:
         try:
             return deserialize(encoded).view(_Flat)
         except Exception:
-            return Unreadable.because("expected values of the lengths that stand before them, found others")
+            return Unreadable.because("expected values as long as their length prefixes, found others")
 
     return read

@@ -1,4 +1,4 @@
-"""The stage `embed` as a function: items table in, vectors and recipe out."""
+"""The work of stage `embed`: items table in, vectors and encoder recipe out."""
 
 import logging
 import shutil
@@ -53,12 +53,12 @@ def embed_table(
 ) -> dict:
     """Encode the items of a vocabulary into `out` and return the counts for the manifest.
 
-    items_dir: part-*.parquet of item_id and attributes. vocabulary_ids: raw ids in code order; items that are not in it
-    are not encoded, ids without metadata get the mean vector. previous: an earlier result, whose vectors (and tuned
-    weights) are taken over where recipe and prompt are unchanged. sequences_dir: for co-occurrence pairs in tuning.
-    A killed call goes on where it stopped when it is called again with the same `out`.
-    Writes `vectors/`, `encoded/` (before the reduction), encoder.json, reduction.safetensors and, where asked for,
-    `lexical/` with words.safetensors, `tuned/` (weights) and `enriched/` (attributes written by a model).
+    items_dir: part-*.parquet of item_id and attributes. vocabulary_ids: raw ids in order of their encoded ids; other
+    items are not encoded, ids without metadata get the mean vector. previous: an earlier result, whose vectors (and
+    tuned weights) are reused if recipe and prompt are unchanged. sequences_dir: for co-occurrence pairs in tuning. A
+    killed call resumes when it is called again with the same `out`. Writes `vectors/`, `encoded/` (before the
+    reduction), encoder.json, reduction.safetensors and, if asked for, `lexical/` with words.safetensors, `tuned/`
+    (weights) and `enriched/` (attributes written by a model).
     """
     start = time.perf_counter()
     shards, counts, absent = plan_shards(items_dir, vocabulary_ids)
@@ -99,7 +99,7 @@ def embed_table(
 
 
 def make_recipe(config: EmbedConfig, source: ModelSource) -> EncoderRecipe:
-    """The part of the settings that decides on an item's vector, before tuning."""
+    """The settings that determine an item's vector, before tuning."""
     template = Prompter.of(config.template).template
     enriched = None
     if config.enrich.enabled:
@@ -171,10 +171,10 @@ def write_vectors(out: Path, reduction: Reduction, absent: pa.Array) -> None:
 def write_lexical(out: Path, dimension: int, shards: Sequence[Shard], encoder: ItemEncoder, absent: pa.Array) -> int:
     """Fit the lexical vectors, store them as WORDS, and write `lexical/`, shard by shard; returns their dimension.
 
-    Items without a known word, and the ids of `absent`, have zero rows: nothing to be alike by. Where `dimension` is 0,
+    Items without a known word, and the ids of `absent`, have zero rows: no similarity. Where `dimension` is 0,
     or the items share no words, nothing is written and 0 returned.
     """
-    shutil.rmtree(out / LEXICAL, ignore_errors=True)  # of a stopped call
+    shutil.rmtree(out / LEXICAL, ignore_errors=True)  # from an interrupted call
     if not dimension:
         return 0
     _log.info("  lexical vectors ...")
@@ -211,6 +211,6 @@ def _sample(encoded: Path, items: int) -> Iterator[np.ndarray]:
         yield vectors
     if not found:
         raise InputError(
-            "expected items with attributes, found none with any text: check data.items and embed.template, "
+            "expected items with attributes, found no text at all: check data.items and embed.template, "
             "or use a model without semantic vectors (--model sasrec)"
         )

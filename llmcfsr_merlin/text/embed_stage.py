@@ -39,7 +39,7 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
 
 
 def _whole(embedded: Path) -> Path | None:
-    """An earlier result, where what is taken over from it (vectors, tuned weights, texts) is as it was written."""
+    """An earlier result, if the files reused from it (vectors, tuned weights, texts) are unchanged."""
     if not (embedded / MANIFEST).is_file():
         return None
     try:

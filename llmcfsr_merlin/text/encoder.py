@@ -1,4 +1,4 @@
-"""Texts to vectors: tokenised once, sorted by length, padded batch by batch, pooled with the mask, L2-normalised."""
+"""Encodes texts as vectors: tokenised once, sorted by length, padded per batch, pooled with the mask, L2-normalised."""
 
 import logging
 from collections import deque
@@ -9,15 +9,16 @@ import numpy as np
 import torch
 
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.text.language_models import ModelSource, load_model, load_tokenizer, longest_input, pick_device
+from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.text.language_models import ModelSource, load_model, load_tokenizer, longest_input
 
-BATCH_TOKENS = 1 << 16  # measured on an H100: from there on a model of MiniLM's size keeps it busy
-_BUSY = 1 << 14  # tokens; measured there: at a quarter of it a model of 7 billion weights keeps it as busy as at more
+BATCH_TOKENS = 1 << 16  # measured on an H100: enough for a model of MiniLM's size to saturate it
+_BUSY = 1 << 14  # tokens; measured there: a 7B model saturates it at a quarter of this
 _log = logging.getLogger("llmcfsr_merlin")
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Pool token states to one L2-normalised float32 vector a text.
+    """Pool token states to one L2-normalised float32 vector per text.
 
     hidden: (B, T, D) any float dtype. mask: (B, T), 1 at real tokens, padding on either side. pooling: "mean" over the
     real tokens, or "last" real token (for causal models only the last one has seen the whole text). Returns (B, D).
@@ -49,7 +50,7 @@ class TextEncoder:
     ):
         """model: a bare transformers model; tokenizer: its tokenizer.
 
-        batch_size: texts a batch on a CPU; batch_tokens: tokens a batch on a GPU, padding included.
+        batch_size: texts per batch on a CPU; batch_tokens: tokens per batch on a GPU, padding included.
         """
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -70,9 +71,9 @@ class TextEncoder:
         device: str = "auto",
         quantisation: str = "none",
     ) -> "TextEncoder":
-        """Load the model of `source`; `max_tokens` is lowered to what the model has positions for."""
+        """Load the model of `source`; `max_tokens` is capped at the model's number of positions."""
         max_tokens = min(max_tokens, longest_input(source.folder) or max_tokens)
-        model = load_model(source, dtype, pick_device(device), quantisation)
+        model = load_model(source, dtype, str(choose_device(device, "embed.device")), quantisation)
         return cls(
             model,
             load_tokenizer(source, max_tokens),
@@ -115,7 +116,7 @@ class TextEncoder:
         ids[places < lengths] = np.fromiter(chain.from_iterable(tokens), np.int64, int(lengths.sum()))
         mask = (places < lengths.clip(1)).astype(np.int64)  # an empty text has one padding token
         device, tensors = self.device, {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-        if device.type == "cuda":  # from pinned memory a copy waits for nothing
+        if device.type == "cuda":  # copies from pinned memory are asynchronous
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
@@ -123,17 +124,17 @@ class TextEncoder:
         """Unit vectors (B, D) float32 of a batch of token lists; gradients follow torch's mode."""
         batch = self.batch(tokens)
         mask = batch["attention_mask"]
-        if len(set(map(len, tokens))) == 1:  # nothing is padded: without a mask, attention takes its faster kernels
+        if len(set(map(len, tokens))) == 1:  # nothing is padded: without a mask, attention uses its faster kernels
             del batch["attention_mask"]
         return pool(self.model(**batch).last_hidden_state, mask, self.pooling)
 
     def encode_tokens(
         self, tokens: Sequence[Sequence[int]], progress: Callable[[int], object] | None = None
     ) -> np.ndarray:
-        """Unit vectors (N, D) float32 in the given order. Longest first: running out of memory shows at once.
+        """Unit vectors (N, D) float32 in the given order. Longest first, so that out-of-memory errors appear at once.
 
         progress: called with the number of texts after each batch. A batch that does not fit a GPU's memory is halved,
-        and those after it; InputError where one text does not.
+        and those after it; InputError if one text does not.
         """
         vectors = np.empty((len(tokens), self.dimension), dtype=np.float32)
         lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
@@ -158,14 +159,14 @@ class TextEncoder:
                     continue
                 start += size
                 launched.append((chosen, wait))
-                if len(launched) > on_gpu:  # a GPU computes the next batch while this one is taken
+                if len(launched) > on_gpu:  # a GPU computes the next batch while this one is copied
                     finish()
             while launched:
                 finish()
         return vectors
 
     def _launch(self, tokens: Sequence[Sequence[int]]) -> Callable[[], np.ndarray] | None:
-        """What waits for the vectors of a batch, which is launched; None where a GPU's memory does not hold it."""
+        """Launch a batch and return a function that waits for its vectors; None if the GPU is out of memory."""
         try:
             found = self.forward(tokens)
         except torch.cuda.OutOfMemoryError:
@@ -190,7 +191,7 @@ class TextEncoder:
             )
         self.batch_tokens = texts * max(longest, 1) // 2
         torch.cuda.empty_cache()
-        _log.warning("out of memory on the GPU: embed.batch_tokens=%d from here on", self.batch_tokens)
+        _log.warning("out of memory on the GPU: continuing with embed.batch_tokens=%d", self.batch_tokens)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors (N, D) float32 of texts."""
@@ -198,9 +199,9 @@ class TextEncoder:
 
 
 def texts_that_fit(lengths: np.ndarray, tokens: int) -> int:
-    """How many of the first texts a batch takes; lengths: int64 [N], descending; tokens: padding included.
+    """How many of the first texts fit a batch; lengths: int64 [N], descending; tokens: padding included.
 
-    Only those of the first one's length where they fill at least half of it: then nothing is padded. Else those of at
+    Only those of the first one's length if they fill at least half of it: then nothing is padded. Else those of at
     least seven eighths of it, or as many as keep a GPU busy (_BUSY tokens).
 
     >>> texts_that_fit(np.array([8, 8, 8, 7, 7, 2]), 32), texts_that_fit(np.array([8, 7, 7, 2]), 32)

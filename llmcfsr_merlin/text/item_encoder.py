@@ -1,4 +1,4 @@
-"""Items to vectors: what one recipe (model, template, pooling, reduction) does to rows of the items table.
+"""Encodes items as vectors by one recipe (model, template, pooling, reduction).
 
 The stage `embed` and the addition of new items to a finished run both go through `ItemEncoder`.
 """
@@ -25,13 +25,13 @@ from llmcfsr_merlin.text.tuning.lora import ADAPTER, load_adapter
 
 RECIPE = "encoder.json"
 REDUCTION = "reduction.safetensors"
-WORDS = "words.safetensors"  # the fitted lexical vectors, where there are any
+WORDS = "words.safetensors"  # the fitted lexical vectors, if there are any
 TUNED = "tuned"  # the tuned model's folder beside RECIPE
 
 
 @dataclass(frozen=True)
 class EncoderRecipe:
-    """All that decides on an item's vector before the reduction. `model` is the record of models.ModelSource."""
+    """Everything that determines an item's vector before the reduction. `model` is the record of a ModelSource."""
 
     model: dict
     template: str
@@ -45,11 +45,11 @@ class EncoderRecipe:
     tuned: dict | None = None
     """Key and sha256 of the fine-tuned weights, None for the base model."""
     enriched: dict | None = None
-    """What the enrichment recorded, None where no attributes are written by a model."""
+    """The enrichment's record, None if no attributes are generated."""
 
     @property
     def key(self) -> str:
-        """Hash of the recipe: two vectors with the same key and the same prompt are the same."""
+        """Hash of the recipe: equal key and equal prompt imply equal vectors."""
         return hash_json(asdict(self))
 
     def save(self, directory: Path) -> None:
@@ -58,7 +58,7 @@ class EncoderRecipe:
 
     @classmethod
     def load(cls, directory: Path) -> "EncoderRecipe":
-        """Read what `save` wrote; InputError where it is missing or not of this version."""
+        """Read what `save` wrote; InputError if it is missing or not of this version."""
         path = Path(directory) / RECIPE
         try:
             recipe = cls(**json.loads(path.read_text()))
@@ -78,7 +78,7 @@ class EncoderRecipe:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Vectors of n rows before the reduction: vectors (n, D) float32 unit rows, zero where has_text (n,) is False.
+    """Vectors of n rows before the reduction: vectors (n, D) float32 unit rows, zero if has_text (n,) is False.
 
     content: 16-byte hash of each prompt, None without text; cached: rows taken from the cache; tokens: tokens encoded;
     cut: prompts cut at max_tokens.
@@ -93,7 +93,7 @@ class EncodedRows:
 
 
 class ItemEncoder:
-    """A recipe with its model loaded (lazily: a fully cached run never loads it)."""
+    """A recipe with its model, loaded lazily: a fully cached run never loads it."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class ItemEncoder:
 
     @classmethod
     def load(cls, directory: Path, *, batch_size: int = 64, device: str = "auto") -> "ItemEncoder":
-        """The encoder that made the vectors of a finished stage `embed`; InputError where the model has changed."""
+        """The encoder that made the vectors of a finished stage `embed`; InputError if the model has changed."""
         recipe = EncoderRecipe.load(directory)
         source = resolve_recorded(recipe.model)
         tuned = Path(directory) / TUNED if recipe.tuned else None
@@ -126,7 +126,7 @@ class ItemEncoder:
 
     @property
     def encoder(self) -> TextEncoder:
-        """The text encoder, loaded at the first use."""
+        """The text encoder, loaded on first use."""
         if self._encoder is None:
             adapter = self.tuned if self.tuned and (self.tuned / ADAPTER).is_file() else None
             source = replace(self.source, folder=str(self.tuned)) if self.tuned and not adapter else self.source
@@ -145,23 +145,23 @@ class ItemEncoder:
         return self._encoder
 
     def attributes(self, rows: Sequence[Mapping[str, object]]) -> list[Attributes]:
-        """The attributes of each row, enriched where the recipe says so."""
+        """The attributes of each row, enriched if the recipe says so."""
         found = [self.prompter.attributes(row) for row in rows]
         return self.enricher(found) if self.enricher else found
 
     def prompts(self, rows: Sequence[Mapping[str, object]]) -> list[str]:
-        """What the model reads of each row; "" where it has no attribute."""
+        """The prompt of each row; "" if it has no attribute."""
         return [self.prompter.render(attributes) for attributes in self.attributes(rows)]
 
     def encode_rows(self, rows: Sequence[Mapping[str, object]], cache=None, progress=None) -> EncodedRows:
         """Encode rows of the items table (item_id and attributes).
 
-        cache: a VectorCache of the same recipe. Equal prompts are encoded once. Raises InputError with item ids where
+        cache: a VectorCache of the same recipe. Equal prompts are encoded once. Raises InputError with item ids if
         vectors are NaN, zero or constant.
         """
         prompts = self.prompts(rows)
         content = [hashlib.blake2b(prompt.encode(), digest_size=16).digest() if prompt else None for prompt in prompts]
-        first: dict[bytes, int] = {}  # content -> the first row that has it
+        first: dict[bytes, int] = {}  # content hash -> its first row
         for row, digest in enumerate(content):
             if digest is not None:
                 first.setdefault(digest, row)
@@ -169,7 +169,7 @@ class ItemEncoder:
         taken = set(known)
         new = [digest for digest in first if digest not in known]
         tokens = self.encoder.tokenise([prompts[first[digest]] for digest in new]) if new else []
-        # Different texts can be the same tokens (letter case, cut ends); those are encoded once as well.
+        # Different texts can have the same tokens (letter case, truncation); those are encoded only once too.
         distinct: dict[tuple[int, ...], list[bytes]] = {}
         for digest, row_tokens in zip(new, tokens):
             distinct.setdefault(tuple(row_tokens), []).append(digest)
@@ -197,10 +197,10 @@ class ItemEncoder:
 def encode_items(
     directory: Path, rows: Sequence[Mapping[str, object]], *, device: str = "auto"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of new items, exactly as the finished stage `embed` in `directory` would have made them.
+    """Vectors of new items, exactly as the finished stage `embed` in `directory` would have computed them.
 
     rows: item_id and the attribute columns of the items table. Returns vectors (n, R) float32 after the stored
-    reduction, the mean vector where an item has no attribute, and has_text (n,) bool.
+    reduction, the mean vector if an item has no attribute, and has_text (n,) bool.
     """
     encoder = ItemEncoder.load(directory, device=device)
     reduction = Reduction.load(Path(directory) / REDUCTION)
@@ -209,9 +209,10 @@ def encode_items(
 
 
 def encode_words(directory: Path, rows: Sequence[Mapping[str, object]], *, device: str = "auto") -> np.ndarray | None:
-    """Lexical vectors (n, E) float32 of new items, as the finished stage `embed` in `directory` would have made them.
+    """Lexical vectors (n, E) float32 of new items, as the finished stage `embed` in `directory` would have computed
+    them.
 
-    None where the stage made none.
+    None if the stage wrote none.
     """
     path = Path(directory) / WORDS
     if not path.is_file():

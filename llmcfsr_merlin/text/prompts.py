@@ -1,7 +1,7 @@
-"""Prompts: the text by which a language model sees an item, one versioned template a dataset.
+"""Prompts: the text that a language model reads for an item, one versioned template per dataset.
 
-An item's attributes become `label: value; label: value`. Attributes that tell how popular an item is (review count,
-average stars, sales rank) leak what the recommender must predict and are left out unless asked for.
+An item's attributes become `label: value; label: value`. Attributes that reveal an item's popularity (review count,
+average stars, sales rank) leak what the recommender must predict and are excluded by default.
 """
 
 import random
@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmcfsr_merlin.dataset.names import ITEM
-from llmcfsr_merlin.dataset.raw.clean_text import join_values
+from llmcfsr_merlin.dataset.raw.fields.clean_text import join_values
 from llmcfsr_merlin.runtime.errors import InputError
 
 POPULARITY = frozenset(
     {"review_count", "stars", "average_rating", "rating_number", "rating", "sales_rank", "salesrank", "rank", "likes"}
 )
-# Ids, links and coordinates say nothing in words.
+# Ids, links and coordinates carry no meaning as text.
 _NO_TEXT = frozenset(
     {ITEM, "asin", "parent_asin", "business_id", "s3rec_id", "latitude", "longitude", "url", "image", "images", "imurl",
      "imageurl", "imageurlhighres", "videos", "also_buy", "also_bought", "also_view", "also_viewed", "similar_item",
      "related", "bought_together", "tech1", "tech2", "date", "hours", "postal_code"}
 )  # fmt: skip
-SHORT, LONG = 300, 1200  # characters kept of a name and of a description
+SHORT, LONG = 300, 1200  # most characters of a name and of a description
 
 Attributes = list[tuple[str, str]]
 """(label, value) pairs of one item, in the template's order, without missing ones."""
@@ -29,10 +29,10 @@ Attributes = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Template:
-    """Which attributes are shown, in which order and under which label.
+    """Which attributes a prompt contains, in which order and under which label.
 
-    Short telling attributes come first: what exceeds the model's length is cut at the end.
-    An empty `fields` shows every column of the table under its own name.
+    Short, informative attributes come first: prompts are truncated at the end.
+    Empty `fields`: every column of the table under its own name.
     """
 
     name: str
@@ -58,7 +58,7 @@ TEMPLATES = {
     for template in (
         Template("generic", 1),
         Template("beauty", 1, _AMAZON),
-        # Fashion has short metadata; date-like and size-like noise sits in features, so it comes after the description.
+        # Fashion has short metadata; features hold noise such as dates and sizes, so they come after the description.
         Template("fashion", 1, (*_AMAZON[:4], _AMAZON[5], _AMAZON[4])),
         Template(
             "yelp",
@@ -80,7 +80,7 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class Prompter:
-    """Turns rows of the items table into prompts. `popularity` lets the leaking attributes in."""
+    """Turns rows of the items table into prompts. `popularity` includes the leaking attributes."""
 
     template: Template
     instruction: str = ""
@@ -88,13 +88,13 @@ class Prompter:
 
     @classmethod
     def of(cls, name: str, instruction: str = "", popularity: bool = False) -> "Prompter":
-        """The prompter of a template's name; InputError where there is no such template."""
+        """The prompter of a named template; InputError if there is no such template."""
         if name not in TEMPLATES:
             raise InputError(f"expected a template out of {', '.join(TEMPLATES)}, found {name!r}")
         return cls(TEMPLATES[name], instruction, popularity)
 
     def attributes(self, row: Mapping[str, object]) -> Attributes:
-        """The item's clean attributes; an empty list where it has none."""
+        """The item's clean attributes; an empty list if it has none."""
         fields = self.template.fields or tuple(
             (column, column.replace("_", " "), SHORT if column in ("title", "brand", "categories") else LONG)
             for column in sorted(row, key=lambda column: _GENERIC_ORDER.get(column, 1))
@@ -119,7 +119,7 @@ class Prompter:
         return self.render(self.attributes(row))
 
 
-# In a generic table the telling short columns come first and the description last, the others in the table's order.
+# In a generic table informative short columns come first and the description last, the others in table order.
 _GENERIC_ORDER = {"title": -3, "brand": -2, "categories": -1, "features": 2, "description": 3}
 
 
@@ -138,7 +138,7 @@ def augment(attributes: Attributes, drop: float, rng: random.Random) -> Attribut
 
 
 def show(rows: Sequence[Mapping[str, object]], prompter: Prompter, drop: float = 0.4, seed: int = 0) -> str:
-    """The prompts of some items and two augmented copies of each, for people to read."""
+    """The prompts of some items and two augmented copies of each, for inspection."""
     lines = []
     for row in rows:
         attributes = prompter.attributes(row)

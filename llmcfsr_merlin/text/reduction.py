@@ -10,7 +10,7 @@ import numpy as np
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors
 
-_NULL = 1e-7  # directions below this share of the largest variance hold rounding noise only
+_NULL = 1e-7  # directions below this share of the largest variance are rounding noise
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Reduction:
         """Fit on batches of rows (n, D). Memory is D x D, whatever the number of rows.
 
         pca keeps the `dimension` directions of most variance; standardise scales each of the D columns to variance 1.
-        Raises InputError where `dimension` exceeds D or what the rows can tell.
+        Raises InputError if `dimension` exceeds D or the rank of the data.
         """
         count, total, product = 0, np.zeros(()), np.zeros(())
         for batch in batches:
@@ -56,7 +56,7 @@ class Reduction:
             raise InputError(f"embed.dimension: expected at most the model's {size}, found {kept}")
         values, directions = np.linalg.eigh(covariance)
         values, directions = np.maximum(values[::-1], 0), directions[:, ::-1]
-        # The sign of an eigenvector is arbitrary; fixing it makes two fits of the same data equal.
+        # Eigenvector signs are arbitrary; fixing them makes fits reproducible.
         directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(size)])
         explained = float(values[:kept].sum() / max(values.sum(), 1e-30))
         matrix = np.ascontiguousarray(directions[:, :kept], dtype=np.float32)
@@ -69,7 +69,7 @@ class Reduction:
         return (np.asarray(vectors, dtype=np.float32) - self.mean) @ self.matrix
 
     def finish(self, vectors: np.ndarray, has_text: np.ndarray) -> np.ndarray:
-        """Map rows (n, D) to (n, R); rows without text get the mean vector (zero where the map centres)."""
+        """Map rows (n, D) to (n, R); rows without text get the mean vector (zero if the map centres)."""
         filled = np.where(np.asarray(has_text)[:, None], vectors, self.mean)
         return self.apply(filled)
 

@@ -1,10 +1,9 @@
-"""Encoding at any scale: Parquet to Parquet in shards, resumable, in any number of processes, with a cache by content.
+"""Encoding at scale: Parquet to Parquet in shards, resumable, in any number of processes, cached by content hash.
 
 A shard is a run of rows of one input file. Each is encoded to `encoded/part-<shard>.parquet` under a temporary name and
-renamed, so that a killed run loses at most the shard in work. Memory is one shard plus 40 bytes an item.
+renamed, so that a killed run loses at most the current shard. Memory is one shard plus 40 bytes per item.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from llmcfsr_merlin.dataset.item_vectors import match_ids, vectors_array, vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, ITEM, VECTOR
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.files import whole
 from llmcfsr_merlin.text.item_encoder import ItemEncoder
 
 ENCODED = "encoded"  # part-*.parquet of ITEM, VECTOR before the reduction, HAS_TEXT, CONTENT
@@ -40,8 +40,8 @@ def plan_shards(
 ) -> tuple[list[Shard], dict, pa.Array]:
     """Cut the items table into shards of `rows` rows.
 
-    Only ids of the vocabulary are kept, and the first row of each. Returns the shards, the counts of what was left out,
-    and the ids of the vocabulary that the table lacks. Raises InputError where there is no items table.
+    Only ids of the vocabulary are kept, and the first row of each. Returns the shards, the counts of dropped rows,
+    and the ids of the vocabulary that are missing in the table. Raises InputError if there is no items table.
     """
     files = sorted(Path(items_dir).glob("part-*.parquet"))
     if not files:
@@ -77,7 +77,7 @@ def plan_shards(
 
 
 class VectorCache:
-    """Vectors of an earlier run by content hash. Holds 24 bytes an item in memory; the vectors stay in their files."""
+    """Vectors of an earlier run by content hash. Holds 24 bytes per item in memory; the vectors stay in their files."""
 
     def __init__(self, directory: Path, key: str):
         """directory: an `encoded` folder; shards that another recipe (key) made are ignored."""
@@ -86,7 +86,7 @@ class VectorCache:
         for path in sorted(Path(directory).glob("part-*.parquet")) if directory.is_dir() else ():
             try:
                 file = pq.ParquetFile(path)
-            except pa.ArrowInvalid:  # half a file of a foreign tool is no reason to fail: it is encoded anew
+            except pa.ArrowInvalid:  # an unreadable file is not an error: its items are encoded again
                 continue
             if (file.schema_arrow.metadata or {}).get(b"recipe") != key.encode():
                 continue
@@ -131,7 +131,7 @@ def encode_shards(
     worker: int = 0,
     workers: int = 1,
 ) -> None:
-    """Encode shards worker, worker + workers, ... into `out`; those that are already there are left alone."""
+    """Encode shards worker, worker + workers, ... into `out`; existing ones are skipped."""
     out.mkdir(parents=True, exist_ok=True)
     mine = [shard for shard in shards if shard.number % workers == worker]
     total = int(sum(shard.keep.sum() for shard in mine))
@@ -141,7 +141,7 @@ def encode_shards(
             done = bar.n
             if not _is_done(path, encoder.recipe.key):
                 _encode_shard(shard, encoder, path, cache, bar.update)
-            bar.update(done + int(shard.keep.sum()) - bar.n)  # what was cached, had no text or was there
+            bar.update(done + int(shard.keep.sum()) - bar.n)  # cached, without text, or already encoded
 
 
 def shard_path(out: Path, shard: Shard) -> Path:
@@ -162,10 +162,9 @@ def _encode_shard(shard: Shard, encoder: ItemEncoder, path: Path, cache: VectorC
     )
     counts = (len(rows), int((~encoded.has_text).sum()), encoded.cached, encoded.tokens, encoded.cut)
     metadata = {"recipe": encoder.recipe.key, "counts": " ".join(map(str, counts))}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # Vectors are noise to a dictionary: plain encoding is smaller and three times faster to write.
-    pq.write_table(table.replace_schema_metadata(metadata), temporary, use_dictionary=False, compression="none")
-    temporary.replace(path)
+    with whole(path) as temporary:
+        # Dictionary encoding does not help vectors: plain encoding is smaller and three times faster to write.
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, use_dictionary=False, compression="none")
 
 
 def _is_done(path: Path, key: str) -> bool:
@@ -173,12 +172,12 @@ def _is_done(path: Path, key: str) -> bool:
         return False
     try:
         return (pq.read_schema(path).metadata or {}).get(b"recipe") == key.encode()
-    except pa.ArrowInvalid:  # not whole: the machine went down before it was on the disk
+    except pa.ArrowInvalid:  # incomplete: the machine crashed before the file was synced
         return False
 
 
 def read_counts(out: Path) -> dict[str, int]:
-    """Sums of what the shards in `out` recorded."""
+    """Sums of the counts that the shards in `out` recorded."""
     sums = np.zeros(len(_COUNTS), dtype=np.int64)
     for path in sorted(out.glob("part-*.parquet")):
         sums += np.array(pq.read_schema(path).metadata[b"counts"].split(), dtype=np.int64)
@@ -200,7 +199,7 @@ def read_rows(shard: Shard) -> pa.Table:
 
 
 def find_items(items_dir: Path, ids: Sequence[str]) -> list[dict]:
-    """The rows of some items, in the order asked for; InputError names those that the table lacks."""
+    """The rows of some items, in the requested order; InputError names missing ones."""
     wanted = pa.array(list(ids), type=pa.string())
     found: dict[str, dict] = {}
     for path in sorted(Path(items_dir).glob("part-*.parquet")):

@@ -1,4 +1,4 @@
-"""The same function in several processes of this machine: one per GPU, or sharing the CPU cores."""
+"""Runs a function in several processes of this machine: one per GPU, or sharing the CPU cores."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ import torch
 def run_workers(function: Callable, workers: int, *arguments) -> None:
     """Call function(rank, workers, *arguments) in `workers` processes, as accelerate and torch.distributed expect them.
 
-    With one worker it is called in this process. An error of any process ends them all and is raised here.
+    With one worker it is called in this process. An error in any process stops them all and is raised here.
     """
     if workers == 1:
         function(0, 1, *arguments)
@@ -22,7 +22,7 @@ def run_workers(function: Callable, workers: int, *arguments) -> None:
 
 
 def worker_device(device: str, rank: int) -> str:
-    """The device of one worker: GPU `rank` where `device` is auto or cuda and there are GPUs."""
+    """A worker's device: GPU `rank` if `device` is auto or cuda and there are GPUs."""
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{rank % torch.cuda.device_count()}"
     return "cpu" if device == "auto" else device

@@ -1,4 +1,4 @@
-"""Batches of a split out of memory: on a GPU, out of its own, so that no step waits for the host."""
+"""Batches of a split held in memory: on a GPU in device memory, so that no step waits for the host."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,21 +9,21 @@ from torch import Tensor
 
 from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW
 
-_SHARE = 4  # of the free memory of a GPU that a split may take
+_SHARE = 4  # share of a GPU's free memory that a split may take
 
 
 class Batches:
-    """{item_id: int64 [B, width] right-padded, row: int64 [B], count: items in it} of a split, as a DataLoader's.
+    """Batches of a split like a DataLoader's: {item_id: int64 [B, width] right-padded, row: int64 [B], count: items}.
 
-    On the CPU a batch is as wide as its longest row; on a GPU all are as wide as the split's, which the host knows.
+    On the CPU a batch is as wide as its longest row; on a GPU as wide as the split's longest row, which the host knows.
     """
 
     def __init__(
         self, files: Sequence[str], batch_size: int, device: torch.device, *,
         shuffle: bool = False, seed: int = 0, prefixes: int | None = None,
     ):  # fmt: skip
-        """files: Parquet with a list of codes a row. seed: of the order of rows, another one each epoch. prefixes: each
-        prefix of so many items or more is a row of the batches, with the number of the one that it is of."""
+        """files: Parquet with one list of encoded ids per row. seed: of the row order, which differs per epoch.
+        prefixes: each prefix of at least so many items is a row of the batches, with the number of its source row."""
         lists = [pq.read_table(file, columns=[ITEM])[ITEM].combine_chunks() for file in files]
         lengths = np.concatenate([part.value_lengths().to_numpy(zero_copy_only=False) for part in lists])
         values = np.concatenate([part.flatten().to_numpy(zero_copy_only=False) for part in lists]).astype(np.int32)
@@ -42,7 +42,7 @@ class Batches:
         self.batch_size, self.dataset = batch_size, range(len(lengths))  # as a DataLoader's, whose length is asked for
 
     def set_epoch(self, epoch: int) -> None:
-        """Which order the next pass takes: an epoch has the same one after a resumed training."""
+        """Sets the row order of the next pass: an epoch has the same order after resuming."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class Batches:
 
 
 def prefixes_of(lengths: np.ndarray, shortest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of so many items -> row and length, int64 [N], of each prefix of `shortest` items or more, in order."""
+    """Row lengths -> row and length, int64 [N], of each prefix of at least `shortest` items, in order."""
     count = np.maximum(lengths.astype(np.int64) - shortest + 1, 0)
     rows = np.repeat(np.arange(len(count)), count)
     return rows, np.arange(len(rows)) - (count.cumsum() - count)[rows] + shortest

@@ -1,8 +1,8 @@
-"""Calibration: the weights of a model's features, chosen on the validation items by NDCG@10 of full ranking.
+"""Score-weight calibration: the feature weights that maximise validation NDCG@10 of full ranking.
 
-Coordinate-wise: a pass over the validation users measures, for each feature, every weight of its grid with the others
-as they are; the best point of all becomes the next one to start from, until none is better. A quarter of the users
-finds the neighbourhood, all of them decide. A pass ranks by both history rules, each of which gets weights of its own.
+Coordinate-wise: a pass over the validation users evaluates, for each feature, every weight of its grid with the others
+fixed; the best point becomes the next starting point, until none is better. A quarter of the users
+finds the neighbourhood, all of them decide. A pass ranks under both history rules; each gets its own weights.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,16 +16,17 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM, HISTORY_RULES, ITEM, KEPT, 
 from llmcfsr_merlin.dataset.user_histories import lists_of
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import pad
+from llmcfsr_merlin.training.validation import gains
 
 _PASSES = 8  # at most, on a quarter of the users and on all of them
 _COARSE = 4
 _SORTED = 64  # batches whose rows are sorted by length, so that little of them is padding
 
-Point = tuple[float, ...]  # a weight per feature
+Point = tuple[float, ...]  # one weight per feature
 
 
 class ValidationBatches:
-    """Histories int64 [B, L] and targets int64 [B] of the rows of a split; a row's last item is the one to find."""
+    """Histories int64 [B, L] and targets int64 [B] of the rows of a split; the target is a row's last item."""
 
     def __init__(self, files: Sequence[str], size: int, device: torch.device, every: int = 1):
         """size: users per batch. every: only every n-th batch."""
@@ -70,7 +71,7 @@ def validation_ranks(
         anchor[:, :FIRST_ITEM] = -torch.inf
         anchor.scatter_(1, wanted, own)
         past, once = _once(history, wanted)
-        # Floats, since torch adds up bools by a slow way through int64: half of the time of calibration.
+        # Floats: torch sums bools slowly through int64, which took half of the calibration time.
         total, above = torch.empty_like(anchor), torch.empty_like(anchor)
         kept, masked = [], []
         for point in points:
@@ -88,7 +89,7 @@ def validation_ranks(
 
 
 def _once(history: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The items of each history in order of code, and which of them to count: each item once, never the target."""
+    """Each history's items in order of id, and which of them to count: each item once, never the target."""
     past = history.sort(dim=1).values
     once = past != wanted
     once[:, 1:] &= past[:, 1:] != past[:, :-1]
@@ -97,7 +98,7 @@ def _once(history: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
     """NDCG@k of single targets: ranks int64 [..., N], from 0, to float64 [...], their mean."""
-    return ((ranks < k) / np.log2(ranks + 2.0)).mean(-1)
+    return gains(torch.from_numpy(ranks), k).numpy().mean(-1)
 
 
 def calibrate(
@@ -107,12 +108,12 @@ def calibrate(
     tolerance: float = 0.0,
     exclude_history: bool = False,
 ) -> dict[str, float]:
-    """Set the weights of a model's features by validation NDCG@10 (full ranking) and return them by name.
+    """Calibrate a model's score weights on validation NDCG@10 (full ranking); sets and returns them by name.
 
     Among the points whose NDCG@10 is within `tolerance` (a share) of the best, the one with the best NDCG@10 on tail
     items. tail: bool [V]. exclude_history: the rule of the weights that are set; those of the other rule are chosen
-    beside them, into model.history_weights: an item matches itself best, so where the history is not recommended again
-    but left in the ranking, it pushes the weight of every similarity to 0 (measured on Beauty).
+    besides, into model.history_weights: an item is most similar to itself, so if the history
+    stays in the ranking and users do not repeat items, every similarity gets weight 0 (measured on Beauty).
     """
     grids = [() if number == 0 else feature.feature.grid for number, feature in enumerate(model.features)]
     start = (1.0, *(0.0 for _ in grids[1:]))
@@ -120,7 +121,7 @@ def calibrate(
     if any(grids):
         model.eval().prepare(bulk=True)
         coarse, whole = (_Measured(model, some, tail) for some in (batches.coarse(), batches))
-        for rule in HISTORY_RULES:  # what was measured for one is known for the other
+        for rule in HISTORY_RULES:  # measurements are shared by both rules
             measured = whole.of(rule)
             best[rule] = _climb(measured, grids, _climb(coarse.of(rule), grids, start))
             if tolerance:
@@ -133,7 +134,7 @@ def calibrate(
 
 
 class _Measured:
-    """What some validation items say of points under both history rules, remembered: a pass serves both."""
+    """Caches the validation results of points under both history rules: one pass serves both."""
 
     def __init__(self, model: Ensemble, batches: Iterable, tail: np.ndarray):
         self._ask = lambda points: validation_ranks(model, batches, points)
@@ -188,7 +189,7 @@ def _climb(measured: _Quality, grids: list[tuple[float, ...]], start: Point) -> 
 
 
 def _trade(measured: _Quality, grids: list[tuple[float, ...]], tolerance: float) -> Point:
-    """The best tail that `tolerance` of the overall NDCG buys, looked for around the best points."""
+    """The head/tail trade-off: the best tail NDCG within `tolerance` of the best overall NDCG, searched around it."""
     chosen = _best_tail(measured, tolerance)
     for _ in range(2):
         measured.measure(_neighbours(chosen, grids))

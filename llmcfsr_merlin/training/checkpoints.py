@@ -1,16 +1,16 @@
-"""Checkpoints of the Trainer that are known to be whole: a file written last says what belongs to each."""
+"""Complete Trainer checkpoints: a file written last lists what belongs to each."""
 
 import json
 from pathlib import Path
 
 from llmcfsr_merlin.runtime.files import remove, sha256_file, sync, write_json
 
-COMPLETE = "complete.json"  # file name -> size and sha256; written when all the others are on the disk
+COMPLETE = "complete.json"  # file name -> size and sha256; written after all others are synced
 _STATE = "trainer_state.json"
 
 
 def seal_checkpoint(folder: Path) -> None:
-    """Bring the files of a checkpoint to the disk and say what they are."""
+    """Sync the files of a checkpoint and record them."""
     files = {}
     for path in sorted(folder.iterdir()):
         sync(path)
@@ -20,7 +20,7 @@ def seal_checkpoint(folder: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file of a checkpoint is as it was written."""
+    """Whether every file of a checkpoint is unchanged."""
     try:
         files = json.loads((folder / COMPLETE).read_text())
         return all(
@@ -32,10 +32,10 @@ def is_whole(folder: Path) -> bool:
 
 
 def whole_checkpoints(work: Path) -> list[Path]:
-    """The checkpoints in `work` that training can go on from, oldest first; all others there are removed.
+    """The checkpoints in `work` that training can resume from, oldest first; incomplete ones are removed.
 
-    One whose best epoch's weights are gone would end with other weights, so it counts as incomplete. The place of the
-    best epoch is brought up to date, for a run that was moved.
+    One whose best epoch's weights are missing would end with other weights, so it counts as incomplete. The path of the
+    best epoch is updated, in case the run was moved.
     """
     work = Path(work)
     folders = sorted(work.glob("checkpoint-*"), key=_step)
@@ -49,9 +49,9 @@ def whole_checkpoints(work: Path) -> list[Path]:
 
 
 def remove_old_checkpoints(work: Path, best: str | None) -> None:
-    """Keep the last checkpoint and the best one; where these are the same, the one before it too.
+    """Keep the last checkpoint and the best one; if these are the same, the one before it too.
 
-    Not left to the Trainer (save_total_limit), which removes the old ones before the new one is known to be whole.
+    Not left to the Trainer (save_total_limit), which removes old ones before the new one is known to be complete.
     """
     folders = sorted(work.glob("checkpoint-*"), key=_step)
     kept = {folders[-1].name, Path(best).name if best else folders[-1].name}
@@ -61,7 +61,7 @@ def remove_old_checkpoints(work: Path, best: str | None) -> None:
 
 
 def stale_epochs(folder: Path, metric: str) -> tuple[int, int]:
-    """Epochs that a checkpoint has behind it, and how many of them since the last that was better than all before."""
+    """A checkpoint's number of epochs, and how many of them since the best one."""
     state = json.loads((folder / _STATE).read_text())
     best, stale, epochs = None, 0, 0
     for entry in state["log_history"]:

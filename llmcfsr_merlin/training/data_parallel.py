@@ -1,7 +1,7 @@
-"""One training by several processes, one a GPU: each reads its share of the users, their gradients are averaged.
+"""Data-parallel training, one process per GPU: each reads its share of the users, gradients are averaged.
 
-The shares are equally long (the last ones repeat a user), so that no process waits for another at the end. Every
-process ranks all validation users: with equal weights all come to the same decisions; nothing but gradients is sent.
+Shares have equal length (the last ones repeat a user), so that no process waits for another at the end. Every
+process ranks all validation users: with equal weights all take the same decisions; only gradients are exchanged.
 """
 
 import json
@@ -43,7 +43,7 @@ _LOG_SHARE, _SEMANTIC = "frozen/log_share", "frozen/semantic"
 
 @dataclass(frozen=True)
 class _Job:
-    """What each process is told. train.batch_size is that of one process; checkpoint: a folder's name, or None."""
+    """The job of each process. train.batch_size is per process; checkpoint: a folder name, or None."""
 
     trainer: str
     network: NetworkSettings
@@ -59,23 +59,23 @@ class _Job:
 
 
 def fit_in_processes(trainer: str, network: DualViewNetwork, training: Training, auxiliary: Auxiliary) -> list[dict]:
-    """Training by train.processes processes; train.batch_size sequences a step in all of them together.
+    """Train in train.processes processes; train.batch_size is the total over all of them.
 
-    trainer: transformers4rec or transformers. InputError for more processes than GPUs (unless on the CPU), or than
-    users, for prefixes, and for self-distillation, whose memory of all users would have to be shared.
+    trainer: transformers4rec or transformers. InputError if there are more processes than GPUs (unless on the CPU) or
+    than users, for prefixes, and for self-distillation, whose per-user memory would have to be shared.
     """
     train, files, work, report = training.settings, training.files, training.work, training.report
     assert train.batch_size is not None, "fit_model chooses one"
     count, device = train.processes, choose_device(train.device)
     if device.type == "cuda" and count > torch.cuda.device_count():
         raise InputError(f"train.processes: expected at most {torch.cuda.device_count()} (the GPUs), found {count}")
-    if train.samples == "prefixes":  # equally many rows have not equally many of them
+    if train.samples == "prefixes":  # shares of equally many rows differ in their number of prefixes
         raise InputError("train.samples=prefixes trains in one process: set train.processes=1")
     if auxiliary.distillation is not None:
-        raise InputError("train.distil remembers the states of all users in one process: set train.processes=1")
+        raise InputError("train.distil keeps the states of all users in one process: set train.processes=1")
     _write_shares(files["train"], work, count)
     semantic = network.items.vectors.semantic
-    frozen = {_LOG_SHARE: network.items.log_share.cpu()}  # what the state of a network leaves out
+    frozen = {_LOG_SHARE: network.items.log_share.cpu()}  # what a network's state dict leaves out
     if semantic is not None:
         frozen[_SEMANTIC] = semantic.cpu()
     save_tensors(_weights(network) | frozen, work / _START)
@@ -96,8 +96,8 @@ def fit_in_processes(trainer: str, network: DualViewNetwork, training: Training,
         max(common, key=lambda name: int(name.rsplit("-", 1)[1]), default=None),
         f"rendezvous-{uuid.uuid4().hex}",
     )
-    (work / _REFUSED).unlink(missing_ok=True)  # of an earlier try
-    report(f"{count} processes, {job.train.batch_size} sequences a step in each")
+    (work / _REFUSED).unlink(missing_ok=True)  # from an earlier attempt
+    report(f"{count} processes, {job.train.batch_size} sequences per step in each")
     try:
         _spawn(job, report)
     except torch.multiprocessing.ProcessRaisedException:
@@ -106,8 +106,8 @@ def fit_in_processes(trainer: str, network: DualViewNetwork, training: Training,
         raise
     except torch.multiprocessing.ProcessExitedException as error:
         raise InputError(
-            f"a process of the training was ended from outside ({error}), for want of memory most often: lower "
-            "train.processes, then run the same command, which goes on from the last epoch"
+            f"a training process was killed ({error}), most likely out of memory: lower "
+            "train.processes, then run the same command, which continues from the last epoch"
         ) from None
     network.load_state_dict(load_file(str(work / _BEST)))
     network.eval().to(device)  # as the Trainer leaves it
@@ -115,10 +115,10 @@ def fit_in_processes(trainer: str, network: DualViewNetwork, training: Training,
 
 
 def _spawn(job: _Job, report: Callable[[str], None]) -> None:
-    """Run the processes to their end; what the first one reports is reported here."""
+    """Run the processes until they end; the first one's reports are forwarded."""
     lines, said = torch.multiprocessing.get_context("spawn").Pipe(duplex=False)
     processes = torch.multiprocessing.spawn(_work, (job, said), nprocs=job.train.processes, join=False)
-    said.close()  # the processes have it: as the last one ends, so do the lines
+    said.close()  # held by the child processes: when the last one ends, so does the stream
     relay = threading.Thread(target=_relay, args=(lines, report), daemon=True)
     relay.start()
     try:
@@ -143,7 +143,7 @@ def _work(rank: int, job: _Job, said: Connection) -> None:
     on_gpu = choose_device(job.train.device).type == "cuda"
     if not on_gpu:
         torch.set_num_threads(max(torch.get_num_threads() // job.train.processes, 1))
-    # A file, not a port: nothing listens, and two trainings on one machine cannot meet.
+    # A file, not a port: nothing listens, and two trainings on one machine cannot collide.
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo", f"file://{(job.work / job.rendezvous).resolve()}",
         rank=rank, world_size=job.train.processes,
@@ -181,12 +181,12 @@ def _weights(network: DualViewNetwork) -> dict[str, torch.Tensor]:
 
 
 def _write_shares(files: list[str], work: Path, count: int) -> None:
-    """work/share-<r>.parquet: every count-th training row from the r-th, the shorter ones filled up by their first."""
+    """Write work/share-<r>.parquet: every count-th training row from the r-th; short shares repeat their first row."""
     schema = pa.schema([(ITEM, pa.list_(pa.int64()))])
     table = pa.concat_tables([pq.read_table(file, columns=[ITEM]).cast(schema) for file in files])
     total = len(table)
     if total < count:
-        raise InputError(f"train.processes: expected at most one a training user ({total}), found {count}")
+        raise InputError(f"train.processes: expected at most one per training user ({total}), found {count}")
     for rank in range(count):
         places = np.arange(rank, total, count)
         places = np.append(places, places[: -(-total // count) - len(places)])

@@ -23,8 +23,8 @@ def similar_users(profiles: Tensor, count: int, chunk: int = 1024) -> Tensor:
 class Distillation:
     """Mean squared distance of a user's state to the mean state of similar users.
 
-    LLM-ESR encodes the similar users anew at every step. Here their states are those of the last time they were in a
-    batch, at most an epoch old, so that the loss costs no forward pass. A user none of whose neighbours was seen yet is
+    LLM-ESR encodes the similar users at every step. Here their states are those of the last time they were in a
+    batch, at most one epoch old, so that the loss costs no forward pass. A user without any seen neighbour is
     left out.
     """
 
@@ -35,11 +35,11 @@ class Distillation:
         self.known = torch.zeros(len(neighbours), dtype=torch.bool)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: states float32 [U, width], known bool [U]."""
+        """State for a checkpoint: states float32 [U, width], known bool [U]."""
         return {"states": self.states, "known": self.known}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Restore the result of `state`."""
         self.states, self.known = state["states"], state["known"]
 
     def __call__(self, users: Tensor, states: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Fit a model on a dataset: its scorers, the trained network among them, then the weights of their features."""
+"""Fit a model on a dataset: its scorers, including the trained network, then calibrate their weights."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import ITEM, history_rule
-from llmcfsr_merlin.runtime.engine import available_memory
+from llmcfsr_merlin.runtime.free_memory import available_memory
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.scorer import FitContext
@@ -33,7 +33,7 @@ def fit_model(
     tail_item: int = 1,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[Ensemble, list[dict]]:
-    """Fit every scorer of a model and calibrate their weights; returns it and the history of its training.
+    """Fit every scorer of a model and calibrate their weights; returns the model and its training history.
 
     work: where checkpoints are kept; an interrupted training resumes from them. item_table: float32 [V, d] of a trained
     model, for train.align_to. exclude_history: choose epochs and weights without the user's own items (the weights of
@@ -59,22 +59,22 @@ def fit_model(
         weights = calibrate(
             fitted, batches, dataset.train_counts < tail_item, train.tail_tolerance, exclude_history
         )
-        report(f"score weights chosen on validation: {_said(weights)}")
+        report(f"score weights calibrated on validation: {_weights_text(weights)}")
         for rule, other in fitted.history_weights.items():
             if rule != history_rule(exclude_history):
-                report(f"for evaluation with the history {rule}: {_said(other)}")
+                report(f"for evaluation with the history {rule}: {_weights_text(other)}")
     return fitted, context.history
 
 
-def _said(weights: dict[str, float]) -> str:
+def _weights_text(weights: dict[str, float]) -> str:
     return ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
 
 
 def _warn_of_rest(train: TrainConfig, history: list[dict], report: Callable[[str], None]) -> None:
     if train.loss == "bce" and 0 < len(history) < train.epochs:
         report(
-            f"stopped after {len(history)} epochs, without a better one for {train.patience}: one-negative BCE may "
-            "rest for ten epochs before it learns; raise train.patience if the loss has hardly moved"
+            f"stopped after {len(history)} epochs, {train.patience} of them without improvement: one-negative BCE may "
+            "stagnate for ten epochs before it learns; raise train.patience if the loss has hardly moved"
         )
 
 
@@ -83,13 +83,14 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _batch_size(files: list[str]) -> int:
-    """Few large steps teach a small log nothing (measured on 406 users: NDCG@10 .39 after 32 steps, .97 after 200)."""
+    """Smaller batches for small logs, which need enough steps (406 users: NDCG@10 .39 after 32 steps, .97 after
+    200)."""
     rows = sum(pq.read_metadata(file).num_rows for file in files)
-    return min(256, max(16, rows // 64))
+    return min(256, max(16, rows // 160))
 
 
 def validation_sample(dataset: Dataset, work: Path, train: TrainConfig) -> list[str]:
-    """Files of the validation rows that are ranked after each epoch: the whole split, or every n-th row of it, which is
+    """Files of the validation rows ranked after each epoch: the whole split, or a sample of every n-th row,
     written into `work`.
     """
     files = dataset.files("valid")

@@ -5,20 +5,20 @@ from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.registry import scorer_class
 
-RANKED = 1 << 26  # scores that validation holds at once, users times items
+RANKED = 1 << 26  # validation scores held at once, users times items
 _BASE = 700 << 20  # Python, torch and Merlin
 
 
 def ranked_users(n_items: int) -> int:
-    """Users that validation ranks at once among `n_items`: at most 256, fewer in large catalogues."""
+    """Users per validation batch for `n_items`: at most 256, fewer for large catalogues."""
     return max(1, min(256, RANKED // n_items))
 
 
 def training_bytes(model: ModelConfig, shape: Shape) -> int:
     """Peak of a training in bytes, measured within a fifth at a million items (benchmarks/memory.py).
 
-    The vectors as they are read, as the scorers share them and as they are saved; what each scorer says of itself; the
-    scores that validation holds.
+    The vectors as they are read, shared by the scorers and saved; each scorer's own estimate; the
+    validation scores.
     """
     vectors = 3 * shape.n_items * ((shape.semantic or 0) + (shape.lexical or 0))
     scores = 5 * min(256, RANKED // shape.n_items + 1) * shape.n_items

@@ -1,4 +1,4 @@
-"""The default procedure: next-item (or masked-item) training by a transformers Trainer."""
+"""The default procedures: next-item (or masked-item) training with a transformers Trainer."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,12 @@ from llmcfsr_merlin.training.procedures import Training, fit_of
 
 
 def by_transformers4rec(training: Training, network: DualViewNetwork) -> list[dict]:
-    """Train by Transformers4Rec's Trainer over the Merlin dataloader."""
+    """Train with Transformers4Rec's Trainer over the Merlin dataloader."""
     return _train(training, network, "transformers4rec")
 
 
 def by_transformers(training: Training, network: DualViewNetwork) -> list[dict]:
-    """Train by transformers' own Trainer over batches in memory; needs nothing of Merlin."""
+    """Train with transformers' own Trainer over batches in memory; does not need Merlin."""
     return _train(training, network, "transformers")
 
 
@@ -43,7 +43,7 @@ def _train(training: Training, network: DualViewNetwork, trainer: str) -> list[d
 
 
 def _distillation(training: Training, network: DualViewNetwork) -> Distillation:
-    """Similar users by the mean vector of the history, of the training rows in order."""
+    """Similar users by the mean item vector of the history, for the training rows in order."""
     vectors = network.items.vectors.semantic
     if vectors is None:
         raise InputError("train.distil compares users by item vectors: expected a model with semantic vectors")

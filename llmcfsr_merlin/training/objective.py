@@ -1,4 +1,4 @@
-"""What a batch of histories costs the network: next-item (or masked-item) prediction and the losses beside it."""
+"""The training objective: next-item (or masked-item) prediction and the auxiliary losses."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,13 +20,13 @@ from llmcfsr_merlin.training.losses.alignment import alignment
 from llmcfsr_merlin.training.losses.contrast import contrast
 from llmcfsr_merlin.training.validation import split_last
 
-# Losses whose tensors have the same shapes in every batch, so that a step can be recorded as a CUDA graph.
-_FIXED_SHAPES = ("uniform_softmax", "bce", "full_softmax")
-_ROOM = 1 << 30  # scores that a recorded step may hold
+# Losses with the same tensor shapes in every batch, so that a step can be captured as a CUDA graph.
+_FIXED_SHAPES = ("uniform_softmax", "sampled_softmax", "bce", "full_softmax")
+_ROOM = 1 << 30  # scores that a captured step may hold
 
 
 class Auxiliary(NamedTuple):
-    """What the losses beside next-item prediction need. item_table: float [V, d] of a trained model, to align to."""
+    """Inputs of the auxiliary losses. item_table: float [V, d] of a trained model, to align to."""
 
     item_table: Tensor | None = None
     distillation: Distillation | None = None
@@ -47,9 +47,9 @@ class Predicted(NamedTuple):
 class Objective:
     """The training loss of a batch, a scalar.
 
-    On a GPU a step of this network is some 500 kernels of a few microseconds, and starting them takes longer than they
-    do (docs/gpu.md). So wherever shapes allow, a step is recorded as a CUDA graph, one for each number of positions in
-    steps of an eighth, and replayed. Elsewhere, and on the CPU, it computes what is there and no more.
+    On a GPU a step of this network is about 500 kernels of a few microseconds, and launching them takes longer than
+    running them (docs/gpu.md). So if shapes allow, a step is captured as a CUDA graph, one per number of positions in
+    steps of an eighth, and replayed. Otherwise, and on the CPU, only the real positions are computed.
     """
 
     def __init__(self, network: DualViewNetwork, settings: TrainConfig, auxiliary: Auxiliary = _NOTHING):
@@ -57,7 +57,7 @@ class Objective:
         self._loss = loss_function(settings.loss)
         if network.left_padded and settings.samples != "prefixes":
             raise InputError(
-                f"backbone {network.config.backbone} has one state a history: set train.samples=prefixes, found "
+                f"backbone {network.config.backbone} has one state per history: set train.samples=prefixes, found "
                 f"{settings.samples}"
             )
         if network.masked and settings.samples == "prefixes":
@@ -66,7 +66,7 @@ class Objective:
 
     def __call__(self, items: Tensor, users: Tensor | None = None, positions: int | None = None) -> Tensor:
         """items: int64 [B, T + 1], right-padded; the last real item of a row is a target only. users: int64 [B], the
-        rows' numbers, for self-distillation. positions: how many have a target (of masked items: may have one), where
+        rows' numbers, for self-distillation. positions: how many have a target (of masked items: may have one), if
         the host knows; a GPU need not be asked then.
         """
         if items.is_cuda and positions and self._can_record(positions):
@@ -78,7 +78,7 @@ class Objective:
             loss = loss + self.settings.align * alignment(network, found.targets, table, temperature)
         if self.auxiliary.distillation is not None:
             if found.last is None or users is None:
-                raise InputError("train.distil needs a causal backbone: masked training has no state of a user")
+                raise InputError("train.distil needs a causal backbone: masked training has no user state")
             loss = loss + self.settings.distil * self.auxiliary.distillation(users, found.states[found.last])
         if self.settings.contrast:
             loss = loss + self.settings.contrast * contrast(network, split_last(items)[0])
@@ -129,8 +129,8 @@ class Objective:
 
 
 class FixedStep(nn.Module):
-    """The same loss by tensors whose shapes do not depend on the batch: padding fills up to `capacity` positions, and
-    is left out of the mean."""
+    """The same loss with batch-independent shapes: padding fills up to `capacity` positions, and
+    is excluded from the mean."""
 
     def __init__(self, network: DualViewNetwork, settings: TrainConfig, capacity: int):
         super().__init__()
@@ -150,7 +150,7 @@ class FixedStep(nn.Module):
             packing = Packing(targets != PAD, self.capacity)
             wanted = packing.used
         states = network.encode(network.embed(history, packing), packing, real)
-        if self.settings.samples == "prefixes":  # as many as rows, none of them padding
+        if self.settings.samples == "prefixes":  # one per row, none of them padding
             last = packing.lengths.cumsum(0) - 1
             return self._loss(network, states[last], packing.pack(targets)[last], self.settings).mean()
         losses = self._loss(network, states, packing.pack(targets), self.settings)
@@ -163,7 +163,7 @@ def predicted_positions(network: DualViewNetwork, rows: int, items: int) -> int:
 
 
 def shortest_prefix(network: DualViewNetwork, settings: TrainConfig) -> int | None:
-    """Items of the shortest sample; None where samples are whole sequences.
+    """Items of the shortest sample; None if samples are whole sequences.
 
     Where a network reads padding, an empty history has a state that a first item can be predicted from.
     """
@@ -173,7 +173,8 @@ def shortest_prefix(network: DualViewNetwork, settings: TrainConfig) -> int | No
 
 
 def hide(items: Tensor, share: float) -> Tensor:
-    """BERT4Rec's training: which items, bool [B, T], are hidden and predicted; at least one a row, never all of two."""
+    """BERT4Rec's training: which items, bool [B, T], are masked and predicted; at least one per row, never all of
+    two."""
     real = items != PAD
     draw = torch.rand(items.shape, device=items.device).masked_fill(~real, 2.0)
     rank = draw.argsort(1).argsort(1)  # a random order of a row's items, padding behind

@@ -1,4 +1,4 @@
-"""transformers' own Trainer over batches in memory: the training without Merlin, and the faster one on a GPU."""
+"""transformers' own Trainer over batches in memory: training without Merlin, and faster on a GPU."""
 
 import time
 from collections.abc import Callable
@@ -32,7 +32,7 @@ _NOTHING = Auxiliary()
 
 
 class _Model(KnownParts):
-    """Batches to losses, as the Trainer asks for them."""
+    """Computes the loss of a batch, in the Trainer's interface."""
 
     def __init__(self, network: DualViewNetwork, objective: Objective):
         super().__init__()
@@ -43,19 +43,21 @@ class _Model(KnownParts):
         return {"loss": self._objective(item_id, row, positions)}
 
 
-class _Trainer(Resumable, Trainer):
+class _Ranking(Trainer):
+    """Batches out of memory; evaluation ranks the held-out items."""
+
     control: TrainerControl
 
     def __init__(self, *arguments, batches: Batches, valid: Batches, exclude_history: bool, **settings):
         super().__init__(*arguments, **settings)
         self._batches, self._valid, self._exclude_history = batches, valid, exclude_history
-        self.model_accepts_loss_kwargs = False  # transformers 4.46 would give the number of items in the batch
+        self.model_accepts_loss_kwargs = False  # transformers 4.46 passes the number of items in the batch
 
     def get_train_dataloader(self) -> Batches:
         return self._batches
 
     def evaluate(self, *_, **__) -> dict[str, float]:
-        """NDCG@10 and HR@10 of the held-out items in full ranking, under the names of Transformers4Rec's Trainer."""
+        """NDCG@10 and HR@10 of the held-out items in full ranking, named as by Transformers4Rec's Trainer."""
         start, network = time.perf_counter(), self.model.network
         self.model.eval()
         with torch.inference_mode():
@@ -69,6 +71,10 @@ class _Trainer(Resumable, Trainer):
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+
+class _Trainer(Resumable, _Ranking):
+    pass
 
 
 def fit(
@@ -108,7 +114,7 @@ def make_trainer(
     return _Trainer(
         model=_Model(network, Objective(network, train, auxiliary)),
         args=one_device(TrainingArguments(remove_unused_columns=False, **arguments)),
-        train_dataset=batches.dataset,  # only its length is read
+        train_dataset=batches.dataset,  # only its length is used
         eval_dataset=valid.dataset,
         batches=batches,
         valid=valid,

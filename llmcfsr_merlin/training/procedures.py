@@ -1,4 +1,4 @@
-"""How a network is trained, by name; a baseline with a procedure of its own is a function, named `module:function`.
+"""Training procedures by name; a baseline with its own procedure is a function, named `module:function`.
 
     procedure(training, network) -> history: trains the network in place to its best epoch
 """
@@ -25,7 +25,7 @@ _TRAINERS = {"transformers4rec": "t4rec_trainer", "transformers": "plain_trainer
 
 
 class Training(NamedTuple):
-    """What a procedure gets. files: Parquet of `train` and of the `valid` rows that epochs are chosen by."""
+    """Input of a procedure. files: Parquet of `train` and of the `valid` rows for early stopping."""
 
     settings: TrainConfig
     dataset: Dataset
@@ -37,7 +37,7 @@ class Training(NamedTuple):
 
 
 def resolved(name: str) -> str:
-    """The procedure that `auto` is here."""
+    """The procedure that `auto` selects on this machine."""
     if name != "auto":
         return name
     return "transformers4rec" if importlib.util.find_spec("transformers4rec") else "transformers"

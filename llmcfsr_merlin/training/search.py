@@ -1,6 +1,6 @@
-"""Settings of the model and of its training chosen on the validation items, by Optuna's TPE (`llmcfsr search`).
+"""Hyper-parameter search on the validation items with Optuna's TPE (`llmcfsr search`).
 
-The search works on a dataset whose test items cannot be read.
+The search uses a dataset whose test items cannot be read.
 """
 
 import json
@@ -33,11 +33,11 @@ TRIALS, BEST, JOURNAL = "trials.json", "best.yaml", "journal.log"
 def search(
     config: Config, run_dir: Path, space: dict[str, list], trials: int, out: Path | None = None
 ) -> list[dict]:
-    """Train up to `trials` settings out of `space` and rank the validation items with each; returns them, best first.
+    """Train up to `trials` settings from `space` and rank the validation items with each; returns them, best first.
 
     config: the recipe, whose own settings are the first trial. run_dir: a run with the stages prepare and embed (the
     latter if the model reads vectors). space: e.g. {"train.negatives": [256, 1024]}, sections model and train only.
-    A dict a trial: number, settings, ndcg@10 (full ranking, what is maximised), hr@10, tail ndcg@10, epochs,
+    One dict per trial: number, settings, ndcg@10 (full ranking, the objective), hr@10, tail ndcg@10, epochs,
     weight <feature>, seconds. Writes TRIALS and BEST, a file for --model, into `out` (run_dir/search); the same call
     goes on where it stopped.
     Raises InputError for a space that does not fit, if another process writes the run or `out` is not of this project,
@@ -51,7 +51,7 @@ def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int, 
     optuna = _optuna()
     space = {key: _choices(config, key, values) for key, values in flatten(space).items()}
     if config.train.align_to:
-        raise InputError("train.align_to needs a trained model beside it, which a search does not make: unset it")
+        raise InputError("train.align_to needs another trained model, which a search does not train: unset it")
     claim_results(out, ("trial-*", JOURNAL, TRIALS, BEST))
     _tidy(out)
     dataset = _dataset(config, run_dir)
@@ -71,7 +71,7 @@ def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int, 
     def objective(trial) -> float:
         settings = {key: trial.suggest_categorical(key, values) for key, values in space.items()}
         for old in finished():
-            if old.params == settings:  # nothing new to learn, nothing to pay
+            if old.params == settings:  # already evaluated: skip
                 trial.set_user_attr("found", old.user_attrs["found"])
                 return old.value
         _log.info("trial %d of %d: %s", len(finished()) + 1, trials, _said(settings))
@@ -120,11 +120,11 @@ def _dataset(config: Config, run_dir: Path) -> Dataset:
 
 
 def _tidy(out: Path) -> None:
-    """Remove what a stopped search left: its trial, Optuna's lock, and half a line of the journal, which the next would
-    be appended to."""
+    """Remove what an interrupted search left: its trial, Optuna's lock, and a partial journal line, which the next
+    would be appended to."""
     for trial in out.glob("trial-*"):
         remove(trial)
-    for lock in out.glob(f"{JOURNAL}.lock*"):  # ours alone is the run
+    for lock in out.glob(f"{JOURNAL}.lock*"):  # the run is locked by us alone
         lock.unlink()
     remove_temporary(out)
     journal = out / JOURNAL
@@ -134,7 +134,7 @@ def _tidy(out: Path) -> None:
 
 
 def _choices(config: Config, key: str, values) -> list:
-    """The values of a key with the recipe's own among them; each must be a setting that the config takes."""
+    """The values of a key, including the recipe's own; each must be a valid setting."""
     if key.partition(".")[0] not in ("model", "train"):
         raise InputError(f"search space: expected keys of the sections model and train, found {key}")
     if not isinstance(values, list) or not values:

@@ -2,7 +2,7 @@
 
 Transformers4Rec's own input and transformer blocks read one view and cannot fuse two between the layers of an encoder,
 so the body wraps our network; training comes from its Trainer. Its stock masking finds the same targets as ours in a
-hundred times as long (a test compares), and its stock task returns rows x items of logits, which its Trainer keeps:
+hundred times as long (a test compares), and its stock task returns [rows, items] logits, which its Trainer keeps:
 ours returns the rank of the target.
 """
 
@@ -21,11 +21,12 @@ from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.ranker import select_top_k
 from llmcfsr_merlin.training.objective import Auxiliary, Objective, predicted_positions
 from llmcfsr_merlin.training.trainer import KnownParts
-from llmcfsr_merlin.training.validation import ranks, split_last
+from llmcfsr_merlin.training.validation import gains, ranks, split_last
 
 
 class DualViewBody(BlockBase):
-    """Holds the network's weights for the Head; hands the batch on, since the loss decides which states it needs."""
+    """Holds the network's weights for the Head; passes the batch through, since the loss decides which states it
+    needs."""
 
     def __init__(self, network: DualViewNetwork, schema):
         super().__init__()
@@ -48,7 +49,7 @@ class NextItemTask(tr.NextItemPredictionTask):
 
     def __init__(self, network: DualViewNetwork, objective: Objective, exclude_history: bool = False):
         super().__init__(metrics=[RankMetric()])
-        self._network, self._objective = [network], objective  # a list: the weights belong to the body alone
+        self._network, self._objective = [network], objective  # a list: its weights belong to the body
         self._exclude_history = exclude_history
         self._catalogue: Tensor | None = None
 
@@ -56,7 +57,8 @@ class NextItemTask(tr.NextItemPredictionTask):
         self.built = True
 
     def compute_metrics(self, mode: str | None = None) -> dict[str, Tensor]:
-        """`next-item/<metric>` of the rank metric; the stock method expects metrics that return one value a cut-off."""
+        """`next-item/<metric>` of the rank metric; the stock method expects metrics that return one value per
+        cut-off."""
         (metric,) = self.metrics
         return {f"{self.task_name}/{name}": value for name, value in metric.compute().items()}
 
@@ -75,7 +77,7 @@ class NextItemTask(tr.NextItemPredictionTask):
         count: int | None = None,
         **_,
     ):
-        """count: items in the batch, where the host knows."""
+        """count: items in the batch, if the host knows it."""
         network, items = self._network[0], inputs[ITEM].long()
         if training:
             none = items.new_empty(0)
@@ -112,9 +114,8 @@ class RankMetric(torchmetrics.Metric):
 
     def update(self, ranks: Tensor, _targets: Tensor) -> None:
         """ranks: int64 [B], 0 is the best."""
-        hit = ranks < self.k
-        self.hits += hit.sum()
-        self.gains += (hit / torch.log2(ranks.double() + 2)).sum()
+        self.hits += (ranks < self.k).sum()
+        self.gains += gains(ranks, self.k).sum()
         self.rows += len(ranks)
 
     def compute(self) -> dict[str, Tensor]:

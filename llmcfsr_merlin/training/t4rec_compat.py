@@ -1,6 +1,6 @@
-"""What lets Transformers4Rec 23.12 be imported beside transformers newer than 4.30: import this before it.
+"""Shims to import Transformers4Rec 23.12 with transformers newer than 4.30: import this before it.
 
-What its Trainer needs there stands in training/trainer.py. With transformers 4.27 to 4.30 nothing changes.
+Shims for its Trainer are in training/trainer.py. With transformers 4.27 to 4.30 nothing changes.
 """
 
 import dataclasses
@@ -11,18 +11,18 @@ from typing import Any
 
 import llmcfsr_merlin.runtime.merlin_compat  # noqa: F401
 
-os.environ.setdefault("USE_TF", "0")  # transformers 4 would import TensorFlow where it is installed
+os.environ.setdefault("USE_TF", "0")  # transformers 4 would import TensorFlow if it is installed
 
 
 def _restore_names() -> None:
     for name in ("transformers.modeling_utils", "transformers.trainer"):
         importlib.import_module(name)
-    hub: Any = sys.modules["transformers"]  # transformers 5 puts another module in its place while it is being imported
-    if not _has(hub, "TFTrainingArguments"):  # transformers 5.0 left TensorFlow; T4Rec's config derives from it
+    hub: Any = sys.modules["transformers"]  # transformers 5 replaces the module while it is being imported
+    if not _has(hub, "TFTrainingArguments"):  # transformers 5.0 dropped TensorFlow; T4Rec's config derives from it
 
         @dataclasses.dataclass
         class TFTrainingArguments(hub.TrainingArguments):
-            """Stands in for what T4Rec's TensorFlow arguments derive from."""
+            """Stand-in for the base class of T4Rec's TensorFlow arguments."""
 
         hub.TFTrainingArguments = TFTrainingArguments
     if not _has(hub, "TransfoXLConfig"):  # transformers 4.36 deprecated Transformer-XL, 5.0 removed it

@@ -32,7 +32,7 @@ from llmcfsr_merlin.training.t4rec import to_t4rec
 from llmcfsr_merlin.training.trainer import Order, Resumable, callbacks, one_device, run_trainer, trainer_arguments
 
 _NOTHING = Auxiliary()
-_BLOCK = 1 << 14  # training rows whose prefixes are in memory at a time
+_BLOCK = 1 << 14  # training rows whose prefixes are in memory at once
 
 
 class _Arguments(T4RecTrainingArguments):
@@ -78,25 +78,25 @@ def load_schema(prepared: Path) -> Schema:
 def data_loader(
     paths: list[str], schema: Schema, batch_size: int, shuffle: bool, device: torch.device, seed: int = 0
 ) -> "MerlinDataLoader | Pairs":
-    """Batches of ragged item codes; the model pads each batch to its own longest row.
+    """Batches of ragged encoded ids; the model pads each batch to its own longest row.
 
-    Merlin's dataloader, on a GPU if it has the cudf that it was written for. Without it, it would make the batches of a
-    GPU on the CPU, at a tenth of the speed at which the GPU takes them: there they come from memory.
+    Merlin's dataloader, on a GPU if its cudf is available. Without cudf it would build a GPU's batches
+    on the CPU, at a tenth of the speed at which the GPU consumes them: then batches come from memory.
     """
     if device.type == "cuda" and (not HAS_GPU or cudf is None):
         return Pairs(Batches(paths, batch_size, device, shuffle=shuffle, seed=seed))
     dataset = Dataset(paths, engine="parquet", cpu=device.type == "cpu", schema=schema)
     loader = MerlinDataLoader.from_schema(schema, dataset, batch_size, shuffle=shuffle)
-    loader.dataset._buff.put_wait = 0.05  # the stock microsecond polls away a third of a core
+    loader.dataset._buff.put_wait = 0.05  # the stock microsecond polling wastes a third of a core
     if device.type == "cpu":
         _flatten_by_numpy(loader.dataset)
     return loader
 
 
 class Pairs:
-    """Batches as Transformers4Rec's Trainer takes them, in pairs of inputs and targets.
+    """Batches in the form that Transformers4Rec's Trainer expects, pairs of inputs and targets.
 
-    There are no targets beside the items; their place has the number of items, since inputs must be tensors.
+    There are no separate targets; their slot holds the number of items, since inputs must be tensors.
     """
 
     def __init__(self, batches: Batches):
@@ -137,7 +137,7 @@ def fit(
     if auxiliary.distillation is not None or prefixes:
         files = files | {"train": [_numbered(files["train"], training.work, prefixes)]}
     if auxiliary.distillation is not None:
-        rows = ColumnSchema(ROW, dtype="int64", tags=[Tags.CATEGORICAL])  # without a tag the loader leaves it out
+        rows = ColumnSchema(ROW, dtype="int64", tags=[Tags.CATEGORICAL])  # without a tag the loader skips it
         train_schema = schema + Schema([rows])
     device = choose_device(train.device)
     loaders = {
@@ -191,7 +191,7 @@ def make_trainer(
 
 
 def _numbered(files: list[str], work: Path, prefixes: int | None = None) -> str:
-    """The training rows, or all their prefixes of so many items or more, in one file, with the rows' numbers beside
+    """The training rows, or all their prefixes of at least so many items, in one file, with the row numbers beside
     them."""
     path, start = work / "train.parquet", 0
     with pq.ParquetWriter(path, pa.schema([(ITEM, pa.list_(pa.int64())), (ROW, pa.int64())])) as writer:
@@ -208,7 +208,7 @@ def _numbered(files: list[str], work: Path, prefixes: int | None = None) -> str:
 
 
 def _prefixes(lists: pa.ListArray, shortest: int) -> tuple[np.ndarray, pa.ListArray]:
-    """The row of each prefix, int64, and the prefixes."""
+    """The source row of each prefix, int64, and the prefixes."""
     starts = lists.offsets.to_numpy()
     rows, lengths = prefixes_of(np.diff(starts), shortest)
     ends = lengths.cumsum()

@@ -1,4 +1,4 @@
-"""Stage train: sequences and item vectors -> the fitted model, and beside it the baselines that are trained."""
+"""Stage train: sequences and item vectors -> the fitted model, and the trained baselines."""
 
 import logging
 import shutil
@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     """Write run_dir/train from run_dir/prepare and embed, and run_dir/baselines/<name> for each trained baseline.
 
-    A model that reads no vectors does not read run_dir/embed. A killed training goes on from its last epoch. Baselines
-    without a network are fitted by stage evaluate, in the time that reading them would take.
+    A model without item vectors does not read run_dir/embed. A killed training resumes from its last epoch. Baselines
+    without a network are fitted by stage evaluate, which is as fast as loading them.
     """
     run_dir = Path(run_dir)
     manifest = _train(config, run_dir, run_dir, "train", "", force)

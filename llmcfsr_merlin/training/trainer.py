@@ -1,14 +1,14 @@
-"""What every training by a transformers Trainer has: arguments, checkpoints, resuming, early stopping, its history.
+"""Shared by every transformers Trainer here: arguments, checkpoints, resuming, early stopping, training history.
 
-Two Trainers are made of it: Transformers4Rec's over the Merlin dataloader (t4rec_trainer.py) and transformers' own over
-batches in memory (plain_trainer.py), for where Merlin is not installed or a GPU has no cudf that it fits.
+Two Trainers build on it: Transformers4Rec's over the Merlin dataloader (t4rec_trainer.py) and transformers' own over
+batches in memory (plain_trainer.py), for machines without Merlin or with a GPU but no matching cudf.
 """
 
 import math
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from llmcfsr_merlin.runtime.files import save_tensors
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.runtime.supported import fits
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.training.averaging import WeightAverage
 from llmcfsr_merlin.training.batches import Batches
 from llmcfsr_merlin.training.checkpoints import remove_old_checkpoints, seal_checkpoint, stale_epochs
 from llmcfsr_merlin.training.distillation import Distillation
@@ -36,26 +37,32 @@ _ARGUMENTS = TrainingArguments.__dataclass_fields__
 # Renamed in transformers 4.41 and 4.34.
 _EVALUATION = "eval_strategy" if "eval_strategy" in _ARGUMENTS else "evaluation_strategy"
 _ON_CPU = "use_cpu" if "use_cpu" in _ARGUMENTS else "no_cuda"
-# One pass over the weights instead of ten: a tenth of a step on CPU, where torch has it from 2.4 on.
+# Fused: one pass over the weights instead of ten saves a tenth of a step; on CPU since torch 2.4.
 _ADAMW = "adamw_torch_fused" if fits(torch.__version__, ">=2.4") else "adamw_torch"
 # transformers 4.27 (the Merlin container) has no such argument: there the Trainer's own checkpoints, which live only
 # while a training runs, are in torch's format. What this project writes and reads is safetensors everywhere.
 # transformers 5 has none either: it writes safetensors only.
 _SAFETENSORS = {"save_safetensors": True} if "save_safetensors" in _ARGUMENTS else {}
-_DISTILLATION = "distillation.safetensors"  # in a checkpoint
+_DISTILLATION, _AVERAGE = "distillation.safetensors", "average.safetensors"  # in a checkpoint
 
 
 class Resumable:
-    """Before a Trainer: its checkpoints are sealed and can be gone on from, and it trains beside others
+    """Mixin for a Trainer: its checkpoints are sealed and resumable, and it trains in parallel with others
     (data_parallel.py)."""
 
     distillation: Distillation | None = None
-    """Whose states belong to a checkpoint."""
+    """Objects whose state belongs to a checkpoint."""
+    average: WeightAverage | None = None
+    """Evaluated instead of the weights, and saved in a checkpoint beside them."""
+
+    def evaluate(self, *args, **kwargs):
+        with nullcontext() if self.average is None else self.average.taken():
+            return super().evaluate(*args, **kwargs)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
         if torch.distributed.is_initialized():
-            # Not DistributedDataParallel: it would send the frozen vectors of all items around at every step.
+            # Not DistributedDataParallel: it would broadcast the frozen vectors of all items at every step.
             for weight in self.model.parameters():
                 if weight.grad is not None:
                     torch.distributed.all_reduce(weight.grad)
@@ -67,6 +74,8 @@ class Resumable:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.distillation is not None:
             save_tensors(self.distillation.state(), folder / _DISTILLATION)
+        if self.average is not None:
+            save_tensors(self.average.state(), folder / _AVERAGE)
         seal_checkpoint(folder)
         remove_old_checkpoints(folder.parent, self.state.best_model_checkpoint)
 
@@ -80,8 +89,8 @@ class Resumable:
 
 
 class KnownParts(nn.Module):
-    """Before a model for a Trainer, which asks for its modules and parameters several times a step: here once, since
-    none comes or goes while it is trained. On a GPU looking for them took longer than half a step."""
+    """Mixin for a Trainer's model: the Trainer lists modules and parameters several times per step; cached here, since
+    they do not change during training. On a GPU listing them took more than half a step."""
 
     _known: list | None = None
 
@@ -99,8 +108,8 @@ class KnownParts(nn.Module):
 def trainer_arguments(
     train: TrainConfig, work: Path, steps: int, n_items: int, *, evaluate: bool = True
 ) -> dict[str, object]:
-    """Keywords of TrainingArguments. train: its batch_size is set. steps: in an epoch. evaluate: after each epoch, with
-    a checkpoint."""
+    """Keyword arguments of TrainingArguments. train: its batch_size is set. steps: per epoch. evaluate: after each
+    epoch, with a checkpoint."""
     _forget_precision()
     when = "epoch" if evaluate else "no"
     return {
@@ -116,7 +125,7 @@ def trainer_arguments(
         "optim": _ADAMW,
         "save_strategy": when,
         "logging_strategy": "epoch",
-        "logging_nan_inf_filter": False,  # it would hide what `run_trainer` refuses
+        "logging_nan_inf_filter": False,  # it would hide non-finite losses, which `run_trainer` refuses
         "load_best_model_at_end": evaluate,
         "metric_for_best_model": BEST,
         "greater_is_better": True,
@@ -134,7 +143,7 @@ def trainer_arguments(
 
 
 def _forget_precision() -> None:
-    """A Trainer in bfloat16 leaves it to all that follow in its process, by the environment and accelerate's state."""
+    """Undo bfloat16: a Trainer leaves it to all later ones in its process, through the environment and accelerate."""
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     with suppress(ImportError):  # before transformers 4.31 it may be missing
         from accelerate.state import AcceleratorState
@@ -143,7 +152,7 @@ def _forget_precision() -> None:
 
 
 def one_device(arguments: TrainingArguments) -> TrainingArguments:
-    """With several GPUs in sight the Trainer would take DataParallel; here each process trains on one."""
+    """With several visible GPUs the Trainer would use DataParallel; here each process trains on one."""
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
@@ -163,23 +172,33 @@ def run_trainer(
     """Train a network in place to its best epoch; return its history, see training.fit.fit_model.
 
     make: the Trainer for these settings. checkpoint: a whole one of training.work to go on from (checkpoints.py).
-    InputError where the loss does not stay finite.
+    InputError if the loss does not stay finite.
     """
     train, stale = training.settings, 0
     if checkpoint is not None:
         epochs, stale = stale_epochs(Path(checkpoint), BEST)
-        if stale >= train.patience:  # it was stopped between the end of training and what comes after it
+        if stale >= train.patience:  # it was stopped after training ended, before the next step
             train = train.model_copy(update={"epochs": epochs})
     trainer = make(train)
     trainer.distillation = auxiliary.distillation
-    trainer.remove_callback(PrinterCallback)  # it prints dictionaries; _EpochReport says the same in a line
+    average = None
+    if train.average:
+        average = trainer.average = WeightAverage(network, train.average * len(trainer.get_train_dataloader()))
+        trainer.add_callback(_Averaging(average))
+    trainer.remove_callback(PrinterCallback)  # it prints dictionaries; _EpochReport logs one line instead
     if checkpoint is not None:
         for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, EarlyStoppingCallback):  # it starts to count anew, a whole training does not
+            if isinstance(callback, EarlyStoppingCallback):  # its counter restarts on resume
                 callback.early_stopping_patience_counter = stale
         if auxiliary.distillation is not None:
             auxiliary.distillation.restore(load_file(Path(checkpoint) / _DISTILLATION))
+        if average is not None:
+            average.restore(load_file(Path(checkpoint) / _AVERAGE))
     trainer.train(resume_from_checkpoint=checkpoint)
+    if average is not None:  # the Trainer has loaded the weights of the best epoch, not their average
+        if trainer.state.best_model_checkpoint:
+            average.restore(load_file(Path(trainer.state.best_model_checkpoint) / _AVERAGE))
+        average.take()
     network.eval()
     history = _history(trainer.state.log_history)
     if not history or not math.isfinite(history[-1]["loss"]):
@@ -187,8 +206,16 @@ def run_trainer(
     return history
 
 
+class _Averaging(TrainerCallback):
+    def __init__(self, average: WeightAverage):
+        self._average = average
+
+    def on_step_end(self, args, state, control, **_):
+        self._average.update()
+
+
 class Order(TrainerCallback):
-    """Tells the batches which epoch it is; old Trainers tell torch's samplers alone."""
+    """Tells the batches the epoch; older Trainers only tell torch's samplers."""
 
     def __init__(self, batches: Batches):
         self._batches = batches
@@ -198,7 +225,7 @@ class Order(TrainerCallback):
 
 
 class _EpochReport(TrainerCallback):
-    """One line an epoch: what is being trained and how good it is."""
+    """Reports one line per epoch: the model's name and its validation metrics."""
 
     def __init__(self, report: Callable[[str], None]):
         self.report = report

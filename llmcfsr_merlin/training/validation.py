@@ -1,4 +1,4 @@
-"""The rank of each held-out item over the full catalogue, by which epochs are chosen."""
+"""Ranks of the held-out items over the full catalogue, for early stopping."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
 
 def split_last(items: Tensor) -> tuple[Tensor, Tensor]:
-    """items: int64 [B, T + 1] right-padded -> histories [B, T] without each row's last item, and that, [B]."""
+    """items: int64 [B, T + 1] right-padded -> histories [B, T] without each row's last item, and the last items [B]."""
     lengths = (items != PAD).sum(1, keepdim=True)
     last = items.gather(1, lengths - 1)
     step = torch.arange(items.shape[1] - 1, device=items.device)
@@ -33,8 +33,11 @@ def ranks(scores: Tensor, histories: Tensor, wanted: Tensor, exclude_history: bo
     return (scores > of_wanted).sum(1)
 
 
+def gains(ranks: Tensor, k: int = 10) -> Tensor:
+    """NDCG@k of single targets: ranks from 0, the best, to float64 of the same shape."""
+    return (ranks <= k - 1) / torch.log2(ranks.double() + 2)
+
+
 def quality(ranks: Tensor, k: int = 10) -> dict[str, float]:
     """HR@k and NDCG@k of ranks int64 [N]: `hr_at_<k>` and `ndcg_at_<k>`."""
-    hit = ranks < k
-    gain = hit / torch.log2(ranks.double() + 2)
-    return {f"hr_at_{k}": float(hit.double().mean()), f"ndcg_at_{k}": float(gain.mean())}
+    return {f"hr_at_{k}": float((ranks < k).double().mean()), f"ndcg_at_{k}": float(gains(ranks, k).mean())}

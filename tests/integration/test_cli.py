@@ -95,7 +95,7 @@ def test_the_demo_ends_with_served_recommendations_by_title(run):
     assert done.stdout.count("user U0") == 3
     assert " ml" in done.stdout  # titles end with a size
     users = len(examples.sequences(run))
-    assert f"served = offline on {users} of {users} users" in done.stdout
+    assert f"served = offline for {users} of {users} users" in done.stdout
 
 
 def test_serve_recommend_and_check_served(run, call):

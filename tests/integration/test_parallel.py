@@ -1,4 +1,4 @@
-"""needs.md 25: several processes train one model. Two of them on the CPU, by gloo, against one."""
+"""Data-parallel training: two processes on the CPU (gloo) against one."""
 
 import shutil
 
@@ -95,7 +95,7 @@ def test_uneven_shares_end_together_and_training_goes_on(prepared, tmp_path):
 
 def test_a_refusal_in_a_process_is_one_clear_line(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "available_memory", lambda: 1 << 60)
-    with pytest.raises(InputError, match=r"train\.processes: expected at most one a training user"):
+    with pytest.raises(InputError, match=r"train\.processes: expected at most one per training user"):
         trained(prepared, tmp_path / "a", "train.processes=100000")
     (tmp_path / "2").mkdir()
     (tmp_path / "2" / "refused.txt").write_text("of an earlier try")

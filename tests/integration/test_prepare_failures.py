@@ -26,7 +26,7 @@ from llmcfsr_merlin.dataset.names import ITEM, ROW, TIME, USER
 from llmcfsr_merlin.dataset.prepare import filters
 from llmcfsr_merlin.dataset.prepare import prepare as features
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
-from llmcfsr_merlin.runtime import engine as cluster
+from llmcfsr_merlin.runtime import clusters
 from llmcfsr_merlin.runtime.engine import Engine, engine
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import Manifest, seal
@@ -121,7 +121,7 @@ def test_joins_a_scheduler_by_its_address(tmp_path, scheduler, expected, capfd):
 
 
 def test_no_scheduler_and_no_worker(monkeypatch):
-    monkeypatch.setattr(cluster, "_PATIENCE", 1)
+    monkeypatch.setattr(clusters, "_PATIENCE", 1)
     with pytest.raises(InputError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         engine(ClusterConfig(scheduler="tcp://127.0.0.1:9")).__enter__()
     with LocalCluster(n_workers=0, dashboard_address=":0") as empty, pytest.raises(InputError, match="has no worker"):
@@ -138,7 +138,7 @@ def processes(tmp_path):
 def test_scheduler_that_goes_away_under_way(processes):
     address = processes.start(["--no-nanny"])
     scheduler = processes.started[0]
-    gone = pytest.raises(InputError, match=r"^wait: the dask scheduler went away")
+    gone = pytest.raises(InputError, match=r"^wait: the dask scheduler disappeared")
     with gone, engine(ClusterConfig(scheduler=address)) as on:
         threading.Timer(0.5, scheduler.kill).start()
         on.map(time.sleep, [1] * 20, "wait")
@@ -166,7 +166,7 @@ def test_workers_that_always_die_are_one_line_and_a_rerun_continues(tmp_path, sc
     source = log_in(tmp_path / "in")
     with monkeypatch.context() as patch:
         patch.setattr(features, "sort_bucket", partial(dies, features.sort_bucket, tmp_path / "killed", 9))
-        one_line = pytest.raises(InputError, match=r"sort: a dask worker died again.*cluster\.memory_limit")
+        one_line = pytest.raises(InputError, match=r"sort: a dask worker kept dying.*cluster\.memory_limit")
         with one_line as caught, engine(config) as on:
             prepare(source, tmp_path / "out", SETTINGS, on)
     assert "\n" not in str(caught.value)

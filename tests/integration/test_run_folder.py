@@ -211,7 +211,7 @@ def test_a_limit_of_file_sizes_in_every_stage(stage, recipe, run):
         shutil.rmtree(run / "baselines")
     words = (stage, recipe, "--run", run)
     line = one_line(llmcfsr(*words, limits=[(resource.RLIMIT_FSIZE, LIMITS[stage])]))
-    assert "a file grew past the limit" in line
+    assert "a file exceeded the file size limit" in line
     done = llmcfsr(*words)
     assert done.returncode == 0, done.stderr
 

@@ -345,7 +345,7 @@ FAST = ("TOP_K of 2^63 rows", "a step killed")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in KILLERS])
 def test_what_kills_the_server_is_over_in_seconds(served, name):
     served.answers_again()
-    told, start = served.log.read_text().count("starting it again"), time.monotonic()
+    told, start = served.log.read_text().count("restarting it"), time.monotonic()
     with good_clients(served, 2) as found:
         time.sleep(0.5)
         before = failures(found)
@@ -366,7 +366,7 @@ def test_what_kills_the_server_is_over_in_seconds(served, name):
         failed_after=failures(found) - broken,
     )
     assert before == 0 and failures(found) == broken, found
-    assert "starting it again" in served.log.read_text()
+    assert "restarting it" in served.log.read_text()
     assert len(served.stubs()) == 3
 
 

@@ -51,7 +51,7 @@ def copy_of(run, tmp_path):
 
 
 def test_noise_scores_at_chance(tmp_path):
-    """needs.md 1: a leak of the label shows here as quality where none can be."""
+    """A leak of the label would show here as quality where there can be none."""
     write_ingest(tmp_path, noise())
     config = configured("train.epochs=4", "evaluate.sampled_negatives=50", "model.scorers.transitions.neighbours=50")
     prepare.run(config, tmp_path)
@@ -128,11 +128,14 @@ def test_a_part_of_the_users_is_enough_to_choose_epochs(learnable, tmp_path):
     assert training.validation_sample(Dataset(prepared), tmp_path, everyone) == Dataset(prepared).files("valid")
 
 
-@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize(("exclude", "average"), [(False, 0), (True, 0), (True, 0.5)])
 @pytest.mark.parametrize("procedure", [pytest.param("transformers4rec", marks=T4REC), "transformers"])
-def test_what_can_be_learned_is_learned_and_validation_equals_prediction(learnable, tmp_path, procedure, exclude):
+def test_what_can_be_learned_is_learned_and_validation_equals_prediction(
+    learnable, tmp_path, procedure, exclude, average
+):
     run = copy_of(learnable, tmp_path)
     settings = ["train.epochs=12", "train.learning_rate=0.01", f"train.procedure={procedure}"]
+    settings += [f"train.average={average}"]
     config = configured(*settings, f"evaluate.exclude_history={exclude}")
     best = train.run(config, run).counts["validation ndcg@10"]
     history = json.loads((run / "train" / "history.json").read_text())
@@ -238,8 +241,9 @@ def test_the_test_item_is_not_read_before_evaluation(learnable, tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(learnable, tmp_path, monkeypatch):
-    config = configured("train.epochs=4")
+@pytest.mark.parametrize("average", [0, 1])
+def test_a_killed_training_goes_on_to_the_same_weights(average, learnable, tmp_path, monkeypatch):
+    config = configured("train.epochs=4", f"train.average={average}")
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         copy_of(learnable, tmp_path / name)

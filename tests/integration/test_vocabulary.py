@@ -14,7 +14,7 @@ from merlin.io import Dataset
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, OOV
 from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import categorify
-from llmcfsr_merlin.dataset.raw.ids import clean_id
+from llmcfsr_merlin.dataset.raw.fields.ids import clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 
 DATA = Path(os.environ.get("LLMCFSR_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))

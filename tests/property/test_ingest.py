@@ -1,4 +1,4 @@
-"""Laws of ingest on random logs."""
+"""Properties of ingest on random logs."""
 
 import csv
 import gzip
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmcfsr_merlin.config.data_settings import DataConfig
-from llmcfsr_merlin.dataset.raw.ids import clean_id
+from llmcfsr_merlin.dataset.raw.fields.ids import clean_id
 from llmcfsr_merlin.dataset.raw.ingest import ingest
 from llmcfsr_merlin.runtime.errors import InputError
 from tests.unit.dataset.world import read

@@ -20,8 +20,9 @@ from llmcfsr_merlin.dataset.prepare import prepare as features
 from llmcfsr_merlin.dataset.prepare.in_memory import InMemory, fits
 from llmcfsr_merlin.dataset.prepare.partitions import plan_chunks, read_frame
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
-from llmcfsr_merlin.runtime.engine import Engine, engine, has_gpu
+from llmcfsr_merlin.runtime.engine import Engine, engine
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.free_memory import has_gpu
 
 SMALL = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)
@@ -243,7 +244,7 @@ def test_a_log_that_does_not_fit_after_all_goes_through_files(tmp_path, monkeypa
     monkeypatch.setattr("llmcfsr_merlin.dataset.prepare.in_memory.order_rows", full)
     on = Engine("single", False, 1, 1 << 30, 1 << 30, device_memory=1 << 40)
     check(skewed(1000, 60), PrepareConfig(), tmp_path, 3, 400, on)
-    assert "does not fit the device after all" in capfd.readouterr().err
+    assert "does not fit into device memory after all" in capfd.readouterr().err
 
 
 def test_what_fits_the_device(tmp_path):

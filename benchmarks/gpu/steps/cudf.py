@@ -30,7 +30,7 @@ def run(record, small: bool) -> None:
 
 def _rapids():
     for old, new in (("row_stack", "vstack"), ("in1d", "isin"), ("trapz", "trapezoid")):
-        if not hasattr(np, old):  # numpy 2.5 removed them; numba-cuda up to 0.30.4 looks them up where a GPU is
+        if not hasattr(np, old):  # numpy 2.5 removed them; numba-cuda up to 0.30.4 looks them up if there is a GPU
             setattr(np, old, getattr(np, new))
     try:
         import cudf

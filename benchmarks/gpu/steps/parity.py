@@ -32,7 +32,7 @@ def run(record, small: bool) -> None:
 
 
 def error(here: torch.Tensor, there: torch.Tensor) -> float:
-    """|there - here| / |here|, over what is finite; infinite where the two differ in what that is."""
+    """|there - here| / |here|, over what is finite; infinite if the two differ in what that is."""
     here, there = here.detach().float(), there.detach().float().cpu()
     finite = torch.isfinite(here)
     if not torch.equal(finite, torch.isfinite(there)):

@@ -1,8 +1,8 @@
-"""Which adapter makes what of `prepare` belongs to Merlin: NVTabular's where it is installed, else the one without it.
+"""Chooses the adapter for the Merlin part of `prepare`: NVTabular's if it is installed, else the one without it.
 
 Both have the same functions, and tests compare what they write:
 
-    categorify(ids, save)                         codes of the items; the workflow into `save`, by NVTabular alone
+    categorify(ids, save)                         encoded ids of the items; NVTabular's also saves the workflow
     write_split_schema(items, max_length, path)   the Merlin schema of the splits
     longest_row(path)                             the most items that a row has, by such a schema
 """
@@ -15,7 +15,7 @@ from llmcfsr_merlin.runtime.errors import MissingDependency
 
 
 def adapter() -> ModuleType:
-    """The module that serves here; MissingDependency where NVTabular is installed and cannot be imported."""
+    """The adapter module; MissingDependency if NVTabular is installed but cannot be imported."""
     name = "nvtabular_adapter" if importlib.util.find_spec("nvtabular") else "merlin_free"
     try:
         return import_module(f"llmcfsr_merlin.dataset.prepare.{name}")

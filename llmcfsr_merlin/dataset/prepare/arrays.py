@@ -1,9 +1,10 @@
-"""Arrays on disk that are either whole or not there."""
+"""Arrays on disk that are either complete or absent."""
 
 from pathlib import Path
 
 import numpy as np
 
+from llmcfsr_merlin.runtime.files import whole
 from llmcfsr_merlin.runtime.literals import PARSER
 
 
@@ -12,17 +13,14 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
     np.save hides the reason of a failed write ("requested and written"); here a full disk is OSError ENOSPC.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}")
     array = np.ascontiguousarray(array)
-    with open(temporary, "wb") as stream:
+    with whole(path) as temporary, open(temporary, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
         stream.write(array.data)
-    temporary.replace(path)
 
 
 def load_array(path: Path) -> np.ndarray:
-    """What save_array wrote; also from several threads at once, as np.load is not."""
+    """Read an array of save_array; thread-safe, unlike np.load."""
     with open(path, "rb") as stream:
         with PARSER:  # a header is a Python literal
             np.lib.format.read_magic(stream)

@@ -1,4 +1,4 @@
-"""A new day of logs on top of a prepared run: codes stay, new items are appended, only touched parts are rewritten."""
+"""Extends a prepared run by a new day: encoded ids stay, new items are appended, only touched parts are rewritten."""
 
 import shutil
 from functools import partial
@@ -34,12 +34,12 @@ from llmcfsr_merlin.runtime.errors import InputError
 
 
 def extend(previous: Path, interactions: Path, out: Path, settings: PrepareConfig, engine: Engine) -> dict:
-    """Continue the sequences of `previous` (a finished `prepare` directory) by the log in `interactions`; counts.
+    """Extend the sequences of `previous` (a finished `prepare` directory) by the log in `interactions`; returns counts.
 
-    Items of `previous` keep their codes; a new item gets the next one when the new log has it min_item times (the more
+    Items of `previous` keep their encoded ids; a new item gets the next one if the new log has it min_item times (more
     frequent first, then by raw id), else its rows are dropped. A new user needs min_sequence interactions in the new
     log. The new log is taken to be later than the old one. Parts without a touched user are copied as they are.
-    Raises InputError where `previous` is not a prepared run or its max_length differs.
+    Raises InputError if `previous` is not a prepared run or its max_length differs.
     """
     previous, out = Path(previous), Path(out)
     parts = sorted((previous / SEQUENCES).glob("part-*.parquet"))

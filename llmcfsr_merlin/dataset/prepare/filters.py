@@ -1,6 +1,6 @@
 """Filters of interactions: k-core to a fixed point, the papers' single pass, short histories.
 
-A pass is done by whoever holds the log: over the sorted buckets of shuffle.py, here, or in memory (in_memory.py). A
+A pass runs over the sorted buckets of shuffle.py (here) or in memory (in_memory.py). A
 bucket holds whole users, so counts of users are local to it; counts of items are summed over the buckets.
 """
 
@@ -17,7 +17,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 
 
 class Round(Protocol):
-    """One pass over the whole log: drop items not kept, then users below min_user (counted before the items if raw).
+    """One pass over the whole log: drop items not kept, then users below min_user (counted before dropping if raw).
 
     title, rows: for the progress; number: 1, 2, ...; keep: bool [items] or None for all. Returns int64 [items], the
     interactions left of each item, and how many fell with their item and with their user.
@@ -39,7 +39,7 @@ def apply_filters(drop: Round, counts, settings: PrepareConfig, rows: int) -> tu
     order of dropping does not matter). one_pass drops an interaction, once, if its user or its item has too few in the
     raw log. Then users with fewer than min_sequence are dropped, always. Unlike in the papers' code, which numbers
     items before that last step, items that nobody is left with do not count as items; and when min_sequence is above
-    min_user an item may end below min_item. Raises InputError where nothing is left.
+    min_user an item may end below min_item. Raises InputError if nothing is left.
     """
     report: dict = {"filter": []}
     number = 0
@@ -96,7 +96,7 @@ def count(xp, positions, size: int):
 
 def bucket_rounds(buckets: list[Path], items: int, engine: Engine) -> Round:
     """Passes over buckets: what round n left of one stands in kept-<n>.npy beside the whole arrays."""
-    for bucket in buckets:  # of an earlier run that was stopped
+    for bucket in buckets:  # from an interrupted run
         for path in bucket.glob("kept-*.npy"):
             path.unlink()
 
@@ -128,19 +128,19 @@ def _round(
 
 def load_kept(bucket: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """What the filters applied so far left of a bucket, sorted by user and time: its users and items (int32 positions),
-    the moments of ties.moments (int32), and segments (splits.py), None where the log is not cut in time.
+    the moments of ties.moments (int32), and segments (splits.py), None if the log is not cut in time.
     """
     user, item, moment, *segment = _load(bucket, _rounds(bucket, 10_000))
     return user, item, moment, segment[0] if segment else None
 
 
 def _rounds(bucket: Path, number: int) -> list[Path]:
-    """What rounds before `number` left of a bucket, where they dropped anything, oldest first."""
+    """What rounds before `number` left of a bucket, if they dropped anything, oldest first."""
     return [path for path in sorted(bucket.glob("kept-*.npy")) if path.name < f"kept-{number:04d}"]
 
 
 def _load(bucket: Path, rounds: list[Path]) -> list[np.ndarray]:
-    """Users, items, moments and, where the log is cut in time, segments."""
+    """Users, items, moments and, if the log is cut in time, segments."""
     if rounds:
         return list(load_array(rounds[-1]))
     paths = (bucket / f"{name}.npy" for name in ("user", "item", "moment", "segment"))

@@ -1,8 +1,8 @@
-"""Stage prepare on a log that fits the memory of one device: no shuffle through files, one program over arrays.
+"""Stage prepare for a log that fits the memory of one device: array operations, no shuffle through files.
 
 Ids become integers once (cudf), everything after that is arithmetic of whole arrays (cupy); only the finished columns
 come back, for the same Parquet writer as everywhere, in threads. Written in what cudf and pandas, cupy and numpy share,
-so that the same code is tested where there is no GPU. What it writes is what the path through files writes.
+so that the same code is tested without a GPU. The output equals that of the path through files.
 """
 
 from bisect import bisect_left
@@ -29,11 +29,11 @@ from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
 from llmcfsr_merlin.runtime.device import to_host
 from llmcfsr_merlin.runtime.engine import Engine
 
-# Bytes of device memory that an interaction costs at the widest point, the texts of its ids apart: positions, time,
+# Peak bytes of device memory per interaction, excluding id strings: positions, time,
 # row, and the join that makes positions of ids, or the keys and buffers of the sort.
 _BYTES_PER_ROW = 128
 _BYTES_PER_REPEAT = 24
-# Ids of one column that are read at once: older cudf holds 2 GiB of text in a column.
+# Ids of one column read at once: older cudf holds at most 2 GiB of text in a column.
 _TEXT = 1_500_000_000
 # cudf counts rows in 32 bits.
 _MOST_ROWS = 2_000_000_000
@@ -42,7 +42,7 @@ _MOST_ROWS = 2_000_000_000
 def fits(chunks: list[Chunk], free: int, repeats: int = 0) -> bool:
     """Whether a log fits `free` bytes of device memory, by its rows and the width of some of its ids.
 
-    repeats: how often an interaction may stand in the rows of one split, where a user has several.
+    repeats: how often an interaction may stand in the rows of one split, if a user has several.
     """
     rows = sum(chunk.rows for chunk in chunks)
     if not free or rows > _MOST_ROWS:
@@ -89,7 +89,7 @@ class InMemory:
     def load(self) -> tuple[dict[str, int], pa.Array, object]:
         """Read and number the log; the rows dropped for null ids, all raw item ids in order, and their counts (of xp).
 
-        Raises InputError where every id is null.
+        Raises InputError if every id is null.
         """
         nulls = {"null_users": 0, "null_items": 0}
         ids = {name: Numbering(self.frames, self.xp) for name in (USER, ITEM)}
@@ -163,7 +163,7 @@ class InMemory:
         return to_host(counts), report
 
     def write(self, out: Path, code_of: np.ndarray, max_length: int) -> Written:
-        """Write sequences and splits into `out`. code_of: int64, item position -> Categorify code."""
+        """Write sequences and splits into `out`. code_of: int64, item position -> encoded id."""
         left = len(self.items)
         with self._step("cut", left):
             people, tables, parts, written = self._cut(code_of, max_length)

@@ -1,6 +1,6 @@
-"""What nvtabular_adapter.py does, where Merlin is not installed: the same codes and schemas, byte for byte.
+"""Replaces nvtabular_adapter.py if Merlin is not installed: the same encoded ids and schemas, byte for byte.
 
-No workflow is saved: it is pickles of NVTabular's classes.
+No workflow is saved: it consists of pickles of NVTabular's classes.
 """
 
 import re
@@ -55,9 +55,9 @@ _ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t", '"': r"\"", "'": r"\'", "\\":
 
 
 def categorify(ids: pd.Series, save: Path | None = None) -> np.ndarray:
-    """Codes (int64) that NVTabular's Categorify gives to raw ids listed from the most frequent one on.
+    """Encoded ids (int64) that NVTabular's Categorify assigns to raw ids sorted by descending frequency.
 
-    At `save` nothing is left, also of a run that was stopped where NVTabular is.
+    Nothing is left at `save`, not even from an interrupted run that used NVTabular.
     """
     if save is not None:
         shutil.rmtree(save, ignore_errors=True)
@@ -78,7 +78,7 @@ def write_split_schema(items: int, max_length: int, path: Path) -> None:
 
 
 def longest_row(path: Path) -> int:
-    """The most items that a row of the splits has, by their schema; InputError where it does not say so."""
+    """The longest row of the splits according to their schema; InputError if it does not say."""
     found = re.search(rf'name: "{ITEM}"\s+value_count \{{[^}}]*max: (\d+)', Path(path).read_text(encoding="utf-8"))
     if found is None:
         raise InputError(f"expected a Merlin schema with the value_count of {ITEM} in {path}: prepare it again")

@@ -19,7 +19,7 @@ def encode(column, xp) -> tuple:
 
 
 def _by_hash(column, xp) -> tuple | None:
-    """`encode` by sorting 64-bit hashes, for cudf, whose factorize joins texts; None where two ids share a hash.
+    """`encode` by sorting 64-bit hashes, for cudf, whose factorize joins texts; None if two ids share a hash.
 
     That they do not is read off the texts themselves, not hoped for: ids come from others.
     """
@@ -49,7 +49,7 @@ def _by_hash(column, xp) -> tuple | None:
 
 
 def to_arrow(ids) -> pa.Array:
-    """Ids of a cudf or pandas index or series as one Arrow array of strings (large ones where they pass 2 GB)."""
+    """Ids of a cudf or pandas index or series as one Arrow array of strings (large ones if they pass 2 GB)."""
     values = ids.to_arrow() if hasattr(ids, "to_arrow") else pa.array(ids.to_numpy(), pa.string())
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()

@@ -1,7 +1,7 @@
-"""What this project has of NVTabular and merlin-core: the fitted Categorify, the sequence workflow, the Merlin schemas.
+"""The use of NVTabular and merlin-core: the fitted Categorify, the sequence workflow, the Merlin schemas.
 
-One adapter: everything else of the preprocessing works on files and arrays, and data is handed over in open formats.
-merlin_free.py stands in for it where Merlin is not installed (adapters.py chooses), and writes what this one writes.
+The only adapter: all other preprocessing works on files and arrays, and data is passed in open formats.
+merlin_free.py replaces it if Merlin is not installed (adapters.py chooses), with the same output.
 """
 
 import llmcfsr_merlin.runtime.merlin_compat  # noqa: F401
@@ -16,7 +16,7 @@ import pandas as pd
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, RATING, ROW, SUBSECOND, TIME, USER
 
-with warnings.catch_warnings():  # that TensorFlow is not here
+with warnings.catch_warnings():  # Merlin warns that TensorFlow is missing
     warnings.simplefilter("ignore")
     import nvtabular as nvt
     from merlin.io import Dataset
@@ -31,7 +31,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 
 
 def categorify(ids: pd.Series, save: Path | None = None) -> np.ndarray:
-    """Codes (int64) that NVTabular's Categorify gives to raw ids listed from the most frequent one on.
+    """Encoded ids (int64) that NVTabular's Categorify assigns to raw ids sorted by descending frequency.
 
     The list is handed over because Categorify's own order of equally frequent items depends on the partitioning. The
     workflow is saved to `save` for users of merlin-systems; this project never loads it.
@@ -44,12 +44,12 @@ def categorify(ids: pd.Series, save: Path | None = None) -> np.ndarray:
         if save is not None:
             workflow.save(str(save))
     if not np.array_equal(codes, np.arange(FIRST_ITEM, FIRST_ITEM + len(codes))):
-        raise RuntimeError("this NVTabular numbers items differently from contract.FIRST_ITEM")
+        raise RuntimeError("this NVTabular assigns encoded ids differently from names.FIRST_ITEM")
     return codes
 
 
 def sequence_workflow(max_length: int) -> nvt.Workflow:
-    """Encoded interactions (user, item code, timestamp, subsecond, row) of ONE partition -> rows of the split `test`.
+    """Encoded interactions (user, encoded item id, timestamp, subsecond, row) of ONE partition -> rows of split `test`.
 
     The definition of the leave-one-out splits: prepare() writes the same rows (sequences.py) and takes its schema from
     here, also for splits in time, whose rows have the same form. Groupby works per partition and must not follow a
@@ -100,14 +100,14 @@ def write_schema(schema: Schema, path: Path) -> None:
     """Write a Merlin schema as protobuf text, the same bytes under every release of protobuf."""
     metadata = TensorflowMetadata.from_merlin_schema(schema)
     for feature in metadata.proto_schema.feature:
-        if schema[feature.name].dtype.element_type.value == "string":  # merlin-core reads the type, but leaves it out
+        if schema[feature.name].dtype.element_type.value == "string":  # merlin-core does not write the type
             feature.type = FeatureType.BYTES
-        feature.annotation.tag.sort()  # they come in the order of a set
+        feature.annotation.tag.sort()  # their order is that of a set
     message = schema_pb2.Schema.FromString(bytes(metadata.proto_schema))
     for feature in message.feature:
         for extra in feature.annotation.extra_metadata:  # a map, in the order of a hash whose seed may be random
             extra.value = Struct.FromString(extra.value).SerializeToString(deterministic=True)
-    # Newer releases write the map out where they know its type, which not all readers do: the empty pool knows none.
+    # Newer releases write the map out if they know its type, which not all readers do: the empty pool knows none.
     Path(path).write_text(text_format.MessageToString(message, descriptor_pool=DescriptorPool()), encoding="ascii")
 
 
@@ -122,5 +122,5 @@ def read_schema(path: Path) -> Schema:
 
 
 def longest_row(path: Path) -> int:
-    """The most items that a row of the splits has, by their schema."""
+    """The longest row of the splits according to their schema."""
     return int(read_schema(path)[ITEM].value_count.max)

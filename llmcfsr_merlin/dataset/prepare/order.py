@@ -6,14 +6,14 @@ import numpy as np
 def order_rows(xp, user, time, subsecond, row):
     """Permutation (int64) that sorts by (user, time, subsecond, row); arrays of the library `xp`, numpy or cupy.
 
-    user: integers from 0; subsecond: float64 or None where all are 0.
+    user: integers from 0; subsecond: float64 or None if all are 0.
     """
     ties = (row,) if subsecond is None else (row, subsecond)
     first = int(time.min())
     bits = max(1, (int(time.max()) - first).bit_length())
     if bits + max(1, int(user.max()).bit_length()) > 63:
         return _lexsort(xp, (*ties, time, user))
-    # One sort of one packed integer, then the few equal ones by what is left: three times as fast as a lexsort.
+    # Sort one packed integer, then break the few ties: three times as fast as a lexsort.
     key = (user.astype(np.int64) << bits) | (time - first)
     order = xp.argsort(key)
     key = key[order]
@@ -29,7 +29,7 @@ def order_rows(xp, user, time, subsecond, row):
 
 
 def _lexsort(xp, keys: tuple):
-    """numpy.lexsort; cupy's compares through pointers, and wants one array of one type."""
+    """numpy.lexsort; cupy's compares through pointers and needs one array of one type."""
     if xp is np:
         return np.lexsort(keys)
     order = xp.argsort(keys[0])

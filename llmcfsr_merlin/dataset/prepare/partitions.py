@@ -14,11 +14,11 @@ from llmcfsr_merlin.runtime.device import libraries
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import machine_failure
 
-# A partition of fewer interactions is not worth a task of its own.
+# Smaller partitions are not worth their own task.
 _SMALL = 200_000
 _YEAR_1990 = 631_152_000
 _NEEDED = {USER: "string", ITEM: "string", TIME: "int64", ROW: "int64"}
-_OPTIONAL = {SUBSECOND: "double"}  # ingest writes it; a log made otherwise may do without
+_OPTIONAL = {SUBSECOND: "double"}  # ingest writes it; other logs may lack it
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Chunk:
 def plan_chunks(folder: Path, rows: int, workers: int) -> tuple[list[Chunk], int]:
     """Row groups of folder/part-*.parquet in order, joined to partitions of about `rows` interactions.
 
-    A log of fewer partitions than workers is cut finer. Returns the partitions and the size that was aimed at.
-    Raises InputError where there is no file or a column is missing or of another type.
+    A log with fewer partitions than workers is cut finer. Returns the partitions and the target size.
+    Raises InputError if there is no file or a column is missing or of another type.
     """
     files = sorted(Path(folder).glob("part-*.parquet"))
     if not files:
@@ -109,17 +109,17 @@ class Columns:
     """int32 positions in item_ids, -1 for null."""
     time: Any
     subsecond: Any
-    """float64 in [0, 1), the part of a second after `time`; None where all are 0."""
+    """float64 in [0, 1), the part of a second after `time`; None if all are 0."""
     row: Any
     user_ids: pa.Array
     item_ids: pa.Array
 
 
 def read_partition(chunk: Chunk, gpu: bool) -> Columns:
-    """Read a partition with cudf or, where there is no GPU, Arrow. InputError for a timestamp or row that is null."""
+    """Read a partition with cudf or, if there is no GPU, Arrow. InputError for a timestamp or row that is null."""
     if gpu:
         return read_frame(chunk, *libraries())
-    # Not pandas, which would make a Python object of every id: Arrow reads the dictionary pages as they are, 4 times
+    # Not pandas, which would create a Python object per id: Arrow reads dictionary pages directly, 4 times
     # as fast. tests/property/test_prepare.py runs read_frame on pandas and compares.
     there = [*_NEEDED, *_optional(chunk)]
     tables = [
@@ -143,7 +143,7 @@ def read_partition(chunk: Chunk, gpu: bool) -> Columns:
 def read_frame(chunk: Chunk, frames, xp) -> Columns:
     """Read a partition with a dataframe library, `frames` (cudf or pandas), whose columns are arrays of `xp`.
 
-    Written in what cudf and pandas share, so that this code runs where there is no GPU too.
+    Uses only what cudf and pandas share, so that the same code runs without a GPU.
     """
     frame = load_frame(chunk, frames)
     coded = [encode(frame[name], xp) for name in (USER, ITEM)]
@@ -165,7 +165,7 @@ def load_frame(chunk: Chunk, frames):
 
 
 def times(frame, xp) -> tuple:
-    """time, subsecond (None where all are 0) and row of a frame, as arrays of `xp`."""
+    """time, subsecond (None if all are 0) and row of a frame, as arrays of `xp`."""
     subsecond = xp.asarray(frame[SUBSECOND].fillna(0.0).values) if SUBSECOND in frame.columns else None
     time, row = (xp.asarray(frame[name].values) for name in (TIME, ROW))
     return time, _some(subsecond), row
@@ -178,7 +178,7 @@ def _optional(chunk: Chunk) -> list[str]:
 
 
 def _some(subsecond):
-    """None where no time has a part of a second: what is not there needs no memory and no sorting."""
+    """None if no time has a fractional second: then it needs no memory and no sorting."""
     return None if subsecond is None or not bool(subsecond.any()) else subsecond
 
 
@@ -186,11 +186,11 @@ def _no_nulls(chunk: Chunk, nulls: dict[str, int]) -> None:
     for name, count in nulls.items():
         if count:
             raise InputError(
-                f"{chunk.pieces[0][0]}: expected a {name} in every row, found {count:,} without: "
+                f"{chunk.pieces[0][0]}: expected a {name} in every row, found {count:,} rows without: "
                 "run `llmcfsr ingest --force`"
             )
 
 
 def no_ids(rows: int) -> InputError:
-    """The error where every row of a log is without a user or an item."""
+    """The error if every row of a log is without a user or an item."""
     return InputError(f"expected user and item ids, found none in {rows:,} interactions: check data.columns")

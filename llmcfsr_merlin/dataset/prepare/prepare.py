@@ -1,9 +1,9 @@
 """Interactions -> ids, sequences and splits (stage `prepare`).
 
-NVTabular decides what the result is (nvtabular_adapter.py): Categorify gives the codes, and the sequence workflow the
-schema and the rows; where it is not installed the result is the same (merlin_free.py). Its Categorify and Groupby
-transform row by row in pandas (1.2 and 0.04 million rows/s a core), so each distinct id goes through the workflow once
-and rows follow as integers: in a device's memory (in_memory.py), or through files (shuffle.py, filters.py,
+NVTabular defines the result (nvtabular_adapter.py): Categorify assigns encoded ids, the sequence workflow defines the
+schema and the rows; if it is not installed the result is the same (merlin_free.py). Its Categorify and Groupby
+transform row by row in pandas (1.2 and 0.04 million rows/s per core), so each distinct id goes through the workflow
+once and rows follow as integers: in a device's memory (in_memory.py), or through files (shuffle.py, filters.py,
 sequences.py). Tests prove the result equal to the workflow's.
 """
 
@@ -52,7 +52,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
 
     interactions: folder of part-*.parquet with user_id, item_id (string), timestamp, row (int64). Rows without a user
     or an item are dropped and counted. The result does not depend on the input's partitioning or on the engine.
-    Raises InputError for unreadable input and where a filter leaves nothing.
+    Raises InputError for unreadable input and if a filter leaves nothing.
     """
     out, start = Path(out), time.perf_counter()
     folder = out / ".shuffle"
@@ -66,13 +66,13 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
         repeats = settings.max_length + 1 if cut is not None and cut.targets == "all" else 0
         if fits(chunks, engine.device_memory, repeats):
             log = InMemory(chunks, cuts, engine, *device.enter_context(open_device(engine.device_memory)), cut=cut)
-        beside.submit(adapter)  # Merlin takes seconds to import, for it brings torch
+        beside.submit(adapter)  # importing Merlin takes seconds because it imports torch
         try:
             nulls, raw, counts, filtered = _filtered(log, settings)
         except (MemoryError, OverflowError):
             if isinstance(log, _InFiles):
                 raise
-            engine.say("the log does not fit the device after all: through files, in partitions")
+            engine.say("the log does not fit into device memory after all: continuing with partitions on disk")
             log = _InFiles(chunks, cuts, engine, folder, cut, settings.tie_seed)
             device.close()
             nulls, raw, counts, filtered = _filtered(log, settings)
@@ -83,7 +83,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
         code_of = np.zeros(len(raw), np.int64)
         code_of[order] = np.arange(FIRST_ITEM, FIRST_ITEM + len(order))
         proof = beside.submit(_categorify, ids, out / WORKFLOW)
-        for name in (SEQUENCES, *SPLITS):  # parts of a stopped run
+        for name in (SEQUENCES, *SPLITS):  # parts of an interrupted run
             shutil.rmtree(out / name, ignore_errors=True)
         written = log.write(out, code_of, settings.max_length)
         proof.result()
@@ -135,11 +135,11 @@ class _InFiles:
 
 def _filtered(log: InMemory | _InFiles, settings: PrepareConfig) -> tuple[dict, pa.Array, np.ndarray, dict]:
     nulls, raw, counts = log.load()
-    return nulls, raw, *log.filter(counts, settings)  # type: ignore[arg-type]  # each takes back what it gave
+    return nulls, raw, *log.filter(counts, settings)  # type: ignore[arg-type]  # each bucket goes back to its task
 
 
 def _categorify(ids: pa.Array, save: Path) -> None:
-    """Have NVTabular number the items, and save its workflow: it raises where its codes are not those of the rows."""
+    """Encode the items with NVTabular and save its workflow; raises if its ids are not those of the rows."""
     adapter().categorify(ids.to_pandas(), save)
 
 
@@ -155,7 +155,7 @@ def shuffle(
 
     cut: the times of a temporal split, whose segments are kept beside the users and items. seed: of the order of equal
     times; None: that of the source. Returns the rows dropped for null ids, all raw item ids in order, their counts, and
-    the buckets. A stopped run is continued where it used the same partitions and settings. Raises InputError where
+    the buckets. A stopped run is continued if it used the same partitions and settings. Raises InputError if
     every id is null.
     """
     rows = sum(chunk.rows for chunk in chunks)
@@ -184,7 +184,7 @@ def finish(
     train_rows: int,
     settings: PrepareConfig,
 ) -> dict:
-    """Write vocabulary and schema; returns the counts of what came out. InputError where no row can be trained on."""
+    """Write vocabulary and schema; returns the counts of what came out. InputError if no row can be trained on."""
     if train_rows == 0:
         least = "4 interactions to train on (2 are held out)"
         if settings.split == "temporal":

@@ -19,7 +19,7 @@ _ROW_GROUP = 1 << 17
 def write_bucket(bucket: Path, *, out: Path, codes: Path, max_length: int, cut: TimeCut | None) -> Written:
     """Write one part of sequences/, train/, valid/ and test/ from a filtered bucket.
 
-    codes: a .npy of int64, item position -> Categorify code. cut: of the bucket's segments; None for leave-one-out.
+    codes: a .npy of int64, item position -> encoded id. cut: of the bucket's segments; None for leave-one-out.
     """
     user, item, _, segment = load_kept(bucket)
     if not len(user):
@@ -40,7 +40,7 @@ def write_part(
     cut: TimeCut | None = None,
     segment: np.ndarray | None = None,
 ) -> Written:
-    """Write one part of sequences and splits; history u is values[offsets[u]:offsets[u + 1]] (int64 codes).
+    """Write one part of sequences and splits; history u is values[offsets[u]:offsets[u + 1]] (encoded ids, int64).
 
     segment: of each value, for a temporal cut (splits.py); without one the last two items are held out. Each row of a
     split ends with its target and has at most max_length + 1 items, the latest; rows of one item are left out of
@@ -63,7 +63,7 @@ def write_part(
 
 
 def train_counts(offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Interactions of each code (int64) in histories without their last two items, before the cut to max_length."""
+    """Interactions per encoded id (int64) in histories without their last two items, before the cut to max_length."""
     seen = np.ones(len(values), bool)
     seen[offsets[1:] - 1] = seen[offsets[1:] - 2] = False
     return np.bincount(values[seen])
@@ -80,8 +80,8 @@ def write_rows(
 
     parts: of the users, for sequences/ of a temporal split.
     """
-    # The list column is made from offsets and values without a Python object a row; measured 40 times the speed of
-    # NVTabular's Groupby and ListSlice on pandas, whose result it equals (tests/unit/dataset/test_prepare.py).
+    # The list column is built from offsets and values without a Python object per row; measured 40 times as fast as
+    # NVTabular's Groupby and ListSlice on pandas, with the same result (tests/unit/dataset/test_prepare.py).
     lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
     if isinstance(names, pa.ChunkedArray):  # whose chunks would show in the pages of the file
         names = names.combine_chunks()
@@ -91,5 +91,5 @@ def write_rows(
         table = table.append_column(TRAIN_ITEMS, pa.array(parts.train_items))
         table = table.append_column(VALID_ITEMS, pa.array(parts.valid_items))
         table = table.replace_schema_metadata({TARGETS: parts.targets})
-    # A user stands once in a part, and a dictionary of items costs a third of the writing for a seventh of the file.
+    # Users occur once per part, and a dictionary of items costs a third of the write time for a seventh of the size.
     pq.write_table(table, path, row_group_size=_ROW_GROUP, use_dictionary=False)

@@ -1,7 +1,7 @@
 """Interactions of any partitioning -> buckets of whole users, sorted by user, time and row.
 
-The shuffle goes through files: memory stays at one partition a worker however long the log is, and a finished piece is
-not made again. Numbers live on the device (numpy or cupy); the distinct ids of a partition live in Arrow.
+The shuffle uses files: memory stays at one partition per worker however long the log is, and a finished piece is
+not computed again. Numbers live on the device (numpy or cupy); the distinct ids of a partition live in Arrow.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +20,13 @@ from llmcfsr_merlin.dataset.prepare.partitions import Chunk, read_partition
 from llmcfsr_merlin.dataset.prepare.ties import moments, tie_keys
 from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
 from llmcfsr_merlin.runtime.device import libraries, to_host
+from llmcfsr_merlin.runtime.files import whole
 
 
 def user_boundaries(chunks: list[Chunk], buckets: int, threads: int = 1) -> pa.Array:
     """At most buckets - 1 user ids that cut the users, in id order, into buckets of about equal interactions.
 
-    From a sample of the log: where the cuts fall changes the files' sizes, never the rows or their order.
+    From a sample of the log: the cuts affect file sizes, never the rows or their order.
     """
     if buckets == 1:
         return pa.array([], pa.string())
@@ -47,9 +48,9 @@ def _users(piece: tuple[str, int]) -> pa.ChunkedArray:
 
 
 def scatter(chunk: Chunk, *, folder: Path, boundaries: pa.Array, gpu: bool) -> dict:
-    """Write a partition's rows into one file a bucket; returns what the global item table needs.
+    """Write a partition's rows into one file per bucket; returns what the global item table needs.
 
-    Files: folder/<bucket>/<chunk>.rows (user, item: positions among this partition's ids; time; row; subsecond where
+    Files: folder/<bucket>/<chunk>.rows (user, item: positions among this partition's ids; time; row; subsecond if
     any is not 0) and .users, then
     folder/<chunk>.items (the partition's distinct items and their counts), which says that the chunk is done.
     Returns null_users, null_items: rows left out.
@@ -103,8 +104,8 @@ def scatter(chunk: Chunk, *, folder: Path, boundaries: pa.Array, gpu: bool) -> d
     dropped = {"null_users": int(null_user.sum()), "null_items": int((null_item & ~null_user).sum())}
     table = pa.table({ITEM: items, COUNT: counts})
     table = table.replace_schema_metadata({name: str(value) for name, value in dropped.items()})
-    feather.write_feather(table, str(done.with_suffix(".partial")), compression="lz4")
-    done.with_suffix(".partial").rename(done)
+    with whole(done) as temporary:
+        feather.write_feather(table, str(temporary), compression="lz4")
     return dropped
 
 
@@ -137,7 +138,7 @@ def _rank(order: pa.Array) -> np.ndarray:
 def sort_bucket(bucket: Path, *, gpu: bool, cut: TimeCut | None = None, seed: int | None = None) -> None:
     """Join a bucket's pieces, sort by (user, time, subsecond, row) and keep what the filters and the writer need.
 
-    Writes user.npy (int32, position among users.arrow, which is sorted by id), moment.npy (int32, ties.moments), where
+    Writes user.npy (int32, position among users.arrow, which is sorted by id), moment.npy (int32, ties.moments), if
     the log is cut in time segment.npy (int8, as TimeCut.segments), and item.npy (int32, position in the result of
     merge_items). seed: of the order of equal times; None: by row.
     """
@@ -177,7 +178,7 @@ def sort_bucket(bucket: Path, *, gpu: bool, cut: TimeCut | None = None, seed: in
     save_array(bucket / "moment.npy", moment)
     if cut is not None:
         save_array(bucket / "segment.npy", cut.segments(time[by_time]))
-    save_array(bucket / "item.npy", item[by_time])  # last: it says that the bucket is sorted
+    save_array(bucket / "item.npy", item[by_time])  # written last: marks the bucket as sorted
     for path in pieces:
         path.unlink()
         path.with_suffix(".users").unlink()

@@ -1,4 +1,4 @@
-"""Where histories are cut into training, validation and test: before each user's last two items, or at two times.
+"""Cuts histories into training, validation and test: before each user's last two items, or at two times.
 
 Every interaction belongs to a segment, its position in SPLITS, that never falls along a history. The rows of a split
 follow from the segments, whichever way these were made and wherever the arrays are (numpy or cupy).
@@ -11,7 +11,7 @@ import numpy as np
 
 from llmcfsr_merlin.dataset.names import SPLITS
 from llmcfsr_merlin.dataset.prepare.filters import count
-from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut, spoken
+from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut, format_time
 from llmcfsr_merlin.runtime.device import to_host
 from llmcfsr_merlin.runtime.errors import InputError
 
@@ -25,7 +25,7 @@ class Parts(NamedTuple):
 
     @classmethod
     def of_segments(cls, xp, owner, segment, users: int, targets: str) -> "Parts":
-        """From the segments of interactions and their users, positions below `users`."""
+        """Computed from the segments of interactions and their users, positions below `users`."""
         train, valid = (to_host(count(xp, owner[segment < number], users)).astype(np.int64) for number in (1, 2))
         return cls(train, valid, targets)
 
@@ -55,7 +55,7 @@ def split_rows(xp, split: str, first, owner, segment, targets: str, max_length: 
 
     first: int64 [users], where their interactions start; owner, segment: of each interaction, in order. targets: last,
     first or all of a user's interactions of valid or test. Before the target may stand earlier items of its own
-    segment. Users without an item of an earlier segment have no row in valid or test; train has one row a user, which
+    segment. Users without an item of an earlier segment have no row in valid or test; train has one row per user, which
     ends with the last training item, and none for users with fewer than two.
     """
     number = SPLITS.index(split)
@@ -93,7 +93,7 @@ def gather(xp, rows: Rows) -> tuple:
 class Written:
     """Counts of what a part, or all of them, holds.
 
-    rows: of each split. train: int64, training interactions of each code; codes may be missing at the end. Of a
+    rows: of each split. train: int64, training interactions per encoded id; the last ids may be missing. Of a
     temporal split only: targets, the same of the targets in valid and test; cold_users, users of valid and of test
     without an earlier interaction, who have no row there; interactions and users of each split.
     """
@@ -149,17 +149,17 @@ class Written:
         )  # fmt: skip
 
     def report(self, cut: TimeCut) -> dict:
-        """What the manifest says of a temporal split. InputError where validation or test has nobody to be asked."""
+        """Manifest entries of a temporal split. InputError if validation or test has no user to evaluate."""
         for name in SPLITS[1:]:
             if not self.rows[name]:
                 raise InputError(
                     f"prepare.split=temporal: expected users with an interaction before and in {name}, found none of "
-                    f"{self.active[name]:,} with one in it (cut at {spoken(cut.valid_from)} and "
-                    f"{spoken(cut.test_from)}): set prepare.valid_from and prepare.test_from, or other quantiles"
+                    f"{self.active[name]:,} with one in it (cut at {format_time(cut.valid_from)} and "
+                    f"{format_time(cut.test_from)}): set prepare.valid_from and prepare.test_from, or other quantiles"
                 )
         found: dict = {
-            "valid_from": spoken(cut.valid_from),
-            "test_from": spoken(cut.test_from),
+            "valid_from": format_time(cut.valid_from),
+            "test_from": format_time(cut.test_from),
             "targets": cut.targets,
             "train": {"interactions": self.interactions["train"], "users": self.active["train"]},
         }

@@ -1,4 +1,4 @@
-"""Interactions of one user at one time: in which order they stand, and how many histories end in them."""
+"""Ties, interactions of one user at one time: their order, and how many histories end in them."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from llmcfsr_merlin.dataset.prepare.filters import load_kept
 
 
 def tie_keys(xp, row, seed: int | None):
-    """What equal times are sorted by: `row`, the position in the source (int64), or for a seed a hash of both (uint64).
+    """Sort key of equal times: `row`, the position in the source (int64), or with a seed a hash of both (uint64).
 
-    The hash (the finaliser of splitmix64) is one-to-one, so that no two rows tie, and knows nothing but seed and row:
-    neither partitions nor engine change the order.
+    The hash (the finaliser of splitmix64) is one-to-one, so that no two rows tie, and depends only on seed and row:
+    partitions and engine do not change the order.
     """
     if seed is None:
         return row
@@ -22,9 +22,9 @@ def tie_keys(xp, row, seed: int | None):
 
 
 def moments(xp, user, time, subsecond):
-    """Number of the (user, time) of each row, int32: equal where rows share one, also after others are dropped.
+    """Number of the (user, time) of each row, int32: equal if rows share one, also after others are dropped.
 
-    Arrays of `xp`, sorted; subsecond: None where all are 0.
+    Arrays of `xp`, sorted; subsecond: None if all are 0.
     """
     new = xp.zeros(len(user), "int32")
     for values in (user, time, subsecond):
@@ -42,11 +42,11 @@ def tied_last(xp, user, moment) -> tuple[int, int]:
 
 
 def tied_last_of(bucket: Path) -> tuple[int, int]:
-    """The same of a filtered bucket."""
+    """The same for a filtered bucket."""
     user, _, moment, _ = load_kept(bucket)
     return tied_last(np, user, moment) if len(user) else (0, 0)
 
 
 def tied_report(found: list[tuple[int, int]]) -> dict[str, int]:
-    """What the manifest says, from the parts of a log."""
+    """Manifest entries, from the parts of a log."""
     return {"tied_last_two": sum(two for two, _ in found), "tied_last_three": sum(three for _, three in found)}

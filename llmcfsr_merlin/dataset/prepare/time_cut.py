@@ -1,4 +1,4 @@
-"""The two times that prepare.split=temporal cuts a log at: days, or quantiles of the times of all interactions."""
+"""The two cut times of prepare.split=temporal: days, or quantiles of the times of all interactions."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.names import TIME
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk
-from llmcfsr_merlin.dataset.raw.times import EARLY
+from llmcfsr_merlin.dataset.raw.fields.times import EARLY
 from llmcfsr_merlin.runtime.errors import InputError
 
 _BINS = 1 << 16
@@ -30,10 +30,10 @@ class TimeCut:
 
 
 def time_cut(chunks: list[Chunk], settings: PrepareConfig) -> TimeCut | None:
-    """The two times of prepare.split=temporal, None for leave-one-out; reads the time column alone.
+    """The two times of prepare.split=temporal, None for leave-one-out; reads only the time column.
 
     A quantile is the time of an interaction (numpy's method "lower") of the log as it comes in, before any filter.
-    Raises InputError where the log has positions instead of times, and where a part would be empty.
+    Raises InputError if the log has positions instead of times, and if a part would be empty.
     """
     if settings.split != "temporal":
         return None
@@ -56,13 +56,13 @@ def time_cut(chunks: list[Chunk], settings: PrepareConfig) -> TimeCut | None:
     if not low < valid < test <= high:
         raise InputError(
             f"prepare.split=temporal: expected interactions before validation, in it and in test, found a log from "
-            f"{spoken(low)} to {spoken(high)} cut at {spoken(valid)} and {spoken(test)}: set prepare.valid_from and "
-            "prepare.test_from, or other quantiles"
+            f"{format_time(low)} to {format_time(high)} cut at {format_time(valid)} and "
+            f"{format_time(test)}: set prepare.valid_from and prepare.test_from, or other quantiles"
         )
     return TimeCut(valid, test, settings.targets)
 
 
-def spoken(seconds: int) -> str:
+def format_time(seconds: int) -> str:
     """Unix seconds as a date and time (UTC)."""
     try:
         return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -83,7 +83,7 @@ def _bounds(times: Iterable[np.ndarray]) -> tuple[int, int, int]:
 
 
 def _at_place(times: Callable[[], Iterable[np.ndarray]], place: int, low: int, high: int) -> int:
-    """The value at `place` (from 0) when all are sorted, by histograms: no more than a partition is held."""
+    """The `place`-th smallest value (from 0), by histograms: memory holds at most one partition."""
     while low < high:
         width = -(-(high - low + 1) // _BINS)
         counts = np.zeros(_BINS, np.int64)

@@ -1,4 +1,4 @@
-"""A file of new items, read as ingest reads metadata."""
+"""Reads a file of new items as ingest reads metadata."""
 
 from itertools import chain
 from pathlib import Path
@@ -8,21 +8,21 @@ import pyarrow.parquet as pq
 from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.dataset.raw import formats
-from llmcfsr_merlin.dataset.raw.lines import LineReader
-from llmcfsr_merlin.dataset.raw.source import sniff
+from llmcfsr_merlin.dataset.raw.fields.values import Attribute
+from llmcfsr_merlin.dataset.raw.files.lines import LineReader
+from llmcfsr_merlin.dataset.raw.files.source import sniff
 from llmcfsr_merlin.dataset.raw.tally import Place
-from llmcfsr_merlin.dataset.raw.values import Attribute
 from llmcfsr_merlin.runtime.errors import InputError
 
 _KEPT = ("metadata_stray_quotes", "metadata_binary", "metadata_read", "bad_titles")
 
 
 def read_items(path: Path, settings: DataConfig) -> list[dict[str, Attribute]]:
-    """The rows of new items: ITEM and attributes, those without a value left out.
+    """The rows of new items: ITEM and attributes, without missing values.
 
     The file may be what metadata may be (JSON lines, CSV, TSV, Parquet; .gz or plain, UTF-8) with a column item_id, or
     as the run's own metadata were (settings). Raises InputError that names the line where a row cannot be read or has
-    no id: of new items none is left out.
+    no id: no new item is skipped.
     """
     if not Path(path).is_file():
         raise InputError(f"expected a file of items, found no {path}")

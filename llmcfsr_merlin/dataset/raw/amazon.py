@@ -6,8 +6,8 @@ Sources: J. McAuley's product data (2014), Ni et al. 2019 (2018), Hou et al. 202
 from collections.abc import Mapping
 
 from llmcfsr_merlin.dataset.names import ITEM, TITLE
+from llmcfsr_merlin.dataset.raw.fields.values import Attribute, as_list, as_text
 from llmcfsr_merlin.dataset.raw.records import Layout
-from llmcfsr_merlin.dataset.raw.values import Attribute, as_list, as_text
 
 
 def _hint(found: set[str]) -> str:

@@ -1,4 +1,4 @@
-"""Repeated (user, item, time) rows of a log of any length, found through files by the hash of the row."""
+"""Finds repeated (user, item, time) rows in logs of any length, by row hashes on disk."""
 
 import shutil
 from pathlib import Path
@@ -32,7 +32,7 @@ class RowKeys:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, keys: np.ndarray, rows: np.ndarray) -> None:
-        """Remember the rows of a block: keys uint64, rows int64, ascending."""
+        """Record the rows of a block: keys uint64, rows int64, ascending."""
         pairs = np.empty(len(keys), _PAIR)
         pairs["key"], pairs["row"] = keys, rows
         bucket = (keys & np.uint64(_BUCKETS - 1)).astype(np.int8)

@@ -1,4 +1,4 @@
-"""What each data.format is made of: the fields of its log and the attributes of its items."""
+"""The raw formats (data.format): fields of the log and attributes of the items."""
 
 import logging
 from collections.abc import Callable
@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.raw import amazon, yelp
-from llmcfsr_merlin.dataset.raw.columnar import ParquetParser, refuse_lists
-from llmcfsr_merlin.dataset.raw.delimited import DelimitedParser
-from llmcfsr_merlin.dataset.raw.dialect import Dialect, Text, detect
+from llmcfsr_merlin.dataset.raw.files.columnar import ParquetParser, refuse_lists
+from llmcfsr_merlin.dataset.raw.files.delimited import DelimitedParser
+from llmcfsr_merlin.dataset.raw.files.dialect import Dialect, Text, detect
+from llmcfsr_merlin.dataset.raw.files.source import Source
 from llmcfsr_merlin.dataset.raw.interactions import Rules
 from llmcfsr_merlin.dataset.raw.metadata import ItemReader, TableAttributes
 from llmcfsr_merlin.dataset.raw.records import JsonParser, Layout, place
-from llmcfsr_merlin.dataset.raw.source import Source
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.extensions import load_class
 
@@ -58,16 +58,17 @@ class Format:
             return DelimitedParser(fields, dialect, constants)
         if source.kind == "parquet":
             refuse_lists(source, fields)
-            return ParquetParser(source.path, tuple(names), fields, constants, source.encoding if source.told else None)
+            encoding = source.encoding if source.encoding_set else None
+            return ParquetParser(source.path, tuple(names), fields, constants, encoding)
         return JsonParser.of(source, {role: names[position] for role, position in fields.items()}, constants)
 
     def item_reader(self, source: Source) -> ItemReader:
-        """The reader of one metadata file; InputError where it has no item id."""
+        """The reader of one metadata file; InputError if it has no item id."""
         names, dialect = self._columns(source, self.item_text)
         found = (place(source, names, name, "data.item_columns.item") for name in self.item_fields)
         item = next((position for position in found if position is not None), None)
         if item is None:
-            fix = "name the column in data.item_columns.item (data.item_columns.names where there is no header line)"
+            fix = "name the column in data.item_columns.item (data.item_columns.names if there is no header line)"
             raise InputError(
                 f"{source.path}: expected {self.name} metadata with a field {' or '.join(map(str, self.item_fields))} "
                 f"(item), found {', '.join(map(str, names[:20]))}: "
@@ -110,10 +111,10 @@ class Format:
 
 
 def of(settings: DataConfig) -> Format:
-    """The format that the settings name; one of your own is a function (settings, rules) -> Format."""
+    """The format named in the settings; your own is a function (settings, rules) -> Format."""
     rules = Rules(_day(settings.start), _day(settings.end, 1), settings.min_rating, settings.null_values)
     if not settings.interactions:
-        raise InputError("data.interactions: expected files of reviews or interactions, found none: name them")
+        raise InputError("data.interactions: expected files of reviews or interactions, found none: list them")
     if ":" in settings.format:
         return load_class(settings.format)(settings, rules)
     if settings.format == "table":
@@ -128,7 +129,7 @@ def of(settings: DataConfig) -> Format:
             rating=_optional(columns.rating),
             file_order=columns.time is None,
             needs_rating=rules.min_rating is not None or ("rating" in named and columns.rating is not None),
-            hint=lambda found: ": name the columns in data.columns (data.columns.names where there is no header line)",
+            hint=lambda found: ": name the columns in data.columns (data.columns.names if there is no header line)",
         )
         names = settings.item_columns
         item = columns.item if names.item is None else names.item

@@ -1,7 +1,7 @@
 """The work of stage `ingest`: raw logs and metadata of any size -> part files of interactions and items.
 
-One thread reads (and unpacks) the files in blocks of whole lines; all cores parse them; the blocks come back in order,
-so that the result is the same for any number of workers. Memory holds a few blocks, and 8 bytes a user and item.
+One thread reads (and decompresses) the files in blocks of whole lines; all cores parse them; blocks are collected in
+order, so the result does not depend on the number of workers. Memory holds a few blocks, and 8 bytes per user and item.
 """
 
 import logging
@@ -26,9 +26,13 @@ from tqdm import tqdm
 from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEMS, ROW
 from llmcfsr_merlin.dataset.raw import formats
-from llmcfsr_merlin.dataset.raw.columnar import ParquetParser
-from llmcfsr_merlin.dataset.raw.delimited import DelimitedParser
 from llmcfsr_merlin.dataset.raw.duplicates import RowKeys, drop_rows
+from llmcfsr_merlin.dataset.raw.fields.times import SETTING as TIME_FORMAT
+from llmcfsr_merlin.dataset.raw.fields.times import TimeReader
+from llmcfsr_merlin.dataset.raw.files.columnar import ParquetParser
+from llmcfsr_merlin.dataset.raw.files.delimited import DelimitedParser
+from llmcfsr_merlin.dataset.raw.files.lines import BLOCK, Block, LineReader
+from llmcfsr_merlin.dataset.raw.files.source import Source, find_files, sniff
 from llmcfsr_merlin.dataset.raw.interactions import (
     DROPPED,
     FILTERED,
@@ -39,29 +43,25 @@ from llmcfsr_merlin.dataset.raw.interactions import (
     Rules,
     clean,
 )
-from llmcfsr_merlin.dataset.raw.lines import BLOCK, Block, LineReader
 from llmcfsr_merlin.dataset.raw.metadata import ItemReader, ItemTable
 from llmcfsr_merlin.dataset.raw.notices import warn
 from llmcfsr_merlin.dataset.raw.records import JsonParser
-from llmcfsr_merlin.dataset.raw.source import Source, find_files, sniff
 from llmcfsr_merlin.dataset.raw.tally import Place, Tally, check_dropped
-from llmcfsr_merlin.dataset.raw.times import SETTING as TIME_FORMAT
-from llmcfsr_merlin.dataset.raw.times import TimeReader
 from llmcfsr_merlin.runtime.engine import print_counts
 from llmcfsr_merlin.runtime.errors import InputError
 
 _log = logging.getLogger(__name__)
 
-_SMALL = 4 * BLOCK  # bytes of a file below which starting processes costs more than it saves
-_BATCH = 65_536  # rows of Parquet that one task takes
-_SAMPLE = 1 << 16  # bytes of a text file by which the notation of its times is told
+_SMALL = 4 * BLOCK  # below this file size, starting processes costs more than it saves
+_BATCH = 65_536  # Parquet rows per task
+_SAMPLE = 1 << 16  # bytes of a text file from which the time format is detected
 
 
 def ingest(settings: DataConfig, out: Path, *, workers: int | None = None, block: int = BLOCK) -> dict:
     """Read the logs named in `settings` and write INTERACTIONS and ITEMS (dataset/names.py) into `out`.
 
     workers: threads and processes that parse; None: all cores. Returns the counts for the manifest. Raises InputError
-    for files that are missing, damaged or of another format, and where no row is left.
+    for files that are missing, damaged or of another format, and if no row is left.
     """
     workers = workers or _cores()
     out = Path(out)
@@ -84,9 +84,9 @@ class _Run:
     counts: dict = field(default_factory=dict)
     catalogue: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     known: set = field(default_factory=set)
-    """Reasons for which rows were dropped that have an example."""
+    """Drop reasons that have an example."""
     unmatched: tuple = ()
-    """A few ids of metadata that are not in the log, and of the log without metadata."""
+    """Example ids of metadata that are not in the log, and of log items without metadata."""
 
     def interactions(self) -> None:
         """Write the interactions, count what was dropped and remember the log's items."""
@@ -172,7 +172,7 @@ class _Run:
             _damage(reader, dropped, "")
 
     def _times(self, source: Source, parser) -> TimeReader:
-        """How this file writes its times, by its first rows: the same ones for any size of block."""
+        """The time format of this file, detected from its first rows, independent of the block size."""
         if source.kind == "parquet":
             tables = [parser(batch) for batch in islice(parser.batches(_BATCH), 1)]
         else:
@@ -204,7 +204,7 @@ class _Run:
         _damage(reader, counts, "metadata_")
 
     def _take(self, counts: Tally, found: Tally, encoding: str | None, setting: str) -> None:
-        """Add what a block dropped; InputError where it has bytes that are not UTF-8 and nobody said that it should."""
+        """Add a block's drop counts; InputError for bytes that are not UTF-8, unless the settings allow them."""
         counts.take(found)
         self.known.update(found.examples)
         damaged = next((name for name in found if name.endswith("not_utf8") and found[name]), None)
@@ -228,9 +228,9 @@ class _Run:
 
     def _nothing(self, dropped: Tally, example: str) -> str:
         reasons = ", ".join(f"{dropped[name]:,} {name}" for name in DROPPED if dropped[name])
-        what = f"; the first time that could not be read is {example}" if example else ""
+        what = f"; the first unreadable time is {example}" if example else ""
         if not example and dropped.examples:
-            what = f"; the first stands in {next(iter(dropped.examples.values()))}"
+            what = f"; the first is in {next(iter(dropped.examples.values()))}"
         check = "check data.columns and the filters"
         if dropped["unreadable_time"] * 2 > dropped["rows_read"]:
             check = f"set {TIME_FORMAT}, or check data.columns.time"
@@ -296,10 +296,10 @@ def _ordered(pool: Executor | None, tasks: Iterable[Callable], workers: int) -> 
 
 
 class _processes:
-    """Processes for parsing in Python, or None in-process where there is one worker."""
+    """Processes for parsing in Python, or None in-process if there is one worker."""
 
     def __init__(self, workers: int):
-        # spawn: forking a process that has threads (Arrow's, a progress bar's) can leave locks held for ever.
+        # spawn: forking a process with threads (Arrow's, a progress bar's) can leave locks held forever.
         spawn = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(workers, mp_context=spawn) if workers > 1 else None
 
@@ -312,7 +312,7 @@ class _processes:
 
 
 def _progress(reader: LineReader) -> Iterator[Block]:
-    """The blocks of a file with a bar of its bytes and the rows a second."""
+    """The blocks of a file with a progress bar of bytes and rows per second."""
     path = reader.source.path
     quiet = not sys.stderr.isatty()
     with tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import ITEM, RATING, ROW, SUBSECOND, TIME, USER
-from llmcfsr_merlin.dataset.raw.delimited import LINE
-from llmcfsr_merlin.dataset.raw.ids import clean_ids
+from llmcfsr_merlin.dataset.raw.fields.ids import clean_ids
+from llmcfsr_merlin.dataset.raw.fields.times import EARLY, TimeReader, Times, to_integers, to_ratings
+from llmcfsr_merlin.dataset.raw.files.delimited import LINE
 from llmcfsr_merlin.dataset.raw.tally import Tally
-from llmcfsr_merlin.dataset.raw.times import EARLY, TimeReader, Times, to_integers, to_ratings
 
 ARROW_SCHEMA = pa.schema(
     [
@@ -32,15 +32,15 @@ DROPPED = (
     "bad_lines", "not_utf8", "repeated_header", "no_user", "nested_user", "no_item", "nested_item", "no_time",
     "unreadable_time", "no_rating", "unreadable_rating", "below_min_rating", "outside_dates",
 )  # fmt: skip
-FILTERED = ("below_min_rating", "outside_dates")  # as the settings ask
-# Rows that are kept, but read in a way that their owner may not have meant.
+FILTERED = ("below_min_rating", "outside_dates")  # as the settings require
+# Rows that are kept, but may have been interpreted differently than intended.
 NOTED = ("times_before_1990", "times_in_future", "mixed_time_units", "unread_ratings", "ids_from_floats", "inexact_ids")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Which rows are kept: unix seconds start <= time < end, rating >= min_rating; None does not ask. nulls: texts that
-    stand for no value."""
+    """Which rows are kept: unix seconds start <= time < end, rating >= min_rating; None does not ask. nulls: strings
+    for missing values."""
 
     start: int | None = None
     end: int | None = None
@@ -64,7 +64,7 @@ class Cleaned:
 def clean(
     tables: list[pa.Table], first_row: int, rules: Rules, dropped: Tally, times: TimeReader | None = None
 ) -> Cleaned:
-    """Bring raw tables (records.py) of one block to the contract's columns; ROW counts from first_row.
+    """Convert raw tables (records.py) of one block to the columns of dataset/names.py; ROW counts from first_row.
 
     times: reads their column `time`. `dropped` counts the rows left out by reason (DROPPED), NOTED and rows_read.
     """
@@ -76,7 +76,7 @@ def clean(
     table = pa.concat_tables(parts).combine_chunks() if parts else ARROW_SCHEMA.empty_table()
     user_keys, users = _hash(table[USER])
     item_keys, items = _hash(table[ITEM])
-    # A fraction of 0 has no bits set, so that it does not matter whether its block has other ones.
+    # A fraction of 0 has no bits set, so the hash does not depend on the block's other rows.
     moments = table[TIME].to_numpy().astype(np.uint64)
     moments = moments + table[SUBSECOND].to_numpy().view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     keys = _mix(user_keys, item_keys, moments)
@@ -149,7 +149,7 @@ def _clean(raw: pa.Table, first_row: int, rules: Rules, dropped: Tally, times: T
 
 
 def _times(raw: pa.Table, times: TimeReader, rules: Rules) -> Times | None:
-    """None where the log has neither times nor an order."""
+    """None if the log has neither times nor an order."""
     if "time" in raw.column_names:
         column = raw["time"]
         if pa.types.is_string(column.type) and rules.nulls:
@@ -173,7 +173,7 @@ def _count(mask) -> int:
 
 
 def hash_ids(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """uint64 hash of each id: a set costs 8 bytes an id, and of 10 million ids two collide in one log of 300,000."""
+    """uint64 hash of each id: a set costs 8 bytes per id; 10 million ids collide in one of 300,000 logs."""
     return _hash(ids)[0]
 
 
@@ -214,7 +214,7 @@ class PartWriter:
         self._file: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
-        """Append rows. How they are cut into tables does not change the files."""
+        """Append rows. Table boundaries do not affect the files."""
         self._waiting.append(table)
         self._held += table.num_rows
         self.total += table.num_rows
@@ -244,7 +244,7 @@ class PartWriter:
 
 
 class Distinct:
-    """The distinct hashes of a stream, sorted; memory is 8 bytes a distinct value and as much again for a while."""
+    """The distinct hashes of a stream, sorted; memory is 8 bytes per distinct value, temporarily twice that."""
 
     def __init__(self):
         self._sorted = np.empty(0, np.uint64)

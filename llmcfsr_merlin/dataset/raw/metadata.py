@@ -1,4 +1,4 @@
-"""Item metadata -> the items table: each item of the log once, with the attributes of all its rows of metadata."""
+"""Item metadata -> the items table: each item of the log once, with the attributes of all its metadata rows."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -10,18 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import ITEM, TITLE
-from llmcfsr_merlin.dataset.raw.clean_text import clean as clean_text
-from llmcfsr_merlin.dataset.raw.delimited import read_delimited
-from llmcfsr_merlin.dataset.raw.dialect import Dialect
-from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id
+from llmcfsr_merlin.dataset.raw.fields.clean_text import clean as clean_text
+from llmcfsr_merlin.dataset.raw.fields.ids import NotAnId, clean_id
+from llmcfsr_merlin.dataset.raw.fields.values import Attribute, as_attribute
+from llmcfsr_merlin.dataset.raw.files.delimited import read_delimited
+from llmcfsr_merlin.dataset.raw.files.dialect import Dialect
+from llmcfsr_merlin.dataset.raw.files.lines import Block
+from llmcfsr_merlin.dataset.raw.files.source import read_record
 from llmcfsr_merlin.dataset.raw.interactions import PartWriter, hash_ids
-from llmcfsr_merlin.dataset.raw.lines import Block
-from llmcfsr_merlin.dataset.raw.source import read_record
 from llmcfsr_merlin.dataset.raw.tally import Place, Tally
-from llmcfsr_merlin.dataset.raw.values import Attribute, as_attribute
 
 _TITLE_CHARS = 300
-_ROWS = 50_000  # of a part file: long descriptions are read by the part
+_ROWS = 50_000  # per part file: long descriptions are read part by part
 _PLACE = ".place"  # of a row's item in the catalogue, until the rows of an item are one
 _EXAMPLES = 3
 
@@ -61,7 +61,7 @@ class ItemReader:
             title = row.get(TITLE)
             if isinstance(title, list):
                 title = " ".join(title)
-            # People read titles as they are stored; the other attributes are cleaned where prompts are made.
+            # People read titles as they are stored; the other attributes are cleaned when prompts are built.
             row[TITLE] = clean_text(title, _TITLE_CHARS) or None
             counts["bad_titles"] += bool(title and title.strip() and row[TITLE] is None)
             rows.append(row)
@@ -132,7 +132,7 @@ class TableAttributes:
 
     def __call__(self, record: Mapping) -> dict[str, Attribute]:
         row = {str(name): as_attribute(value) for name, value in record.items() if name not in (self.item, ITEM)}
-        return {ITEM: record.get(self.item), **row}  # the id as it is: ItemReader cleans it
+        return {ITEM: record.get(self.item), **row}  # the raw id: ItemReader cleans it
 
 
 class ItemTable:
@@ -190,7 +190,7 @@ class ItemTable:
             once = self.rows[table[_PLACE].to_numpy()] == 1
             writer.write(table.filter(pa.array(once)).drop([_PLACE]))
         repeated = np.flatnonzero(self.rows > 1)
-        # As many of them at a time as memory holds, each time from all parts.
+        # As many columns at a time as fit into memory, each time from all parts.
         share = np.cumsum(self.rows[repeated]) // (4 * _ROWS)
         for number in np.unique(share):
             wanted = np.zeros(len(self.rows), bool)

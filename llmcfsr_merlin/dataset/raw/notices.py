@@ -1,4 +1,4 @@
-"""What ingest read, but its reader may not have meant: warnings, beside the counts in the manifest."""
+"""Warnings about rows that ingest may have misinterpreted, in addition to the manifest's counts."""
 
 import logging
 
@@ -6,19 +6,19 @@ _log = logging.getLogger(__name__)
 
 _JOINED = 0.2  # share of the log's items that some metadata should know
 _NOTES = {
-    "times_before_1990": "are before 1990: if they are no seconds, set data.time_unit or data.time_format; if they are "
-    "mere positions, set data.columns.time=null and data.columns.order",
+    "times_before_1990": "are before 1990: if they are not seconds, set data.time_unit or data.time_format; if "
+    "they are only positions, set data.columns.time=null and data.columns.order",
     "times_in_future": "are in the future: check data.time_unit and data.time_format",
-    "mixed_time_units": "are in another unit than the first rows of their file and were read by their size: set "
+    "mixed_time_units": "are in another unit than the first rows of their file and were interpreted by their size: set "
     "data.time_unit if that is wrong",
-    "unread_ratings": "are no numbers and were left empty",
-    "inexact_ids": "of users or items are floats above 2**53, where neighbours merge: write ids as integers or text",
+    "unread_ratings": "are not numbers and were left empty",
+    "inexact_ids": "of users or items are floats above 2**53, where ids collide: write ids as integers or text",
 }
 _WHAT = {"times": "times", "mixed": "times", "unread": "ratings", "inexact": "ids"}
 
 
 def warn(counts: dict, unmatched: tuple[list[str], list[str]]) -> None:
-    """A warning for each count that asks for a look.
+    """A warning for each suspicious count.
 
     unmatched: a few ids of metadata that are not in the log, and of the log's items without metadata.
     """

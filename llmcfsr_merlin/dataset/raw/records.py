@@ -1,6 +1,6 @@
 """Lines of a log -> an Arrow table of raw user, item, time, order and rating.
 
-pyarrow's parsers do the work and release the GIL; a line that they refuse is found by halving its block, and read in
+pyarrow's parsers do the work and release the GIL; a line that they reject is found by bisecting its block and read in
 Python.
 """
 
@@ -11,19 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json as arrow_json
 
-from llmcfsr_merlin.dataset.raw.delimited import LINE
-from llmcfsr_merlin.dataset.raw.source import Source, read_record
+from llmcfsr_merlin.dataset.raw.fields.values import as_text
+from llmcfsr_merlin.dataset.raw.files.delimited import LINE
+from llmcfsr_merlin.dataset.raw.files.source import Source, read_record
 from llmcfsr_merlin.dataset.raw.tally import Tally
-from llmcfsr_merlin.dataset.raw.values import as_text
 from llmcfsr_merlin.runtime.errors import InputError
 
 ROLES = ("user", "item", "time", "order", "rating")
-_FEW = 64  # lines that are read in Python rather than halved again
+_FEW = 64  # up to so many lines are read in Python instead of bisected
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which fields of a format play which role: names in order of preference, the first one present is taken.
+    """Maps the fields of a format to roles: names in order of preference, the first one present is used.
 
     A number is the position of a column.
     """
@@ -35,7 +35,7 @@ class Layout:
     order: tuple[str | int, ...] = ()
     rating: tuple[str | int, ...] = ()
     hint: Callable[[set[str]], str] = lambda found: ""
-    """What to do, from the fields found, where one is missing."""
+    """The suggestion if a field is missing, given the fields found."""
     file_order: bool = False
     """Rows without time and order are taken in file order."""
     needs_rating: bool = False
@@ -68,7 +68,7 @@ class Layout:
 
 
 def place(source: Source, found: list[str], name: str | int, setting: str = "") -> int | None:
-    """Where a column of that name (or position) stands; None: nowhere. InputError where two have the name."""
+    """Where a column of that name (or position) stands; None: nowhere. InputError if two have the name."""
     if isinstance(name, int):
         return name if 0 <= name < len(found) and source.kind in ("delimited", "parquet") else None
     places = [number for number, other in enumerate(found) if other == name]
@@ -93,7 +93,7 @@ class JsonParser:
 
     @classmethod
     def of(cls, source: Source, fields: dict[str, str], constants: dict[str, str | None]) -> "JsonParser":
-        """A parser with the types that the first lines have; InputError where they are lists."""
+        """A parser with the types that the first lines have; InputError if they are lists."""
         kinds = {}
         records = source.records()
         for role, name in fields.items():
@@ -120,7 +120,7 @@ class JsonParser:
                 table = self._arrow(data)
             except pa.ArrowInvalid:
                 table = None
-            if table is not None and table.num_rows == lines:  # not so with blank lines or two objects on one
+            if table is not None and table.num_rows == lines:  # unless there are blank lines or two objects on one line
                 tables.append(table.append_column(LINE, pa.array(np.arange(first, first + lines))))
                 return
         if lines > _FEW and not self.literal:
@@ -134,7 +134,7 @@ class JsonParser:
 
     def _arrow(self, data: bytes) -> pa.Table:
         schema = pa.schema([(name, self.kinds[role]) for role, name in self.fields.items()])
-        table = arrow_json.read_json(  # it does not look whether text is UTF-8
+        table = arrow_json.read_json(  # it does not validate UTF-8
             pa.BufferReader(data),
             read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1),
             parse_options=arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
@@ -147,7 +147,8 @@ class JsonParser:
         columns: dict[str, list] = {role: [] for role in self.fields}
         at = []
         for number, raw in enumerate(data.split(b"\n")):
-            # Bytes that are not UTF-8 become surrogates, which UTF-8 has not: a row is lost only if it needs them.
+            # Bytes that are not UTF-8 become surrogates, which UTF-8 cannot encode: a row is lost only if it needs
+            # them.
             line = raw.decode("utf-8", "surrogateescape")
             if not line.strip():
                 continue
@@ -168,9 +169,9 @@ class JsonParser:
 
 
 def grouped(source: Source, name: str, role: str) -> str:
-    """What to say of a column of lists."""
+    """The error for a column of lists."""
     return (
-        f"{source.path}: expected one {role} a row, found lists in column {name} (sessions that are grouped already): "
+        f"{source.path}: expected one {role} per row, found lists in column {name} (already grouped sessions): "
         f"write a row for each entry, e.g. pandas.DataFrame.explode({name!r}), with its position as column `order`"
     )
 

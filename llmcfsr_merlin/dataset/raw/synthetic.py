@@ -1,8 +1,8 @@
-"""A made-up beauty shop in the raw format of Amazon 2018: what the demo and the tests run on, without any download.
+"""Synthetic dataset: a beauty shop in the raw format of Amazon 2018, for the demo and the tests, without downloads.
 
 What a user buys next depends on the attributes of what was bought last (the next step of a routine, often of the same
-brand) and on the user's taste; popularity follows Zipf's law, so most items are bought a few times only. Text therefore
-says about rare items what their few buyers cannot.
+brand) and on the user's taste; popularity follows Zipf's law, so most items are bought only a few times. Text therefore
+carries information about rare items that their few interactions do not.
 """
 
 import gzip
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-# A routine: after a product of one kind the next kind follows most often.
+# A routine: a product of one kind is most often followed by the next kind.
 _KINDS = (
     ("Cleanser", "Skin Care", ("Foaming", "Gel", "Micellar", "Cream")),
     ("Toner", "Skin Care", ("Balancing", "Hydrating", "Clarifying", "Calming")),
@@ -111,7 +111,7 @@ def _asin(item: int) -> str:
 
 
 def _write(path: Path, records) -> None:
-    # Without a name and a time in its header, so that equal content is equal bytes.
+    # No name and time in the gzip header, so that equal content gives equal bytes.
     with open(path, "wb") as stream, gzip.GzipFile("", "wb", 6, stream, mtime=0) as packed:
         for record in records:
             packed.write(json.dumps(record).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""What was dropped on the way in: counted by reason, with the place of the first row."""
+"""Counts of dropped rows by reason, with the location of the first one."""
 
 import logging
 from collections import Counter
@@ -10,8 +10,8 @@ import pyarrow as pa
 from llmcfsr_merlin.runtime.errors import InputError
 
 _WARN = 0.01
-_ABSENT = ("no_user", "no_item", "no_time", "metadata_no_item")  # a value that is not there was read: it does not count
-_SHOWN = 60  # characters of an example
+_ABSENT = ("no_user", "no_item", "no_time", "metadata_no_item")  # a missing value is not unreadable: it does not count
+_SHOWN = 60  # most characters of an example
 
 
 class Tally(Counter):
@@ -26,7 +26,7 @@ class Tally(Counter):
         return _tally, (dict(self), self.first, self.examples)
 
     def note(self, reason: str, row: int, count: int = 1) -> None:
-        """Count rows that are dropped for a reason; row: the first of them."""
+        """Count rows dropped for a reason; row: the first of them."""
         self[reason] += count
         self.first[reason] = min(row, self.first.get(reason, row))
 
@@ -53,7 +53,7 @@ class Place:
     known: Container[str] = ()
 
     def exemplify(self, tally: Tally, data: bytes | pa.RecordBatch) -> None:
-        """Add file:line and what stands there, shortened, for each reason that has none."""
+        """Add file:line and its text, shortened, for each reason without an example."""
         for reason, line in tally.first.items():
             if reason not in self.known and reason not in tally.examples:
                 text = _line(data, line) if isinstance(data, bytes) else str(data.slice(line, 1).to_pylist()[0])
@@ -74,16 +74,16 @@ def _line(data: bytes, number: int) -> str:
 def check_dropped(
     tally: Tally, reasons: tuple[str, ...], noted: tuple[str, ...], read: int, limit: float, what: str
 ) -> list[tuple[int, str]]:
-    """What to log: a line for each reason that cost rows, and a warning where they are many.
+    """The lines to log: one per drop reason, and a warning if many rows were dropped.
 
-    reasons: for which rows were dropped; noted: what is told, but kept. read: rows read. limit: share of them that may
-    be unreadable (data.max_dropped); InputError where more are. what: interactions or items.
+    reasons: of dropped rows; noted: counts of kept rows to report. read: rows read. limit: share of them that may
+    be unreadable (data.max_dropped); InputError if more are. what: interactions or items.
     """
     lost = {name: tally[name] for name in reasons if tally[name]}
-    told = lost | {name: tally[name] for name in noted if tally[name]}
+    reported = lost | {name: tally[name] for name in noted if tally[name]}
     lines = [
         (logging.INFO, f"{what}: {name.replace('_', ' ')}: {count:,}{_first(tally, name)}")
-        for name, count in told.items()
+        for name, count in reported.items()
     ]
     total = sum(lost.values())
     unreadable = {name: count for name, count in lost.items() if name not in _ABSENT}

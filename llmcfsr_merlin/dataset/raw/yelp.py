@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 
 from llmcfsr_merlin.dataset.names import ITEM, TITLE
+from llmcfsr_merlin.dataset.raw.fields.values import Attribute, as_list, as_pairs, as_text
 from llmcfsr_merlin.dataset.raw.records import Layout
-from llmcfsr_merlin.dataset.raw.values import Attribute, as_list, as_pairs, as_text
 
 REVIEWS = Layout(
     "Yelp reviews",

@@ -1,7 +1,7 @@
-"""The order artefact: what a model gains where the file's order of items may stand in the place of time.
+"""The order artefact: what a model gains where the file's item order may stand in for time.
 
 Public logs are often sorted by item within a day. There a user's last two items ascend by id although nobody clicked
-them in that order; where they descend, the days certainly differ.
+them in that order; if they descend, their days certainly differ.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from llmcfsr_merlin.evaluation.report.tables import history_blocks, mean_values
 
 MEANING = (
     "Users by the ids of their last two items. Where times are tied or missing, ids that ascend may be the order of "
-    "the file and not of the clicks: what a model gains there over pairs that descend is no sign of a better model."
+    "the file and not of the clicks: a gain on them over descending pairs does not show a better model."
 )
 METRICS = ("hr@10", "ndcg@10")
 
@@ -39,7 +39,7 @@ class ArtefactRow(NamedTuple):
 
 
 def artefact_rows(metrics: Sequence[dict], served: str) -> list[ArtefactRow]:
-    """Full ranking, means over seeds; none where one of the groups is empty. served: the rule that comes first."""
+    """Full ranking, means over seeds; none if one of the groups is empty. served: the rule that comes first."""
     values, rows = mean_values(metrics), []
     for rule, labels in history_blocks(metrics, "full", served):
         for recipe, label in labels.items():
@@ -56,7 +56,7 @@ def said_users(metrics: Sequence[dict]) -> str:
 
 
 def artefact_table(metrics: Sequence[dict], served: str, tied: str) -> Table | None:
-    """The table for the terminal; None where it cannot be measured. tied: what is known of the log's times."""
+    """The table for the terminal; None if it cannot be measured. tied: what is known of the log's times."""
     rows = artefact_rows(metrics, served)
     if not rows:
         return None

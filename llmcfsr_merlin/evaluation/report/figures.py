@@ -13,7 +13,7 @@ _MARKERS = "osD^vPX*"
 
 
 def decile_figure(path: Path, metrics: Sequence[dict], protocol: str, metric: str, focus: str, title: str) -> Path:
-    """Quality by popularity decile of the target, a line a recipe; what was not measured is left out.
+    """Quality by popularity decile of the target, one line per recipe; missing values are left out.
 
     metrics: rows of `group_metrics`, of one dataset and history rule. The users of each decile are counted under it.
     """
@@ -30,7 +30,7 @@ def decile_figure(path: Path, metrics: Sequence[dict], protocol: str, metric: st
             [mean for mean, *_ in heights],
             yerr=[spread for _, spread, *_ in heights] if any(spread for _, spread, *_ in heights) else None,
             color=_COLOURS[number % len(_COLOURS)],
-            # A second round of colours has other markers and broken lines.
+            # The colours repeat with other markers and dashed lines.
             marker=_MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)],
             linestyle="-" if number < len(_COLOURS) else "--",
             linewidth=2.6 if recipe == focus else 1.4,
@@ -73,7 +73,7 @@ def forest_figure(path: Path, rows: Sequence[dict], title: str) -> Path:
 
 
 def training_figure(path: Path, histories: Mapping[str, Sequence[dict]], metric: str = "ndcg@10") -> Path:
-    """Loss and validation metric by epoch, a line a recipe.
+    """Loss and validation metric by epoch, one line per recipe.
 
     histories: recipe -> [{"epoch": 1, "loss": 6.1, "ndcg@10": 0.02, ...}, ...]; values that are missing are skipped.
     """
@@ -106,7 +106,7 @@ def _pyplot():
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingDependency("the report draws with matplotlib: pip install 'llmcfsr-merlin[report]'") from error
+        raise MissingDependency("the report needs matplotlib: pip install 'llmcfsr-merlin[report]'") from error
     matplotlib.use("Agg")  # files only: works without a display
     from matplotlib import pyplot
 

@@ -51,12 +51,12 @@ def write_report(
     """Write report.html and its PNGs into `directory`; returns the page's path.
 
     metrics: rows of `group_metrics`, several datasets and seeds allowed. served: the history rule that comes first and
-    that figures show. tied: what is known of the log's times where it calls for the order artefact, else "".
+    that figures show. tied: what is known of the log's times if it calls for the order artefact, else "".
     focus: recipe that is highlighted. base: recipe that relative differences refer to. ablation: recipes that each
     switch one part of `focus` off; they have a table of their own. histories: recipe -> epochs, as in
     figures.training_figure. comparisons: recipe -> rows of `significance.compare` of focus against it. examples: a few
     users, {"user": id, "history": [titles, oldest first], "target": title, "recommended": [titles, best first]}.
-    Raises InputError where there are no metrics or where focus or base is not among the recipes.
+    Raises InputError if there are no metrics or if focus or base is not among the recipes.
     """
     recipes = {row["recipe"] for row in metrics}
     for name in (focus, base, *ablation):

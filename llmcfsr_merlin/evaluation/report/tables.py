@@ -17,11 +17,11 @@ PROTOCOLS = {
 }
 
 
-BORROWED = "* ranked with the score weights of the other rule, the only ones of its model: train it again for its own"
+BORROWED = "* ranked with the other history rule's score weights, the only ones known: retrain to calibrate both"
 
 
 def protocol_title(protocol: str, *, negatives: int | str, history: str | None = None) -> str:
-    """What a protocol ranks, in words. history: the rule, if it is of one.
+    """A protocol's title. history: the history rule, if it applies.
 
     >>> protocol_title("full", negatives=100, history="kept")
     'full ranking over the catalogue, history kept'
@@ -56,7 +56,7 @@ class Block(NamedTuple):
 
 
 def history_blocks(metrics: Sequence[dict], protocol: str, served: str) -> list[Block]:
-    """The blocks of a protocol's table, the rule that is served by first.
+    """The blocks of a protocol's table, the deployment's rule first.
 
     A recipe whose ranks are the same by both rules (sampled ranking with one set of weights) stands once, as `both`.
     A star: the weights were chosen for the other rule (BORROWED).
@@ -93,8 +93,8 @@ def result_tables(
     negatives: int | str = 100,
     served: str = KEPT,
 ) -> list[Table]:
-    """One table a protocol and metric: a row a recipe and history rule, a column a group, the best value of a column
-    and rule in bold.
+    """One table per protocol and metric: a row per recipe and history rule, a column per group, the best value of a
+    column and rule in bold.
 
     metrics: rows of `group_metrics`, of one dataset; several seeds become mean ± standard deviation. served: the rule
     that comes first.

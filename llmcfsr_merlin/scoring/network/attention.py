@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Histories are padded on the right, so a causal mask alone keeps every real position from seeing padding; only
-# attention both ways needs a padding mask (`real`). Attention weights have no dropout (but in rivals that are
-# built as published): on CPU it forces the unfused path (measured: a third of the training step).
+# bidirectional attention needs a padding mask (`real`). Attention weights have no dropout (except in baselines
+# that follow a publication): on CPU it forces the unfused path (measured: a third of the training step).
 
 
 class Packing:
-    """Where the real positions of a padded batch are: padding costs nothing outside attention, and little in it.
+    """Packs the real positions of a padded batch: padding costs nothing outside attention, and little in it.
 
     Most histories are short: at a mean of 9 items and 50 padded positions, packing makes a training step several times
     faster. `pack` takes [B, T, ...] to [M, ...] in the order of rows; attention reads `groups`, the rows of similar
@@ -24,8 +24,8 @@ class Packing:
     def __init__(self, real: Tensor, capacity: int | None = None):
         """real: bool [B, T], true at a prefix of each row.
 
-        capacity: M, however many real positions there are, at most M: padding fills the rest and is computed like them.
-        Then every shape is known beforehand, and no GPU makes the host wait.
+        capacity: fixes M, an upper bound of the real positions: padding fills the rest and is computed like them.
+        Then every shape is known in advance, and the host never waits for the GPU.
         """
         self._real, self._copies, self._fixed = real, 1, capacity is not None
         self.lengths = real.sum(1)  # int64 [B]
@@ -60,7 +60,8 @@ class Packing:
     def groups(self) -> "list[_Group]":
         """Rows by length, at most twice as long as their shortest: padding at most doubles the work of attention.
 
-        With a capacity, and on a GPU, where few large products are faster than many small ones, all rows are one.
+        With a capacity, and on a GPU, where few large products are faster than many small ones, all rows form one
+        group.
         """
         if self._groups is None and (self._fixed or self.places.is_cuda):
             order = torch.arange(len(self.places), device=self.places.device)
@@ -131,7 +132,7 @@ class Attention(nn.Module):
         return projected[..., :width], projected[..., width:]
 
     def mix(self, query: Tensor, key_value: Tensor, mask: Tensor | None) -> Tensor:
-        """Projected queries [B, S, d], and keys and values [B, T, 2 * d] -> what is read, [B, S, d].
+        """Projected queries [B, S, d], and keys and values [B, T, 2 * d] -> attention output, [B, S, d].
 
         mask: [B, 1, 1 or S, T], bool (true where a place is read) or float, which is added to the scores; None: causal.
         """
@@ -143,7 +144,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Each view reads the other: a + attend(a, b) and b + attend(b, a), causal over the sequence.
+    """Each view attends to the other: a + attend(a, b) and b + attend(b, a), causal over the sequence.
 
     Used at the embedding level (before the encoder) and at the sequence level (between its blocks). A position sees
     only the past of the other view, as in the encoder: anything else would leak the next item. replace: LLM-ESR's form,

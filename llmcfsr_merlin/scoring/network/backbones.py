@@ -1,4 +1,4 @@
-"""The encoder's blocks by name. One of your own is a Backbone anywhere, named `module:Class` in a recipe."""
+"""The encoder's blocks by name. Your own is a subclass of Backbone, named `module:Class` in a recipe."""
 
 from importlib import import_module
 from typing import ClassVar
@@ -16,9 +16,9 @@ POST_NORM_EPSILON = 1e-12  # of BERT's layer norms
 class Backbone(nn.Module):
     """One block of the encoder, [B, T, d] -> [B, T, d], or [M, d] -> [M, d] with a packing; it never reads padding.
 
-    MASKED: read both ways and train on masked items (BERT4Rec). LEFT_PADDED: T is always the longest history, which
-    ends at the last place, with padding before it; the state there is the user's, the others are nobody's, and what is
-    trained is the last item of each prefix. Else position t must not depend on later ones (a test of the causal ones is
+    MASKED: bidirectional, trained on masked items (BERT4Rec). LEFT_PADDED: T is always the longest history, which
+    ends at the last position, with padding before it; only the state there is used, and training predicts
+    the last item of each prefix. Otherwise position t must not depend on later ones (a test for the causal ones is
     in tests/unit/scoring/test_network.py).
     POST_NORM: its output is normalised. Then the network normalises what goes into the first block, not what comes out
     of the last one, adds positions to the item vectors as they are, and starts at N(0, .02), as BERT does.
@@ -77,7 +77,7 @@ class PostNormBlock(Backbone):
 
 
 class RecurrentBlock(Backbone):
-    """One GRU layer (GRU4Rec, arXiv 1511.06939) in the place of a transformer block; it never reads padding."""
+    """One GRU layer (GRU4Rec, arXiv 1511.06939) in place of a transformer block; it never reads padding."""
 
     def __init__(self, hidden: int, heads: int, dropout: float):
         super().__init__(hidden, heads, dropout)
@@ -85,14 +85,14 @@ class RecurrentBlock(Backbone):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
-        # By default cuDNN would multiply in TF32 here, and here alone: 3e-4 away from what a CPU gives.
+        # By default cuDNN uses TF32 here, and only here: 3e-4 away from the CPU's result.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             states, _ = self.cell(x if packing is None else packing.unpack(x))
         return self.drop(states if packing is None else packing.pack(states))
 
 
 class MaskedBlock(Block):
-    """The same block, trained on masked items and read both ways (BERT4Rec, arXiv 1904.06690)."""
+    """The same block, bidirectional and trained on masked items (BERT4Rec, arXiv 1904.06690)."""
 
     MASKED = True
 

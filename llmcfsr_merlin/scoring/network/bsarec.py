@@ -9,21 +9,21 @@ from torch import Tensor, nn
 from llmcfsr_merlin.scoring.network.attention import Packing
 from llmcfsr_merlin.scoring.network.backbones import POST_NORM_EPSILON, PostNormBlock
 
-_UNREAD = -1e4  # added to the scores of what is not read, as in its code: padding, which has nothing to read, reads all
+_UNREAD = -1e4  # added to masked scores, as in its code: padding positions, fully masked, attend to everything
 
 
 class FilterBlock(PostNormBlock):
     """h = share * LN(x + low + beta^2 (x - low)) + (1 - share) * LN(x + attention(x)), then the feed-forward layer.
 
-    low: the slowest frequencies of x over the whole padded length, so that padding takes part and a place depends on
-    later ones. beta: a number a channel. Settings are those for Beauty; others are a subclass of your own.
+    low: the lowest frequencies of x over the whole padded length, so that padding takes part and a position depends on
+    later ones. beta: one number per channel. Settings are those for Beauty; for others, write a subclass.
     """
 
     LEFT_PADDED = True
     SHARE: ClassVar[float] = 0.7
     """alpha, of the filter."""
     CUT: ClassVar[int] = 5
-    """c: c // 2 + 1 frequencies, the mean among them, are slow."""
+    """c: the c // 2 + 1 lowest frequencies pass, the mean among them."""
 
     def __init__(self, hidden: int, heads: int, dropout: float):
         super().__init__(hidden, heads, dropout)
@@ -39,7 +39,7 @@ class FilterBlock(PostNormBlock):
         return self._states(x, real, x.shape[1] - 1).squeeze(1)
 
     def _states(self, x: Tensor, real: Tensor, start: int) -> Tensor:
-        """Of the places from `start` on."""
+        """The output at positions from `start` on."""
         here = x[:, start:]
         read = self.norm_attention(here + self.drop(self._attended(x, real, start)))
         low = low_pass(x.shape[1], self.CUT, x.device)[start:].to(x) @ x
@@ -54,7 +54,7 @@ class FilterBlock(PostNormBlock):
 
 
 def low_pass(length: int, cut: int, device: torch.device) -> Tensor:
-    """float [length, length], which takes a series to its cut // 2 + 1 lowest frequencies.
+    """float [length, length], the low-pass filter that keeps the cut // 2 + 1 lowest frequencies.
 
     irfft(rfft(x)) with the others at zero is linear: as a matrix it costs less than two transforms of 50 places, and
     every format of export has it.
@@ -63,6 +63,6 @@ def low_pass(length: int, cut: int, device: torch.device) -> Tensor:
     apart = place[:, None] - place
     total = torch.ones(length, length, device=device)
     for frequency in range(1, min(cut // 2, length // 2) + 1):
-        both = 1 if 2 * frequency == length else 2  # a frequency and its negative, but for the highest one
+        both = 1 if 2 * frequency == length else 2  # a frequency and its negative, except for the highest one
         total = total + both * torch.cos(2 * math.pi * frequency / length * apart)
     return total / length

@@ -70,11 +70,11 @@ class DualViewNetwork(nn.Module):
 
     @property
     def width(self) -> int:
-        """Numbers in a state: views * d."""
+        """Width of a state: views * d."""
         return len(self.config.views) * self.config.hidden
 
     def initialise(self, train_counts: Tensor) -> None:
-        """Set what the training counts int64 [V] and the frozen vectors decide."""
+        """Initialise what depends on the training counts int64 [V] and the frozen vectors."""
         self.items.initialise(self.config, train_counts)
 
     def embed(self, items: Tensor, packing: Packing | None = None) -> list[Tensor]:
@@ -94,7 +94,7 @@ class DualViewNetwork(nn.Module):
         return self.fuse_embedding(views, packing, real) if self.fuse_embedding else views
 
     def _positions(self, items: Tensor, packing: Packing | None) -> Tensor:
-        """The vectors of the places of items int64 [B, T], [T, d], [B, T, d] or packed [M, d]."""
+        """Position embeddings of items int64 [B, T]: [T, d], [B, T, d] or packed [M, d]."""
         if self.config.positions == "from_end" and not self.left_padded:
             last = self.position.num_embeddings - 1
             ahead = last + 1 - (items != PAD).sum(1, keepdim=True)
@@ -106,7 +106,7 @@ class DualViewNetwork(nn.Module):
     def encode(self, views: list[Tensor], packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
         """Embedded views -> states, [B, T, views * d] or packed [M, views * d].
 
-        State t has read items 0..t; with `real` (bool [B, T], for bert4rec alone) every real item.
+        State t has read items 0..t; with `real` (bool [B, T], bert4rec only) every real item.
         """
         count = len(views)
         shared = packing and packing.repeat(count)
@@ -120,7 +120,7 @@ class DualViewNetwork(nn.Module):
         return torch.cat(self.fuse_user(views) if self.fuse_user else views, dim=-1)
 
     def candidates(self, items: Tensor) -> Tensor:
-        """Codes int64 [...] as candidates, [..., views * d]: <state, candidate> is the score of the two views."""
+        """Encoded ids int64 [...] as candidates, [..., views * d]: <state, candidate> is the score of the two views."""
         views = self.items(items)
         return torch.cat(self.fuse_candidate(views) if self.fuse_candidate else views, dim=-1)
 
@@ -135,11 +135,11 @@ class DualViewNetwork(nn.Module):
             states, last = self.encode(self.embed(histories), real=histories != PAD), lengths
         else:
             states, last = self.encode(self.embed(histories)), lengths.clamp_min(1) - 1
-        # gather, not an index by rows: a traced graph would keep the number of rows it was traced with.
+        # gather, not an index by rows: a traced graph would hard-code the number of rows.
         return states.gather(1, last[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
 
     def _last_states(self, histories: Tensor) -> Tensor:
-        """Of left-padded histories int64 [B, max_length], [B, d]."""
+        """States of left-padded histories int64 [B, max_length], [B, d]."""
         (view,), real = self.embed(histories), histories != PAD
         *before, last = self.blocks
         for block in before:
@@ -149,7 +149,7 @@ class DualViewNetwork(nn.Module):
         return state if self.post_norm else self.norm(state)
 
     def packed_user_states(self, histories: Tensor) -> Tensor:
-        """The same, without computing padding where the backbone allows; no history may be empty."""
+        """The same, without computing padding if the backbone allows; no history may be empty."""
         if self.masked or self.left_padded:
             return self.user_states(histories)
         packing = Packing(histories != PAD)
@@ -157,7 +157,7 @@ class DualViewNetwork(nn.Module):
 
     @torch.no_grad()
     def catalogue(self, chunk: int = 65536) -> Tensor:
-        """All rows as candidates [V, views * d], in chunks of items; call it once for a set of weights."""
+        """All items as candidates [V, views * d], in chunks of items; call it once per set of weights."""
         parts = torch.arange(self.n_items, device=self.device).split(chunk)
         return torch.cat([self.candidates(part) for part in parts])
 
@@ -165,7 +165,7 @@ class DualViewNetwork(nn.Module):
 def left_padded(histories: Tensor, length: int) -> Tensor:
     """histories int64 [B, L], right-padded, L at most `length` -> [B, length], padding before the items."""
     place = torch.arange(length, device=histories.device) - length + (histories != PAD).sum(1, keepdim=True)
-    histories = F.pad(histories, (0, 1))  # of no items at all, too
+    histories = F.pad(histories, (0, 1))  # also for empty histories
     return histories.gather(1, place.clamp_min(0)).masked_fill(place < 0, PAD)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llmcfsr_merlin.scoring.scorer import ItemVectors
 
 _CHUNK = 65536  # vectors in double precision at a time
-MASK = NULL  # what bert4rec reads in place of an item to predict: no history contains it
+MASK = NULL  # mask token that bert4rec reads in place of an item to predict: no history contains it
 
 
 class ItemViews(nn.Module):
@@ -46,7 +46,7 @@ class ItemViews(nn.Module):
             self.collaborative = nn.Embedding(n_items, config.hidden)
             nn.init.normal_(self.collaborative.weight, std=1 / math.sqrt(config.hidden))
             self.register_buffer("confidence", torch.ones(n_items))
-        # Of training alone: log of each item's share of the training interactions, for in-batch negatives.
+        # Only for training: log of each item's share of the training interactions, for in-batch negatives.
         self.register_buffer("log_share", torch.zeros(n_items), persistent=False)
         if "semantic" in config.views:
             if semantic_dimension is None:
@@ -63,7 +63,7 @@ class ItemViews(nn.Module):
 
     @torch.no_grad()
     def initialise(self, config: NetworkSettings, train_counts: Tensor) -> None:
-        """Set what the training counts int64 [V] and the vectors decide: confidence, whitening, PCA start."""
+        """Initialise what depends on the training counts int64 [V] and the vectors: confidence, whitening, PCA."""
         vectors = self.vectors.semantic
         seen = train_counts.float()
         self.log_share.copy_((seen.clamp_min(1) / seen.sum().clamp_min(1)).log())
@@ -77,7 +77,7 @@ class ItemViews(nn.Module):
         real = len(vectors) - FIRST_ITEM
         center = sum(part.double().sum(0) for part in parts) / real
         covariance = sum((part - center).T @ (part - center) for part in parts) / max(real - 1, 1)
-        # Eigenvalues far below the largest are noise that whitening would blow up.
+        # Eigenvalues far below the largest are noise that whitening would amplify.
         variance, basis = torch.linalg.eigh(covariance)
         scale = variance.clamp_min(variance.max() * 1e-3).rsqrt()
         whitening = basis * scale
@@ -96,7 +96,7 @@ class ItemViews(nn.Module):
             self.collaborative.weight[FIRST_ITEM:, : scores.shape[1]] = scores
 
     def forward(self, items: Tensor) -> list[Tensor]:
-        """items int64 [...] -> one float tensor [..., d] a view, collaborative before semantic.
+        """items int64 [...] -> one float tensor [..., d] per view, collaborative before semantic.
 
         In training, `item_dropout` of the items lose their collaborative row for this call, in every place where they
         occur, so that the semantic view learns to stand alone.
@@ -116,7 +116,7 @@ class ItemViews(nn.Module):
     def _adapted(self, vectors: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
         """Semantic views [..., d] of the whitened vectors [..., D], (v - center) @ whitening.
 
-        Whitening and two linear maps without activation are one map, D x d: it costs less an item, and no whitened
+        Whitening and two linear maps without activation are one map, D x d: cheaper per item, and no whitened
         table is kept.
         """
         weight = second.weight @ first.weight @ self.whitening.T

@@ -1,4 +1,4 @@
-"""Small batches on a GPU: the network's kernels are recorded once as a CUDA graph and launched together."""
+"""Small batches on a GPU: the network's kernels are captured once as a CUDA graph and launched together."""
 
 import logging
 import threading
@@ -11,9 +11,9 @@ from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.scoring.network.backbones import Block, MaskedBlock
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
-SIZES = (1, 2, 4, 8, 16, 32, 64)  # rows of the graphs; a batch takes the smallest that holds it
-_BACKBONES = (Block, MaskedBlock)  # blocks that neither wait for the device nor have shapes that depend on data
-_RECORDING = threading.Lock()  # CUDA records one graph of a process at a time
+SIZES = (1, 2, 4, 8, 16, 32, 64)  # batch sizes of the graphs; a batch uses the smallest that holds it
+_BACKBONES = (Block, MaskedBlock)  # blocks without synchronisation or data-dependent shapes
+_RECORDING = threading.Lock()  # CUDA captures one graph per process at a time
 _log = logging.getLogger("llmcfsr_merlin")
 States = Callable[[Tensor], Tensor]
 
@@ -45,7 +45,7 @@ class SmallBatches:
         self._lock = threading.Lock()
 
     def __reduce__(self):
-        return SmallBatches, (self._states, self._max_length)  # a copy records anew
+        return SmallBatches, (self._states, self._max_length)  # a copy captures its own graphs
 
     def __call__(self, histories: Tensor) -> Tensor:
         size = next(size for size in SIZES if size >= len(histories))
@@ -54,7 +54,7 @@ class SmallBatches:
                 try:
                     with _RECORDING:
                         self._graphs[size] = Graph(self._states, size, self._max_length, histories.device)
-                except Exception as error:  # what cannot be recorded differs by driver, torch and backbone
+                except Exception as error:  # what cannot be captured depends on driver, torch and backbone
                     self._failed = True
                     _log.warning("the network runs without CUDA graphs (%s)", " ".join(str(error).split())[:200])
             if not self._failed:
@@ -67,7 +67,7 @@ class Graph:
 
     def __init__(self, states: States, rows: int, length: int, device: torch.device):
         self._histories = torch.full((rows, length), PAD, device=device)
-        self._free = torch.cuda.Event()  # recorded when the graph's input and output may be written again
+        self._free = torch.cuda.Event()  # recorded when the graph's input and output can be reused
         with torch.cuda.device(device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())

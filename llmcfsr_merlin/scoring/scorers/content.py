@@ -1,4 +1,4 @@
-"""The content score: how close a candidate's own vector is to the closest item of the history."""
+"""The content score: a candidate's similarity to the closest item of the history."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 
-COLD_COUNT = 3  # training interactions at which the weight of cold items counts half
+COLD_COUNT = 3  # training interactions at which an item's coldness is one half
 _REDUCED = 64  # leading dimensions by which candidates are generated
-_BULK = 500_000_000  # cosines of all pairs of items that are kept at once: 2 GB
+_BULK = 500_000_000  # largest table of all item-item cosines that is kept: 2 GB
 _ROOM = 1 << 22  # cosines held at once while the catalogue is read in parts
 _GPU_ROOM = 1 << 28  # the same on a GPU: 1 GB
 _GRAPH_ROOM = 1 << 26  # the same for a full batch of a graph, which cannot drop padding
@@ -23,7 +23,7 @@ _GRAPH_ROOM = 1 << 26  # the same for a full batch of a graph, which cannot drop
 class ContentScorer(Scorer[ContentSettings]):
     """max over t of cos(v(h_t), v(i)), and the same times the coldness of i.
 
-    Raw vectors, not the d-dimensional views: it restores what the bottleneck of the network drops. The second feature
+    Raw vectors, not the d-dimensional views: this restores what the network's bottleneck drops. The second feature
     is multiplied by 1 / (1 + n / 3) with n the training interactions of i: the fewer an item has, the less a trained
     scorer knows of it. With lexical vectors the cosine is the mean of both by `lexical_share`.
     """
@@ -104,7 +104,7 @@ class ContentScorer(Scorer[ContentSettings]):
         return match.masked_fill(~real.unsqueeze(-1), -1.0).amax(1) * real.any(1, keepdim=True)
 
     def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """By the cosine of the leading 64 dimensions, which reads an eighth of the memory."""
+        """Candidate generation by the cosine of the leading 64 dimensions, which reads an eighth of the memory."""
         if self._reduced is None:
             self._reduced = _reduce(self.units)
         rough = self.item_weights() * self.cosine(histories, units=self._reduced)
@@ -156,7 +156,7 @@ def _of_catalogue(items: Tensor, lengths: list[int], units: Tensor) -> Tensor:
 
 
 def _of_catalogue_on_gpu(histories: Tensor, real: Tensor, units: Tensor, room: int = _GPU_ROOM) -> Tensor:
-    """The same in few kernels, waiting for the device once (to count the real items) or, for one history, never."""
+    """The same in few kernels, synchronising once (to count the real items) or, for one history, never."""
     if len(histories) == 1:
         # Padding reads the largest code instead: an item of the history, or a reserved row, whose cosines are 0.
         items = torch.where(real, histories, histories.amax(1, keepdim=True)).flatten()
@@ -181,7 +181,7 @@ def _reduce(vectors: Tensor, sample: int = 100_000) -> Tensor:
 
 
 class _Graph(nn.Module):
-    """The same with padded positions in it: their number is not known to a graph."""
+    """The same including padded positions: a graph does not know their number."""
 
     units: Tensor
     item_weights: Tensor

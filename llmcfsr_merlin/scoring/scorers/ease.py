@@ -34,7 +34,7 @@ class EASEScorer(Scorer[EASESettings]):
 
     @classmethod
     def fit(cls, settings: EASESettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
-        scorer = cls(settings, dataset.shape, vectors)  # refuses before the data is read
+        scorer = cls(settings, dataset.shape, vectors)  # fails before the data is read
         scorer.matrix = torch.from_numpy(invert(training_matrix(dataset), settings.regularisation))
         return scorer
 

@@ -1,4 +1,4 @@
-"""What the closed-form scorers read: the training interactions as a matrix, and histories as sets."""
+"""Input of the closed-form scorers: the training interactions as a matrix, and histories as sets."""
 
 import numpy as np
 import scipy.sparse

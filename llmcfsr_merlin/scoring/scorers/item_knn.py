@@ -1,4 +1,4 @@
-"""Item-kNN: users who have this also have that."""
+"""Item-kNN: item-to-item collaborative filtering."""
 
 import numpy as np
 import scipy.sparse
@@ -46,7 +46,7 @@ class ItemKNNScorer(Scorer[ItemKNNSettings]):
         history = distinct(histories)
         first, last = self.starts[history], self.starts[history + 1]
         scores = self.values.new_zeros(len(histories), self.shape.n_items)
-        for step in range(history.shape[1]):  # gathers one row of the table per history and step
+        for step in range(history.shape[1]):  # gathers one table row per history and position
             lengths = (last - first)[:, step]
             row = torch.repeat_interleave(torch.arange(len(histories), device=lengths.device), lengths)
             offset = torch.arange(len(row), device=lengths.device) - (lengths.cumsum(0) - lengths)[row]

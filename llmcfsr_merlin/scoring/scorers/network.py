@@ -41,7 +41,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self._small = None if bulk else SmallBatches(self.network.user_states, self.network.max_length)
 
     def _apply(self, *arguments, **options):
-        self._candidates = self._small = None  # of the device and type that the weights leave
+        self._candidates = self._small = None  # a device and dtype that moves with the weights
         return super()._apply(*arguments, **options)
 
     @property
@@ -78,7 +78,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
 
     @classmethod
     def memory_bytes(cls, settings: NetworkSettings, shape: Shape) -> int:
-        """Six numbers per weight: itself, its gradient, two of Adam, and two more while a checkpoint is written."""
+        """Six values per weight: itself, its gradient, two Adam moments, and two more while a checkpoint is written."""
         weights = shape.n_items * settings.hidden if settings.views != ("semantic",) else 0
         candidates = shape.n_items * settings.hidden * len(settings.views)
         return 4 * (6 * weights + 2 * candidates)
@@ -88,7 +88,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
 
 
 class _Graph(nn.Module):
-    """The network with every view computed: the frozen vectors and their adapter are not needed any more."""
+    """The network with precomputed item views: the frozen vectors and their adapter are no longer needed."""
 
     candidates: Tensor
     weight: Tensor

@@ -1,4 +1,4 @@
-"""Which items follow which in the training sequences, as a short list of neighbours an item.
+"""Item-to-item transitions of the training sequences, as a short neighbour list per item.
 
     w(i, j) = sum over pairs (i, j) of a user's sequence, at most 20 places apart, of
               distance^-1/2 (times 0.3 where j came before i, if directed), / (sqrt(n_i n_j) + 5)
@@ -27,53 +27,53 @@ _SEQUENCES = 1 << 14  # read at once
 
 def count_transitions(
     files: Sequence[str],
-    rows: int,
+    n_items: int,
     train_counts: np.ndarray,
     neighbours: int,
     scratch: Path,
     room: int = _ROOM,
     backward: float = BACKWARD,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each item the `neighbours` with the largest w: codes int32 and weights float32, both [V, neighbours].
+    """For each item the `neighbours` with the largest w: encoded ids int32 and weights float32, both [V, neighbours].
 
-    files: Parquet of training sequences, a list of codes a row; they are read once. rows: V. train_counts: int64 [V].
-    scratch: a folder that holds, while this runs, sums of more than `room` pairs, cut into parts of the items.
-    backward: the share of a pair's weight where j came before i. Shorter lists end with code 0 and weight 0.
+    files: Parquet of training sequences, one list of encoded ids per row; they are read once. n_items: V. train_counts:
+    int64 [V]. scratch: a folder that holds, while this runs, sums of more than `room` pairs, cut into parts of the
+    items. backward: the share of a pair's weight where j came before i. Shorter lists end with id 0 and weight 0.
     """
-    codes, weights = np.zeros((rows, neighbours), np.int32), np.zeros((rows, neighbours), np.float32)
+    item_ids, weights = np.zeros((n_items, neighbours), np.int32), np.zeros((n_items, neighbours), np.float32)
     scale = np.sqrt(np.maximum(train_counts, 1)).astype(np.float32)
     parts = 2 * SPAN * int(train_counts.sum()) // room + 1
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        for start, table in _sums(files, item_parts(train_counts, rows, parts), Path(folder), room, backward):
+        for start, table in _sums(files, item_parts(train_counts, n_items, parts), Path(folder), room, backward):
             source = np.repeat(np.arange(start, start + table.shape[0]), np.diff(table.indptr))
             table.data /= scale[source] * scale[table.indices] + SHRINKAGE
             place, kept = largest_of_each_row(table, neighbours)
-            codes[source[kept], place] = table.indices[kept]
+            item_ids[source[kept], place] = table.indices[kept]
             weights[source[kept], place] = table.data[kept]
-    return codes, weights
+    return item_ids, weights
 
 
-def item_parts(train_counts: np.ndarray, rows: int, parts: int) -> list[int]:
-    """Where to cut the items into parts of about as many interactions each: 0, ..., rows."""
+def item_parts(train_counts: np.ndarray, n_items: int, parts: int) -> list[int]:
+    """Where to cut the items into parts of about as many interactions each: 0, ..., n_items."""
     wanted = np.linspace(0, train_counts.sum(), parts + 1)[1:-1]
-    return np.unique([0, *(np.searchsorted(train_counts.cumsum(), wanted) + 1), rows]).tolist()
+    return np.unique([0, *(np.searchsorted(train_counts.cumsum(), wanted) + 1), n_items]).tolist()
 
 
 def _sums(
     files: Sequence[str], bounds: list[int], folder: Path, room: int, backward: float
 ) -> Iterator[tuple[int, scipy.sparse.csr_matrix]]:
     """Sums of the pairs' weights for first items start <= i < stop: start and [stop - start, V], part by part."""
-    rows, count = bounds[-1], 0
+    n_items, count = bounds[-1], 0
     if len(bounds) == 2:
-        none = scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
-        yield 0, sum(_tables(files, rows, room, backward), start=none)
+        none = scipy.sparse.csr_matrix((n_items, n_items), dtype=np.float32)
+        yield 0, sum(_tables(files, n_items, room, backward), start=none)
         return
-    for table in _tables(files, rows, room, backward):
+    for table in _tables(files, n_items, room, backward):
         for part, (start, stop) in enumerate(pairwise(bounds)):
             scipy.sparse.save_npz(folder / f"{part}-{count}.npz", table[start:stop], compressed=False)
         count += 1
     for part, (start, stop) in enumerate(pairwise(bounds)):
-        total = scipy.sparse.csr_matrix((stop - start, rows), dtype=np.float32)
+        total = scipy.sparse.csr_matrix((stop - start, n_items), dtype=np.float32)
         for number in range(count):
             saved = folder / f"{part}-{number}.npz"
             total = total + scipy.sparse.load_npz(saved)
@@ -81,39 +81,39 @@ def _sums(
         yield start, total
 
 
-def _tables(files: Sequence[str], rows: int, room: int, backward: float) -> Iterator[scipy.sparse.csr_matrix]:
+def _tables(files: Sequence[str], n_items: int, room: int, backward: float) -> Iterator[scipy.sparse.csr_matrix]:
     """Sums of the pairs' weights [V, V] of some sequences after others, each of about room / 4 different pairs."""
-    table = scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
+    table = scipy.sparse.csr_matrix((n_items, n_items), dtype=np.float32)
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(_SEQUENCES, columns=[ITEM]):
-            forward = _forward(*sequences_of(batch.column(ITEM)), rows)
+            forward = _forward(*sequences_of(batch.column(ITEM)), n_items)
             table = table + forward + backward * forward.T
             if table.nnz > room // 4:
                 yield table
-                table = scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
+                table = scipy.sparse.csr_matrix((n_items, n_items), dtype=np.float32)
     yield table
 
 
 def sequences_of(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int32 [M] of all sequences, one after the other, and the row of each, [M]."""
-    codes = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
+    """Encoded ids int32 [M] of all sequences, concatenated, and the row of each, [M]."""
+    item_ids = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
     lengths = np.diff(lists.offsets.to_numpy(zero_copy_only=False))
-    return codes, np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    return item_ids, np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
 
 
-def _forward(codes: np.ndarray, row: np.ndarray, rows: int) -> scipy.sparse.csr_matrix:
+def _forward(item_ids: np.ndarray, row: np.ndarray, n_items: int) -> scipy.sparse.csr_matrix:
     """Sums of distance^-1/2 over all pairs of a sequence up to SPAN places apart, earlier item by later, [V, V]."""
     sources, followers, weights = [], [], []
     for distance in range(1, min(SPAN, len(row) - 1) + 1):
-        earlier, later = codes[:-distance], codes[distance:]
+        earlier, later = item_ids[:-distance], item_ids[distance:]
         pair = (row[distance:] == row[:-distance]) & (earlier >= FIRST_ITEM) & (later >= FIRST_ITEM)
         sources.append(earlier[pair])
         followers.append(later[pair])
         weights.append(np.full(pair.sum(), distance**-0.5, np.float32))
     if not sources:
-        return scipy.sparse.csr_matrix((rows, rows), dtype=np.float32)
+        return scipy.sparse.csr_matrix((n_items, n_items), dtype=np.float32)
     entries = np.concatenate(weights), (np.concatenate(sources), np.concatenate(followers))
-    return scipy.sparse.csr_matrix(entries, (rows, rows))
+    return scipy.sparse.csr_matrix(entries, (n_items, n_items))
 
 
 def largest_of_each_row(table: scipy.sparse.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The same transitions counted on a GPU: pairs as one number each, sorted and summed there."""
+"""Counts the same transitions on a GPU: each pair is one integer; pairs are sorted and summed there."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -26,7 +26,7 @@ def fits(train_counts: np.ndarray, device: torch.device) -> bool:
 def count_transitions_on(
     device: torch.device,
     files: Sequence[str],
-    rows: int,
+    n_items: int,
     train_counts: np.ndarray,
     neighbours: int,
     room: int | None = None,
@@ -38,44 +38,44 @@ def count_transitions_on(
     """
     if room is None:
         room = torch.cuda.mem_get_info(device)[0] // 2 // _BYTES
-    codes = torch.zeros(rows, neighbours, dtype=torch.int32, device=device)
-    weights = torch.zeros(rows, neighbours, device=device)
+    item_ids = torch.zeros(n_items, neighbours, dtype=torch.int32, device=device)
+    weights = torch.zeros(n_items, neighbours, device=device)
     items, sequence = (part.to(device) for part in _read(files))
     scale = torch.from_numpy(np.sqrt(np.maximum(train_counts, 1)).astype(np.float32)).to(device)
     parts = 2 * SPAN * int(train_counts.sum()) // room + 1
-    for start, stop in pairwise(item_parts(train_counts, rows, parts)):
-        pairs, sums = _sums(items, sequence, rows, start, stop, backward)
-        first, second = pairs // rows, pairs % rows
+    for start, stop in pairwise(item_parts(train_counts, n_items, parts)):
+        pairs, sums = _sums(items, sequence, n_items, start, stop, backward)
+        first, second = pairs // n_items, pairs % n_items
         score = sums.float() / (scale[first] * scale[second] + SHRINKAGE)
         # By item, then by score, then by neighbour: pairs ascend, and stable sorts keep that among equals.
         order = score.argsort(descending=True, stable=True)
         order = order[first[order].argsort(stable=True)]
-        counts = torch.bincount(first, minlength=rows)
+        counts = torch.bincount(first, minlength=n_items)
         place = torch.arange(len(first), device=device) - (counts.cumsum(0) - counts)[first]  # as `first` ascends
         kept = place < neighbours
         first, place, order = first[kept], place[kept], order[kept]
-        codes[first, place], weights[first, place] = second[order].int(), score[order]
-    return codes.cpu().numpy(), weights.cpu().numpy()
+        item_ids[first, place], weights[first, place] = second[order].int(), score[order]
+    return item_ids.cpu().numpy(), weights.cpu().numpy()
 
 
 def _read(files: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Codes int32 [M] of all sequences, one after the other, and the number of each one's sequence, int32 [M]."""
-    codes, numbers, count = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
+    """Encoded ids int32 [M] of all sequences, concatenated, and each one's sequence number, int32 [M]."""
+    item_ids, numbers, count = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(columns=[ITEM]):
             items, number = sequences_of(batch.column(ITEM))
-            codes.append(items)
+            item_ids.append(items)
             numbers.append(number + np.int32(count))
             count += len(batch)
-    return torch.from_numpy(np.concatenate(codes)), torch.from_numpy(np.concatenate(numbers))
+    return torch.from_numpy(np.concatenate(item_ids)), torch.from_numpy(np.concatenate(numbers))
 
 
 def _sums(
-    items: Tensor, sequence: Tensor, rows: int, start: int, stop: int, backward: float
+    items: Tensor, sequence: Tensor, n_items: int, start: int, stop: int, backward: float
 ) -> tuple[Tensor, Tensor]:
     """Pairs of first items start <= i < stop as i * V + j, int64 [N] ascending, and sums of their weights, double."""
     pairs, weights = [items.new_zeros(0, dtype=torch.int64)], [items.new_zeros(0, dtype=torch.float64)]
-    for some, weight in _pairs(items, sequence, rows, start, stop, backward):
+    for some, weight in _pairs(items, sequence, n_items, start, stop, backward):
         pairs.append(some)
         weights.append(torch.full_like(some, weight, dtype=torch.float64))
     found, place = torch.cat(pairs).unique(return_inverse=True)
@@ -83,7 +83,7 @@ def _sums(
 
 
 def _pairs(
-    items: Tensor, sequence: Tensor, rows: int, start: int, stop: int, backward: float
+    items: Tensor, sequence: Tensor, n_items: int, start: int, stop: int, backward: float
 ) -> Iterator[tuple[Tensor, float]]:
     """By distance and direction, the pairs of first items start <= i < stop as i * V + j, and the weight of each."""
     for distance in range(1, min(SPAN, len(items) - 1) + 1):
@@ -91,4 +91,4 @@ def _pairs(
         real = (sequence[:-distance] == sequence[distance:]) & (earlier >= FIRST_ITEM) & (later >= FIRST_ITEM)
         for first, second, share in ((earlier, later, 1.0), (later, earlier, backward)):
             here = real & (first >= start) & (first < stop)
-            yield first[here].long() * rows + second[here], share * distance**-0.5
+            yield first[here].long() * n_items + second[here], share * distance**-0.5

@@ -49,7 +49,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         weights = self._decayed(histories)
-        # Not new_zeros, whose size a traced graph would keep.
+        # Not new_zeros: a traced graph would hard-code its size.
         sums = torch.zeros_like(histories[:, :1], dtype=weights.dtype).expand(-1, self.shape.n_items)
         sums = sums.scatter_add(1, self.next_items[histories].long().flatten(1), weights.flatten(1))
         if items is not None:
@@ -57,7 +57,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
         return sums.mul(100).log1p().unsqueeze(0)
 
     def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """The neighbours with the largest weight, an item that stands twice counted by its larger one."""
+        """The neighbours with the largest weight; an item that occurs twice counts with its larger one."""
         weights = self._decayed(histories).flatten(1)
         best = weights.topk(min(count, weights.shape[1]), dim=1)
         return self.next_items[histories].long().flatten(1).gather(1, best.indices).masked_fill(best.values == 0, PAD)
@@ -70,5 +70,5 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     @classmethod
     def memory_bytes(cls, settings: TransitionSettings, shape: Shape) -> int:
-        """Items and weights, once more while they are counted and in a checkpoint."""
+        """Ids and weights, twice: once more while counting and in a checkpoint."""
         return 4 * 3 * 2 * shape.n_items * settings.neighbours

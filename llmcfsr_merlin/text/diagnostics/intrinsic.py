@@ -1,11 +1,11 @@
-"""How good item vectors are, without training a recommender: plain functions on arrays."""
+"""Intrinsic evaluation of item embeddings, without training a recommender: plain functions on arrays."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-_CHUNK = 256  # queries scored at once
+_CHUNK = 256  # queries scored per batch
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -30,7 +30,7 @@ def neighbours(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
 def brand_retrieval(vectors: np.ndarray, queries: np.ndarray, brands: Sequence[str], k: int = 10) -> dict:
     """Share of the k nearest items that are of the query's brand, over queries whose brand has another item.
 
-    `chance` is the same for random neighbours. Counts at most as many hits as the brand has other items.
+    `chance` is the same for random neighbours. Hits are capped by the number of other items of the brand.
     """
     names, code, size = np.unique(np.array(brands, dtype=object).astype(str), return_inverse=True, return_counts=True)
     usable = np.array([q for q in queries if names[code[q]] and size[code[q]] > 1], dtype=np.int64)
@@ -65,7 +65,7 @@ def category_retrieval(vectors: np.ndarray, queries: np.ndarray, categories: Seq
 def next_item_retrieval(
     vectors: np.ndarray, sources: np.ndarray, targets: np.ndarray, counts: np.ndarray, tail_below: int, k: int = 10
 ) -> dict:
-    """Where the next item stands among all items by cosine to the last one: HR@k and MRR; all, head and tail targets.
+    """Rank of the next item among all items by cosine to the last one: HR@k and MRR; all, head and tail targets.
 
     sources, targets: (p,) positions; pairs of an item with itself are left out. counts: (n,) training interactions; a
     target with fewer than `tail_below` is tail. Ties count half. `chance` is HR@k of a random order.
@@ -94,7 +94,7 @@ def next_item_retrieval(
 
 
 def isotropy(vectors: np.ndarray, sample: int = 5000) -> dict:
-    """How evenly the space is used, on at most `sample` rows.
+    """Isotropy: how evenly the space is used, on at most `sample` rows.
 
     mean_cosine: of random pairs, 0 for an isotropic cloud. first_direction: share of the variance along the largest
     principal direction. effective_dimension: (sum of eigenvalues)^2 / sum of squares, D for an isotropic cloud.

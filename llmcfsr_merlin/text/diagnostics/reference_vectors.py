@@ -1,4 +1,4 @@
-"""Item vectors without a language model, to compare with: what a team has that may not run one."""
+"""Baseline item vectors without a language model: LSA and lexical vectors."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from llmcfsr_merlin.text.lexical import MIN_COUNT, Lexical
 def tfidf_svd(prompts: Sequence[str], dimension: int = 384) -> np.ndarray:
     """Latent semantic analysis: TF-IDF of words and word pairs, truncated SVD. (n, dimension) float32 unit rows.
 
-    Zero rows where a prompt has no word that another one has.
+    Zero rows if a prompt shares no word with another one.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -26,7 +26,7 @@ def tfidf_svd(prompts: Sequence[str], dimension: int = 384) -> np.ndarray:
 
 
 def word_vectors(prompts: Sequence[str], dimension: int = 384) -> np.ndarray:
-    """Lexical vectors alone, in place of a language model's. (n, dimension) float32 unit rows."""
+    """Lexical vectors only, in place of a language model's. (n, dimension) float32 unit rows."""
     lexical = Lexical.fit(prompts, dimension)
     if lexical is None:
         raise InputError("expected prompts that share words, found none")

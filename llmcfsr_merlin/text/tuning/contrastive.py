@@ -1,4 +1,4 @@
-"""InfoNCE and its gradient in little memory."""
+"""InfoNCE and its memory-efficient gradient (gradient caching)."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ from llmcfsr_merlin.text.encoder import pool
 
 
 class Embedder(nn.Module):
-    """A bare language model and its pooling as one module, as DDP must see the whole forward pass."""
+    """A bare language model and its pooling as one module, since DDP wraps the whole forward pass."""
 
     def __init__(self, model: nn.Module, pooling: str, precision: str = "float32"):
         super().__init__()

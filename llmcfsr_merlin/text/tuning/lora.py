@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft, and loading of tuned models: adapters or whole weights, safetensors only."""
+"""Low-rank adapters with peft, and loading of tuned models: adapters or full weights, safetensors only."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def save_tuned(model, tokenizer, folder: Path) -> None:
 
 
 def load_adapter(model, folder: Path):
-    """Put the adapter of `folder` on the base model and merge it into the weights (not into quantised ones)."""
+    """Load the adapter of `folder` into the base model and merge it (not into quantised weights)."""
     peft = _peft()
     from safetensors.torch import load_file
 

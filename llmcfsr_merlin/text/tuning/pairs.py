@@ -1,4 +1,4 @@
-"""Positive pairs for contrastive fine-tuning, drawn anew every epoch and the same again for the same seed."""
+"""Positive pairs for contrastive fine-tuning, redrawn every epoch, reproducible by seed."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,8 +14,8 @@ from llmcfsr_merlin.text.prompts import Attributes, Prompter, augment
 class PairBatch:
     """B pairs of texts.
 
-    left_mask[i, j]: right text j is no negative of left text i; right_mask[j, i]: left text i is no negative of right
-    text j. Both (B, B) bool, false on the diagonal.
+    left_mask[i, j]: right text j is not a negative of left text i; right_mask[j, i]: left text i is not a negative of
+    right text j. Both (B, B) bool, false on the diagonal.
     """
 
     left: list[str]
@@ -35,7 +35,7 @@ class Neighbours:
     def of(cls, sequences: Sequence[np.ndarray], count: int) -> "Neighbours":
         """From training sequences of item positions 0 .. count - 1; negative positions (not tuned on) are skipped.
 
-        The caller cuts off the validation and test items: a pair of those would leak them into the vectors.
+        The caller removes the validation and test items: pairs with them would leak into the vectors.
         """
         first = [np.asarray(sequence[:-1]) for sequence in sequences if len(sequence) > 1]
         second = [np.asarray(sequence[1:]) for sequence in sequences if len(sequence) > 1]
@@ -48,7 +48,7 @@ class Neighbours:
         return cls(np.concatenate([[0], np.cumsum(np.bincount(a, minlength=count))]).astype(np.int64), b[order])
 
     def draw(self, item: int, rng: random.Random) -> int | None:
-        """One neighbour, in proportion to how often it stands beside the item; None where there is none."""
+        """One neighbour, sampled by its co-occurrence count with the item; None if there is none."""
         start, stop = int(self.starts[item]), int(self.starts[item + 1])
         return int(self.items[rng.randrange(start, stop)]) if stop > start else None
 
@@ -80,7 +80,7 @@ class PairSampler:
         self.cooccurrence = cooccurrence if neighbours else 0.0
 
     def __len__(self) -> int:
-        """Batches an epoch; the last items of an epoch's order that fill no batch wait for the next epoch."""
+        """Batches per epoch; an incomplete last batch is dropped until the next epoch."""
         return max(1, len(self.items) // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[PairBatch]:
@@ -109,7 +109,7 @@ class PairSampler:
 
 
 def _indistinct(copies: Sequence[Attributes], items: Sequence[Attributes]) -> np.ndarray:
-    """(B, B) bool: item j has all attributes of copy i, so copy i cannot tell it from its own item.
+    """(B, B) bool: item j has all attributes of copy i, so copy i cannot distinguish it from its own item.
 
     Calling such an item a negative would push equal texts apart ("brand: OPI" against every OPI polish).
     """

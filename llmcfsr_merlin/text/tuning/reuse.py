@@ -1,4 +1,4 @@
-"""Fine-tuning inside the stage `embed`: gathers items and training pairs, tunes, takes an unchanged result over."""
+"""Fine-tuning inside the stage `embed`: gathers items and training pairs, tunes, reuses an unchanged result."""
 
 import hashlib
 import json
@@ -39,8 +39,8 @@ def tune_stage(
 ) -> dict:
     """Fine-tune the model of `encoder` on the items of `shards` into out/tuned and return the record for the manifest.
 
-    sequences_dir: part-*.parquet of lists of codes (whole histories); their validation and test items are never
-    paired. previous: an earlier result, taken over where settings, model, items and pairs are unchanged.
+    sequences_dir: part-*.parquet of lists of encoded ids (whole histories); their validation and test items are never
+    paired. previous: an earlier result, reused if settings, model, items and pairs are unchanged.
     """
     items, codes = gather_items(encoder, shards, vocabulary_ids, config.tune.max_items)
     neighbours = None
@@ -54,7 +54,7 @@ def tune_stage(
         record = _record(known)
         if record.get("key") == key:
             if known != folder:
-                copy = folder.with_name(f".{TUNED}")  # a folder with a record is taken for whole
+                copy = folder.with_name(f".{TUNED}")  # a folder with a record counts as complete
                 shutil.rmtree(copy, ignore_errors=True)
                 shutil.copytree(known, copy)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -62,7 +62,7 @@ def tune_stage(
                 record["reused"] = True
             return record
     if not (folder / KEY).is_file() or (folder / KEY).read_text() != key:
-        shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of other settings or items
+        shutil.rmtree(folder, ignore_errors=True)  # a checkpoint with other settings or items
         folder.mkdir(parents=True)
         (folder / KEY).write_text(key)
     run_workers(_tune_worker, config.workers, config, encoder.recipe, encoder.source, items, neighbours, folder)
@@ -77,7 +77,7 @@ def tune_stage(
 
 
 def _record(folder: Path) -> dict:
-    """What a finished tuning wrote; empty where there is none, or none that can be read."""
+    """The record of a finished tuning; empty if there is no readable one."""
     try:
         record = json.loads((folder / RECORD).read_text())
     except (FileNotFoundError, ValueError):
@@ -88,7 +88,7 @@ def _record(folder: Path) -> dict:
 def gather_items(
     encoder: ItemEncoder, shards: Sequence[Shard], vocabulary_ids: Sequence[str], limit: int
 ) -> tuple[list[Attributes], np.ndarray]:
-    """Attributes of at most `limit` items with text, evenly spread, and their Categorify codes (n,) int64."""
+    """Attributes of at most `limit` items with text, evenly spread, and their encoded ids (n,) int64."""
     step = max(1, -(-int(sum(shard.keep.sum() for shard in shards)) // limit))
     code = {raw: row + FIRST_ITEM for row, raw in enumerate(vocabulary_ids)}
     items, codes, seen = [], [], 0
@@ -104,7 +104,7 @@ def gather_items(
 
 
 def training_neighbours(sequences_dir: Path, codes: np.ndarray, items: int) -> Neighbours:
-    """Neighbours among the items of `codes` in the training part of each sequence."""
+    """Neighbours among these items in the training part of each sequence."""
     position = np.full(items + FIRST_ITEM, -1, dtype=np.int64)
     position[codes] = np.arange(len(codes))
     sequences = []
@@ -125,7 +125,7 @@ def _tune_worker(
 ) -> None:
     device = worker_device(config.device, rank) if workers > 1 else config.device
     if config.tune.method == "full":
-        recipe = replace(recipe, dtype="float32")  # small steps vanish in bfloat16 weights; tune.precision is for speed
+        recipe = replace(recipe, dtype="float32")  # bfloat16 weights lose small updates
     base = ItemEncoder(recipe, source, batch_size=config.batch_size, device=device)
     record = tune(base.encoder, items, base.prompter, config.tune, folder, neighbours)
     if rank == 0:

@@ -1,7 +1,7 @@
 """Contrastive fine-tuning of a language model on pairs of augmented prompts (LLMEmb's SCFT, arXiv 2409.19925).
 
-Runs in one process or, started by `workers.run_workers` or `accelerate launch`, in several: each then encodes its share
-of every contrastive batch and all see the whole batch as negatives, so that the number of processes changes nothing.
+Runs in one process or, started by `workers.run_workers` or `accelerate launch`, in several: each encodes its share of
+every contrastive batch and all use the whole batch as negatives, so the number of processes does not change the result.
 """
 
 import inspect
@@ -39,7 +39,7 @@ BEST = "best.safetensors"
 
 @dataclass
 class _State:
-    """Where tuning stands; written into every checkpoint."""
+    """The progress of tuning; written into every checkpoint."""
 
     step: int = 0
     best: float = -1.0
@@ -59,9 +59,9 @@ def holdout_positions(items: Sequence[Attributes], share: float, seed: int) -> l
 
 
 def attribute_retrieval(encoder: TextEncoder, items: Sequence[Attributes], prompter: Prompter, seed: int = 0) -> float:
-    """MRR at which half of an item's attributes finds the other half among those of all `items` (two or more each).
+    """MRR of retrieving one half of an item's attributes by the other half among all `items` (two or more each).
 
-    Says whether the model knows which attributes belong together on items it was never tuned on. Rank ties count half.
+    Measures whether the model knows which attributes belong together, on held-out items. Rank ties count half.
     """
     halves = []
     for number, attributes in enumerate(items):
@@ -86,7 +86,7 @@ def tune(
     """Fine-tune `encoder.model`, write the best weights into the folder `out` and return what the manifest records.
 
     items: attributes of each item; only those of two or more are held out. neighbours: by position in `items`.
-    A killed call goes on from its last checkpoint when called again with the same `out`. `out` ends up as a folder that
+    A killed call resumes from its last checkpoint when called again with the same `out`. `out` ends up as a folder that
     transformers (full) or peft (lora) loads.
     """
     accelerator = _accelerator(encoder)
@@ -112,7 +112,7 @@ def tune(
         if settings.method == "lora" and hasattr(model, "enable_input_require_grads"):
             model.enable_input_require_grads()
     if settings.method == "lora":
-        torch.manual_seed(settings.seed)  # the adapters' start
+        torch.manual_seed(settings.seed)  # the adapters' initial weights
         model = encoder.model = attach_lora(model, settings)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -121,13 +121,13 @@ def tune(
     embed = accelerator.prepare(Embedder(model, encoder.pooling, settings.precision))
     optimizer = accelerator.prepare(optimizer)
     out.mkdir(parents=True, exist_ok=True)
-    if main and not is_readable(out / BEST):  # without it the best step of the checkpoint is lost
+    if main and not is_readable(out / BEST):  # without it the checkpoint's best step is lost
         shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
     accelerator.wait_for_everyone()
     state = _State(**load_checkpoint(out / CHECKPOINT, trained, optimizer, schedule, _State().__dict__))
 
     def evaluate() -> bool:
-        """Measure, keep the best weights, write a checkpoint; True when it is time to stop."""
+        """Evaluate, keep the best weights, write a checkpoint; True if tuning should stop."""
         model.eval()
         score = attribute_retrieval(encoder, holdout, prompter, settings.seed) if main else 0.0
         score = float(accelerator.gather(torch.tensor([score], device=accelerator.device)).max())
@@ -151,7 +151,7 @@ def tune(
         while state.step < total and not stop:
             first = state.step * settings.accumulation
             optimizer.zero_grad()
-            # Seeded by the step, so that a resumed run draws the same dropout as an unbroken one.
+            # Seeded per step, so that a resumed run draws the same dropout as an uninterrupted one.
             torch.manual_seed(settings.seed * 1_000_003 + state.step)
             model.train()
             loss = 0.0
@@ -210,7 +210,7 @@ def _backward(encoder: TextEncoder, embed, accelerator, batch: PairBatch, settin
         loss = info_nce(leaf[:size], leaf[size:], settings.temperature, *masks)
         loss.backward()
         both = torch.from_numpy(np.concatenate([mine, mine + size])).to(leaf.device)
-        # Processes are averaged by DDP, but each holds the gradient of its own rows only.
+        # DDP averages over processes, but each holds only the gradient of its own rows.
         return float(loss.detach()), leaf.grad[both] * (world / settings.accumulation)
 
     def backward(vectors, gradient, last):
@@ -262,7 +262,8 @@ def _restrict(neighbours: Neighbours, kept: list[int]) -> Neighbours:
 
 
 def _not_reentrant(model) -> dict:
-    """DDP and inputs without gradient need non-reentrant checkpointing; transformers before 4.35 cannot be told."""
+    """DDP and inputs without gradient need non-reentrant checkpointing; transformers before 4.35 has no option for
+    it."""
     if "gradient_checkpointing_kwargs" in inspect.signature(model.gradient_checkpointing_enable).parameters:
         return {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return {}

@@ -1,4 +1,4 @@
-"""Checkpoints of fine-tuning in safetensors and JSON: nothing in them can run code when it is read."""
+"""Checkpoints of fine-tuning in safetensors and JSON: reading them cannot run code."""
 
 import json
 from pathlib import Path
@@ -21,10 +21,10 @@ def save_weights(path: Path, trained: dict) -> None:
 
 
 def load_weights(path: Path, trained: dict) -> None:
-    """Copy the tensors of a file into the named parameters; InputError where they do not fit."""
+    """Copy the tensors of a file into the named parameters; InputError if they do not fit."""
     stored = load_file(str(path))
     if set(stored) != set(trained):
-        raise InputError(f"{path} is of another model: remove the folder {path.parent} and start again")
+        raise InputError(f"{path} belongs to another model: remove the folder {path.parent} and start again")
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(stored[name])
@@ -42,16 +42,16 @@ def save_checkpoint(folder: Path, trained: dict, optimizer, schedule, state: dic
 
 
 def load_checkpoint(folder: Path, trained: dict, optimizer, schedule, fresh: dict) -> dict:
-    """Restore what `save_checkpoint` wrote and return its `state`; `fresh` where there is no checkpoint.
+    """Restore what `save_checkpoint` wrote and return its `state`; `fresh` if there is no checkpoint.
 
-    One that cannot be read, or is of other weights, is removed.
+    An unreadable checkpoint, or one of other weights, is removed.
     """
     path = folder / CHECKPOINT_FILE
     if not path.is_file():
         return fresh
     try:
         return _restore(path, trained, optimizer, schedule)
-    except Exception as error:  # safetensors has errors of its own, and half a header can be anything
+    except Exception as error:  # safetensors has its own errors, and a truncated header can raise anything
         if machine_failure(error):
             raise
         path.unlink()
@@ -79,7 +79,7 @@ def _restore(path: Path, trained: dict, optimizer, schedule) -> dict:
             key: tensor.shape for key, tensor in weights.items()
         }:
             raise ValueError("of another model")
-        for name, parameter in trained.items():  # all is read: from here on nothing is half restored
+        for name, parameter in trained.items():  # everything is read: no partial restore from here on
             parameter.copy_(weights[f"weight/{name}"])
         for key in tensors.keys() - weights.keys():
             kind, _, number = key.partition("/")

@@ -1,4 +1,4 @@
-"""Training losses, a file each. One of your own is a function with the same arguments, named `module:function`.
+"""Training losses, one file each. Your own is a function with the same arguments, named `module:function`.
 
     loss(network, states, targets, settings) -> Tensor: float [M], the loss of each position; their mean does as well
         states: float [M, views * d]; targets: int64 [M]; settings: the section `train`

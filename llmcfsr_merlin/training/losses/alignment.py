@@ -1,4 +1,4 @@
-"""The loss beside next-item prediction that pulls the two views of an item together."""
+"""Auxiliary loss that aligns the two views of an item."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor
 def alignment(network, items: Tensor, teacher: Tensor | None, temperature: float) -> Tensor:
     """Symmetric InfoNCE between the two views of the batch's distinct items; items: int64 [M].
 
-    teacher: float [V, d] frozen, in place of the collaborative view (LLMEmb, arXiv 2409.19925, aligns its adapter to
+    teacher: float [V, d] frozen, instead of the collaborative view (LLMEmb, arXiv 2409.19925, aligns its adapter to
     the item table of a trained SASRec).
     """
     unique = items.unique()

@@ -1,5 +1,5 @@
-"""The loss beside next-item prediction of CL4SRec (Xie et al., ICDE 2022, arXiv 2010.14395): two augmented views of a
-history are to have the same state."""
+"""Auxiliary contrastive loss of CL4SRec (Xie et al., ICDE 2022, arXiv 2010.14395): two augmented views of a
+history should have the same state."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.scoring.network.item_views import MASK
 
-# Tenths of a history's items that stay, are masked or change places; the paper's.
+# Tenths of a history's items that are cropped to, masked or reordered; as in the paper.
 _CROP, _MASK, _REORDER = 6, 3, 6
 _TEMPERATURE = 1.0
 
@@ -20,7 +20,7 @@ def contrast(network, histories: Tensor) -> Tensor:
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """a, b: float [B, d]. Each of the 2B states is to find its other view among the others, by inner product."""
+    """a, b: float [B, d]. Each of the 2B states has to identify its other view among all others, by inner product."""
     states = torch.cat([a, b])
     scores = (states @ states.T / temperature).fill_diagonal_(-torch.inf)
     other = torch.arange(len(states), device=states.device).roll(len(a))
@@ -39,7 +39,7 @@ def augmented_twice(histories: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def crop(histories: Tensor) -> Tensor:
-    """A run of six tenths of the items."""
+    """Crop: a contiguous run of six tenths of the items."""
     _, place, lengths = _places(histories)
     kept = lengths * _CROP // 10
     begin = _begin(lengths - kept)
@@ -47,19 +47,19 @@ def crop(histories: Tensor) -> Tensor:
 
 
 def mask(histories: Tensor) -> Tensor:
-    """Three tenths of the items are replaced by the mask."""
+    """Mask: three tenths of the items are replaced by the mask token."""
     real, _, lengths = _places(histories)
     draw = torch.rand(histories.shape, device=histories.device).masked_fill(~real, 2.0)
     return histories.masked_fill(draw.argsort(1).argsort(1) < lengths * _MASK // 10, MASK)
 
 
 def reorder(histories: Tensor) -> Tensor:
-    """The items of a run of six tenths change places among themselves."""
+    """Reorder: a contiguous run of six tenths of the items is shuffled."""
     _, place, lengths = _places(histories)
     count = lengths * _REORDER // 10
     begin = _begin(lengths - count)
     within = (place >= begin) & (place < begin + count)
-    # Between begin and begin + 1: behind what stands before the run, in front of what stands after it.
+    # Sort keys between begin and begin + 1: after what precedes the run, before what follows it.
     drawn = torch.rand(histories.shape, device=histories.device, dtype=torch.float64)
     keys = torch.where(within, begin + drawn, place.double())
     return histories.gather(1, keys.argsort(1))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 def in_batch(network, states: Tensor, targets: Tensor, settings) -> Tensor:
     """The batch's other targets as negatives, each logit less log of the item's training share (logQ, Bengio and
-    Senecal 2008): without it the tail would win."""
+    Senecal 2008): without it the tail would be over-scored."""
     unique, place = targets.unique(return_inverse=True)
     logits = states @ network.candidates(unique).T - network.items.log_share[unique]
     return F.cross_entropy(logits, place, reduction="none")

@@ -10,18 +10,24 @@ from llmcfsr_merlin.training.losses.full_softmax import full_softmax
 
 def uniform_softmax(network, states: Tensor, targets: Tensor, settings) -> Tensor:
     """settings.negatives are drawn once per batch: measured to beat one negative by far on the tail (docs/results)."""
-    if settings.negatives >= network.n_items - FIRST_ITEM:
-        return full_softmax(network, states, targets, settings)
-    negatives = torch.randint(FIRST_ITEM, network.n_items, (settings.negatives,), device=targets.device)
-    # One call embeds targets and negatives, so that item dropout treats an item alike in both places.
+    return against_uniform(network, states, targets, settings.negatives, 0.0)
+
+
+def against_uniform(network, states: Tensor, targets: Tensor, count: int, offset: float) -> Tensor:
+    """Cross-entropy float [M] against `count` uniform negatives, to whose scores `offset` is added; against all items,
+    without an offset, if there are no more."""
+    if count >= network.n_items - FIRST_ITEM:
+        return full_softmax(network, states, targets, None)
+    negatives = torch.randint(FIRST_ITEM, network.n_items, (count,), device=targets.device)
+    # One call embeds targets and negatives, so that item dropout treats an item the same in both.
     items = torch.cat([targets, negatives])
-    if items.is_cuda:  # to know how many are distinct, the host would wait for the device
+    if items.is_cuda:  # counting the distinct ones would make the host wait for the device
         views = network.candidates(items)
     else:
         unique, place = items.unique(return_inverse=True)
         views = F.embedding(place, network.candidates(unique))
     positive = (states * views[: len(targets)]).sum(-1, keepdim=True)
-    negative = states @ views[len(targets) :].T
+    negative = states @ views[len(targets) :].T + offset
     negative = negative.masked_fill(negatives == targets.unsqueeze(1), -torch.inf)
     logits = torch.cat([positive, negative], dim=1)
     return F.cross_entropy(logits, torch.zeros_like(targets), reduction="none")

@@ -105,7 +105,7 @@ def test_keys_of_version_0_1_are_read_with_one_warning(caplog):
     assert config.with_model("ease").model.scorers["ease"].regularisation == 9
     Config.load(None, old)
     assert [record.getMessage() for record in caplog.records if "model.content_match" in record.getMessage()] in (
-        [], ["setting model.content_match=False is of an earlier version, today it is model.scorers.content=null"],
+        [], ["setting model.content_match=False is from an earlier version, use model.scorers.content=null"],
     )  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def test_names_that_are_one_component(name):
 
 def test_the_model_to_align_to_is_one_that_ships():
     for name in ("../../etc/x", "nothing"):
-        with pytest.raises(InputError, match=r"train.align_to: .*expected a model out of .*sasrec"):
+        with pytest.raises(InputError, match=r"train.align_to: .*expected a model preset out of .*sasrec"):
             Config.load(None, [f"train.align_to={name}"])
 
 
@@ -240,7 +240,7 @@ def test_aliases_that_save_typing_are_read(tmp_path):
 
 def test_a_record_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(InputError, match="no record of this project"):
+    with pytest.raises(InputError, match="not written by this project"):
         Config().record(tmp_path)
     assert (tmp_path / "config.json").read_text() == '{"model_type": "bert"}'
     (tmp_path / "config.json").unlink()

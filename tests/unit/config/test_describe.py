@@ -33,7 +33,7 @@ def test_what_is_explained_reads_as_the_same_settings(model, tmp_path):
     config = Config.load("beauty", ["data.null_values=['#N/A', 'a: b']"], model)
     text = described(config)
     assert yaml.safe_load(text) == config.model_dump(mode="json")
-    assert "  # Longest history that the model reads; older items are cut.\n  max_length: 50\n" in text
+    assert "  # Longest history that the model reads; older items are dropped.\n  max_length: 50\n" in text
     assert max(map(len, text.splitlines())) <= 120
     (tmp_path / "all.yaml").write_text(text)
     assert Config.load(tmp_path / "all.yaml").model_dump() == config.model_dump()

@@ -25,19 +25,19 @@ FILES = {
     # name: (format, content, what the message must say)
     "empty": ("amazon", b"", r"is empty"),
     "blank": ("table", b"\n\n \n", r"blank lines only"),
-    "empty gzip": ("amazon", gzip.compress(b""), r"empty or cut gzip"),
+    "empty gzip": ("amazon", gzip.compress(b""), r"empty or truncated gzip"),
     "binary": ("table", os.urandom(5000).replace(b"\n", b"\0") + b"\0", r"binary data"),
     "zip": ("amazon", b"PK\x03\x04" + bytes(50), r"a zip archive: unpack"),
-    "tar": ("yelp", b"yelp.json".ljust(257, b"\0") + b"ustar" + bytes(200), r"a tar archive: unpack"),
+    "tar": ("yelp", b"yelp.json".ljust(257, b"\0") + b"ustar" + bytes(200), r"a tar archive: extract"),
     "tar.gz": ("yelp", gzip.compress(b"yelp.json".ljust(257, b"\0") + b"ustar" + bytes(200)), r"a tar archive"),
     "utf-16, cut": ("table", "user_id,item_id,timestamp\nu,a,1".encode("utf-16")[:-1], r"expected utf-16 text"),
     "yelp as amazon": ("amazon", YELP.encode(), r"asin.*found user_id, business_id.*set data.format=yelp"),
     "amazon as yelp": ("yelp", reviews_2018()[0].encode(), r"user_id.*found overall.*set data.format=amazon"),
     "metadata as reviews": ("amazon", metadata_2018()[0].encode(), r"reviewerID or user_id.*give it as data.items"),
     "csv as amazon": ("amazon", "\n".join(CSV).encode(), r"expected amazon JSON lines.*data.format=table"),
-    "json array": ("amazon", b'[{"asin": "x"}]', r"JSON array: rewrite it with `jq -c '.\[\]'`"),
+    "json array": ("amazon", b'[{"asin": "x"}]', r"JSON array: convert it by `jq -c '.\[\]'`"),
     "indented json": ("amazon", b'{\n  "asin": "x"\n}', r"indented JSON"),
-    "not json": ("amazon", b"{broken\n{also\n", r"expected one JSON object a line, found '\{broken'"),
+    "not json": ("amazon", b"{broken\n{also\n", r"expected one JSON object per line, found '\{broken'"),
     "missing user": ("table", b"user,item_id,timestamp\nu,a,1\n", r"user_id \(user\), found user, item_id, timestamp"),
     "missing time": (
         "table",
@@ -51,9 +51,9 @@ FILES = {
     "lists as text": ("table", b'user_id,item_id,timestamp\nu,"[1, 2]",1\n', r"1 nested_item.*explode"),
     "header only": ("table", b"user_id,item_id,timestamp\n", r"none left of 0 rows"),
     "no ids": ("table", b"user_id,item_id,timestamp\n,a,1\nu,,1\n", r"none left of 2 rows \(1 no_user, 1 no_item\)"),
-    "damaged": ("amazon", packed(reviews_2018(), -12), r"damaged gzip \(.*cut short\): 4 rows.*data.damaged=keep"),
+    "damaged": ("amazon", packed(reviews_2018(), -12), r"damaged gzip \(.*truncated\): 4 rows.*data.damaged=keep"),
     "damaged at once": ("amazon", b"\x1f\x8b" + b"junk" * 20, r"damaged gzip .* 0 whole rows"),
-    "junk after gzip": ("amazon", packed(reviews_2018(), extra=b"junk"), r"no gzip from byte"),
+    "junk after gzip": ("amazon", packed(reviews_2018(), extra=b"junk"), r"not gzip from byte"),
     "damaged parquet": ("table", b"PAR1" + bytes(100), r"cannot be read as Parquet"),
 }
 
@@ -87,7 +87,7 @@ def test_missing_files(path, message, tmp_path):
 
 
 def test_no_files_at_all(tmp_path):
-    refused(Config(), tmp_path, r"data.interactions: expected files.*found none: name them")
+    refused(Config(), tmp_path, r"data.interactions: expected files.*found none: list them")
 
 
 def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llmcfsr_merlin.config.data_settings import NULL_VALUES
 from llmcfsr_merlin.dataset.names import ITEM, TITLE, USER
-from llmcfsr_merlin.dataset.raw.ids import NotAnId, clean_id, clean_ids
+from llmcfsr_merlin.dataset.raw.fields.ids import NotAnId, clean_id, clean_ids
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.request import Limits, parse

@@ -6,9 +6,9 @@ import tracemalloc
 
 import pytest
 
-from llmcfsr_merlin.dataset.raw import lines
-from llmcfsr_merlin.dataset.raw.lines import LineReader
-from llmcfsr_merlin.dataset.raw.source import sniff
+from llmcfsr_merlin.dataset.raw.files import lines
+from llmcfsr_merlin.dataset.raw.files.lines import LineReader
+from llmcfsr_merlin.dataset.raw.files.source import sniff
 from llmcfsr_merlin.runtime.errors import InputError
 
 
@@ -38,7 +38,7 @@ def test_a_bomb_ends_early(block, tmp_path, monkeypatch):
             stream.write(block)
     start, read = time.perf_counter(), 0
     tracemalloc.start()
-    with pytest.raises(InputError, match=r"log.csv.gz: expected (a packed log|lines), found .* MiB of text") as raised:
+    with pytest.raises(InputError, match=r"log.csv.gz: expected (a compressed log|lines), found .* MiB") as raised:
         for piece in LineReader(sniff(path)):
             read += len(piece.data)
     most = tracemalloc.get_traced_memory()[1]

@@ -52,7 +52,7 @@ def test_settings_of_the_other_split_leave_a_run_as_it_is(run_dir):
 
 
 @pytest.mark.parametrize("settings, message", [
-    (["valid_from=2020-01-01"], "valid_from is of split=temporal, found split=leave_one_out"),
+    (["valid_from=2020-01-01"], "valid_from needs split=temporal, found split=leave_one_out"),
     (["split=temporal", "valid_from=2020-02-01", "test_from=2020-02-01"], "must be before test_from"),
     (["split=temporal", "test_quantile=0.8"], "valid_quantile (0.8) must be below test_quantile (0.8)"),
     (["split=temporal", "valid_from=soon"], "prepare.valid_from"),

@@ -14,7 +14,7 @@ from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.names import ITEM, TITLE
 from llmcfsr_merlin.dataset.raw.additions import read_items
-from llmcfsr_merlin.dataset.raw.source import find_files
+from llmcfsr_merlin.dataset.raw.files.source import find_files
 from llmcfsr_merlin.runtime.errors import InputError
 from tests.unit.dataset.world import run, write
 
@@ -196,7 +196,7 @@ REFUSED = {
     # name: (content, settings, what the one line says)
     "numbers that may be anything": ("1 11 5\n1 12 3\n", {}, r"expected a header line, found 3 columns.*data.columns="),
     "numbers, two ratings": ("1 11 5 3\n1 12 3 1\n", {}, r"found 4 columns.*user: 0, item: 1"),
-    "two times": ("1 11 881250949 881250950\n", {}, r"do not show which they are"),
+    "two times": ("1 11 881250949 881250950\n", {}, r"do not identify themselves"),
     "ambiguous delimiter": ("1;2,5\n1;3,5\n", {}, r"found semicolon or comma: set data.delimiter=semicolon"),
     "duplicate name": (text(header=HEAD + ",item_id", tail=",z"), {}, r"column item_id, found 2 .*\(columns 2, 4\)"),
     "no time": ("user_id,item_id\nu,a\n", {}, r"timestamp or order \(time\).*data.columns.time=null for the order"),
@@ -331,7 +331,7 @@ def test_parquet_columns(tmp_path):
     assert log[ITEM].tolist() == ORDER
     grouped = base.groupby("user_id", as_index=False).agg({"item_id": list, "timestamp": "min"})
     grouped.to_parquet(tmp_path / "grouped.parquet")
-    with pytest.raises(InputError, match=r"lists in column item_id \(sessions that are grouped already\)"):
+    with pytest.raises(InputError, match=r"lists in column item_id \(already grouped sessions\)"):
         run(tmp_path / "c", interactions=str(tmp_path / "grouped.parquet"))
 
 

@@ -10,7 +10,7 @@ import pytest
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.names import ITEM, TITLE, USER
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
-from llmcfsr_merlin.dataset.raw.clean_text import clean
+from llmcfsr_merlin.dataset.raw.fields.clean_text import clean
 from llmcfsr_merlin.runtime.engine import Engine
 from tests.unit.dataset.world import run
 

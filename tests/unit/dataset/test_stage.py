@@ -39,7 +39,7 @@ def test_a_failed_run_leaves_the_old_result(tmp_path):
     write(tmp_path / "r.json", reviews_2018())
     before = ingest.run(configure(tmp_path), tmp_path / "run")
     write(tmp_path / "r.json", ["{broken"])
-    with pytest.raises(ValueError, match="expected one JSON object a line"):
+    with pytest.raises(ValueError, match="expected one JSON object per line"):
         ingest.run(configure(tmp_path), tmp_path / "run")
     before.verify(tmp_path / "run" / "ingest")
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmcfsr_merlin.dataset.names import ITEM, ROW, SUBSECOND, TIME
-from llmcfsr_merlin.dataset.raw.times import TimeReader, to_integers, to_ratings
+from llmcfsr_merlin.dataset.raw.fields.times import TimeReader, to_integers, to_ratings
 from llmcfsr_merlin.runtime.errors import InputError
 from tests.unit.dataset.world import run, write
 
@@ -90,7 +90,7 @@ AMBIGUOUS = {
     "day or month": (["04/03/2012", "05/03/2012"], {}, r"day and month .*'04/03/2012'.*data.time_format, e.g. %m"),
     "both orders": (["13/04/2012", "04/13/2012"], {}, r"day and month"),
     "two digits of a year": (["4/23/12"], {}, r"'4/23/12'.*data.time_format"),
-    "Excel": (["43831.5", "43832"], {}, r"43831.5: a day of Excel or a second of 1970\? Set data.time_unit"),
+    "Excel": (["43831.5", "43832"], {}, r"43831.5: an Excel day or a second of 1970\? Set data.time_unit"),
     "an hour in digits": (["2040082322"], {}, r"an hour of 2040 or a second of 2034\?.*=%Y%m%d%H or .*=s"),
     "dates of what is no clock": (["0.5", "1"], {"start": "2019-01-01"}, r"data.end, found 0.5.*set data.time_unit"),
     "years and months": (["201809"], {"end": "2019-01-01"}, r"found 201809.*data.time_format"),

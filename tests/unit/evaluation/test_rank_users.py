@@ -99,9 +99,9 @@ def test_equals_a_loop_over_users(tmp_path):
     for row in result.ranks.itertuples():
         *history, target = sequences[row.user_id]
         scores = score(torch.tensor([history[-4:]]))[0].numpy()
-        rivals = [item for item in range(FIRST_ITEM, 120) if item != target]
-        assert row.rank_full_kept == 1 + sum(scores[item] > scores[target] for item in rivals)
-        others = [item for item in rivals if item not in history]
+        negatives = [item for item in range(FIRST_ITEM, 120) if item != target]
+        assert row.rank_full_kept == 1 + sum(scores[item] > scores[target] for item in negatives)
+        others = [item for item in negatives if item not in history]
         assert row.rank_full_masked == 1 + sum(scores[item] > scores[target] for item in others)
         assert row.history_length == len(history) and row.target == target
 

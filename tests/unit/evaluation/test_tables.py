@@ -63,7 +63,7 @@ def test_both_rules_stand_in_one_table_each_with_its_best():
 def test_weights_of_the_other_rule_are_said():
     rows = [row("a", 0.5), row("a", 0.6, history="masked", weights="kept")]
     (table,) = result_tables(rows)
-    assert list(table.columns[1].cells) == ["kept", "masked*"] and "weights of the other rule" in text(table)
+    assert list(table.columns[1].cells) == ["kept", "masked*"] and "other history rule's score weights" in text(table)
 
 
 def test_sampled_ranks_that_the_rule_does_not_change_stand_once():
@@ -82,7 +82,7 @@ def test_order_artefact_by_hand():
         for way, value in (("ascending", ascending), ("descending", descending))
         for metric in ("hr@10", "ndcg@10")
     ]
-    table = artefact_table(rows, "kept", "the log has an order and no times")
+    table = artefact_table(rows, "kept", "the log has an order but no times")
     assert [list(column.cells) for column in table.columns[:5]] == [
         ["a", "b"], ["kept", "kept"], ["0.4000", "0.0000"], ["0.1000", "0.2000"], ["0.25", "-"]
     ]  # fmt: skip

@@ -11,10 +11,10 @@ TIES = {"users": 600, "untimed": False, "tied_last_two": 5, "tied_last_three": 1
 @pytest.mark.parametrize(
     "counts, said",
     [
-        (TIES, "5 of 600 users' last two interactions share one time"),
+        (TIES, "5 of 600 users' last two interactions have the same time"),
         (TIES | {"tied_last_two": 0}, ""),
-        (TIES | {"tied_last_two": 0, "untimed": True}, "the log has an order and no times"),
-        ({"users": 600}, "whether the last steps share times is not known"),
+        (TIES | {"tied_last_two": 0, "untimed": True}, "the log has an order but no times"),
+        ({"users": 600}, "it is unknown whether users' last interactions share times"),
     ],
 )
 def test_ties_are_said(tmp_path, counts, said):

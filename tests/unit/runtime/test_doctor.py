@@ -194,7 +194,7 @@ def test_report_and_exit_code(monkeypatch, capsys):
 
 def test_report_without_rich(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert "error b: 2.0  mend" in report([Check("b", "error", "2.0", "mend")])
+    assert "error b: 2.0  fix" in report([Check("b", "error", "2.0", "fix")])
 
 
 @pytest.mark.parametrize(("python", "name"), [(OLD, "constraints.txt"), (NEW, "constraints-current.txt")])

@@ -9,7 +9,9 @@ import pytest
 
 from llmcfsr_merlin.config.cluster_settings import ClusterConfig
 from llmcfsr_merlin.runtime import engine as cluster
-from llmcfsr_merlin.runtime.engine import Engine, cuda_arguments, engine
+from llmcfsr_merlin.runtime import free_memory
+from llmcfsr_merlin.runtime.clusters import cuda_arguments
+from llmcfsr_merlin.runtime.engine import Engine, engine
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 
 SINGLE = Engine("single", False, 1, 1 << 30, 1 << 30)
@@ -30,7 +32,7 @@ def test_defaults_come_from_the_machine_and_are_printed(capfd, monkeypatch):
 
 
 def test_what_cannot_be(monkeypatch):
-    monkeypatch.setattr(cluster, "_gpus", list)
+    monkeypatch.setattr(cluster, "usable_gpus", list)
     with pytest.raises(MissingDependency, match="needs a CUDA GPU"):
         engine(ClusterConfig(kind="cuda")).__enter__()
     for name, size in (("memory_limit", "much"), ("partition_size", "8 cats")):
@@ -63,8 +65,9 @@ def gpus(monkeypatch):
 
     def machine(number: int, dask: bool = True) -> None:
         missing = {"cudf": number == 0, "cupy": number == 0, "dask_cuda": not dask}
-        monkeypatch.setattr(cluster, "_absent", lambda *names: [f"no {name}" for name in names if missing[name]])
-        monkeypatch.setattr(cluster, "_device_memory", lambda: [80 * GB] * number)
+        for module in (cluster, free_memory):
+            monkeypatch.setattr(module, "absent", lambda *names: [f"no {name}" for name in names if missing[name]])
+            monkeypatch.setattr(module, "device_memory", lambda: [80 * GB] * number)
         monkeypatch.setattr(cluster, "available_memory", lambda: 64 * GB)
         monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda _: range(16), raising=False)
 
@@ -72,7 +75,7 @@ def gpus(monkeypatch):
     def client(kind, *_):
         yield None if kind == "single" else SimpleNamespace(dashboard_link=kind)
 
-    monkeypatch.setattr(cluster, "_client", client)
+    monkeypatch.setattr(cluster, "cluster_client", client)
     return machine
 
 
@@ -111,7 +114,7 @@ def test_what_a_gpu_needs(gpus):
 
 def test_more_than_the_gpu_has():
     for settings in ({"rmm_pool_size": "90GiB"}, {"device_memory_limit": "90GiB"}):
-        with pytest.raises(InputError, match=r"at most the 80\.0 GiB that are free"):
+        with pytest.raises(InputError, match=r"at most the 80\.0 GiB free"):
             cuda_arguments(ClusterConfig(**settings), 1, GB, 80 * GB)
 
 
@@ -126,14 +129,14 @@ def test_free_device_memory_follows_the_visible_devices(monkeypatch):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert cluster._device_memory() == [size * GB for size in free]
+        assert free_memory.device_memory() == [size * GB for size in free]
     monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed: the CUDA runtime is asked
     here = SimpleNamespace(getDeviceCount=lambda: 2, memGetInfo=lambda: (7 * GB, 80 * GB))
     cuda = SimpleNamespace(runtime=here, Device=lambda number: nullcontext())
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
-    assert cluster._device_memory() == [7 * GB] * 2
+    assert free_memory.device_memory() == [7 * GB] * 2
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert cluster._device_memory() == []
+    assert free_memory.device_memory() == []
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert cluster._partition(64 * GB, gpu=True) == GB // 8 and cluster._partition(64 * GB, gpu=False) == GB // 2

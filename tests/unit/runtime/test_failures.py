@@ -49,8 +49,8 @@ LACKING = [
     (sqlite3.OperationalError("database or disk is full"), "disk is full"),
     (sqlite3.OperationalError("attempt to write a readonly database"), "no permission"),
     (KilledWorker, "cluster.memory_limit"),
-    (BrokenProcessPool("terminated abruptly"), "ended from outside"),
-    (CancelledError(), "scheduler went away"),
+    (BrokenProcessPool("terminated abruptly"), "was killed"),
+    (CancelledError(), "scheduler disappeared"),
 ]  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_what_the_machine_lacks_is_one_line(error, told):
         raise error
     line = str(raised.value)
     assert line.startswith("train: ") and told in line and "\n" not in line
-    assert line.endswith("then run the same command again, it continues")
+    assert line.endswith("then run the same command again to continue")
 
 
 @pytest.mark.parametrize(("error", "told"), LACKING[:3], ids=lambda value: str(value)[:40])
@@ -123,7 +123,7 @@ def test_real_writers_that_hit_a_limit(library, limited, tmp_path):
         ),
     }
     limited(1 << 16)
-    told = "embed: (a file grew past the limit|the disk is full|the disk failed)"
+    told = "embed: (a file exceeded the file size limit|the disk is full|the disk failed)"
     with pytest.raises(InputError, match=told), clear_failures("embed"):
         writers[library](str(tmp_path / "file"))
 

@@ -111,7 +111,7 @@ def test_a_stage_whose_format_changed_runs_again_and_is_no_input_before(tmp_path
     with pytest.raises(InputError, match=r"ingest was written by version 0\.1\.0 in format 1, .* reads 2: .*ingest"):
         read(tmp_path)
     assert stage(tmp_path)[1] is True
-    assert capsys.readouterr().err.count("of another version of this project") == 1
+    assert capsys.readouterr().err.count("by another version of this project") == 1
     assert stage(tmp_path)[1] is False
     assert read(tmp_path)[1] is True, "its input is another one"
 
@@ -236,7 +236,7 @@ def test_what_a_stopped_run_left_and_cannot_be_used_is_started_again(tmp_path, c
         stage(tmp_path, work=work, resumable=True)
     finish = True
     assert stage(tmp_path, work=work, resumable=True)[1] is True
-    assert "starting again" in capsys.readouterr().err
+    assert "starting over" in capsys.readouterr().err
 
 
 def test_a_bug_is_not_hidden_by_starting_again(tmp_path):

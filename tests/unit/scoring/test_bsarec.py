@@ -97,7 +97,7 @@ def test_the_post_norm_sasrec_is_a_causal_bert(heads):
         torch.testing.assert_close(network.packed_user_states(padded), x[-1:], rtol=1e-4, atol=1e-5)
 
 
-def test_rivals_start_as_published():
+def test_baselines_start_as_published():
     torch.manual_seed(0)
     config = NetworkSettings(backbone="bsarec", hidden=64)
     network = DualViewNetwork(config, 3000, 50, ItemVectors(Shape(3000, 50)))

@@ -132,7 +132,7 @@ def test_whitened_vectors_have_unit_covariance_and_pca_starts_the_table():
     assert torch.corrcoef(start.T).triu(1).abs().max() < 1e-3  # principal components do not correlate
 
 
-RIVALS = {
+BASELINES = {
     "gru4rec": {"backbone": "gru4rec"},
     "bert4rec": {"backbone": "bert4rec"},
     "sasrec_post_norm": {"backbone": "sasrec_post_norm"},
@@ -143,9 +143,9 @@ RIVALS = {
 }
 
 
-@pytest.mark.parametrize("name", RIVALS)
-def test_rivals_ignore_padding_and_the_batch(name):
-    ranker = Ranker(build(**RIVALS[name]))
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_ignore_padding_and_the_batch(name):
+    ranker = Ranker(build(**BASELINES[name]))
     rows = [[5, 9, 30], [7], list(range(3, 15))]
     together = ranker.scores(histories(*rows))
     for row, alone in enumerate(rows):
@@ -153,8 +153,8 @@ def test_rivals_ignore_padding_and_the_batch(name):
 
 
 @pytest.mark.parametrize("name", ["sasrec_post_norm", "from_end"])
-def test_packed_states_of_rivals_equal_padded_ones(name):
-    network = network_of(build(**RIVALS[name]))
+def test_packed_states_of_baselines_equal_padded_ones(name):
+    network = network_of(build(**BASELINES[name]))
     codes = histories([5, 9, 30, 8], [7], [4, 4, 6])
     packing = Packing(codes != PAD)
     with torch.inference_mode():
@@ -165,8 +165,8 @@ def test_packed_states_of_rivals_equal_padded_ones(name):
 
 
 @pytest.mark.parametrize("name", ["gru4rec", "sasrec_post_norm", "from_end", "null_space", "replace"])
-def test_causal_rivals_do_not_leak(name):
-    network = network_of(build(**RIVALS[name]))
+def test_causal_baselines_do_not_leak(name):
+    network = network_of(build(**BASELINES[name]))
     base = torch.randint(FIRST_ITEM, ROWS, (4, 10))
     other = base.clone()
     other[:, 6:] = base[:, 6:].flip(0) + 0

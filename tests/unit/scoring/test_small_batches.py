@@ -10,7 +10,7 @@ from llmcfsr_merlin.scoring.network.small_batches import SIZES, SmallBatches, ca
 from llmcfsr_merlin.scoring.ranker import Ranker
 from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.scoring.scorers import network as network_scorer
-from tests.unit.scoring.test_network import DIMENSION, LENGTH, RIVALS, ROWS, build, histories, network_of
+from tests.unit.scoring.test_network import BASELINES, DIMENSION, LENGTH, ROWS, build, histories, network_of
 
 
 class Recorded:
@@ -35,7 +35,7 @@ def recorded(monkeypatch):
     return Recorded.made
 
 
-@pytest.mark.parametrize("settings", [{}, RIVALS["bert4rec"], RIVALS["replace"]])
+@pytest.mark.parametrize("settings", [{}, BASELINES["bert4rec"], BASELINES["replace"]])
 def test_recorded_scores_are_those_of_the_network(settings, recorded):
     model = build(**settings)
     ranker, plain = Ranker(model), Ranker(build(**settings), bulk=True)

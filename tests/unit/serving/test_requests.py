@@ -140,7 +140,7 @@ def test_several_ids_are_allowed_by_repeating_the_option_or_by_commas(run, call)
         assert {row["item_id"] for row in found["items"]} == expected
     shown = call("recommend", "a", "--run", run, "--json", "--allow", "a", "--allow", "zz")
     assert "--allow: 1 id(s) are unknown, first 'zz'" in shown.err
-    assert "--allow: expected items of the model, found none that it knows, first 'zz'" in call(
+    assert "--allow: expected items that the model knows, found none, first 'zz'" in call(
         "recommend", "a", "--run", run, "--allow", "zz", code=1
     ).err  # fmt: skip
 

@@ -225,7 +225,7 @@ def test_a_restart_is_tried_again(monkeypatch, capsys, failures):
 
 def test_a_server_that_does_not_start_again_is_given_up(monkeypatch):
     monkeypatch.setattr(supervise.time, "sleep", lambda _: None)
-    with pytest.raises(InputError, match=r"5 tries, giving up\. The last one: no memory"):
+    with pytest.raises(InputError, match=r"5 attempts, giving up\. The last one: no memory"):
         supervise._restart(Failing(9), "ended by SIGABRT")
 
 

@@ -196,7 +196,7 @@ def test_a_stopping_server_answers_its_own_request_alone(triton, trained, tmp_pa
     assert all(isinstance(answer, dict) for answer in step.execute(asked))
     (tmp_path / STOPPING).touch()
     refused, own = step.execute(asked)
-    assert refused.args == ("the server is stopping: ask another one, or again later", 2) and "CODES" in own
+    assert refused.args == ("the server is stopping: use another one, or retry later", 2) and "CODES" in own
 
 
 def test_encode_and_decode_need_no_torch():

@@ -201,7 +201,7 @@ def test_missing_metadata_is_one_clear_line(config, tmp_path):
     with pytest.raises(InputError, match=r"give data\.items"):
         embed(config, tmp_path / "nothing", tmp_path / "a")
     empty = [{"item_id": name} for name in IDS]
-    with pytest.raises(InputError, match="none with any text"):
+    with pytest.raises(InputError, match="no text at all"):
         embed(config, write_items(tmp_path / "empty", empty), tmp_path / "b")
 
 

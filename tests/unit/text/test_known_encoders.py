@@ -115,7 +115,7 @@ def of_folder(index):
 
 def test_other_weights_are_refused_and_nothing_is_left(index, monkeypatch):
     monkeypatch.setitem(KNOWN, "toy", replace(KNOWN["toy"], sha256="0" * 64))
-    with pytest.raises(InputError, match=r"expected weights of sha256 0000.*found [0-9a-f]{64}"):
+    with pytest.raises(InputError, match=r"expected weights with sha256 0000.*found [0-9a-f]{64}"):
         get("toy", of_folder(index))
     assert list(encoder_folder("toy").parent.glob("*")) == []
 

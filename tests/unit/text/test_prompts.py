@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from llmcfsr_merlin.dataset.raw.clean_text import clean, join_values
+from llmcfsr_merlin.dataset.raw.fields.clean_text import clean, join_values
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.text.prompts import TEMPLATES, Prompter, augment, show
 
@@ -17,7 +17,7 @@ ROW = {
 
 
 @pytest.mark.parametrize(
-    ("damaged", "mended"),
+    ("damaged", "cleaned"),
     [
         ("Salt &amp;amp; Pepper", "Salt & Pepper"),
         ("<b>Bold</b><br/>line", "Bold line"),
@@ -33,8 +33,8 @@ ROW = {
         (12.5, "12.5"),
     ],
 )
-def test_clean(damaged, mended):
-    assert clean(damaged, 100) == mended
+def test_clean(damaged, cleaned):
+    assert clean(damaged, 100) == cleaned
 
 
 def test_long_text_is_cut_at_a_word():

@@ -50,6 +50,31 @@ def test_uniform_softmax_uses_the_drawn_negatives_and_skips_the_target_among_the
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
+def test_sampled_softmax_estimates_the_full_one(case):
+    """Each negative counts for its share of the catalogue: the mean over many draws is the full loss, nearly."""
+    network, states, targets = case
+    states = states / 8
+    full = float(next_item_loss(network, states, targets, TrainConfig(loss="full_softmax")))
+    draws = {
+        loss: sum(
+            float(next_item_loss(network, states, targets, TrainConfig(loss=loss, negatives=12))) for _ in range(200)
+        )
+        / 200
+        for loss in ("sampled_softmax", "uniform_softmax")
+    }
+    assert draws["sampled_softmax"] == pytest.approx(full, abs=0.05)
+    assert draws["uniform_softmax"] < full - 0.3
+
+
+def test_sampled_softmax_with_as_many_negatives_as_items_is_the_full_one(case):
+    network, states, targets = case
+    losses = [
+        next_item_loss(network, states, targets, TrainConfig(loss=loss, negatives=ROWS)) for loss in
+        ("sampled_softmax", "full_softmax")
+    ]  # fmt: skip
+    torch.testing.assert_close(*losses)
+
+
 def test_bce_is_the_papers_one_negative_loss(case):
     network, states, targets = case
     torch.manual_seed(7)
@@ -61,7 +86,7 @@ def test_bce_is_the_papers_one_negative_loss(case):
     assert found == pytest.approx(float(-(positive.mean() + negative.mean())), rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", ["uniform_softmax", "full_softmax", "bce"])
+@pytest.mark.parametrize("loss", ["uniform_softmax", "sampled_softmax", "full_softmax", "bce"])
 def test_no_loss_draws_or_scores_a_reserved_row(case, loss):
     network, states, targets = case
     with torch.no_grad():

@@ -35,7 +35,8 @@ def test_next_items_are_those_of_the_stock_masking():
     assert histories.tolist() == [[5, 9, 30], [8, 0, 0], [3, 3, 0]]
 
 
-@pytest.mark.parametrize("loss", ["uniform_softmax", "full_softmax"])  # bce draws as many negatives as positions
+# bce draws as many negatives as there are positions.
+@pytest.mark.parametrize("loss", ["uniform_softmax", "sampled_softmax", "full_softmax"])
 @pytest.mark.parametrize(
     ("backbone", "samples"), [("sasrec", "sequences"), ("sasrec", "prefixes"), ("bert4rec", "sequences")]
 )

@@ -1,4 +1,4 @@
-"""How users and items are called: one rule for logs, metadata, new items and requests."""
+"""Normalises user and item ids: one rule for logs, metadata, new items and requests."""
 
 import json
 import re
@@ -21,18 +21,18 @@ _MONGO = re.compile(r"ObjectId\([\"']?([0-9a-fA-F]{24})[\"']?\)")
 _SPACE = " \t\n\r\v\f\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
-_EXACT = 2**53  # from here on a float64 does not hold every integer
+_EXACT = 2**53  # above this, float64 cannot represent every integer
 
 
 class NotAnId(ValueError):
-    """A list or an object where an id was expected."""
+    """A list or an object in place of an id."""
 
 
 def clean_id(value: object) -> str | None:
-    """An id as the vocabulary knows it; None where there is none (None, NaN, an empty text).
+    """An id in the vocabulary's form; None for missing ids (None, NaN, an empty text).
 
     Surrounding white space goes, integers written as floats lose their ".0" (leading zeros and versions such as "1.10"
-    stay), bytes are UTF-8 (hexadecimal where they are not), MongoDB's {"$oid": ...} is unwrapped. Raises NotAnId for
+    stay), bytes are UTF-8 (hexadecimal if they are not), MongoDB's {"$oid": ...} is unwrapped. Raises NotAnId for
     lists and other objects.
 
     >>> [clean_id(value) for value in (" a ", 10, 10.0, "10.0", "1.10", "007", b"a", float("nan"), {"$oid": "5f"})]
@@ -72,8 +72,8 @@ def unwrapped(value: object) -> object:
 
 @dataclass
 class Ids:
-    """A column of ids. texts: string, null where there is none. nested: bool, lists and objects (null in texts); None
-    where there are none. from_floats: how many were integers written as floats; inexact: floats above 2**53."""
+    """A column of ids. texts: string, null if there is none. nested: bool, lists and objects (null in texts); None
+    if there are none. from_floats: how many were integers written as floats; inexact: floats above 2**53."""
 
     texts: pa.ChunkedArray
     nested: pa.Array | None = None
@@ -162,7 +162,7 @@ def _odd_id(text: str) -> str | None:
 
 
 def _utf8(text: str) -> str:
-    """Lone surrogates, which no UTF-8 can hold, become '?'."""
+    """Lone surrogates, which UTF-8 cannot encode, become '?'."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 

@@ -1,13 +1,13 @@
-"""Attributes of an item as clean text: damaged HTML, placeholders and endless descriptions are repaired here, once."""
+"""Cleans an item's attributes: damaged HTML, placeholders and overlong descriptions."""
 
 import html
 import re
 from collections.abc import Iterable, Mapping
 
-# What catalogues write where they know nothing.
+# Placeholders that catalogues use for missing values.
 _PLACEHOLDERS = frozenset({"", "-", "?", "unknown", "n/a", "none", "null", "nan", "[]", "{}"})
 _SCRIPT = re.compile(r"(?is)<(script|style)\b.*?(</\1\s*>|$)")
-# A tag, or one that was cut off at the end of the text; "<" before a space or digit is a less-than sign.
+# A tag, possibly truncated at the end of the text; "<" before a space or digit is a less-than sign.
 _TAG = re.compile(r"</?[A-Za-z!][^<>]*(>|$)")
 _SPACE = re.compile(r"[\s\x00-\x1f\x7f\u200b-\u200f\ufeff]+")
 # Titles of some Amazon crawls hold the page's JavaScript instead of the title.
@@ -15,15 +15,15 @@ _JAVASCRIPT = re.compile(r"(\bgetTime\(|\bfunction\s*\(|\bvar \w+ ?=)")
 
 
 def clean(value: object, max_chars: int) -> str:
-    """One value as a single line of text, at most `max_chars` long and cut at a word; "" where there is nothing.
+    """One value as a single line of text, at most `max_chars` long and cut at a word; "" if there is nothing.
 
     >>> clean("Shampoo &amp;amp; <b>Conditioner</b> <br", 100)
     'Shampoo & Conditioner'
     """
-    if value is None or value != value:  # NaN is the only value that differs from itself
+    if value is None or value != value:  # NaN is the only value unequal to itself
         return ""
     text = str(value)
-    # Far more than is kept is not worth cleaning: a megabyte of HTML costs the same as a long description.
+    # Truncate before cleaning, so that a megabyte of HTML costs no more than a long description.
     text = text[: 8 * max_chars]
     text = html.unescape(html.unescape(text))
     if "<" in text:

@@ -1,4 +1,4 @@
-"""Laws that ranks and metrics keep for any scores."""
+"""Properties of ranks and metrics for any scores."""
 
 import numpy as np
 import pytest

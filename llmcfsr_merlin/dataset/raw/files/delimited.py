@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
-from llmcfsr_merlin.dataset.raw import quotes
-from llmcfsr_merlin.dataset.raw.dialect import Dialect
+from llmcfsr_merlin.dataset.raw.files import quotes
+from llmcfsr_merlin.dataset.raw.files.dialect import Dialect
 from llmcfsr_merlin.dataset.raw.tally import Tally
 
 LINE = "line"  # int64, position of the row among the lines of its block
@@ -89,7 +89,7 @@ def _drop(keep: np.ndarray, gone: np.ndarray, at: np.ndarray, reason: str, dropp
 
 
 def _repeats(table: pa.Table, dialect: Dialect) -> np.ndarray | None:
-    """Which rows are the header again, as in files that were joined; None: none."""
+    """Rows that repeat the header, as in concatenated files; None: none."""
     same = None
     for name in table.column_names:
         expected = dialect.names[int(name)]
@@ -114,7 +114,7 @@ def _is_utf8(value: bytes | None) -> bool:
 
 
 def _arrow(data: bytes, dialect: Dialect, wanted: list[int], quoted: bool, kind: pa.DataType | None = None):
-    """The wanted columns, and (number from 1, text) of the rows that were left out."""
+    """The requested columns, and (number from 1, text) of the dropped rows."""
     kind = kind or pa.string()
     skipped: list[tuple[int, str]] = []
 
@@ -147,7 +147,7 @@ def _arrow(data: bytes, dialect: Dialect, wanted: list[int], quoted: bool, kind:
                 null_values=[""],
             ),
         )
-    except pa.ArrowInvalid:  # bytes that are not UTF-8, in a column that is wanted
+    except pa.ArrowInvalid:  # bytes that are not UTF-8, in a requested column
         if kind != pa.string():
             raise
         return _arrow(data, dialect, wanted, quoted, pa.binary())

@@ -1,4 +1,4 @@
-"""Input files: found by pattern, known by content, never by their names."""
+"""Input files: found by pattern; the file type is detected from the first bytes, never from the name."""
 
 import codecs
 import glob
@@ -19,7 +19,7 @@ from llmcfsr_merlin.runtime.stage import sha256_file
 _MIB = 1 << 20
 _HEAD = 1 << 16
 _HASHED = 1 << 30
-# Sniffed by content, since names lie: files called .gz.TRUNCATED or .json that hold gzip are common.
+# Detected by content: files named .gz.TRUNCATED, or .json that contain gzip, are common.
 GZIP = b"\x1f\x8b"
 _PACKED = {
     b"PK\x03\x04": "a zip archive", b"BZh": "a bzip2 file", b"\xfd7zXZ": "an xz file", b"(\xb5/\xfd": "a zstd file",
@@ -31,8 +31,8 @@ _OTHER = {
 }  # fmt: skip
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\v\x1b\x01"))  # \x01 delimits the text files of Hive
 _BOMS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-_ROWS = 200  # at the start of a text file that are looked at
-# What Spark, Delta and others leave beside their part files.
+_ROWS = 200  # bytes at the start of a text file that are examined
+# Files that Spark, Delta and others write beside their part files.
 _MARKERS = re.compile(r"_SUCCESS|_metadata|_common_metadata|_committed_.*|_started_.*|_delta_log|.*\.crc")
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
@@ -42,21 +42,22 @@ Kind = Literal["json", "literal", "delimited", "parquet"]
 
 @dataclass(frozen=True)
 class Source:
-    """One input file and what it holds."""
+    """One input file and its detected type."""
 
     path: Path
     kind: Kind
-    """json: one JSON object a line; literal: one Python literal a line (Amazon 2014); delimited: CSV, TSV, spaces."""
+    """json: one JSON object per line; literal: one Python literal per line (Amazon 2014); delimited: CSV, TSV,
+    spaces."""
     gzip: bool = False
     head: tuple[str, ...] = ()
     """The first lines of a text file that are not blank."""
     start: str = ""
     """The first lines of a text file as they are, with line ends \\n or \\r\\n."""
     encoding: str = "utf-8"
-    told: bool = False
+    encoding_set: bool = False
     """Whether the settings name the encoding: else bytes that do not fit are refused rather than dropped."""
     newline: bytes = b"\n"
-    """b"\\r" where that alone ends most lines."""
+    """b"\\r" if that alone ends most lines."""
 
     @property
     def partitions(self) -> dict[str, str | None]:
@@ -69,7 +70,7 @@ class Source:
         return found
 
     def records(self) -> list[dict]:
-        """The objects on the first lines of a json or literal file; InputError where there is none."""
+        """The objects on the first lines of a json or literal file; InputError if there is none."""
         found, reason = [], ""
         for line in self.head:
             try:
@@ -79,14 +80,14 @@ class Source:
                 continue
             found.append(record)
         if not found:
-            raise InputError(f"{self.path}: expected one JSON object a line, found {_short(self.head[0])} ({reason})")
+            raise InputError(f"{self.path}: expected one JSON object per line, found {_short(self.head[0])} ({reason})")
         return found
 
 
 def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
     """Files of paths, folders of Parquet and glob patterns, each one's in name order.
 
-    A path that is there is taken as it is, even if it has brackets in it. InputError where one matches nothing, or both
+    A path that is there is taken as it is, even if it has brackets in it. InputError if one matches nothing, or both
     a file and its packed copy.
     """
     found: list[Path] = []
@@ -121,7 +122,7 @@ def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
 def _folder(path: Path, setting: str) -> list[Path]:
     if (path / "_delta_log").is_dir():
         raise InputError(
-            f"{setting}: expected files, found the Delta table {path}, whose folder holds deleted rows too: "
+            f"{setting}: expected files, found the Delta table {path}, whose folder also contains deleted rows: "
             "export it as Parquet first"
         )
     files = sorted(file for file in path.rglob("*.parquet") if file.is_file())
@@ -142,7 +143,7 @@ def _ending(folder: Path) -> str:
 
 
 def _literal_first(pattern: str) -> str:
-    """The pattern with the folders that are there taken by name: data[1]/*.csv is a pattern of two meanings."""
+    """The pattern with existing folders escaped: data[1]/*.csv is ambiguous."""
     parts = Path(pattern).parts
     base = Path()
     for number, part in enumerate(parts):
@@ -153,7 +154,7 @@ def _literal_first(pattern: str) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """What tells a file from a changed one, wherever it lies: size and sha256; above 1 GiB the sha256 of its first and
+    """A file's fingerprint, independent of its path: size and sha256; above 1 GiB the sha256 of its first and
     last MiB and its modification time instead of the whole content."""
     status = Path(path).stat()
     if status.st_size <= _HASHED:
@@ -166,7 +167,8 @@ def fingerprint(path: Path) -> str:
 
 
 def sniff(path: Path, encoding: str | None = None) -> Source:
-    """What a file holds, by its first bytes. InputError where it is empty, packed, binary or no list of records.
+    """Detect a file's type from its first bytes. InputError if it is empty, an archive, binary or not a list of
+    records.
 
     encoding: of text; None: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
     """
@@ -176,7 +178,7 @@ def sniff(path: Path, encoding: str | None = None) -> Source:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if not raw:
-        raise InputError(f"{path} is empty: expected rows (write it again, or leave it out)")
+        raise InputError(f"{path} is empty: expected rows (rewrite it, or leave it out)")
     _no_archive(path, raw)
     if raw.startswith(b"PAR1"):
         return Source(path, "parquet")
@@ -187,14 +189,14 @@ def sniff(path: Path, encoding: str | None = None) -> Source:
         except zlib.error as error:
             raise InputError(f"{path}: damaged gzip ({error}), 0 whole rows: download it again") from error
         if not raw:
-            raise InputError(f"{path}: expected rows, found an empty or cut gzip: download it again")
+            raise InputError(f"{path}: expected rows, found an empty or truncated gzip: download it again")
         if raw[257:262] == b"ustar":
-            raise InputError(f"{path}: expected text in the gzip, found a tar archive: unpack it first")
+            raise InputError(f"{path}: expected text in the gzip, found a tar archive: extract it first")
     codec = encoding or next((name for bom, name in _BOMS.items() if raw.startswith(bom)), "utf-8")
     if codec != "utf-8":
         raw = next(recode([raw], path, codec, whole=False), b"")
     raw = raw.removeprefix(codecs.BOM_UTF8)
-    if len(raw[:4096].translate(None, _CONTROL)) < 0.99 * len(raw[:4096]):  # one odd line is a bad line
+    if len(raw[:4096].translate(None, _CONTROL)) < 0.99 * len(raw[:4096]):  # a single odd line counts as a bad row
         raise InputError(
             f"{path}: expected text (JSON lines, CSV) or Parquet, found binary data "
             "(text in another encoding: data.encoding, data.item_encoding)"
@@ -204,16 +206,16 @@ def sniff(path: Path, encoding: str | None = None) -> Source:
     raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if newline == b"\r" else raw
     lines = raw.split(b"\n")
     if len(lines) > 1 and (len(raw) > _HEAD - 8 or not lines[-1]):
-        lines.pop()  # cut, or nothing
+        lines.pop()  # truncated, or empty
     text = [line.decode("utf-8", "replace") for line in lines]
     head = tuple(line.strip("\r") for line in text[: _ROWS + 50] if line.strip())[:_ROWS]
     if not head:
         raise InputError(f"{path}: expected rows, found blank lines only")
     first = head[0].lstrip()
     if first.startswith("["):
-        raise InputError(f"{path}: expected one JSON object a line, found a JSON array: rewrite it with `jq -c '.[]'`")
+        raise InputError(f"{path}: expected one JSON object per line, found a JSON array: convert it by `jq -c '.[]'`")
     if first == "{":
-        raise InputError(f"{path}: expected one JSON object a line, found indented JSON: rewrite it with `jq -c .`")
+        raise InputError(f"{path}: expected one JSON object per line, found indented JSON: rewrite it with `jq -c .`")
     if first.startswith("version https://git-lfs"):
         raise InputError(f"{path}: expected rows, found a Git LFS pointer: fetch the file with `git lfs pull`")
     if first.lower().startswith(("<!doctype", "<html", "<?xml")):
@@ -250,11 +252,11 @@ def _no_archive(path: Path, raw: bytes) -> None:
         if raw.startswith(magic):
             raise InputError(f"{path}: expected plain text, gzip or Parquet, found {what}: export it as Parquet or CSV")
     if raw[257:262] == b"ustar":
-        raise InputError(f"{path}: expected plain text, gzip or Parquet, found a tar archive: unpack it first")
+        raise InputError(f"{path}: expected plain text, gzip or Parquet, found a tar archive: extract it first")
 
 
 def read_record(line: str) -> dict:
-    """One line as JSON, else as a Python literal (Amazon 2014); ValueError where it is neither or no object."""
+    """One line as JSON, else as a Python literal (Amazon 2014); ValueError if it is neither or no object."""
     try:
         record = json.loads(line)
     except ValueError as error:

@@ -5,19 +5,19 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from llmcfsr_merlin.dataset.raw import quotes
-from llmcfsr_merlin.dataset.raw.dialect import Dialect
-from llmcfsr_merlin.dataset.raw.source import GZIP, Source, recode
+from llmcfsr_merlin.dataset.raw.files import quotes
+from llmcfsr_merlin.dataset.raw.files.dialect import Dialect
+from llmcfsr_merlin.dataset.raw.files.source import GZIP, Source, recode
 from llmcfsr_merlin.runtime.errors import InputError
 
-BLOCK = 8 << 20  # bytes of text that one task parses
+BLOCK = 8 << 20  # bytes of text per parsing task
 _READ = 1 << 20
-_UNPACKED = 8 << 20  # bytes of text that are unpacked at once
-# Logs pack 3 to 50 times; deflate itself ends at 1032.
+_UNPACKED = 8 << 20  # bytes of text decompressed at once
+# Logs compress 3 to 50 times; deflate's limit is 1032.
 _MOST_PACKED, _BOMB = 250, 256 << 20
-_LONGEST = 256 << 20  # a longer line is no line
+_LONGEST = 256 << 20  # longer lines are rejected
 _MARK = codecs.BOM_UTF8
-_OPEN = 8  # blocks that a quoted field may take
+_OPEN = 8  # blocks that a quoted field may span
 
 
 @dataclass
@@ -96,7 +96,7 @@ class LineReader:
             return cut
         if dialect.quoting != "minimal" and data.count(b'"', 0, cut) % 2 == 0:
             return cut
-        # Perhaps inside quotes: back to where the field began. A stray quote must not hold the whole file.
+        # Possibly inside quotes: back to the start of the field. A stray quote must not swallow the file.
         text = dialect.normalised(data[:cut])
         end = quotes.last_boundary(text, dialect.mark, dialect.quoting, dialect.width)
         above = text.count(b"\n", 0, end)
@@ -128,7 +128,7 @@ class LineReader:
                     self.position += len(piece)
                     yield piece
                 return
-            # gzip.GzipFile loses what it had read when the damage comes; members may follow one another.
+            # gzip.GzipFile discards already decompressed data on damage; members may be concatenated.
             decoder = zlib.decompressobj(31)
             rest, unpacked = b"", 0
             while piece := stream.read(_READ):
@@ -142,7 +142,7 @@ class LineReader:
                         if len(rest) < 2:
                             break
                         if not rest.startswith(GZIP):
-                            self.damage = f"no gzip from byte {self.position - len(rest)} on"
+                            self.damage = f"not gzip from byte {self.position - len(rest)} on"
                             return
                         decoder = zlib.decompressobj(31)
                     before = decoder.copy()
@@ -157,14 +157,14 @@ class LineReader:
                         unpacked += len(text)
                         if unpacked > _BOMB and unpacked > _MOST_PACKED * self.position:
                             raise InputError(
-                                f"{self.source.path}: expected a packed log, found {unpacked >> 20:,} MiB of text in "
-                                f"{self.position / _READ:.1f} MiB and no end: unpack it (gunzip) if you know it is one"
+                                f"{self.source.path}: expected a compressed log, found {unpacked >> 20:,} MiB of text "
+                                f"in {self.position / _READ:.1f} MiB and no end: gunzip it if you trust it"
                             )
                         yield text
             if not decoder.eof:
                 yield decoder.flush()
                 if not decoder.eof:
-                    self.damage = "the file is cut short"
+                    self.damage = "the file is truncated"
 
 
 def _salvage(rest: bytes, decoder) -> Iterator[bytes]:

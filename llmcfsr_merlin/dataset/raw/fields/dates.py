@@ -1,4 +1,4 @@
-"""Dates written as text, a column at a time: ISO and its relatives, 04/03/2012, "Tue Apr 03 18:00:09 +0000 2012"."""
+"""Parses dates in text columns: ISO and variants, 04/03/2012, "Tue Apr 03 18:00:09 +0000 2012"."""
 
 from functools import cache
 
@@ -30,7 +30,7 @@ _PATTERNS = (
 )
 _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october",
            "november", "december")  # fmt: skip
-# RFC 2822 defines the American ones, the others have one meaning; IST, BST and AST mean different things to different
+# RFC 2822 defines the American ones, the others are unambiguous; IST, BST and AST mean different things to different
 # people.
 _HOURS = {"": 0, "z": 0, "ut": 0, "utc": 0, "gmt": 0, "est": -5, "edt": -4, "cst": -6, "cdt": -5, "mst": -7, "mdt": -6,
           "pst": -8, "pdt": -7, "wet": 0, "west": 1, "cet": 1, "cest": 2, "eet": 2, "eest": 3, "msk": 3, "jst": 9,
@@ -38,8 +38,8 @@ _HOURS = {"": 0, "z": 0, "ut": 0, "utc": 0, "gmt": 0, "est": -5, "edt": -4, "cst
 
 
 def parse_dates(texts: pa.Array, day_first: bool | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unix seconds (int64; UTC where a text names no zone), the part of a second after them (float64 in [0, 1)) and
-    whether the text is a date at all (bool). day_first: of 04/03/2012, which is no date where it is None."""
+    """Unix seconds (int64; UTC if a text names no zone), the part of a second after them (float64 in [0, 1)) and
+    whether the text is a date at all (bool). day_first: of 04/03/2012, which is no date if it is None."""
     seconds, rest = np.zeros(len(texts), np.int64), np.zeros(len(texts))
     good = np.zeros(len(texts), bool)
     left = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
@@ -58,7 +58,7 @@ def parse_dates(texts: pa.Array, day_first: bool | None) -> tuple[np.ndarray, np
 
 def slash_order(texts: pa.Array) -> str | None:
     """Whether dates such as 04/03/2012 put the "day" or the "month" first, by those that can be only one; "unclear"
-    where none or both do, or the year has two digits; None where there are no such dates."""
+    if none or both do, or the year has two digits; None if there are no such dates."""
     if pc.any(pc.match_substring_regex(texts, _TWO_DIGITS)).as_py():
         return "unclear"
     parts = pc.extract_regex(texts, _SLASHED).drop_null()
@@ -70,7 +70,7 @@ def slash_order(texts: pa.Array) -> str | None:
 
 
 def seconds_of(year, month, day, hour, minute, second) -> tuple[np.ndarray, np.ndarray]:
-    """int64 unix seconds of int64 arrays, 0 where there is no such date or time of day, and whether there is one."""
+    """int64 unix seconds of int64 arrays, 0 if there is no such date or time of day, and whether there is one."""
     good = (year >= 1) & (year <= 9999) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
     good &= (hour >= 0) & (hour <= 23) & (minute >= 0) & (minute <= 59) & (second >= 0) & (second <= 60)
     year, month = np.where(good, year, 1970), np.where(good, month, 1)
@@ -112,7 +112,7 @@ def _whole(column: pa.Array) -> np.ndarray:
 
 @cache
 def _month(text: str) -> int:
-    """1 to 12, 0 where it is none."""
+    """1 to 12, 0 if it is none."""
     if text.isdigit():
         return int(text)
     return next((number for number, name in enumerate(_MONTHS, 1) if name.startswith(text.lower())), 0)

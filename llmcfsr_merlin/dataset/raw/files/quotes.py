@@ -1,7 +1,7 @@
-"""Quotes of delimited text, read so that one stray quote costs its own line and not the rows after it.
+"""Parses quotes in delimited text so that a stray quote costs only its own line, not the rows after it.
 
-Arrow's parser does the reading. A quote that nobody closed makes it take the next rows for the text of one field,
-without a word. So a block whose rows are fewer than its lines, or that has rows of a wrong width, is looked at here: a
+Arrow does the parsing. An unclosed quote makes it silently swallow the next rows as the text of one field.
+So a block with fewer rows than lines, or with rows of a wrong width, is examined here: a
 field goes over several lines only if it is well-formed (opened at the start of a field, closed before a delimiter) and
 most of its lines do not look like rows. A line whose quotes make no sense is read as it stands.
 
@@ -33,16 +33,16 @@ class Repaired:
     bad: list[int] = field(default_factory=list)
     """Lines that are no row of the width, whatever their quotes mean; they are not in `data`."""
     stray: list[int] = field(default_factory=list)
-    """Lines that were read as they stand."""
+    """Lines that were read literally."""
 
 
 def matter(data: bytes, mark: bytes, quoting: Quoting) -> bool:
-    """Whether there is a quote that may be more than a character."""
+    """Whether there is a quote that may be syntax."""
     return quoting != "none" and b'"' in data and bool(_rules(mark, quoting).opening.search(data))
 
 
 def repair(data: bytes, mark: bytes, quoting: Quoting, width: int) -> Repaired:
-    """The block with every row on its own, fields quoted where they must be."""
+    """The block with every row on its own, fields quoted if they must be."""
     out: list[bytes] = []
     at: list[np.ndarray] = []
     done = Repaired(b"", np.empty(0, np.int64))
@@ -71,7 +71,7 @@ def repair(data: bytes, mark: bytes, quoting: Quoting, width: int) -> Repaired:
 
 
 def starts(data: bytes, mark: bytes, width: int) -> np.ndarray | None:
-    """The line on which each record begins, int64; None where a quote is not well-formed or a long field in doubt.
+    """The line on which each record begins, int64; None if a quote is not well-formed or a long field in doubt.
 
     Records of another width are not found here: Arrow leaves them out.
     """
@@ -272,7 +272,7 @@ def _quoted(cells: list[bytes], mark: bytes) -> bytes:
 @dataclass(frozen=True)
 class _Rules:
     opening: re.Pattern
-    """A quote that may matter."""
+    """A quote that may be syntax."""
     quoted: re.Pattern
     """A well-formed quoted field."""
     field: re.Pattern

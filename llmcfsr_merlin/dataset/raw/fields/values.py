@@ -1,18 +1,18 @@
-"""Attribute values of any shape as strings and lists of strings, which is what the items table holds."""
+"""Converts attribute values of any shape to strings and lists of strings, as in the items table."""
 
 import json
 import math
 import re
 from collections.abc import Mapping
 
-from llmcfsr_merlin.dataset.raw.ids import clean_id, unwrapped
+from llmcfsr_merlin.dataset.raw.fields.ids import clean_id, unwrapped
 from llmcfsr_merlin.runtime.literals import literal
 
 Attribute = str | list[str] | None
 
 
 def as_text(value: object) -> str | None:
-    """A value of a JSON object as text; None where there is none (None, NaN, infinity).
+    """A value of a JSON object as text; None if there is none (None, NaN, infinity).
 
     Integers written as floats lose their ".0", MongoDB's {"$oid": ...} and {"$date": ...} are unwrapped, other objects
     and lists are JSON. Lone surrogates, which no UTF-8 can hold, become '?'.
@@ -32,7 +32,7 @@ def as_text(value: object) -> str | None:
 
 
 def as_list(value: object) -> list[str] | None:
-    """A string, number, mapping or (nested) list as a flat list without repeats; None where nothing is left.
+    """A string, number, mapping or (nested) list as a flat list without repeats; None if nothing is left.
 
     >>> as_list([["CDs & Vinyl", "Pop"], ["CDs & Vinyl", "Rock"]])
     ['CDs & Vinyl', 'Pop', 'Rock']
@@ -73,7 +73,7 @@ def as_pairs(value: object) -> list[str] | None:
 
 
 def as_attribute(value: object) -> Attribute:
-    """A list where the value is one, else text."""
+    """A list if the value is one, else text."""
     if isinstance(value, (list, tuple, set, Mapping)):
         return as_list(value)
     return as_text(value)

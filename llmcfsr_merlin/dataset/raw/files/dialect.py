@@ -1,6 +1,7 @@
-"""How a delimited file is written: delimiter, quotes, header. Found from its first lines, or refused with the setting.
+"""Detects the dialect of a delimited file (delimiter, quotes, header) from its first lines; ambiguous files are
+refused.
 
-The columns that the settings name decide which delimiter is meant; where no header names them, nothing is guessed but
+The column names in the settings identify the delimiter; without a header, nothing is guessed except
 what the values show.
 """
 
@@ -9,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmcfsr_merlin.config.data_settings import Quoting
-from llmcfsr_merlin.dataset.raw import quotes
-from llmcfsr_merlin.dataset.raw.source import Source
+from llmcfsr_merlin.dataset.raw.files import quotes
+from llmcfsr_merlin.dataset.raw.files.source import Source
 from llmcfsr_merlin.runtime.errors import InputError
 
 _CANDIDATES = ("\t", "::", "\x01", ";", "|", ",", " ")
 _NAMED = {"\t": "tab", ";": "semicolon", ",": "comma", "|": "pipe", " ": "space", "\x01": "\\x01"}
-_SEPARATOR = "\x1f"  # stands for a delimiter of several characters, which Arrow has not
+_SEPARATOR = "\x1f"  # stands for a multi-character delimiter, which Arrow does not support
 _SPACES, _OUTER = re.compile(rb" +"), re.compile(rb"^ | (?=\r?$)", re.MULTILINE)
 _LOOKED_AT = 100  # rows
 # Unix seconds after 1980, and the same in milli-, micro- and nanoseconds.
@@ -25,7 +26,7 @@ _BEST_RATING = 100
 
 @dataclass(frozen=True)
 class Text:
-    """What the settings say of delimited files. prefix: of their names, "data." or "data.item_"."""
+    """Settings of delimited files. prefix: of the settings' names, "data." or "data.item_"."""
 
     prefix: str = "data."
     delimiter: str | None = None
@@ -53,7 +54,7 @@ class Dialect:
     skip: int = 0
     header: bool = True
     guessed: bool = False
-    """No header and no names: the columns are named by what their values look like."""
+    """No header and no names: columns are named by their values."""
 
     @property
     def mark(self) -> bytes:
@@ -69,7 +70,7 @@ class Dialect:
         """The block with `mark` between its columns."""
         encoded = self.delimiter.encode()
         if self.delimiter == " " and (b"  " in data or b" \n" in data or b"\n " in data or data.startswith(b" ")):
-            return _OUTER.sub(b"", _SPACES.sub(b" ", data))  # columns that are aligned by spaces
+            return _OUTER.sub(b"", _SPACES.sub(b" ", data))  # columns aligned by spaces
         return data if len(encoded) == 1 else data.replace(self.mark, b" ").replace(encoded, self.mark)
 
 
@@ -93,19 +94,19 @@ class _Reading:
 
     @property
     def even(self) -> bool:
-        """Whether it cuts every row into the same number of columns, two or more."""
+        """Whether it splits every row into the same number of columns, two or more."""
         return len(self.widths) == 1 and min(self.widths) > 1
 
 
 def detect(source: Source, text: Text, roles: Sequence[str | int]) -> Dialect:
     """The dialect of a file. roles: what user, item, time and rating are called in a file of numbers without names.
 
-    Raises InputError, which names the setting, where the lines can be read in more than one way.
+    Raises InputError, which names the setting, if the lines can be read in more than one way.
     """
     lines, before, delimiter = source.start, 0, text.delimiter
-    told = re.match(r'\s*"?sep=(.)"?\r?\n', lines)  # as Excel writes it
-    if told:
-        before, lines, delimiter = told.group().count("\n"), lines[told.end() :], delimiter or told.group(1)
+    declared = re.match(r'\s*"?sep=(.)"?\r?\n', lines)  # Excel's line
+    if declared:
+        before, lines, delimiter = declared.group().count("\n"), lines[declared.end() :], delimiter or declared.group(1)
     candidates = (delimiter,) if delimiter else tuple(mark for mark in _CANDIDATES if mark in source.head[0])
     readings = [_read(lines, mark, text.quoting) for mark in candidates or (",",)]
     if not readings[0].rows:
@@ -142,7 +143,7 @@ def _choose(source: Source, text: Text, readings: list[_Reading]) -> _Reading:
     if len(even) > 1:
         marks = " or ".join(_called(reading.dialect.delimiter) for reading in even)
         raise InputError(
-            f"{source.path}: expected one way to cut {source.head[0][:60]!r} into columns, found {marks}: set "
+            f"{source.path}: expected one way to split {source.head[0][:60]!r} into columns, found {marks}: set "
             f"{text.prefix}delimiter={_called(even[0].dialect.delimiter)} (or the other)"
         )
     return even[0]
@@ -165,7 +166,7 @@ def _named(source: Source, text: Text, roles: Sequence[str | int], dialect: Dial
             raise InputError(
                 f"{source.path}: expected {len(text.names)} columns ({', '.join(text.names)}; "
                 f"{text.columns}.names), found {len(first)} on the first line: {source.head[0][:60]!r} "
-                f"({text.prefix}delimiter says what is between them)"
+                f"({text.prefix}delimiter sets the delimiter)"
             )
         header = first == text.names or _names_numbers(reading) if text.header is None else text.header
         return replace(dialect, names=text.names, header=header, skip=_after(dialect, reading, header))
@@ -201,7 +202,7 @@ def _has_header(source: Source, text: Text, reading: _Reading) -> bool:
     if any(numbers):
         return False
     raise InputError(
-        f"{source.path}: expected to see whether the first line names the columns, found text in all of it: "
+        f"{source.path}: expected a recognisable header or data line first, found only text: "
         f"{source.head[0][:60]!r}: set {text.prefix}header=true or false"
     )
 
@@ -244,8 +245,8 @@ def _guessed(
         if len(roles) < 3 or width > 4 or len(times) != 1 or (width == 4 and len(ratings) != 1):
             raise InputError(
                 f"{source.path}: expected a header line, found {width} columns ({source.head[0][:40]!r}) that do not "
-                f"show which they are: say it by position, e.g. --set '{text.columns}={{user: 0, item: 1, rating: 2, "
-                "time: 3}' (time: null where there is none)"
+                f"identify themselves: give their positions, e.g. --set '{text.columns}={{user: 0, item: 1, rating: 2, "
+                "time: 3}' (time: null if there is none)"
             )
         names[times[0]] = str(roles[2])
         if ratings and len(roles) > 3:

@@ -1,6 +1,6 @@
-"""Times of any notation as unix seconds and the part of a second after them.
+"""Parses times of any notation as unix seconds and fractional seconds.
 
-How a file writes its times is decided once, on its first rows (TimeReader.of): the digits of one value may be seconds
+A file's time format is decided once, on its first rows (TimeReader.of): the digits of one value may be seconds
 or a date, and 04/03 may be in April or in March.
 """
 
@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmcfsr_merlin.dataset.raw.dates import parse_dates, seconds_of, slash_order
-from llmcfsr_merlin.dataset.raw.values import as_text
+from llmcfsr_merlin.dataset.raw.fields.dates import parse_dates, seconds_of, slash_order
+from llmcfsr_merlin.dataset.raw.fields.values import as_text
 from llmcfsr_merlin.runtime.errors import InputError
 
 # A number's size tells seconds from milli-, micro- and nanoseconds: log times are after 1973 (Amazon 2023 has ms).
@@ -28,7 +28,7 @@ SETTING = "data.time_format (e.g. %d/%m/%Y %H:%M)"
 
 @dataclass
 class Times:
-    """seconds: int64, null where a value is missing or no time; rest: float64 in [0, 1), the part of a second after it.
+    """seconds: int64, null if a value is missing or no time; rest: float64 in [0, 1), the part of a second after it.
 
     mixed: values in another unit than the file's first rows.
     """
@@ -42,9 +42,9 @@ class Times:
 class TimeReader:
     """Reads the time column of one file.
 
-    unit: of UNITS, days or excel_days; "" where each number's size decides. usual: the unit of the first rows, to
-    notice others by. digits: 8, 12, 14 or 17 where numbers are dates such as 20180920. day_first: of 04/03/2012; None
-    where none was seen. format: of strptime, for all values.
+    unit: of UNITS, days or excel_days; "" if each number's size decides. usual: the unit of the first rows, to
+    notice others by. digits: 8, 12, 14 or 17 if numbers are dates such as 20180920. day_first: of 04/03/2012; None
+    if none was seen. format: of strptime, for all values.
     """
 
     unit: str = ""
@@ -57,8 +57,8 @@ class TimeReader:
     def of(cls, sample: pa.ChunkedArray, where: str, unit: str = "", format: str = "", filtered: bool = False):
         """The reader for a file whose first times are `sample`.
 
-        unit, format: data.time_unit and data.time_format, where given. filtered: data.start or data.end is set.
-        Raises InputError that names `where` and the setting which decides, for times that can be read in two ways.
+        unit, format: data.time_unit and data.time_format, if given. filtered: data.start or data.end is set.
+        Raises InputError that names `where` and the setting that decides, for times that can be read in two ways.
         """
         if format:
             return cls(format=format)
@@ -68,7 +68,7 @@ class TimeReader:
             example = next(value for value in text.to_pylist() if value and slash_order(pa.array([value])) is not None)
             raise InputError(
                 f"{where}: expected times whose day and month can be told apart, found dates such as {example!r}: set "
-                "data.time_format, e.g. %m/%d/%Y or %d/%m/%Y (with %H:%M where there is a time of day)"
+                "data.time_format, e.g. %m/%d/%Y or %d/%m/%Y (with %H:%M if there is a time of day)"
             )
         day_first = None if order is None else order == "day"
         values = numbers[~np.isnan(numbers)]
@@ -78,8 +78,8 @@ class TimeReader:
         if not digits:
             if (_EXCEL[0] <= values).all() and (values < _EXCEL[1]).all():
                 raise InputError(
-                    f"{where}: expected times, found {_number(values[0])}: a day of Excel or a second of 1970? Set "
-                    "data.time_unit to excel_days or s (for mere positions: data.columns.time=null and "
+                    f"{where}: expected times, found {_number(values[0])}: an Excel day or a second of 1970? Set "
+                    "data.time_unit to excel_days or s (for plain positions: data.columns.time=null and "
                     "data.columns.order)"
                 )
             if filtered and _scaled(values).max() < EARLY:
@@ -101,7 +101,7 @@ class TimeReader:
             return self._integers(column)
         if pa.types.is_floating(column.type):
             return self._floats(column)
-        # Arrow's parsers are all or nothing; what they refuse (spaces, zones, an odd value) is read by patterns.
+        # Arrow's parsers are all or nothing; what they reject (spaces, zones, an odd value) is parsed by patterns.
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             for kind, read in ((pa.int64(), self._integers), (pa.timestamp("us"), _typed_times)):
                 try:
@@ -144,7 +144,7 @@ class TimeReader:
             return Times(found.seconds, found.rest + values - whole)
         if self.unit in _DAYS:
             values = (values - _DAYS[self.unit]) * 86_400
-            # Excel's noon is not exactly half of a day: what is a microsecond off a second is that second.
+            # Excel's noon is not exactly half a day: values within a microsecond of a second are rounded to it.
             values = np.where(np.abs(values - np.round(values)) < 1e-5, np.round(values), values)
             divisor, mixed = 1, 0
         else:
@@ -193,7 +193,7 @@ class TimeReader:
             return self._floats(text.cast(pa.float64()))
 
     def _divisors(self, values: np.ndarray):
-        """What each value is divided by to be seconds; an int where it is the same for all."""
+        """What each value is divided by to be seconds; an int if it is the same for all."""
         if self.unit:
             return UNITS[self.unit]
         size = np.abs(values)
@@ -215,7 +215,7 @@ _NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
 def to_integers(column: pa.ChunkedArray | pa.Array) -> Times:
-    """Positions (a log's `order`) as Times: whole numbers and what is after them, null where there is no number."""
+    """Positions (a log's `order`) as Times: whole numbers and what is after them, null if there is no number."""
     numbers = _numbers(_one(column), pa.int64())
     if pa.types.is_integer(numbers.type):
         return Times(numbers, np.zeros(len(numbers)))
@@ -223,7 +223,7 @@ def to_integers(column: pa.ChunkedArray | pa.Array) -> Times:
 
 
 def to_ratings(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """float32 ratings, null where a value is missing or no number; "4,5" is 4.5."""
+    """float32 ratings, null if a value is missing or no number; "4,5" is 4.5."""
     ratings = _numbers(_one(column), pa.float64()).cast(pa.float64())
     return pc.if_else(pc.is_finite(ratings), ratings, None).cast(pa.float32())
 
@@ -296,7 +296,7 @@ def _by_format(column: pa.Array, form: str) -> Times:
 
 
 def _date_digits(values: np.ndarray, where: str) -> int:
-    """How many digits the numbers have where all are dates written together (20180920); 0 where they are none."""
+    """How many digits the numbers have if all are dates written together (20180920); 0 if they are none."""
     whole = values.astype(np.int64) if np.abs(values).max() < 2**62 else np.zeros(len(values), np.int64)
     if (whole <= 0).any():
         return 0

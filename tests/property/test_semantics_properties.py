@@ -1,4 +1,4 @@
-"""Laws of prompts, augmentation, masks and the item table, for any input."""
+"""Properties of prompts, augmentation, masks and the item table, for any input."""
 
 import random
 from itertools import pairwise
@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcfsr_merlin.dataset.raw.clean_text import clean, join_values
+from llmcfsr_merlin.dataset.raw.fields.clean_text import clean, join_values
 from llmcfsr_merlin.text.prompts import Prompter, augment
 from llmcfsr_merlin.text.tuning.pairs import Neighbours, PairSampler
 

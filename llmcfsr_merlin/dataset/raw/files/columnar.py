@@ -1,4 +1,4 @@
-"""Batches of Parquet -> raw tables of the roles."""
+"""Parquet batches -> raw tables with one column per role."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.dataset.raw.delimited import LINE
+from llmcfsr_merlin.dataset.raw.files.delimited import LINE
+from llmcfsr_merlin.dataset.raw.files.source import Source
 from llmcfsr_merlin.dataset.raw.records import grouped
-from llmcfsr_merlin.dataset.raw.source import Source
 from llmcfsr_merlin.runtime.errors import InputError
 
 
@@ -26,9 +26,9 @@ class ParquetParser:
     encoding: str | None = None
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
-        """The columns that are needed, so many rows at a time."""
+        """The needed columns, in batches of rows."""
         wanted = [self.names[position] for position in self.fields.values()]
-        unique = all(self.names.count(name) == 1 for name in wanted)  # else Arrow cannot tell them apart
+        unique = all(self.names.count(name) == 1 for name in wanted)  # otherwise Arrow cannot distinguish them
         return pq.ParquetFile(self.path).iter_batches(
             batch_size=rows, columns=list(dict.fromkeys(wanted)) if unique else None
         )
@@ -53,7 +53,7 @@ class ParquetParser:
 
 
 def refuse_lists(source: Source, fields: dict[str, int]) -> None:
-    """InputError where a column (fields: role -> position) holds lists: sessions that are grouped already."""
+    """InputError if a column (fields: role -> position) holds lists: sessions that are grouped already."""
     schema = pq.read_schema(source.path)
     for role, position in fields.items():
         kind = schema.field(position).type

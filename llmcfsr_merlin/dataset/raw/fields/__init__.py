@@ -1,0 +1,1 @@
+"""The value of one field: ids, numbers, times, text, however a log writes them."""

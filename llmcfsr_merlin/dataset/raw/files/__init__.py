@@ -1,0 +1,1 @@
+"""The notation of a file, whatever stands in it: compression, lines, quotes, separators, Parquet."""
