@@ -64,6 +64,8 @@ class TrainConfig(Section):
     """Validation users sampled, evenly spread, for early stopping and score-weight calibration."""
     tail_tolerance: float = Field(0.01, ge=0, lt=1)
     """Allowed relative drop of validation NDCG@10 in the head/tail trade-off of calibration."""
+    untrained_tolerance: float = Field(0.005, ge=0, lt=1)
+    """Allowed relative drop of validation NDCG@10 for the rank of items that training never saw."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: mixed precision; the weights stay float32."""
     seed: int = 42

@@ -51,17 +51,6 @@ def user_counts(prepare: Path, rows: int) -> np.ndarray:
     return counts
 
 
-def catalogue_order(ids: Sequence[str]) -> np.ndarray:
-    """The place of each raw item id, int64 [N], in a file sorted by item: by number if all are numbers, else by text.
-
-    >>> catalogue_order(["10", "9", "B0"]).tolist(), catalogue_order(["10", "9"]).tolist()
-    ([0, 1, 2], [1, 0])
-    """
-    texts = np.asarray(ids, dtype=str)
-    numbers = len(texts) > 0 and all(text.isdecimal() and len(text) < 19 for text in texts.tolist())
-    return np.unique(texts.astype(np.int64) if numbers else texts, return_inverse=True)[1].astype(np.int64)
-
-
 def group_masks(
     ranks: pd.DataFrame,
     counts: np.ndarray,

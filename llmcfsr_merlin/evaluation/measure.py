@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from llmcfsr_merlin.config.evaluate_settings import EvaluateConfig
+from llmcfsr_merlin.dataset.catalogue_order import catalogue_order
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import CASES, FIRST_ITEM, METRICS, RANKS, VOCABULARY, history_rule
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
@@ -16,7 +17,6 @@ from llmcfsr_merlin.evaluation.groups import (
     SHUFFLED,
     SUMMARY_GROUPS,
     catalogue_metrics,
-    catalogue_order,
     group_masks,
     group_metrics,
     user_counts,

@@ -8,6 +8,7 @@ from pathlib import Path
 FORMATS = {"ingest": 1, "prepare": 1, "embed": 1, "train": 1, "evaluate": 3, "export": 1}
 STAGES = tuple(FORMATS)
 BASELINES = "baselines"  # folder of the run: one stage directory per neural baseline
+CARD = "README.md"  # of a model's folder: people may edit it, so a stage does not run again for it
 RECORD = "config.json"  # in the run directory: the settings of its last command
 
 _PACKAGE = Path(__file__).resolve().parent.parent

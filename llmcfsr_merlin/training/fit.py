@@ -56,9 +56,11 @@ def fit_model(
     _warn_of_rest(train, context.history, report)
     if len(fitted.features) > 1:
         batches = ValidationBatches(valid, ranked_users(dataset.shape.n_items), fitted.to(device).device)
+        counts = dataset.train_counts
         weights = calibrate(
-            fitted, batches, dataset.train_counts < tail_item, train.tail_tolerance, exclude_history
-        )
+            fitted, batches, counts < tail_item, train.tail_tolerance, exclude_history, counts == 0,
+            train.untrained_tolerance,
+        )  # fmt: skip
         report(f"score weights calibrated on validation: {_weights_text(weights)}")
         for rule, other in fitted.history_weights.items():
             if rule != history_rule(exclude_history):
@@ -106,5 +108,3 @@ def validation_sample(dataset: Dataset, work: Path, train: TrainConfig) -> list[
             writer.write_table(lists.take(here))
             start += len(lists)
     return [str(sample)]
-
-
