@@ -29,12 +29,13 @@ class ModelConfig(Section):
         return found
 
     def trained_by(self) -> dict:
-        """The settings that identify a training. `transitions.directed` only if it is off: trainings from before
-        that setting existed stay valid.
+        """The settings that identify a training, without those that have the value of before they were settings:
+        trainings from before stay valid.
         """
         settings = self.model_dump()
-        if settings["scorers"].get("transitions", {}).get("directed"):
-            del settings["scorers"]["transitions"]["directed"]
+        for scorer, name in (("transitions", "directed"), ("content", "match_itself")):
+            if settings["scorers"].get(scorer, {}).get(name):
+                del settings["scorers"][scorer][name]
         return settings
 
     @property

@@ -74,6 +74,9 @@ class ContentSettings(Section):
 
     lexical_share: float = Field(0.3, ge=0, le=1)
     """Share of the lexical vectors in the cosine, if stage embed wrote any."""
+    match_itself: bool = False
+    """An item of the history counts as its own closest item, as in models trained before this setting existed; false:
+    it is compared with the other items of the history."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -85,8 +88,13 @@ class TransitionSettings(Section):
 
     neighbours: int = Field(100, ge=1)
     """Neighbours kept per item, those with the largest weight."""
-    directed: bool = True
-    """Backward transitions count less than forward ones; false: both alike, for logs whose order is not time."""
+    directed: bool | None = None
+    """Backward transitions count less than forward ones; false: both alike, for logs whose order is not time; None:
+    alike if the training sequences mostly ascend by item id, as logs do that list one day's items by id."""
+
+
+class RepeatSettings(Section):
+    """The scorer `repeats`: whether the candidate is in the history, how often and how long ago."""
 
 
 class PopularitySettings(Section):
@@ -115,6 +123,7 @@ SCORERS: dict[str, type[Section]] = {
     "network": NetworkSettings,
     "content": ContentSettings,
     "transitions": TransitionSettings,
+    "repeats": RepeatSettings,
     "popularity": PopularitySettings,
     "item_knn": ItemKNNSettings,
     "ease": EASESettings,

@@ -46,7 +46,7 @@ class TrainConfig(Section):
     epochs: int = Field(16, ge=1)
     """Maximum number of epochs; training may stop earlier (patience)."""
     batch_size: int | None = Field(None, ge=1)
-    """Samples per step; None: 256, fewer (at least 16) if an epoch would have less than 160 steps."""
+    """Samples per step; None: 256, fewer (at least 4) if an epoch would have less than 160 steps."""
     processes: int = Field(1, ge=1)
     """Data-parallel processes, one per GPU (on the CPU they share the cores), each with its share of a step."""
     learning_rate: float = Field(2e-3, gt=0)
@@ -64,6 +64,8 @@ class TrainConfig(Section):
     """Validation users sampled, evenly spread, for early stopping and score-weight calibration."""
     tail_tolerance: float = Field(0.01, ge=0, lt=1)
     """Allowed relative drop of validation NDCG@10 in the head/tail trade-off of calibration."""
+    untrained_tolerance: float = Field(0.005, ge=0, lt=1)
+    """Allowed relative drop of validation NDCG@10 for the rank of items that training never saw."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: mixed precision; the weights stay float32."""
     seed: int = 42

@@ -16,7 +16,7 @@ from llmcfsr_merlin.runtime.failures import machine_failure
 from llmcfsr_merlin.runtime.files import save_tensors, write_json
 from llmcfsr_merlin.runtime.manifest import remake
 from llmcfsr_merlin.scoring.ensemble import Ensemble
-from llmcfsr_merlin.scoring.old_models import upgrade
+from llmcfsr_merlin.scoring.old_models import upgrade, with_new_settings
 from llmcfsr_merlin.scoring.scorer import Shape
 
 FORMAT = 2  # format 1: a network with fixed extra scores, before scorers existed
@@ -87,6 +87,8 @@ def load_model(
         tensors = load_file(str(directory / MODEL_WEIGHTS))
         if "format" not in description:
             description, tensors = upgrade(description, tensors)
+        if description["format"] == FORMAT:
+            description, tensors = with_new_settings(description, tensors)
         if description["format"] != FORMAT:
             raise ValueError(f"format {description['format']}, this version reads {FORMAT}")
         with only_allowed(allow):

@@ -1,7 +1,7 @@
 """The model: scorers and their weights. Everything that needs a score uses the ensemble, which knows no scorer by
 name."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -91,6 +91,8 @@ class Ensemble(nn.Module):
         places = {f.feature.name: f for f in self.features}
         for name, weight in weights.items():
             self.scorers[places[name].scorer].weights[places[name].place] = weight
+        for part in self._parts:
+            part.weights_changed()
         self._active, self.history_weights = None, {}
 
     @property
@@ -147,9 +149,15 @@ class Ensemble(nn.Module):
             found.append(total.float())
         return {rule: found[distinct.index(weights)] for rule, weights in rules.items()}
 
-    def each_feature(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
-        """All features, unweighted, in the order of `features`: float [F, B, V], or [F, B, C]."""
-        return torch.cat([part(histories, items) for part in self._parts])
+    def each_feature(
+        self, histories: Tensor, items: Tensor | None = None, names: Collection[str] | None = None
+    ) -> Tensor:
+        """All features, unweighted, in the order of `features`: float [F, B, V], or [F, B, C].
+
+        names: of the scorers whose features are meant; None: all.
+        """
+        parts = [part for name, part in self.scorers.items() if names is None or name in names]
+        return torch.cat([part(histories, items) for part in parts])
 
     def explain(self, histories: Tensor, items: Tensor) -> dict[str, Tensor]:
         """What each feature adds to the score of items int64 [B, C]: feature -> float [B, C]; they sum to the score."""
@@ -201,5 +209,3 @@ class _Sum(nn.Module):
         for part in self.parts[1:]:
             total = total + part(histories)
         return total
-
-

@@ -1,4 +1,4 @@
-"""Reads models of version 0.1, a network with fixed extra scores, as scorers; their scores stay the same."""
+"""Reads models of earlier versions; their scores stay the same."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,24 @@ from torch import Tensor
 from llmcfsr_merlin.config.old_settings import upgrade_settings
 
 
+def with_new_settings(description: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+    """A model of format 2 with what it was made without.
+
+    An item of the history was its own closest item, and items without transitions borrowed none.
+    """
+    scorers = description["model"]["scorers"]
+    if "content" in scorers:
+        scorers["content"].setdefault("match_itself", True)
+    weights = tensors.get("transitions/weights")
+    if weights is not None and len(weights) == 1:
+        tensors = tensors | {"transitions/weights": torch.cat([weights, weights.new_zeros(1)])}
+        for of_rule in description.get("history_weights", {}).values():
+            of_rule.setdefault("transitions_borrowed", 0.0)
+    return description, tensors
+
+
 def upgrade(description: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-    """Convert model.json and the weights of version 0.1."""
+    """Convert model.json and the weights of version 0.1, a network with fixed extra scores, to format 2."""
     model = upgrade_settings(description["model"])
     found = {f"network/network.{name}": tensor for name, tensor in tensors.items()}
     found["network/weights"] = torch.ones(1)

@@ -11,6 +11,7 @@ BUILT_IN = {
     "network": f"{_HERE}.network:NetworkScorer",
     "content": f"{_HERE}.content:ContentScorer",
     "transitions": f"{_HERE}.transitions:TransitionScorer",
+    "repeats": f"{_HERE}.repeats:RepeatScorer",
     "popularity": f"{_HERE}.popularity:PopularityScorer",
     "item_knn": f"{_HERE}.item_knn:ItemKNNScorer",
     "ease": f"{_HERE}.ease:EASEScorer",

@@ -1,6 +1,6 @@
 """The scorer interface: one term of the score. Your own scorer is a subclass in one file, named in a recipe.
 
-    score(user, item) = sum over the scorers and their features of weight * feature(history, item)
+score(user, item) = sum over the scorers and their features of weight * feature(history, item)
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +21,15 @@ WEIGHT_GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 class Feature(NamedTuple):
-    """One column of a scorer's output. grid: the weights that calibration tries for it."""
+    """One column of a scorer's output. grid: the weights that calibration tries for it.
+
+    untrained: it is 0 for all items but those that training saw too little of to know them. Few validation items are of
+    that kind, so that they have a calibration of their own (training/calibration.py).
+    """
 
     name: str
     grid: tuple[float, ...] = WEIGHT_GRID
+    untrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,9 @@ class Scorer(nn.Module, Generic[SettingsT]):
 
     Settings: ClassVar[type[Section]] = Section
     FEATURES: ClassVar[tuple[Feature, ...]] = (Feature("score"),)
+    HISTORY_ONLY: ClassVar[bool] = False
+    """Whether its features are 0 for every item that the history does not hold. Calibration weighs them for the rule
+    that keeps the history, and leaves them at 0 for the one that masks it."""
     PER_ITEM: ClassVar[tuple[str, ...]] = ()
     """Dotted names of the parameters and buffers whose first dimension is V."""
     DATA_SIZED: ClassVar[tuple[str, ...]] = ()
@@ -133,6 +141,9 @@ class Scorer(nn.Module, Generic[SettingsT]):
 
     def prepare(self, bulk: bool = False) -> None:
         """Precompute, for a set of weights, what many calls share. bulk: many histories will be scored."""
+
+    def weights_changed(self) -> None:
+        """Forget what was computed for other weights: they may have been set."""
 
     def candidates(self, histories: Tensor, count: int) -> Tensor:
         """Candidate generation: this scorer's `count` best items, int64 [B, count]; 0 if it has fewer."""

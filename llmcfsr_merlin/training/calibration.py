@@ -6,6 +6,7 @@ finds the neighbourhood, all of them decide. A pass ranks under both history rul
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from llmcfsr_merlin.training.validation import gains
 
 _PASSES = 8  # at most, on a quarter of the users and on all of them
 _COARSE = 4
+_FEWEST = 100  # tail items among the validation items for the trade-off: fewer decide by chance (measured on MovieLens)
 _SORTED = 64  # batches whose rows are sorted by length, so that little of them is padding
 
 Point = tuple[float, ...]  # one weight per feature
@@ -61,31 +63,56 @@ def validation_ranks(
     Masked: the user's other items take no part in the ranking (the target always does). The first feature has weight 1
     in every point. The model is prepared (`prepare(bulk=True)`) by the caller.
     """
-    used = [number for number in range(len(points[0])) if any(point[number] for point in points)]
+    everywhere, of_history = _places(model)
+    groups: dict[Point, list[int]] = {}  # points that differ in what is 0 outside of the history share a table
+    for number, point in enumerate(points):
+        groups.setdefault(tuple(point[place] for place in everywhere), []).append(number)
+    extra = [tuple(point[place] for place in of_history) for point in points]
+    names = [name for name, part in model.scorers.items() if not (of_history and part.HISTORY_ONLY)]
+    others = [name for name in model.names if name not in names] if any(map(any, extra)) else []
     targets: list[Tensor] = []
     found: dict[str, list[Tensor]] = {MASKED: [], KEPT: []}
     for history, target in batches:
-        values = model.each_feature(history)
-        anchor, wanted = values[0], target.unsqueeze(1)
-        own = anchor.gather(1, wanted)
-        anchor[:, :FIRST_ITEM] = -torch.inf
-        anchor.scatter_(1, wanted, own)
+        values, wanted = model.each_feature(history, names=names), target.unsqueeze(1)
+        own = values[0].gather(1, wanted)
+        values[0][:, :FIRST_ITEM] = -torch.inf
+        values[0].scatter_(1, wanted, own)
         past, once = _once(history, wanted)
-        # Floats: torch sums bools slowly through int64, which took half of the calibration time.
-        total, above = torch.empty_like(anchor), torch.empty_like(anchor)
-        kept, masked = [], []
-        for point in points:
-            total.copy_(anchor)
-            for number in used[1:]:
-                if point[number]:
-                    total.add_(values[number], alpha=point[number])
-            of_target = total.gather(1, wanted)
-            kept.append(torch.gt(total, of_target, out=above).sum(1))
-            masked.append(kept[-1] - ((total.gather(1, past) > of_target) & once).sum(1))
+        more = [model.each_feature(history, items, others) for items in (wanted, past)] if others else []
+        returned = bool(others) and bool(more[0].any())
+        # Floats, since torch adds up bools by a slow way through int64: half of the time of calibration.
+        total, above = torch.empty_like(values[0]), torch.empty_like(values[0])
+        ranks = torch.empty(2, len(points), len(target), dtype=torch.int64, device=total.device)
+        for weights, numbers in groups.items():
+            total.copy_(values[0])
+            for value, weight in zip(values[1:], weights[1:]):
+                if weight:
+                    total.add_(value, alpha=weight)
+            base, of_past = total.gather(1, wanted), total.gather(1, past)
+            higher = torch.gt(total, base, out=above).sum(1)
+            for number in numbers:
+                mine, theirs, count = base, of_past, higher
+                if others and any(extra[number]):
+                    mine, theirs = (
+                        score + torch.einsum("f,fbc->bc", score.new_tensor(extra[number]), values_of)
+                        for score, values_of in zip((base, of_past), more)
+                    )
+                    if returned:
+                        count = torch.gt(total, mine, out=above).sum(1) - (base > mine).squeeze(1).float()
+                masked = count - ((of_past > mine) & once).sum(1)
+                ranks[0, number], ranks[1, number] = masked, masked + ((theirs > mine) & once).sum(1)
         targets.append(target.cpu())
-        for rule, ranks in ((MASKED, masked), (KEPT, kept)):
-            found[rule].append(torch.stack(ranks).long().cpu())
-    return torch.cat(targets).numpy(), {rule: torch.cat(ranks, dim=1).numpy() for rule, ranks in found.items()}
+        for rule, of_rule in zip((MASKED, KEPT), ranks.cpu()):
+            found[rule].append(of_rule)
+    return torch.cat(targets).numpy(), {rule: torch.cat(parts, dim=1).numpy() for rule, parts in found.items()}
+
+
+def _places(model: Ensemble) -> tuple[list[int], list[int]]:
+    """Places of the features: those that tell all items apart, and those of scorers that are HISTORY_ONLY."""
+    alone = [model.scorers[feature.scorer].HISTORY_ONLY for feature in model.features]
+    if alone[0]:  # what the others are weighed against has to stand in the table of all items
+        alone = [False] * len(alone)
+    return [place for place, one in enumerate(alone) if not one], [place for place, one in enumerate(alone) if one]
 
 
 def _once(history: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,25 +134,40 @@ def calibrate(
     tail: np.ndarray,
     tolerance: float = 0.0,
     exclude_history: bool = False,
+    untrained: np.ndarray | None = None,
+    untrained_tolerance: float = 0.0,
 ) -> dict[str, float]:
     """Calibrate a model's score weights on validation NDCG@10 (full ranking); sets and returns them by name.
 
     Among the points whose NDCG@10 is within `tolerance` (a share) of the best, the one with the best NDCG@10 on tail
-    items. tail: bool [V]. exclude_history: the rule of the weights that are set; those of the other rule are chosen
-    besides, into model.history_weights: an item is most similar to itself, so if the history
-    stays in the ranking and users do not repeat items, every similarity gets weight 0 (measured on Beauty).
+    items, if there are enough of them. tail: bool [V]. exclude_history: the rule of the weights that are set; those of
+    the other rule are chosen beside them, into model.history_weights. Scorers that are HISTORY_ONLY have weights where
+    the history is kept alone: if it is masked, they could do nothing but lift a target that is a repeat above items
+    that nobody ranked.
+
+    untrained: bool [V], items that training never saw. Features of theirs (Feature.untrained) come last, by the best
+    NDCG@10 of such targets that `untrained_tolerance` (a share) of the overall one buys: too few of them are in a
+    validation for their weight to show in it.
     """
     grids = [() if number == 0 else feature.feature.grid for number, feature in enumerate(model.features)]
     start = (1.0, *(0.0 for _ in grids[1:]))
     best = dict.fromkeys(HISTORY_RULES, start)
     if any(grids):
         model.eval().prepare(bulk=True)
-        coarse, whole = (_Measured(model, some, tail) for some in (batches.coarse(), batches))
-        for rule in HISTORY_RULES:  # measurements are shared by both rules
+        of_history = _places(model)[1]
+        late = {place: grid for place, grid in enumerate(grids) if model.features[place].feature.untrained}
+        grids = [() if place in late else grid for place, grid in enumerate(grids)]
+        groups = tail, np.zeros_like(tail) if untrained is None else untrained
+        coarse, whole = (_Measured(model, some, groups) for some in (batches.coarse(), batches))
+        for rule in (MASKED, KEPT):  # what was measured for one is known for the other, which starts from it
+            open_to = [() if rule == MASKED and place in of_history else grid for place, grid in enumerate(grids)]
             measured = whole.of(rule)
-            best[rule] = _climb(measured, grids, _climb(coarse.of(rule), grids, start))
-            if tolerance:
-                best[rule] = _trade(measured, grids, tolerance)
+            start = best[rule] = _climb(measured, open_to, _climb(coarse.of(rule), open_to, start))
+            if tolerance and whole.counts[0] >= _FEWEST:  # a repeat is no matter of head and tail
+                open_to = [() if place in of_history else grid for place, grid in enumerate(grids)]
+                best[rule] = _trade(measured, open_to, tolerance)
+            for place, grid in late.items():
+                best[rule] = _for_untrained(measured, best[rule], place, grid, untrained_tolerance)
     names = [feature.feature.name for feature in model.features]
     chosen = {rule: dict(zip(names, point)) for rule, point in best.items()}
     model.set_weights(chosen[history_rule(exclude_history)])
@@ -133,40 +175,52 @@ def calibrate(
     return model.weights
 
 
+class _Values(NamedTuple):
+    """NDCG@10 of all validation items, of the tail ones and of those that training never saw (0 if there is none)."""
+
+    overall: float
+    tail: float
+    untrained: float
+
+
 class _Measured:
     """Caches the validation results of points under both history rules: one pass serves both."""
 
-    def __init__(self, model: Ensemble, batches: Iterable, tail: np.ndarray):
+    def __init__(self, model: Ensemble, batches: Iterable, groups: Sequence[np.ndarray]):
+        """groups: bool [V] each, the tail items and those that training never saw."""
         self._ask = lambda points: validation_ranks(model, batches, points)
-        self._tail = tail
-        self._known: dict[str, dict[Point, tuple[float, float]]] = {rule: {} for rule in HISTORY_RULES}
+        self._groups = groups
+        self.counts = [0] * len(groups)
+        """Validation items of each group, once something has been measured."""
+        self._known: dict[str, dict[Point, _Values]] = {rule: {} for rule in HISTORY_RULES}
 
     def of(self, rule: str) -> "_Quality":
         return _Quality(self, rule)
 
-    def measure(self, points: Iterable[Point], rule: str) -> dict[Point, tuple[float, float]]:
-        """Point -> NDCG@10 of all items, and of the tail ones (0 if there is none)."""
+    def measure(self, points: Iterable[Point], rule: str) -> dict[Point, _Values]:
         points = list(dict.fromkeys(points))
         if new := [point for point in points if point not in self._known[rule]]:
             targets, found = self._ask(new)
-            chosen = self._tail[targets]
+            groups = [group[targets] for group in self._groups]
+            self.counts = [int(group.sum()) for group in groups]
             for of_rule, ranks in found.items():
-                of_tail = ndcg(ranks[:, chosen]).tolist() if chosen.any() else [0.0] * len(new)
-                self._known[of_rule] |= zip(new, zip(ndcg(ranks).tolist(), of_tail))
+                parts = [ndcg(ranks[:, group]).tolist() if group.any() else [0.0] * len(new) for group in groups]
+                self._known[of_rule] |= zip(new, map(_Values, ndcg(ranks).tolist(), *parts))
         return {point: self._known[rule][point] for point in points}
 
 
 class _Quality:
-    """NDCG@10 under one rule at the points that were asked for: the path of one rule is not that of the other."""
+    """Values under one rule at the points that were asked for: the path of one rule is not that of the other."""
 
     def __init__(self, measured: _Measured, rule: str):
         self._measured, self._rule = measured, rule
-        self.overall: dict[Point, float] = {}
-        self.of_tail: dict[Point, float] = {}
+        self.values: dict[Point, _Values] = {}
 
     def measure(self, points: Iterable[Point]) -> None:
-        for point, values in self._measured.measure(points, self._rule).items():
-            self.overall[point], self.of_tail[point] = values
+        self.values |= self._measured.measure(points, self._rule)
+
+    def overall(self, point: Point) -> float:
+        return self.values[point].overall
 
 
 def _neighbours(point: Point, grids: list[tuple[float, ...]]) -> Iterator[Point]:
@@ -181,7 +235,7 @@ def _climb(measured: _Quality, grids: list[tuple[float, ...]], start: Point) -> 
     best = start
     for _ in range(_PASSES):
         measured.measure(_neighbours(best, grids))
-        found = max(measured.overall, key=measured.overall.__getitem__)
+        found = max(measured.values, key=measured.overall)
         if found == best:
             break
         best = found
@@ -201,6 +255,14 @@ def _trade(measured: _Quality, grids: list[tuple[float, ...]], tolerance: float)
 
 
 def _best_tail(measured: _Quality, tolerance: float) -> Point:
-    least = (1 - tolerance) * max(measured.overall.values())
-    allowed = [point for point, value in measured.overall.items() if value >= least]
-    return max(allowed, key=lambda point: (measured.of_tail[point], measured.overall[point]))
+    least = (1 - tolerance) * max(values.overall for values in measured.values.values())
+    allowed = [point for point, values in measured.values.items() if values.overall >= least]
+    return max(allowed, key=lambda point: (measured.values[point].tail, measured.overall(point)))
+
+
+def _for_untrained(measured: _Quality, chosen: Point, place: int, grid: Sequence[float], tolerance: float) -> Point:
+    """The weight at `place` that is best for items that training never saw; the smallest of equal ones."""
+    points = [(*chosen[:place], weight, *chosen[place + 1 :]) for weight in sorted({chosen[place], *grid})]
+    measured.measure(points)
+    least = (1 - tolerance) * measured.overall(chosen)
+    return max(points, key=lambda point: (measured.overall(point) >= least, measured.values[point].untrained))

@@ -18,10 +18,14 @@ _BULK = 500_000_000  # largest table of all item-item cosines that is kept: 2 GB
 _ROOM = 1 << 22  # cosines held at once while the catalogue is read in parts
 _GPU_ROOM = 1 << 28  # the same on a GPU: 1 GB
 _GRAPH_ROOM = 1 << 26  # the same for a full batch of a graph, which cannot drop padding
+_HIDDEN = -2.0  # below every cosine
 
 
 class ContentScorer(Scorer[ContentSettings]):
-    """max over t of cos(v(h_t), v(i)), and the same times the coldness of i.
+    """max over t with h_t != i of cos(v(h_t), v(i)), and the same times the coldness of i.
+
+    An item of the history is compared with the other items of it, not with itself, 0 if there is none (models trained
+    before compare it with itself too: settings.match_itself).
 
     Raw vectors, not the d-dimensional views: this restores what the network's bottleneck drops. The second feature
     is multiplied by 1 / (1 + n / 3) with n the training interactions of i: the fewer an item has, the less a trained
@@ -44,7 +48,9 @@ class ContentScorer(Scorer[ContentSettings]):
         self._reduced: Tensor | None = None
 
     @classmethod
-    def fit(cls, settings: ContentSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
+    def fit(
+        cls, settings: ContentSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext
+    ) -> "ContentScorer":
         scorer = cls(settings, dataset.shape, vectors)
         scorer.coldness.copy_(1 / (1 + torch.from_numpy(dataset.train_counts).float() / COLD_COUNT))
         return scorer
@@ -64,15 +70,7 @@ class ContentScorer(Scorer[ContentSettings]):
         return self._units
 
     def _unit_vectors(self) -> Tensor:
-        if self.vectors.semantic is None:
-            raise ValueError("the content score needs item vectors")
-        semantic = F.normalize(self.vectors.semantic, dim=-1)
-        share = self.settings.lexical_share
-        if self.vectors.lexical is None or not share:
-            return semantic
-        # Side by side under these factors, their cosine is the mean of both cosines by the share.
-        lexical = F.normalize(self.vectors.lexical, dim=-1)
-        return torch.cat([math.sqrt(1 - share) * semantic, math.sqrt(share) * lexical], dim=-1)
+        return unit_vectors(self.vectors, self.settings.lexical_share)
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         cosine = self.cosine(histories, items)
@@ -91,17 +89,24 @@ class ContentScorer(Scorer[ContentSettings]):
         return self.weights[0] + self.weights[1] * self.coldness
 
     def cosine(self, histories: Tensor, items: Tensor | None = None, units: Tensor | None = None) -> Tensor:
-        """Largest cosine over the real items of each history, [B, V], or [B, C] for items [B, C]; 0 if it is empty."""
+        """Largest cosine over the real items of each history, [B, V], or [B, C] for items [B, C]; 0 if it is empty.
+
+        What a history holds is compared with its other items (see the class).
+        """
         real = histories >= FIRST_ITEM
-        if items is None:
-            if units is None and self._similarity is not None:
-                return _of_all_pairs(self._similarity, histories, real)
-            units = self.units if units is None else units
-            if units.is_cuda:
-                return _of_catalogue_on_gpu(histories, real, units)
-            return _of_catalogue(histories[real], real.sum(1).tolist(), units)
-        match = self.units[histories] @ self.units[items].transpose(1, 2)  # [B, L, C]
-        return match.masked_fill(~real.unsqueeze(-1), -1.0).amax(1) * real.any(1, keepdim=True)
+        itself = self.settings.match_itself
+        if items is not None:
+            return _of_items(self.units[histories], self.units[items], histories, items, itself)
+        if units is None and self._similarity is not None:
+            best = _of_all_pairs(self._similarity, histories, real)
+        elif self.units.is_cuda:
+            best = _of_catalogue_on_gpu(histories, real, self.units if units is None else units)
+        else:
+            best = _of_catalogue(histories[real], real.sum(1).tolist(), self.units if units is None else units)
+        if itself:
+            return best
+        read = (self.units if units is None else units)[histories]
+        return best.scatter_(1, histories, _of_items(read, read, histories, histories, itself))
 
     def match(self, histories: Tensor, items: Tensor) -> Tensor:
         """The item of the history whose cosine is the one that counts; of equal ones the earliest."""
@@ -134,9 +139,34 @@ class ContentScorer(Scorer[ContentSettings]):
         return _Graph(self, batch_size)
 
 
+def unit_vectors(vectors: ItemVectors, share: float) -> Tensor:
+    """Item vectors of unit norm, [V, D], or [V, D + E] with a share of the lexical ones."""
+    if vectors.semantic is None:
+        raise ValueError("the content score needs item vectors")
+    semantic = F.normalize(vectors.semantic, dim=-1)
+    if vectors.lexical is None or not share:
+        return semantic
+    # Side by side under these factors, their cosine is the mean of both cosines by the share.
+    lexical = F.normalize(vectors.lexical, dim=-1)
+    return torch.cat([math.sqrt(1 - share) * semantic, math.sqrt(share) * lexical], dim=-1)
+
+
+def _of_items(read: Tensor, candidates: Tensor, histories: Tensor, items: Tensor, itself: bool) -> Tensor:
+    """Largest cosine [B, C] of the candidates [B, C, D], whose codes are items [B, C], to the histories [B, L, D].
+
+    itself: whether an item is compared with itself too. Traceable.
+    """
+    hidden = (histories < FIRST_ITEM).unsqueeze(-1)
+    if not itself:
+        hidden = hidden | (histories.unsqueeze(-1) == items.unsqueeze(1))
+    best = (read @ candidates.transpose(1, 2)).masked_fill(hidden, _HIDDEN).amax(1)
+    return best.masked_fill(best == _HIDDEN, 0.0)
+
+
 def _of_all_pairs(similarity: Tensor, histories: Tensor, real: Tensor) -> Tensor:
     """Rows of the table [V, V] are gathered instead of multiplied again per history, and padding costs nothing."""
     best = similarity[histories[:, 0]]
+    best[~real[:, 0]] = -1.0  # an unknown item, whose row of zeros would hide negative cosines
     for step in range(1, histories.shape[1]):
         rows = real[:, step].nonzero().squeeze(1)
         if len(rows):
@@ -196,10 +226,14 @@ class _Graph(nn.Module):
         super().__init__()
         self.register_buffer("units", scorer.units)
         self.register_buffer("item_weights", scorer.item_weights())
+        self.itself = scorer.settings.match_itself
         self.part = max(_GRAPH_ROOM // (batch_size * scorer.shape.max_length), 1024)
 
     def forward(self, histories: Tensor) -> Tensor:
         padding = (histories < FIRST_ITEM).unsqueeze(-1)
         read = self.units[histories]
-        best = [(read @ part.T).masked_fill(padding, -1.0).amax(1) for part in self.units.split(self.part)]
-        return self.item_weights * torch.cat(best, 1) * (~padding).any(1)
+        parts = [(read @ part.T).masked_fill(padding, -1.0).amax(1) for part in self.units.split(self.part)]
+        best = torch.cat(parts, 1) * (~padding).any(1)
+        if not self.itself:
+            best = best.scatter(1, histories, _of_items(read, read, histories, histories, False))
+        return self.item_weights * best

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from llmcfsr_merlin.config.scorer_settings import PopularitySettings
 from llmcfsr_merlin.dataset.dataset import Dataset
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
 
 
@@ -20,9 +21,12 @@ class PopularityScorer(Scorer[PopularitySettings]):
     def __init__(self, settings: PopularitySettings, shape: Shape, vectors: ItemVectors):
         super().__init__(settings, shape, vectors)
         self.register_buffer("log_counts", torch.zeros(shape.n_items))
+        self._most: Tensor | None = None
 
     @classmethod
-    def fit(cls, settings: PopularitySettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
+    def fit(
+        cls, settings: PopularitySettings, dataset: Dataset, vectors: ItemVectors, context: FitContext
+    ) -> "PopularityScorer":
         scorer = cls(settings, dataset.shape, vectors)
         scorer.log_counts.copy_(torch.from_numpy(dataset.train_counts).float().log1p())
         return scorer
@@ -31,3 +35,13 @@ class PopularityScorer(Scorer[PopularitySettings]):
         if items is not None:
             return self.log_counts[items].unsqueeze(0)
         return (torch.zeros_like(histories[:, :1], dtype=self.log_counts.dtype) + self.log_counts).unsqueeze(0)
+
+    def prepare(self, bulk: bool = False) -> None:
+        self._most = None
+
+    def candidates(self, histories: Tensor, count: int) -> Tensor:
+        """The most popular items, sorted once: they are the same for every history."""
+        count = min(count, self.shape.n_items - FIRST_ITEM)
+        if self._most is None or len(self._most) != count:
+            self._most = self.log_counts[FIRST_ITEM:].topk(count).indices + FIRST_ITEM
+        return self._most.expand(len(histories), -1)

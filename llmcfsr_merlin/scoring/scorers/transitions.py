@@ -1,16 +1,25 @@
 """Item-to-item transitions: which items follow which in the training sequences."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.config.scorer_settings import TransitionSettings
+from llmcfsr_merlin.config.scorer_settings import ContentSettings, TransitionSettings
+from llmcfsr_merlin.dataset.catalogue_order import ascending_share
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import PAD
-from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.scorers.content import unit_vectors
 from llmcfsr_merlin.scoring.scorers.transition_counts import BACKWARD, count_transitions
 from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on, fits
 
 RECENCY = 0.8  # decay per step into the past
+SORTED = (
+    0.6  # share of ascending steps from which a log is taken to be sorted by item: Beauty .69, Yelp and MovieLens .50
+)
+NEAREST = 10  # items from which one without transitions borrows them
+_ROOM = 1 << 25  # cosines held at once
 
 
 class TransitionScorer(Scorer[TransitionSettings]):
@@ -18,10 +27,16 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     w(h, i) is the weight of the transition from h to i (transition_counts.py), kept for the `neighbours` largest of
     each h: co-occurrence that a d-dimensional embedding cannot represent. 0 for what never followed the history.
+
+    The second feature is for items that have no transitions, as no training saw them beside another: the largest of
+    their ten nearest items' by text, times the cosine. It is 0 for all others, and without item vectors.
     """
 
     Settings = TransitionSettings
-    FEATURES = (Feature("transitions"),)
+    FEATURES = (
+        Feature("transitions"),
+        Feature("transitions_borrowed", (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0), untrained=True),
+    )
     PER_ITEM = ("next_items", "next_weights")
 
     next_items: Tensor
@@ -32,13 +47,24 @@ class TransitionScorer(Scorer[TransitionSettings]):
         table = (shape.n_items, settings.neighbours)
         self.register_buffer("next_items", torch.zeros(table, dtype=torch.int32))
         self.register_buffer("next_weights", torch.zeros(table))
+        self._borrowers: tuple[Tensor, Tensor, Tensor] | None = None
+        self._borrows: bool | None = None
 
     @classmethod
-    def fit(cls, settings: TransitionSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
-        context.report("counting item-to-item transitions")
+    def fit(
+        cls, settings: TransitionSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext
+    ) -> "TransitionScorer":
         scorer = cls(settings, dataset.shape, vectors)
-        known = dataset.files("train"), dataset.shape.n_items, dataset.train_counts, settings.neighbours
-        backward = BACKWARD if settings.directed else 1.0
+        files = dataset.files("train")
+        directed, why = settings.directed, ""
+        if directed is None:
+            share = ascending_share(files, dataset.vocabulary.ids.tolist())
+            directed = share is None or share < SORTED
+            if not directed:
+                why = f", both directions alike: {share:.0%} of the steps ascend by item id, so order is not time"
+        context.report(f"counting item-to-item transitions{why}")
+        known = files, dataset.shape.n_items, dataset.train_counts, settings.neighbours
+        backward = BACKWARD if directed else 1.0
         if fits(dataset.train_counts, context.device):
             items, weights = count_transitions_on(context.device, *known, backward=backward)
         else:
@@ -47,14 +73,76 @@ class TransitionScorer(Scorer[TransitionSettings]):
         scorer.next_weights.copy_(torch.from_numpy(weights))
         return scorer
 
+    def prepare(self, bulk: bool = False) -> None:
+        self._borrowers = self._borrows = None
+
+    def weights_changed(self) -> None:
+        self._borrows = None
+
+    @property
+    def borrows(self) -> bool:
+        """Whether the second feature has a weight. Asked once: on a GPU the answer is waited for."""
+        if self._borrows is None:
+            self._borrows = bool(self.weights[1])
+        return self._borrows
+
+    def _apply(self, *arguments, **options):
+        self._borrowers = None  # of the device that the tables leave
+        return super()._apply(*arguments, **options)
+
+    @property
+    def borrowers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Items without transitions int64 [N], the nearest items that have some [N, k], and their cosines [N, k]."""
+        if self._borrowers is None:
+            self._borrowers = self._nearest()
+        return self._borrowers
+
+    def _nearest(self) -> tuple[Tensor, Tensor, Tensor]:
+        has = self.next_weights[:, 0] > 0
+        without = (~has).nonzero().squeeze(1)
+        without, lenders = without[without >= FIRST_ITEM], has.nonzero().squeeze(1)
+        nearest = min(NEAREST, len(lenders))
+        if self.vectors.semantic is None or not nearest or not len(without):
+            none = without.new_zeros(0, 1)
+            return none[:, 0], none, none.to(self.next_weights)
+        units = unit_vectors(self.vectors, ContentSettings().lexical_share)
+        lent = units[lenders].T
+        parts = [(units[some] @ lent).topk(nearest, dim=1) for some in without.split(max(_ROOM // len(lenders), 1))]
+        cosines, places = (torch.cat(part) for part in zip(*parts))
+        return without, lenders[places], cosines.clamp_min(0)
+
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
+        own = self._own(histories)
+        both = torch.stack([own, self._added(torch.zeros_like(own), own, 1.0)])
+        return both if items is None else both.gather(2, items.expand(2, -1, -1))
+
+    def weighted(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
+        own = self._own(histories)
+        total = self.weights[0] * own
+        if self.borrows:
+            total = self._added(total, own, self.weights[1])
+        return total if items is None else total.gather(1, items)
+
+    def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
+        own = self._own(histories)
+        return [
+            self._added(known * own, own, borrowed) if borrowed else known * own for known, borrowed in weightings
+        ]
+
+    def _added(self, total: Tensor, own: Tensor, weight: Tensor | float) -> Tensor:
+        """total [B, V] with what is borrowed of own [B, V], times a weight."""
+        without, near, cosines = self.borrowers
+        if not len(without):
+            return total
+        borrowed = (own[:, near] * cosines).amax(2)
+        return total.scatter_add(1, without.expand_as(borrowed), weight * borrowed)
+
+    def _own(self, histories: Tensor) -> Tensor:
         weights = self._decayed(histories)
         # Not new_zeros: a traced graph would hard-code its size.
         sums = torch.zeros_like(histories[:, :1], dtype=weights.dtype).expand(-1, self.shape.n_items)
         sums = sums.scatter_add(1, self.next_items[histories].long().flatten(1), weights.flatten(1))
-        if items is not None:
-            sums = sums.gather(1, items)
-        return sums.mul(100).log1p().unsqueeze(0)
+        return sums.mul(100).log1p()
 
     def candidates(self, histories: Tensor, count: int) -> Tensor:
         """The neighbours with the largest weight; an item that occurs twice counts with its larger one."""
@@ -67,6 +155,14 @@ class TransitionScorer(Scorer[TransitionSettings]):
         places = torch.arange(histories.shape[1], device=histories.device)
         age = ((histories != PAD).sum(1, keepdim=True) - 1 - places).clamp_min(0)
         return self.next_weights[histories] * (RECENCY**age).unsqueeze(-1)
+
+    @property
+    def scores_new_items(self) -> bool:
+        return bool(self.weights[1]) and self.vectors.semantic is not None
+
+    def append_items(self, new: NewItems) -> None:
+        super().append_items(new)
+        self._borrowers = None
 
     @classmethod
     def memory_bytes(cls, settings: TransitionSettings, shape: Shape) -> int:

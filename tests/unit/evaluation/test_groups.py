@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from llmcfsr_merlin.dataset.catalogue_order import catalogue_order
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.evaluation.groups import (
     DECILES,
     catalogue_metrics,
-    catalogue_order,
     group_masks,
     group_metrics,
     popularity_deciles,

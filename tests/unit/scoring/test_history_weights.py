@@ -4,16 +4,19 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, MODEL_CONFIG
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, MODEL_CONFIG, MODEL_WEIGHTS
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.ranker import Ranker
 from tests.models import model_config, random_model
 
 ROWS = 40
-MASKED = {"network": 1.0, "content": 4.0, "content_cold": 2.0, "transitions": 1.5}
-KEPT = {"network": 1.0, "content": 0.0, "content_cold": 0.0, "transitions": 0.5}
+MASKED = {"network": 1.0, "content": 4.0, "content_cold": 2.0, "transitions": 1.5, "transitions_borrowed": 0.0}
+KEPT = {"network": 1.0, "content": 0.0, "content_cold": 0.0, "transitions": 0.5, "transitions_borrowed": 1.0}
+
+BOTH = {"masked": MASKED, "kept": KEPT}
 
 
 @pytest.fixture
@@ -72,3 +75,26 @@ def test_they_are_stored_with_the_model(model, tmp_path):
     described.pop("history_weights")  # a model of an earlier version
     (tmp_path / MODEL_CONFIG).write_text(json.dumps(described))
     assert load_model(tmp_path).history_weights == {}
+
+
+def test_a_model_of_before_gives_the_answers_that_it_gave(model, histories, tmp_path):
+    """It matched items of the history with themselves, and items without transitions borrowed none."""
+    content = model.scorers["content"]
+    content.settings = content.settings.model_copy(update={"match_itself": True})
+    model.config.scorers["content"] = content.settings
+    model.set_weights({"transitions_borrowed": 0.0})
+    model.history_weights = {rule: dict(weights, transitions_borrowed=0.0) for rule, weights in BOTH.items()}
+    save_model(model, tmp_path, "hash")
+    description = json.loads((tmp_path / MODEL_CONFIG).read_text())
+    del description["model"]["scorers"]["content"]["match_itself"]
+    for weights in description["history_weights"].values():
+        del weights["transitions_borrowed"]
+    (tmp_path / MODEL_CONFIG).write_text(json.dumps(description))
+    tensors = load_file(tmp_path / MODEL_WEIGHTS)
+    tensors["transitions/weights"] = tensors["transitions/weights"][:1].clone()
+    save_file(tensors, tmp_path / MODEL_WEIGHTS)
+    loaded = load_model(tmp_path)
+    assert loaded.history_weights == model.history_weights
+    torch.testing.assert_close(Ranker(loaded).scores(histories), Ranker(model).scores(histories))
+    content.settings = content.settings.model_copy(update={"match_itself": False})
+    assert not torch.equal(Ranker(loaded).scores(histories), Ranker(model).scores(histories))

@@ -1,15 +1,19 @@
 """Each scorer against a few lines of plain arithmetic, and what all of them keep."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from llmcfsr_merlin.config.model_settings import ModelConfig
-from llmcfsr_merlin.config.scorer_settings import SCORERS
+from llmcfsr_merlin.config.scorer_settings import SCORERS, RepeatSettings
+from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ranker import Ranker
 from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.scoring.scorers.content import _of_catalogue_on_gpu
+from llmcfsr_merlin.scoring.scorers.repeats import RepeatScorer
 from tests.models import random_model
 from tests.unit.scoring.test_network import DIMENSION, LENGTH, ROWS, build, histories
 
@@ -21,34 +25,122 @@ def test_transitions_are_summed_with_the_age_of_the_item():
     scorer.next_items[5, :2], scorer.next_weights[5, :2] = torch.tensor([9, 30]).int(), torch.tensor([0.5, 0.1])
     scorer.next_items[8, :1], scorer.next_weights[8, :1] = 30, 0.2
     rows = histories([5, 8], [8, 7, 5, 4], [7])
-    (found,) = scorer(rows)
+    found, borrowed = scorer(rows)
     wanted = torch.zeros(3, ROWS)
     wanted[0, 9], wanted[0, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.2
     wanted[1, 9], wanted[1, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.8**3 * 0.2
     torch.testing.assert_close(found, torch.log1p(100 * wanted))
     assert set(scorer.candidates(rows, 3)[0].tolist()) == {9, 30}
+    # 5 and 8 alone have transitions, and nothing led to them: there is nothing to borrow.
+    assert not borrowed.any()
 
 
-def test_content_is_the_largest_cosine_of_the_history_and_the_same_by_coldness():
+def test_items_without_transitions_borrow_those_of_their_nearest_items_by_hand():
+    """3 leads to 4, 5 to 3, and 4 to 5; 6 is like 4 and a little like 5, 7 has no vector."""
+    model = build()
+    scorer, vectors = model.scorers["transitions"], model.vectors.semantic
+    for table in (scorer.next_items, scorer.next_weights, vectors):
+        table.zero_()
+    for first, second, weight in ((3, 4, 0.5), (5, 3, 0.2), (4, 5, 0.1)):
+        scorer.next_items[first, 0], scorer.next_weights[first, 0] = second, weight
+    vectors[3:7, :3] = torch.tensor([[0, 0, 1.0], [1, 0, 0], [0, 1, 0], [0.8, 0.6, 0]])
+    model.set_weights({"transitions": 2.0, "transitions_borrowed": 3.0})
+    own, borrowed = scorer(histories([3], [4], [5], [3, 4]))
+    lent = [math.log1p(50), 0.6 / 0.8 * math.log1p(10), 0, None]
+    for row, wanted in enumerate(lent[:3]):
+        torch.testing.assert_close(borrowed[row, 6], torch.tensor(0.8 * wanted))
+    four, five = math.log1p(0.8 * 50), math.log1p(10)
+    torch.testing.assert_close(borrowed[3, 6], torch.tensor(max(0.8 * four, 0.6 * five)))
+    assert not borrowed[:, [3, 4, 5, 7]].any() and not own[:, 6].any()
+    rows = histories([3], [4], [5], [3, 4])
+    torch.testing.assert_close(scorer.weighted(rows), 2 * own + 3 * borrowed)
+    items = torch.tensor([[6, 4, 7]] * 4)
+    torch.testing.assert_close(scorer(rows, items), torch.stack([own, borrowed]).gather(2, items.expand(2, -1, -1)))
+    torch.testing.assert_close(scorer.weighted(rows, items), (2 * own + 3 * borrowed).gather(1, items))
+    model.append_items(NewItems(1, vectors[4:5].clone()))
+    torch.testing.assert_close(scorer(rows)[1][:, ROWS], own[:, 4])
+    torch.testing.assert_close(scorer(rows)[1][:, :ROWS], borrowed)
+
+
+CONTENT_HISTORIES = histories([5, 9, 30], [7], [], [5, 5, 8, 2], list(range(20, 32)), [9, 9], [2, 5])
+
+
+def plain_content(scorer, rows):
+    """Largest cosine of each item to the *other* real items of each history, pair by pair."""
+    unit, found = scorer.units, torch.zeros(len(rows), ROWS)
+    for row, history in enumerate(rows.tolist()):
+        for item in range(FIRST_ITEM, ROWS):
+            others = [code for code in history if code >= FIRST_ITEM]
+            if not scorer.settings.match_itself:
+                others = [code for code in others if code != item]
+            found[row, item] = max((float(unit[item] @ unit[code]) for code in others), default=0.0)
+    return found
+
+
+@pytest.mark.parametrize("itself", [False, True])
+def test_content_is_the_largest_cosine_to_other_items_of_the_history_in_every_way_to_compute_it(itself):
     scorer = build(lexical=8).scorers["content"]
-    unit = scorer.units
-    history = histories([5, 9, 30], [7], [])
-    plain, cold = scorer(history)
-    for row, items in enumerate(([5, 9, 30], [7])):
-        torch.testing.assert_close(plain[row], torch.stack([unit @ unit[item] for item in items]).max(0).values)
-    assert not plain[2].any()
+    scorer.settings = scorer.settings.model_copy(update={"match_itself": itself})
+    wanted = plain_content(scorer, CONTENT_HISTORIES)
+    real = slice(FIRST_ITEM, None)
+    plain, cold = scorer(CONTENT_HISTORIES)
+    torch.testing.assert_close(plain[:, real], wanted[:, real])
     torch.testing.assert_close(cold, plain * scorer.coldness)
+    every = torch.arange(ROWS).expand(len(CONTENT_HISTORIES), ROWS)
+    torch.testing.assert_close(scorer(CONTENT_HISTORIES, every)[0][:, real], wanted[:, real])
+    torch.testing.assert_close(scorer.cosine(CONTENT_HISTORIES, units=scorer.units)[:, real], wanted[:, real])
+    graph = scorer.graph()(CONTENT_HISTORIES) / scorer.item_weights()
+    torch.testing.assert_close(graph[:, real], wanted[:, real])
     scorer.prepare(bulk=True)
-    torch.testing.assert_close(scorer(history)[0], plain)
+    torch.testing.assert_close(scorer(CONTENT_HISTORIES)[0][:, real], wanted[:, real])
+
+
+def test_an_item_of_the_history_is_scored_by_the_others_by_hand():
+    """Five items: 4 is 3's twin, 5 and 6 share half of it, 7 has no vector."""
+    scorer = build().scorers["content"]
+    scorer.vectors.semantic.zero_()
+    for item, vector in ((3, (1, 0)), (4, (1, 0)), (5, (1, 1)), (6, (1, -1))):
+        scorer.vectors.semantic[item, :2] = torch.tensor(vector).float()
+    half = 0.5**0.5
+    found = scorer(histories([3, 5], [3, 4], [3], [7, 3], [3, 3]))[0][:, 3:8]
+    wanted = [
+        [half, 1, half, half, 0],  # 3 by 5, 5 by 3
+        [1, 1, half, half, 0],  # twins by each other
+        [0, 1, half, half, 0],  # nothing but itself
+        [0, 1, half, half, 0],  # an item without a vector says nothing, and has nothing said of it
+        [0, 1, half, half, 0],  # bought twice is no second item
+    ]
+    torch.testing.assert_close(found, torch.tensor(wanted))
 
 
 @pytest.mark.parametrize("room", [1, 1 << 20])
 def test_content_by_segments_as_on_a_gpu(room):
     scorer = build(lexical=8).scorers["content"]
+    scorer.settings = scorer.settings.model_copy(update={"match_itself": True})
     every = histories([2, 9, 30], [7], [], list(range(20, 32)), [5, 5, 2])
     for rows in (every, every[:1], every[1:2], every[2:3], every[[2, 2]]):
         found = _of_catalogue_on_gpu(rows, rows >= FIRST_ITEM, scorer.units, room)
         torch.testing.assert_close(found, scorer.cosine(rows))
+
+
+def test_repeats_by_hand():
+    """Whether, how often and how long ago: five items, one of them twice."""
+    scorer = RepeatScorer(RepeatSettings(), Shape(8, LENGTH), None)
+    rows = histories([3, 4, 3, 5], [6], [], [2, 7])
+    is_in, times, recent = scorer(rows)[:, :, 3:]
+    torch.testing.assert_close(
+        is_in, torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0] * 5, [0, 0, 0, 0, 1]]).float()
+    )
+    wanted = torch.zeros(4, 5)
+    wanted[0, 0] = math.log(2)
+    torch.testing.assert_close(times, wanted)
+    ages = [[0.8, 0.64, 1, 0, 0], [0, 0, 0, 1, 0], [0] * 5, [0, 0, 0, 0, 1]]
+    torch.testing.assert_close(recent, torch.tensor(ages))
+    scorer.weights.copy_(torch.tensor([-2.0, 3.0, 1.5]))
+    torch.testing.assert_close(scorer.weighted(rows)[:, 3:], -2 * is_in + 3 * times + 1.5 * recent)
+    every = torch.arange(8).expand(4, 8)
+    torch.testing.assert_close(scorer(rows, every)[:, :, 3:], scorer(rows)[:, :, 3:])
+    assert scorer.candidates(rows, 2)[3].tolist() == [0, 7, 0, 0]
 
 
 def test_the_content_score_is_the_mean_of_both_cosines_by_the_share():
@@ -59,12 +151,13 @@ def test_the_content_score_is_the_mean_of_both_cosines_by_the_share():
     words = F.normalize(model.vectors.lexical, dim=-1)
     alone = F.normalize(model.vectors.semantic, dim=-1)
     wanted = 0.7 * alone @ alone[9] + 0.3 * words @ words[9]
-    torch.testing.assert_close(scorer.cosine(history)[0], wanted)
+    others = torch.arange(ROWS) != 9
+    torch.testing.assert_close(scorer.cosine(history)[0][others], wanted[others])
     torch.testing.assert_close(wanted[20], 0.7 * alone[20] @ alone[9])
     for share, expected in ((0.0, alone @ alone[9]), (1.0, words @ words[9])):
         scorer.settings = scorer.settings.model_copy(update={"lexical_share": share})
         scorer.prepare()
-        torch.testing.assert_close(scorer.cosine(history)[0], expected)
+        torch.testing.assert_close(scorer.cosine(history)[0][others], expected[others])
 
 
 def every_scorer():
@@ -73,13 +166,14 @@ def every_scorer():
     config = ModelConfig(name="all", scorers=settings | {"network": {"hidden": 16, "views": ["semantic"]}})
     model = random_model(config, ROWS, LENGTH, DIMENSION, lexical=4)
     model.scorers["popularity"].log_counts.copy_(torch.rand(ROWS))
-    model.set_weights({"popularity": 0.5, "transitions": 0.5})
+    model.set_weights({"popularity": 0.5, "transitions": 0.5, "transitions_borrowed": 2.0})
+    model.set_weights({"repeat": -1.0, "repeat_times": 2.0, "repeat_recent": 0.5})
     return model
 
 
 def test_scores_of_given_items_are_those_of_the_catalogue():
     model = every_scorer()
-    history, items = histories([5, 9, 30], [7]), torch.tensor([[10, 11, 40], [12, 13, 0]])
+    history, items = histories([5, 9, 30], [7, 7, 13]), torch.tensor([[10, 9, 40], [12, 13, 0]])
     torch.testing.assert_close(model.each_feature(history, items), torch.stack(
         [feature.gather(1, items) for feature in model.each_feature(history)]
     ))  # fmt: skip
@@ -92,7 +186,9 @@ def test_an_explanation_sums_to_the_score():
     model = every_scorer()
     history, items = histories([5, 9, 30]), torch.tensor([[10, 11, 40]])
     shares = model.explain(history, items)
-    assert list(shares) == ["network", "content", "content_cold", "transitions", "popularity"]
+    assert list(shares) == [feature.feature.name for feature in model.features]
+    assert shares["repeat"].tolist() == [[0, 0, 0]] and shares["transitions"].any()
+    assert model.explain(history, torch.tensor([[30, 11, 40]]))["repeat"].tolist() == [[-1, 0, 0]]
     torch.testing.assert_close(sum(shares.values()), model.scores(history, items))
 
 
@@ -119,5 +215,6 @@ def test_growth_leaves_old_scores_alone_and_scores_new_items_by_their_text():
     after = model.prepare().scores(history)
     torch.testing.assert_close(after[:, :ROWS], before, rtol=1e-5, atol=1e-5)
     assert after[0, ROWS] > after[0, ROWS + 1], "the twin of an item of the history"
+    assert model.prepare(bulk=True).scores(histories([ROWS, 5]))[0, ROWS] > after[0, ROWS + 1], "scored by its twin"
     assert model.shape.n_items == ROWS + 2
     Ranker(model).top_k(histories([ROWS, ROWS + 1]), 5)

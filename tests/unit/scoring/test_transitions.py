@@ -1,6 +1,7 @@
 """Transitions against a plain loop over all pairs, in one part of the items and in many, from one file and from two."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,10 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.model_settings import ModelConfig
+from llmcfsr_merlin.config.scorer_settings import TransitionSettings
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
+from llmcfsr_merlin.scoring.scorer import FitContext, ItemVectors
 from llmcfsr_merlin.scoring.scorers.transition_counts import count_transitions
 from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on
+from llmcfsr_merlin.scoring.scorers.transitions import TransitionScorer
 
 ROWS = 12
 SEQUENCES = st.lists(st.lists(st.integers(2, ROWS - 1), max_size=25), min_size=1, max_size=8)
@@ -39,13 +45,41 @@ def on_the_device(files, rows, counts, neighbours, folder, room, **settings):
     return count_transitions_on(torch.device("cpu"), files, rows, counts, neighbours, room, **settings)
 
 
-def test_only_undirected_transitions_ask_for_another_training():
-    """The setting came after models had been trained."""
-    for chosen in ({}, {"directed": True}):
-        known = ModelConfig(scorers={"network": {}, "transitions": chosen}).trained_by()["scorers"]["transitions"]
-        assert known == {"neighbours": 100}
-    off = ModelConfig(scorers={"transitions": {"directed": False}}).trained_by()["scorers"]["transitions"]
-    assert off == {"neighbours": 100, "directed": False}
+def test_settings_of_before_ask_for_no_other_training():
+    """They came after models had been trained."""
+
+    def key(**scorers):
+        return ModelConfig(scorers=scorers).trained_by()["scorers"]
+
+    assert key(transitions={"directed": True}) == {"transitions": {"neighbours": 100}}
+    assert key(content={"match_itself": True}) == {"content": {"lexical_share": 0.3}}
+    for chosen in (None, False):
+        assert key(transitions={"directed": chosen})["transitions"] == {"neighbours": 100, "directed": chosen}
+    assert key(content={})["content"] == {"lexical_share": 0.3, "match_itself": False}
+
+
+@pytest.mark.parametrize(("step", "directed"), [("ascending", False), ("shuffled", True)])
+def test_a_log_that_is_sorted_by_item_has_no_direction(step, directed, tmp_path):
+    """In nine of ten steps the next id is the larger one: who knows which came first?"""
+    random = np.random.default_rng(0)
+    log = []
+    for user in range(60):
+        items = random.choice(40, 6, replace=False)
+        if step == "ascending" and user % 10:
+            items.sort()
+        log += [(f"u{user}", f"i{item:02d}", day) for day, item in enumerate(items)]
+    config = Config.load(None, ["data.duplicates=keep", "prepare.filter=none"], None)
+    dataset = Dataset.from_frames(pd.DataFrame(log, columns=["user_id", "item_id", "timestamp"]), config=config)
+    said = []
+
+    def fit(**settings):
+        context = FitContext(tmp_path, lambda network: [], said.append)
+        return TransitionScorer.fit(TransitionSettings(**settings), dataset, ItemVectors(dataset.shape), context)
+
+    found, wanted = fit().next_weights, fit(directed=directed).next_weights
+    torch.testing.assert_close(found, wanted)
+    assert not torch.equal(found, fit(directed=not directed).next_weights)
+    assert ("ascend by item id" in said[0]) == (not directed)
 
 
 WAYS = pytest.mark.parametrize("count", [count_transitions, on_the_device])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import Ranker, pad
@@ -12,6 +13,7 @@ from tests.models import model_config, random_model
 from tests.unit.scoring.test_transitions import write
 
 ITEMS, TWINS, LENGTH, USERS = 32, 8, 12, 40
+REPEATS = ("repeat", "repeat_times", "repeat_recent")
 GRID = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
 
 
@@ -25,9 +27,11 @@ class Rows(list):
         return self
 
 
-def quiet(vectors: torch.Tensor, counts: torch.Tensor, follow: bool = False) -> Ensemble:
+def quiet(vectors: torch.Tensor, counts: torch.Tensor, follow: bool = False, repeats: bool = False) -> Ensemble:
     """A model whose network is noise, far below a difference of cosines; weights as before calibration."""
     config = model_config(hidden=8, pca_init=False, transition_neighbours=5 if follow else 0)
+    if repeats:
+        config = ModelConfig(scorers={**config.scorers, "repeats": {}})
     model = random_model(config, len(vectors), 50, vectors.shape[1], counts=counts)
     model.vectors.semantic.copy_(vectors)
     with torch.no_grad():
@@ -37,44 +41,57 @@ def quiet(vectors: torch.Tensor, counts: torch.Tensor, follow: bool = False) -> 
     return model
 
 
-def test_history_is_left_out_if_it_is_not_recommended():
-    """After 12 items the twin of the first one: the text knows it, but every item read matches itself better."""
+def test_the_text_is_used_under_both_rules_and_repeats_pay_for_what_is_not_bought_again():
+    """After 12 items comes the twin of the first one. Items of a history that are twins of each other match better:
+    the kept rule pushes them down by a weight of their own, not by giving up the text.
+    """
     random = torch.Generator().manual_seed(0)
     texts = torch.eye(ITEMS)
-    vectors = torch.cat([torch.zeros(FIRST_ITEM, ITEMS), texts, 0.9 * texts[:TWINS] + 0.1 * texts[TWINS : 2 * TWINS]])
-    model = quiet(vectors, torch.ones(len(vectors), dtype=torch.long))
+    twins = 0.9 * texts[:TWINS] + 0.1 * texts[TWINS : 2 * TWINS]
+    vectors = torch.cat([torch.zeros(FIRST_ITEM, ITEMS), texts, twins])
+    model = quiet(vectors, torch.ones(len(vectors), dtype=torch.long), repeats=True)
     rows = Rows()
     for _ in range(USERS):
-        others = TWINS + torch.randperm(ITEMS - TWINS, generator=random)[: LENGTH - 1]
-        first = int(torch.randint(TWINS, (), generator=random))
-        rows.append([FIRST_ITEM + item for item in (first, *others.tolist(), first + ITEMS)])
+        others = 2 * TWINS + torch.randperm(ITEMS - 2 * TWINS, generator=random)[: LENGTH - 3]
+        first, second = torch.randperm(TWINS, generator=random)[:2].tolist()
+        rows.append([FIRST_ITEM + item for item in (first, second, *others.tolist(), second + ITEMS, first + ITEMS)])
 
     both = []
-
-    def weight(exclude_history: bool) -> float:
+    for exclude_history in (True, False):
         found = calibrate(model, rows, np.zeros(len(vectors), bool), exclude_history=exclude_history)
         assert found == model.weights and found["network"] == 1
         assert found == model.history_weights["masked" if exclude_history else "kept"]
         both.append(model.history_weights)
-        return found["content"] + found["content_cold"]
-
-    assert weight(exclude_history=True) > 0 == weight(exclude_history=False)
     assert both[0] == both[1], "each rule gets the same weights, whichever is served"
+    assert all(weights["content"] + weights["content_cold"] > 0 for weights in both[0].values())
+    masked, kept = (sum(both[0][rule][name] for name in REPEATS) for rule in ("masked", "kept"))
+    assert kept < 0 == masked
+
+
+def test_people_who_return_are_learned_and_the_masked_rule_has_no_part_in_it():
+    """Everybody goes back to the first of five items; alone among masked ones, a target would win by any weight."""
+    vectors = torch.cat([torch.zeros(FIRST_ITEM, ITEMS), torch.eye(ITEMS)])
+    model = quiet(vectors, torch.ones(len(vectors), dtype=torch.long), repeats=True)
+    random = torch.Generator().manual_seed(0)
+    rows = Rows((FIRST_ITEM + torch.randperm(ITEMS, generator=random)[:5]).tolist() for _ in range(USERS))
+    for row in rows.copy():
+        row.append(row[0])
+    calibrate(model, rows, np.zeros(len(vectors), bool))
+    masked, kept = (model.history_weights[rule] for rule in ("masked", "kept"))
+    assert [masked[name] for name in REPEATS] == [0, 0, 0]
+    assert kept["repeat"] > 0 or kept["repeat_recent"] < 0
+    _, ranks = validation_ranks(model.prepare(), rows, [tuple(kept.values())])
+    assert ndcg(ranks["kept"])[0] > 0.4
+
+
+def test_few_tail_items_decide_nothing():
+    found = [chosen_for_twins(users, 0.3)[0] for users in (4 * ITEMS, 20 * ITEMS)]
+    assert found[0] == chosen_for_twins(4 * ITEMS, 0.0)[0] != found[1]
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.3])
 def test_what_may_be_given_up_goes_to_the_tail(tolerance):
-    """Every item has a popular and a rare twin, equally close to it; most users go on to the popular one."""
-    texts = torch.eye(ITEMS)
-    vectors = torch.cat([torch.zeros(FIRST_ITEM, ITEMS), texts, 0.9 * texts + 0.1, 0.9 * texts + 0.1])
-    counts = torch.cat([torch.full((FIRST_ITEM + 2 * ITEMS,), 500), torch.ones(ITEMS, dtype=torch.long)])
-    model = quiet(vectors, counts)
-    rows = Rows(
-        [FIRST_ITEM + item, FIRST_ITEM + item + (2 if user % 5 == 0 else 1) * ITEMS]
-        for user, item in enumerate(list(range(ITEMS)) * 5)
-    )
-    tail = (counts < 4).numpy()
-    chosen = calibrate(model, rows, tail, tolerance, exclude_history=True)
+    chosen, model, rows, tail = chosen_for_twins(20 * ITEMS, tolerance)
     tried = [(1.0, weight, 0.0) for weight in GRID] + [tuple(chosen.values())]
     targets, found = validation_ranks(model.prepare(), rows, tried)
     ranks = found["masked"]
@@ -85,18 +102,61 @@ def test_what_may_be_given_up_goes_to_the_tail(tolerance):
     assert (of_tail[-1] > plain) == (tolerance > 0)
 
 
-def test_validation_ranks_by_the_scores_that_are_served():
+def chosen_for_twins(users: int, tolerance: float):
+    """Every item has a popular and a rare twin, equally close to it; most users go on to the popular one."""
+    texts = torch.eye(ITEMS)
+    vectors = torch.cat([torch.zeros(FIRST_ITEM, ITEMS), texts, 0.9 * texts + 0.1, 0.9 * texts + 0.1])
+    counts = torch.cat([torch.full((FIRST_ITEM + 2 * ITEMS,), 500), torch.ones(ITEMS, dtype=torch.long)])
+    model = quiet(vectors, counts)
+    rows = Rows(
+        [FIRST_ITEM + user % ITEMS, FIRST_ITEM + user % ITEMS + (2 if user % 5 == 0 else 1) * ITEMS]
+        for user in range(users)
+    )
+    tail = (counts < 4).numpy()
+    return calibrate(model, rows, tail, tolerance, exclude_history=True), model, rows, tail
+
+
+def test_items_that_training_never_saw_get_a_weight_for_what_it_may_cost():
+    """Where 3 leads to 4, one in ten goes on to 5, which no training saw and whose text is almost that of 4."""
+    vectors = torch.zeros(12, 8)
+    vectors[3:] = torch.eye(9)[:, :8]
+    vectors[5] = 0.9 * vectors[4] + 0.1 * vectors[6]
+    counts = torch.full((12,), 9)
+    counts[5] = 0
+    rows = Rows([[3, 5 if user % 10 == 0 else 4] for user in range(100)] + [[6, 7], [7, 8], [8, 9], [9, 6]])
+
+    def weight(tolerance: float) -> tuple[float, float]:
+        model = quiet(vectors, counts, follow=True)
+        table = model.scorers["transitions"]
+        table.next_items.zero_()
+        table.next_weights.zero_()
+        for first, second in ((3, 4), (4, 3), (6, 7), (7, 8), (8, 9), (9, 6), (10, 11), (11, 10)):
+            table.next_items[first, 0], table.next_weights[first, 0] = second, 0.1
+        found = calibrate(model, rows, counts.numpy() < 1, 0.0, True, counts.numpy() == 0, tolerance)
+        point = tuple(found.values())
+        targets, ranks = validation_ranks(model.prepare(), rows, [point])
+        return found["transitions_borrowed"], ndcg(ranks["masked"][0][targets == 5])
+
+    free, bought = weight(0.0), weight(0.5)
+    assert 0 <= free[0] < bought[0] and free[1] < bought[1] == 1
+
+
+@pytest.mark.parametrize("repeats", [{}, {"repeat": -2.0, "repeat_times": 4.0, "repeat_recent": 1.0}, {"repeat": 9.0}])
+def test_validation_ranks_by_the_scores_that_are_served(repeats):
     random = torch.Generator().manual_seed(1)
     vectors = torch.cat([torch.zeros(FIRST_ITEM, 8), torch.randn(ITEMS, 8, generator=random)])
-    model = quiet(vectors, torch.randint(0, 9, (len(vectors),), generator=random), follow=True)
-    rows = (FIRST_ITEM + torch.randint(0, ITEMS, (20, 6), generator=random)).tolist()
-    targets, found = validation_ranks(model.prepare(), Rows(rows), [(1.0, 2.0, 3.0, 1.5)])
-    model.set_weights({"content": 2.0, "content_cold": 3.0, "transitions": 1.5})
+    model = quiet(vectors, torch.randint(0, 9, (len(vectors),), generator=random), follow=True, repeats=True)
+    rows = (FIRST_ITEM + torch.randint(0, ITEMS // 3, (40, 6), generator=random)).tolist()  # half of the targets return
+    weights = {"network": 1.0, "content": 2.0, "content_cold": 3.0, "transitions": 1.5} | repeats
+    point = tuple(weights.get(name, 0.0) for name in model.weights)
+    others = tuple(weight if name not in REPEATS else 0.5 for name, weight in zip(model.weights, point))
+    targets, found = validation_ranks(model.prepare(), Rows(rows), [others, point, others])
+    model.set_weights(weights)
     scores = Ranker(model).scores(torch.tensor(rows)[:, :-1])
     above = scores > scores.gather(1, torch.tensor(targets)[:, None])
-    assert found["kept"].tolist() == [above.sum(1).tolist()]
+    assert found["kept"][1].tolist() == above.sum(1).tolist()
     others = [set(row[:-1]) - {row[-1]} for row in rows]
-    assert found["masked"].tolist() == [[int(one.sum() - one[list(own)].sum()) for one, own in zip(above, others)]]
+    assert found["masked"][1].tolist() == [int(one.sum() - one[list(own)].sum()) for one, own in zip(above, others)]
 
 
 def test_batches_hold_every_row_once_in_any_cut(tmp_path):
