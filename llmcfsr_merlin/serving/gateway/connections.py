@@ -10,6 +10,7 @@ from llmcfsr_merlin.serving.gateway.problems import MEDIA_TYPE, Problem
 SCOPE = "llmcfsr.connection"  # in a request's scope: its Connection
 _HEAD = 16 * 1024  # bytes of request line and headers
 _PIPELINED = 16  # requests that a client may send before the first is answered
+_ON_TIME = 1.5  # seconds between two sweeps that are on time
 _SPARE = 0.05  # of the connections, closed at once where there are too many
 
 
@@ -90,14 +91,28 @@ def _is_idle(connection: Any) -> bool:
     return not working or connection.waiting_since is not None
 
 
-def sweep(connections: Any, seconds: float) -> None:
-    """Close the connections whose client has been slow for longer than `seconds`. Called every second or so."""
-    now = time.monotonic()
-    for connection in list(connections):
-        if connection.flow is not None and connection.flow.write_paused and connection.waiting_since is None:
-            connection.waiting_since = now  # from here on it owes us to read
-        elif connection.waiting_since is not None and now - connection.waiting_since > seconds:
-            connection.close_slow()
+class Sweep:
+    """Closes the connections whose client has been slow for longer than `seconds`; called once a second.
+
+    Time in which the gateway itself could not run is no client's: what was sent meanwhile is not read yet.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._last: float | None = None
+
+    def __call__(self, connections: Any) -> None:
+        now = time.monotonic()
+        late = 0.0 if self._last is None else max(now - self._last - _ON_TIME, 0.0)
+        self._last = now
+        for connection in list(connections):
+            since = connection.waiting_since
+            if connection.flow is not None and connection.flow.write_paused and since is None:
+                connection.waiting_since = now  # from here on it owes us to read
+            elif since is not None and late:
+                connection.waiting_since = min(since + late, now)
+            elif since is not None and now - since > self.seconds:
+                connection.close_slow()
 
 
 def limited(most: int, on_closed: Any) -> type[Connection]:

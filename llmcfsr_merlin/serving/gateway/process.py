@@ -19,7 +19,7 @@ import uvicorn
 from llmcfsr_merlin.config.gateway_settings import GatewayConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.gateway.app import make_app
-from llmcfsr_merlin.serving.gateway.connections import limited, sweep
+from llmcfsr_merlin.serving.gateway.connections import Sweep, limited
 from llmcfsr_merlin.serving.gateway.keys import Keys
 from llmcfsr_merlin.serving.gateway.options import Options
 from llmcfsr_merlin.serving.gateway.telemetry import Telemetry
@@ -32,11 +32,11 @@ def run(options: Options) -> None:
     """Serve until SIGTERM or SIGINT; requests in flight are finished."""
     settings = GatewayConfig.model_validate(options.settings)
     most = min(settings.max_connections, _descriptors() - _OWN_FILES)
-    telemetry = Telemetry()
+    telemetry, sweep = Telemetry(), Sweep(settings.request_timeout)
     app = make_app(
         Path(options.repository), options.replicas, settings, keys=Keys(options.keys) if options.keys else None,
         cors=options.cors, log_requests=options.log_requests, telemetry=telemetry,
-        beside=lambda: sweep(server.server_state.connections, settings.request_timeout),
+        beside=lambda: sweep(server.server_state.connections),
     )  # fmt: skip
     config = uvicorn.Config(
         app, http=limited(most, telemetry.closed.inc), ws="none", loop="uvloop", lifespan="on", access_log=False,

@@ -19,6 +19,7 @@ from llmcfsr_merlin.serving.new_items import add_items
 from llmcfsr_merlin.serving.repository import EXPLAIN, export, newest_items, publish, served
 
 pytest.importorskip("fastapi", reason="the extra `gateway` is not installed")
+from llmcfsr_merlin.serving.gateway import connections
 from llmcfsr_merlin.serving.gateway.answer_cache import AnswerCache
 from llmcfsr_merlin.serving.gateway.keys import Keys, check_exposure, sent_key
 from llmcfsr_merlin.serving.gateway.models import question_models, read
@@ -297,3 +298,26 @@ def test_a_missing_extra_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(gateway_server.importlib.util, "find_spec", lambda name: None if name == "uvloop" else name)
     with pytest.raises(MissingDependency, match=r"needs uvloop: pip install 'llmcfsr-merlin\[gateway\]'.*--no-gateway"):
         gateway_server.check_installed()
+
+
+class Slow:
+    """A connection that waits since a moment."""
+
+    def __init__(self, since: float):
+        self.waiting_since, self.flow, self.closed = since, None, False
+
+    def close_slow(self) -> None:
+        self.closed = True
+
+
+def test_time_in_which_the_gateway_could_not_run_is_no_clients(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(connections.time, "monotonic", lambda: now[0])
+    sweep, slow, new = connections.Sweep(5.0), Slow(96.0), Slow(99.9)
+    sweep([slow, new])
+    now[0] = 110.0  # ten seconds instead of one
+    sweep([slow, new])
+    assert not slow.closed and not new.closed
+    now[0] = 111.2
+    sweep([slow, new])
+    assert slow.closed and not new.closed
