@@ -4,10 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
 
-def full_softmax(network, states: Tensor, targets: Tensor, settings) -> Tensor:
+def full_softmax(network: DualViewNetwork, states: Tensor, targets: Tensor, settings: TrainConfig) -> Tensor:
     """Every item is a negative."""
     catalogue = torch.arange(FIRST_ITEM, network.n_items, device=targets.device)
     scores = states @ network.candidates(catalogue).T
