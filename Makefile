@@ -63,13 +63,13 @@ test-slow: $(STAMP)  ## the long tests too: soak, large data
 soak: $(STAMP)  ## ten minutes of mixed load on a server: flat memory, no unexpected refusal (SECONDS_OF_LOAD=600)
 	LLMCFSR_SOAK=$(or $(SECONDS_OF_LOAD),600) $(BIN)/python -m pytest -m slow tests/integration/test_soak.py $(ARGS)
 
-lint: $(STAMP)  ## ruff, the import contract and mypy on the code, hadolint on the Dockerfile
+lint: $(STAMP) docs  ## ruff, the import contract and mypy on the code, hadolint on the Dockerfile, the docs build
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
-docs: $(STAMP)  ## the documentation as a site in build/site, with the Python reference
+docs: $(STAMP)  ## the documentation as a site in build/site; a warning (a broken link, an unknown name) fails it
 	$(INSTALL) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 

@@ -10,9 +10,9 @@ from llmcfsr_merlin.cli.verb import Verb
 
 def _arguments(parser: ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument("--url", required=True)
+    parser.add_argument("--url", required=True, help="server, e.g. grpc://localhost:8001")
     parser.add_argument("--users", type=int, help="number of users, drawn at random (default: all)")
-    parser.add_argument("-k", type=int, default=10)
+    parser.add_argument("-k", type=int, default=10, help="length of the compared lists (default 10)")
 
 
 def _run(arguments: Namespace) -> int:

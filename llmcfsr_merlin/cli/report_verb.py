@@ -50,7 +50,7 @@ def _run(arguments: Namespace) -> None:
     ranks = directory / "evaluate" / RANKS
     out = arguments.out or directory / "report"
     with held(directory, out):
-        claim_results(out, (PAGE, "training.png", "deciles-*.png"))
+        claim_results(out, (PAGE, "training.png", "deciles-*.png", "groups-*.png"))
         page = write_report(
             out,
             metrics,

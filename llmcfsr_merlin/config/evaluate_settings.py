@@ -26,6 +26,9 @@ class EvaluateConfig(Section):
     """A user with a shorter history is a tail user (papers: Yelp 12, Fashion 3, Beauty 9)."""
     popularity_from: Literal["train", "all"] = "train"
     """Counts that define tail items; the papers' code counts the users of all interactions, test included."""
+    shuffle_test: bool = False
+    """Rank a second time with each history in a random order (group shuffled_history): what a model loses by it is what
+    it makes of the order (arXiv 2408.12008)."""
     baselines: tuple[str, ...] = ("popularity", "sasrec")
     """Model presets of pipelines/models that are evaluated beside the model."""
     batch_size: int = Field(256, ge=1)

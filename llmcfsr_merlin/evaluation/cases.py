@@ -124,12 +124,16 @@ def write_cases(
     return written
 
 
-def read_cases(path: Path, max_length: int, batch_size: int) -> Iterator[Cases]:
-    """Stream the stored cases; only one batch is in memory. max_length: longest history handed to a scorer."""
+def read_cases(path: Path, max_length: int, batch_size: int, shuffle: int | None = None) -> Iterator[Cases]:
+    """Stream the stored cases; only one batch is in memory. max_length: longest history handed to a scorer. shuffle: a
+    seed; what of a history is handed over stands in a random order, drawn for each case."""
+    generator = np.random.default_rng(shuffle)
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size):
             sequences = lists_of(batch.column(ITEM))
             histories = [sequence[:-1][-max_length:] for sequence in sequences]
+            if shuffle is not None:
+                histories = [generator.permutation(history) for history in histories]
             targets = np.array([sequence[-1] for sequence in sequences])
             yield Cases(
                 users=batch.column(USER).to_numpy(zero_copy_only=False),

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import LEXICAL, SEQUENCES, VECTORS, VOCABULARY, history_rule
+from llmcfsr_merlin.dataset.names import ITEMS, LEXICAL, SEQUENCES, VECTORS, VOCABULARY, history_rule
 from llmcfsr_merlin.evaluation.measure import measure
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.runtime.manifest import MANIFEST
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage
 from llmcfsr_merlin.scoring.ranker import Ranker
 from llmcfsr_merlin.training.fit import fit_model
@@ -49,8 +50,12 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     settings["fitted"] = [model.model_dump() for model in fitted]
     inputs: dict[str, Sequence[str]] = {"prepare": [VOCABULARY, SEQUENCES, *(["train/", "valid/"] if fitted else [])]}
     inputs |= dict.fromkeys(folders.values(), ())
-    if any(model.reads for model in fitted):
-        inputs["embed"] = [VECTORS, LEXICAL]
+    # Texts' vectors and categories are also what lists are judged by.
+    inputs |= {
+        stage: names
+        for stage, names in (("ingest", [f"{ITEMS}/"]), ("embed", [VECTORS, LEXICAL]))
+        if (run_dir / stage / MANIFEST).is_file()
+    }
     manifest, _ = run_stage(run_dir, "evaluate", settings, inputs, work, force=force)
     return manifest
 

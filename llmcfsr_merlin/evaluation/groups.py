@@ -9,10 +9,23 @@ import pandas as pd
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.dataset.user_histories import read_sequences
 from llmcfsr_merlin.evaluation.metrics import MetricSums
-from llmcfsr_merlin.evaluation.ranks import HISTORY_LENGTH, LAST, RANK, TARGET
+from llmcfsr_merlin.evaluation.ranks import HISTORY_LENGTH, LAST, RANK, REPEAT, TARGET
 
 LAST_PAIR = {"last_pair_ascending": 1, "last_pair_descending": -1}  # group -> sign of the step in catalogue order
 DECILES = tuple(f"decile_{number}" for number in range(1, 11))
+# Group -> shortest and longest untruncated history of the user, both included.
+LENGTHS = {
+    "history_1_2": (1, 2),
+    "history_3_4": (3, 4),
+    "history_5_9": (5, 9),
+    "history_10_19": (10, 19),
+    "history_20_49": (20, 49),
+    "history_50_up": (50, 1 << 31),
+}
+SHUFFLED = "shuffled_history"  # everybody, ranked by the history in a random order (evaluate.shuffle_test)
+SUMMARY_GROUPS = (
+    "overall", "tail_item", "head_item", "tail_user", "head_user", "cold_item", "repeat_item", "new_item"
+)  # fmt: skip
 
 
 def popularity_deciles(counts: np.ndarray) -> np.ndarray:
@@ -52,19 +65,24 @@ def group_masks(
     counts, train_counts: int64 [V] by code. `counts` decide on tail items: the training counts, or `user_counts` as in
     the papers' code, test clicks included (evaluate.popularity_from). tail_item: a smaller count of the target;
     tail_user: shorter untruncated history (train and valid items at test).
-    cold_item: target never seen in training. decile_1..10: training popularity of the target, 10 the highest.
+    cold_item: target never seen in training. repeat_item, new_item: whether the target is in the user's history.
+    decile_1..10: training popularity of the target, 10 the highest. history_*: LENGTHS.
     order: int64 [V], places of the items in the catalogue's order (catalogue_order), for the groups LAST_PAIR: users
     whose target comes after, or before, the preceding item in that order. In a log sorted by item within equal times,
     the first group holds pairs in an order that nobody clicked in.
     """
     target = ranks[TARGET].to_numpy()
     tail = np.asarray(counts)[target] < tail_item
-    short = ranks[HISTORY_LENGTH].to_numpy() < tail_user
+    length = ranks[HISTORY_LENGTH].to_numpy()
+    short = length < tail_user
     decile = popularity_deciles(np.asarray(train_counts)[FIRST_ITEM:])[target - FIRST_ITEM]
     pairs = {}
-    if order is not None and LAST in ranks:  # files of earlier versions have no LAST
+    if order is not None and LAST in ranks:  # files of earlier versions have neither LAST nor REPEAT
         step = np.sign(order[target] - order[ranks[LAST].to_numpy()])
         pairs = {name: step == sign for name, sign in LAST_PAIR.items()}
+    repeats = {}
+    if REPEAT in ranks:
+        repeats = {"repeat_item": ranks[REPEAT].to_numpy(), "new_item": ~ranks[REPEAT].to_numpy()}
     return {
         "overall": np.ones(len(ranks), bool),
         "tail_item": tail,
@@ -72,6 +90,8 @@ def group_masks(
         "tail_user": short,
         "head_user": ~short,
         "cold_item": np.asarray(train_counts)[target] == 0,
+        **repeats,
+        **{name: (length >= least) & (length <= most) for name, (least, most) in LENGTHS.items()},
         **{name: decile == number for number, name in enumerate(DECILES, 1)},
         **pairs,
     }

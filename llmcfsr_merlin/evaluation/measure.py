@@ -14,12 +14,14 @@ from llmcfsr_merlin.dataset.names import CASES, FIRST_ITEM, METRICS, RANKS, VOCA
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation.cases import said_negatives, write_cases
 from llmcfsr_merlin.evaluation.groups import (
-    DECILES,
+    SHUFFLED,
+    SUMMARY_GROUPS,
     catalogue_metrics,
     group_masks,
     group_metrics,
     user_counts,
 )
+from llmcfsr_merlin.evaluation.item_facts import item_facts
 from llmcfsr_merlin.evaluation.ranks import RECIPE, ScoreFunction, rank_users, read_ranks, write_ranks
 from llmcfsr_merlin.evaluation.significance import compare, distinct_cases
 from llmcfsr_merlin.runtime.errors import InputError
@@ -54,24 +56,28 @@ def measure(
     counts = tail_counts(prepare, settings)
     order = np.r_[np.zeros(FIRST_ITEM, np.int64), catalogue_order(dataset.vocabulary.ids.tolist())]
     metrics: list[dict] = []
+    facts = item_facts(dataset)
+    common: dict = {
+        "train_counts": train_counts, "max_length": dataset.max_length, "ks": settings.ks,
+        "batch_size": settings.batch_size,
+    }  # fmt: skip
 
     def ranked(model: str) -> pd.DataFrame:
-        result = rank_users(
-            models[model](),
-            directory / CASES,
-            train_counts=train_counts,
-            max_length=dataset.max_length,
-            protocols=protocols,
-            ks=settings.ks,
-            batch_size=settings.batch_size,
-            name=model,
-        )
+        scorer = models[model]()
+        result = rank_users(scorer, directory / CASES, protocols=protocols, name=model, facts=facts, **common)
         masks = group_masks(
             result.ranks, counts, train_counts, tail_item=settings.tail_item, tail_user=settings.tail_user, order=order
         )
         about: dict = {"dataset": name, "recipe": model, "seed": seed, "weights": result.weights}
         metrics.extend(group_metrics(result.ranks, masks, settings.ks, **about))
         metrics.extend(catalogue_metrics(result.catalogue, len(result.ranks), **about))
+        if settings.shuffle_test and "full" in protocols:
+            name_of = f"{model}, histories shuffled"
+            found = rank_users(
+                scorer, directory / CASES, protocols=("full",), name=name_of, shuffle=settings.seed, **common
+            )
+            everybody = {SHUFFLED: np.ones(len(found.ranks), bool)}
+            metrics.extend(group_metrics(found.ranks, everybody, settings.ks, **about))
         return result.ranks
 
     write_ranks(directory / RANKS, ((model, seed, ranked(model)) for model in models))
@@ -82,7 +88,7 @@ def measure(
 def compare_runs(
     ranks: Path, recipe: str, base_ranks: Path, base: str, prepare: Path, settings: EvaluateConfig, k: int = 10
 ) -> list[dict]:
-    """Paired comparison of two recipes, of one run or of two (RANKS files), by the six main groups.
+    """Paired comparison of two recipes, of one run or of two (RANKS files), by the main groups.
 
     prepare: the prepare stage that both were ranked on. Returns rows of `significance.compare`; InputError if a
     recipe is missing or the runs were not measured on the same users and targets.
@@ -94,17 +100,21 @@ def compare_runs(
             known = ", ".join(sorted(read_ranks(path)[RECIPE].unique()))
             raise InputError(f"{path}: expected ranks of recipe {name!r}, found {known}")
         frames.append(frame)
+    masks = summary_masks(prepare, frames[1], settings)
+    return compare(frames[0], frames[1], masks, (k,), seed=settings.seed)
+
+
+def summary_masks(prepare: Path, ranks: pd.DataFrame, settings: EvaluateConfig) -> dict[str, np.ndarray]:
+    """Groups (SUMMARY_GROUPS) of the distinct cases of some ranks, for `significance.compare`."""
     train_counts = Vocabulary.load(prepare / VOCABULARY).train_counts
-    cases = distinct_cases(frames[1])
     masks = group_masks(
-        cases,
+        distinct_cases(ranks),
         tail_counts(prepare, settings),
         train_counts,
         tail_item=settings.tail_item,
         tail_user=settings.tail_user,
     )
-    masks = {name: mask for name, mask in masks.items() if name not in DECILES}
-    return compare(frames[0], frames[1], masks, (k,), seed=settings.seed)
+    return {name: mask for name, mask in masks.items() if name in SUMMARY_GROUPS}
 
 
 def tail_counts(prepare: Path, settings: EvaluateConfig) -> np.ndarray:

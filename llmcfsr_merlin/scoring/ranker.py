@@ -9,6 +9,7 @@ from torch import Tensor
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 
+_BLOCK, _BLOCKS_FROM = 128, 16  # items of a block; blocks for each place, from which on it is faster
 _SPARE = 32  # positions beyond k that are checked for ties
 
 
@@ -125,8 +126,9 @@ def select_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     [[2, 3]]
     """
     # topk picks any of the items that tie at the k-th: if the next few contain the whole tie, sorting them suffices.
-    picked, places = scores.topk(min(k + _SPARE, scores.shape[1]), dim=1)
-    cut = (picked[:, k - 1] == picked[:, -1]) & (picked[:, -1] > -torch.inf)
+    picked, places, left = _largest(scores, min(k + _SPARE, scores.shape[1]))
+    last = picked[:, k - 1]
+    cut = ((last == picked[:, -1]) & (picked[:, -1] > -torch.inf)) | ((last <= left) & (left > -torch.inf))
     places, order = places.sort(dim=1)
     picked = picked.gather(1, order)
     order = picked.argsort(dim=1, descending=True, stable=True)[:, :k]
@@ -134,6 +136,24 @@ def select_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if scores.shape[1] > k + _SPARE and bool(cut.any()):
         places[cut], picked[cut] = _with_long_ties(scores[cut], k)
     return places.masked_fill(picked == -torch.inf, 0), picked
+
+
+def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores and places of the k largest of each row, and a bound [B] of all others (-inf if there is none).
+
+    Of a large catalogue the k blocks with the largest maxima hold them: a sixth of the time of topk over a million.
+    """
+    rows, width = scores.shape
+    blocks = width // _BLOCK
+    if blocks < _BLOCKS_FROM * k:
+        picked, places = scores.topk(k, dim=1)
+        return picked, places, torch.full_like(picked[:, -1], -torch.inf)
+    maxima, chosen = scores[:, : blocks * _BLOCK].unflatten(1, (blocks, _BLOCK)).amax(2).topk(k, dim=1)
+    inside = (chosen.unsqueeze(2) * _BLOCK + torch.arange(_BLOCK, device=scores.device)).flatten(1)
+    rest = torch.arange(blocks * _BLOCK, width, device=scores.device).expand(rows, -1)
+    looked = torch.cat([inside, rest], dim=1)
+    picked, at = scores.gather(1, looked).topk(k, dim=1)
+    return picked, looked.gather(1, at), maxima[:, -1]
 
 
 def _with_long_ties(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

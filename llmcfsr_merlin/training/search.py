@@ -30,27 +30,28 @@ _log = logging.getLogger(__name__)
 TRIALS, BEST, JOURNAL = "trials.json", "best.yaml", "journal.log"
 
 
-def search(config: Config, run_dir: Path, space: dict[str, list], trials: int) -> list[dict]:
+def search(
+    config: Config, run_dir: Path, space: dict[str, list], trials: int, out: Path | None = None
+) -> list[dict]:
     """Train up to `trials` settings from `space` and rank the validation items with each; returns them, best first.
 
     config: the recipe, whose own settings are the first trial. run_dir: a run with the stages prepare and embed (the
     latter if the model reads vectors). space: e.g. {"train.negatives": [256, 1024]}, sections model and train only.
     One dict per trial: number, settings, ndcg@10 (full ranking, the objective), hr@10, tail ndcg@10, epochs,
-    weight <feature>, seconds. Writes TRIALS and BEST, a file for --model, into run_dir/search; the same call continues
-    where it stopped.
-    Raises InputError for a space that does not fit, if another process writes the run or run_dir/search is not of
-    this project, and MissingDependency without Optuna.
+    weight <feature>, seconds. Writes TRIALS and BEST, a file for --model, into `out` (run_dir/search); the same call
+    goes on where it stopped.
+    Raises InputError for a space that does not fit, if another process writes the run or `out` is not of this project,
+    and MissingDependency without Optuna.
     """
     with run_lock(run_dir):
-        return _search(config, Path(run_dir), space, trials)
+        return _search(config, Path(run_dir), space, trials, out or Path(run_dir) / "search")
 
 
-def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int) -> list[dict]:
+def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int, out: Path) -> list[dict]:
     optuna = _optuna()
     space = {key: _choices(config, key, values) for key, values in flatten(space).items()}
     if config.train.align_to:
         raise InputError("train.align_to needs another trained model, which a search does not train: unset it")
-    out = run_dir / "search"
     claim_results(out, ("trial-*", JOURNAL, TRIALS, BEST))
     _tidy(out)
     dataset = _dataset(config, run_dir)

@@ -23,6 +23,7 @@ from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.scorers.network import NetworkScorer
 from llmcfsr_merlin.training.fit import fit_model
+from llmcfsr_merlin.training.model_card import write_card
 from llmcfsr_merlin.training.procedures import resolved
 
 _log = logging.getLogger(__name__)
@@ -76,7 +77,9 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
                 "best_epoch": best["epoch"],
                 "validation ndcg@10": round(best["ndcg@10"], 5),
             }
-        return counts | {"weights": model.weights}
+        counts["weights"] = model.weights
+        write_card(out, config, run_dir, out, counts)
+        return counts
 
     settings = {
         "model": config.model.trained_by(),

@@ -4,20 +4,27 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.config.presets import presets
 from llmcfsr_merlin.dataset import examples
 from llmcfsr_merlin.dataset.dataset import Dataset
+from llmcfsr_merlin.dataset.item_vectors import vectors_column
 from llmcfsr_merlin.dataset.names import ITEM, METRICS, MODEL_WEIGHTS, RANKS, SPLITS, TIME, USER
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation import evaluate_stage as evaluate
 from llmcfsr_merlin.evaluation.measure import compare_runs
+from llmcfsr_merlin.runtime.stage import run_stage
+from llmcfsr_merlin.scoring.checkpoint import save_model
 from llmcfsr_merlin.scoring.scorers.histories import training_matrix
 from llmcfsr_merlin.text.diagnostics.vector_report import validation_pairs
 from llmcfsr_merlin.text.tuning.reuse import training_neighbours
 from llmcfsr_merlin.training import train_stage as train
+from llmcfsr_merlin.training.fit import fit_model
 from tests.worlds import attribute_world
 
 START, DAY, VALID, TEST = 1_500_000_000, 86_400, 60, 80
@@ -77,6 +84,49 @@ def test_another_test_period_trains_the_same_model(tmp_path):
     assert (a / "prepare" / "vocabulary.parquet").read_bytes() == (b / "prepare" / "vocabulary.parquet").read_bytes()
     assert (a / "train" / MODEL_WEIGHTS).read_bytes() == (b / "train" / MODEL_WEIGHTS).read_bytes()
     assert (a / "train" / "model.json").read_bytes() == (b / "train" / "model.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def two_futures(tmp_path_factory):
+    """Runs whose logs differ after test_from alone, with the same vectors."""
+    config, runs = configured(*cuts()), []
+    for frame in (log(), shuffled_from(log(), config, "test_from")):
+        run = tmp_path_factory.mktemp("future")
+        Dataset.from_frames(frame, config=config, run=run)
+
+        def work(out, run=run):
+            ids = Vocabulary.load(run / "prepare" / "vocabulary.parquet").ids.tolist()
+            for seed, (name, dimension) in enumerate({"vectors": 24, "lexical": 12}.items()):
+                drawn = np.random.default_rng(seed).normal(size=(len(ids), dimension)).astype(np.float32)
+                (out / name).mkdir()
+                table = pa.table({ITEM: ids, "vector": vectors_column(drawn), "has_text": [True] * len(ids)})
+                pq.write_table(table, out / name / "part-00000.parquet")
+            return {"items": len(ids)}
+
+        run_stage(run, "embed", {}, ["prepare"], work)
+        runs.append(run)
+    return runs
+
+
+FAST = ("popularity", "item_knn", "ease", "llm_cfsr")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in presets()]
+)
+def test_no_model_is_fitted_on_what_comes_after_the_cut(name, two_futures, tmp_path):
+    """All that is stored of a model (tables, counts, transitions, score weights) is the same for both futures."""
+    config = Config.load(None, [
+        "prepare.max_length=10", "train.epochs=1", "train.negatives=64", "train.device=cpu", "train.align_to=null",
+    ], name)  # fmt: skip
+    stored = []
+    for number, run in enumerate(two_futures):
+        dataset, folder = Dataset.load(run), tmp_path / str(number)
+        model, _ = fit_model(config.model, config.train, dataset, tmp_path / f"work-{number}", tail_item=4)
+        folder.mkdir()
+        save_model(model, folder, "the same")
+        stored.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert stored[0] and stored[0] == stored[1]
 
 
 def test_a_later_item_is_in_no_training_artefact(tmp_path):

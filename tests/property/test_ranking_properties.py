@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcfsr_merlin.evaluation.metrics import CatalogueSums, MetricSums, gains, rank_of_target
+from llmcfsr_merlin.evaluation.lists import ItemFacts, ListSums
+from llmcfsr_merlin.evaluation.metrics import MetricSums, gains, rank_of_target
 from llmcfsr_merlin.evaluation.significance import holm
 
 scores_and_target = st.lists(st.integers(-5, 5), min_size=1, max_size=30).flatmap(
@@ -63,8 +64,8 @@ def test_any_cut_into_batches_gives_the_same_means(ranks, cut):
 
 @given(st.lists(st.lists(st.integers(3, 12), min_size=3, max_size=3, unique=True), min_size=1, max_size=20))
 def test_coverage_grows_with_k_and_gini_is_a_share(lists):
-    sums = CatalogueSums([1, 2, 3], np.ones(13))
-    sums.add(np.array(lists))
+    sums = ListSums([1, 2, 3], ItemFacts(np.ones(13, np.int64)))
+    sums.add(np.array(lists), np.full(len(lists), 3), np.full((len(lists), 1), 4))
     values = sums.values()
     assert values["coverage@1"] <= values["coverage@2"] <= values["coverage@3"] <= 1
     assert all(-1e-12 <= values[f"gini@{k}"] < 1 and values[f"arp@{k}"] == 1 for k in (1, 2, 3))

@@ -50,6 +50,28 @@ def decile_figure(path: Path, metrics: Sequence[dict], protocol: str, metric: st
     return _save(figure, axes, path)
 
 
+def forest_figure(path: Path, rows: Sequence[dict], title: str) -> Path:
+    """Differences of groups with their intervals, one below the other; what is surely no chance (Holm) is filled.
+
+    rows: of `significance.compare`, of one protocol, rule and metric: group, difference, low, high, p_holm, and the
+    number of users as `count` or `users`.
+    """
+    figure, axes = _pyplot().subplots(figsize=(9, 0.8 + 0.36 * len(rows)), layout="constrained")
+    for place, row in enumerate(reversed(rows)):
+        sure = row["p_holm"] < 0.05
+        colour = _COLOURS[0] if row["difference"] > 0 else _COLOURS[1]
+        axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2)
+        inside = colour if sure else "white"
+        axes.plot(row["difference"], place, "o", color=colour, markerfacecolor=inside, markersize=7)
+    axes.axvline(0, color="#777777", linewidth=1)
+    users = (row.get("count", row.get("users")) for row in reversed(rows))
+    names = [f"{row['group']} ({count:,})" for row, count in zip(reversed(rows), users)]
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_title(title + "; filled: p (Holm) < 0.05", loc="left", fontsize=10)
+    axes.margins(y=0.08)
+    return _save(figure, axes, path)
+
+
 def training_figure(path: Path, histories: Mapping[str, Sequence[dict]], metric: str = "ndcg@10") -> Path:
     """Loss and validation metric by epoch, one line per recipe.
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcfsr_merlin.dataset.names import KEPT
-from llmcfsr_merlin.evaluation.groups import DECILES
+from llmcfsr_merlin.evaluation.groups import DECILES, SHUFFLED
 from llmcfsr_merlin.evaluation.report.artefact import MEANING, METRICS, artefact_rows, said_users
-from llmcfsr_merlin.evaluation.report.figures import decile_figure, training_figure
+from llmcfsr_merlin.evaluation.report.figures import decile_figure, forest_figure, training_figure
+from llmcfsr_merlin.evaluation.report.headline import headline
 from llmcfsr_merlin.evaluation.report.tables import (
     BORROWED,
     GROUPS,
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     import jinja2
 
 PAGE = "report.html"
+LIST_METRICS = tuple(
+    f"{name}@10" for name in ("coverage", "gini", "arp", "novelty", "ild", "serendipity", "calibration")
+)
 
 
 def write_report(
@@ -73,9 +77,21 @@ def write_report(
                 path = decile_figure(path, shown, protocol, metric_names[-1], focus, heading)
                 figures.append(_Figure.read(path, heading))
         part = [row for row in rows if row["recipe"] in (focus, *ablation)]
+        others = [name for name in dict.fromkeys(row["recipe"] for row in main) if name != focus]
+        compared = comparisons or {}
+        answer = headline(main, compared, focus=focus, others=others, metric=metric_names[-1], served=served)
+        forest = None
+        if answer and (tested := [line.test for line in answer.lines if line.test]):
+            heading = f"{metric_names[-1]} of {focus} minus {answer.lines[0].other}, 95% interval over users"
+            path = forest_figure(directory / f"groups-{_slug(dataset)}.png", tested, heading)
+            forest = _Figure.read(path, heading)
         datasets.append(
             {
                 "name": dataset,
+                "answer": answer,
+                "forest": forest,
+                "lists": _list_table(main, served),
+                "shuffled": _shuffled(main, served, metric_names[-1]),
                 "results": _result_tables(main, metric_names, base, negatives, served),
                 "artefact": artefact_rows(main, served) if tied else [],
                 "users": said_users(main),
@@ -106,6 +122,29 @@ def write_report(
         encoding="utf-8",
     )
     return page
+
+
+def _list_table(rows: Sequence[dict], served: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Measures of the ten items that are shown (lists.py), and recipe -> their values."""
+    values = mean_values([row for row in rows if row["history"] == served and row["metric"] in LIST_METRICS])
+    recipes = list(dict.fromkeys(key[4] for key in values))
+    names = [name for name in LIST_METRICS if any(key[3] == name for key in values)]
+    found = {}
+    for recipe in recipes:
+        cells = (values.get(("full", served, "overall", name, recipe)) for name in names)
+        found[recipe] = ["-" if one is None else f"{one[0]:.1f}" if one[0] >= 100 else f"{one[0]:.4f}" for one in cells]
+    return names, found
+
+
+def _shuffled(rows: Sequence[dict], served: str, metric: str) -> dict[str, tuple[str, str, str]]:
+    """Recipe -> its value, that with histories shuffled, and their ratio (evaluate.shuffle_test)."""
+    values = mean_values([row for row in rows if row["history"] == served and row["metric"] == metric])
+    found = {}
+    for (_, _, group, _, recipe), (value, *_) in values.items():
+        if group == SHUFFLED:
+            before = values["full", served, "overall", metric, recipe][0]
+            found[recipe] = (f"{before:.4f}", f"{value:.4f}", f"{value / before:.2f}" if before else "-")
+    return found
 
 
 class _Cell(NamedTuple):

@@ -51,7 +51,9 @@ class TransitionScorer(Scorer[TransitionSettings]):
         self._borrows: bool | None = None
 
     @classmethod
-    def fit(cls, settings: TransitionSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
+    def fit(
+        cls, settings: TransitionSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext
+    ) -> "TransitionScorer":
         scorer = cls(settings, dataset.shape, vectors)
         files = dataset.files("train")
         directed, why = settings.directed, ""

@@ -100,6 +100,11 @@ KNOWN = {
 }  # fmt: skip
 
 
+def licence_of(name: str) -> str | None:
+    """The licence of an encoder known by name; None for another one."""
+    return KNOWN[name].licence if name in KNOWN else {"minilm": "Apache-2.0"}.get(name)
+
+
 def known_encoder(name: str) -> KnownEncoder:
     """The encoder of that name; InputError lists the known ones."""
     if name not in KNOWN:

@@ -19,7 +19,7 @@ def test_a_baseline_is_applied_to_the_recipe_not_to_the_model():
     config = Config.load(None, ["train.epochs=3", f"{HIDDEN}=32"], "llm_esr")
     assert (config.train.loss, config.train.distil, config.model.network.hidden) == ("bce", 0.1, 32)
     baseline = config.with_model("sasrec")
-    assert (baseline.train.loss, baseline.train.distil) == ("uniform_softmax", 0)
+    assert (baseline.train.loss, baseline.train.distil) == ("sampled_softmax", 0)
     assert (baseline.train.epochs, baseline.model.network.hidden) == (3, 32)
     assert baseline.with_model("llm_esr").train == config.train
 
@@ -86,8 +86,8 @@ def test_what_the_caller_gave_under_a_model_comes_back_when_the_model_goes(tmp_p
     (tmp_path / "own.yaml").write_text("train: {loss: bce, distil: 0.5}")
     config = Config.load(tmp_path / "own.yaml", model="llm_esr")
     for same in (config, recorded(config, tmp_path), config.with_settings({"train.epochs": 2})):
-        assert (same.train.distil, same.with_model("sasrec").train.distil) == (0.1, 0.5)
-        assert same.with_model("sasrec").train.loss == "bce"
+        assert (same.train.distil, same.with_model("gru4rec").train.distil) == (0.1, 0.5)
+        assert same.with_model("gru4rec").train.loss == "bce"
 
 
 def test_a_model_file_of_ones_own_leaves_nothing_behind(tmp_path):

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.evaluation import groups, metrics, significance
-from llmcfsr_merlin.evaluation.metrics import CatalogueSums, MetricSums, rank_of_target
+from llmcfsr_merlin.evaluation.metrics import MetricSums, rank_of_target
 from llmcfsr_merlin.evaluation.report import tables as table
 
 
@@ -28,6 +27,7 @@ def reference(scores, target, ks):
         gain = [1.0 if item == target else 0.0 for item in order[:k]]
         found[f"hr@{k}"] = sum(gain)
         found[f"ndcg@{k}"] = sum(g / np.log2(i + 2) for i, g in enumerate(gain))
+        found[f"mrr@{k}"] = sum(g / (i + 1) for i, g in enumerate(gain))
     return found
 
 
@@ -39,6 +39,7 @@ def test_five_items_by_hand():
     sums = MetricSums([1, 3])
     sums.add(ranks.numpy())
     expected = {"hr@1": 1 / 3, "ndcg@1": 1 / 3, "hr@3": 2 / 3, "ndcg@3": 1.5 / 3, "mrr": (1 + 1 / 3 + 1 / 5) / 3}
+    expected |= {"mrr@1": 1 / 3, "mrr@3": (1 + 1 / 3) / 3}
     assert sums.means() == pytest.approx(expected)
 
 
@@ -82,21 +83,3 @@ def test_nan_scores_are_refused():
 def test_zero_based_ranks_are_refused():
     with pytest.raises(ValueError, match="1-based"):
         MetricSums([10]).add(np.array([0, 4]))
-
-
-def test_catalogue_metrics_by_hand():
-    # Items 3..6 are recommended 2, 1, 1, 0 times in the top 2 of two users.
-    train_counts = np.array([0, 0, 0, 10, 4, 2, 1])
-    sums = CatalogueSums([1, 2], train_counts)
-    sums.add(np.array([[3, 4], [3, 5]]))
-    values = sums.values()
-    assert values["coverage@2"] == 3 / 4 and values["coverage@1"] == 1 / 4
-    assert values["arp@2"] == (10 + 4 + 10 + 2) / 4 and values["arp@1"] == 10
-    assert values["gini@2"] == pytest.approx((-3 * 0 - 1 * 1 + 1 * 1 + 3 * 2) / (4 * 4))
-    assert values["gini@1"] == pytest.approx(3 / 4)
-
-
-def test_empty_places_are_not_recommendations():
-    sums = CatalogueSums([2], np.ones(FIRST_ITEM + 2))
-    sums.add(np.array([[3, 0]]))
-    assert sums.values()["coverage@2"] == 0.5

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, USER
+from llmcfsr_merlin.evaluation import ranks as ranks_module
 from llmcfsr_merlin.evaluation.cases import write_cases
+from llmcfsr_merlin.evaluation.groups import LENGTHS, group_masks
 from llmcfsr_merlin.evaluation.ranks import LAST, RECIPE, SEED, TARGET, rank_users, read_ranks, write_ranks
 from tests.unit.evaluation.prepared import random_sequences, write_prepare
 
@@ -184,3 +186,51 @@ def test_user_ids_stay_strings(tmp_path):
     cases, train = prepared(tmp_path)
     frame = rank_users(linear_scorer(120), cases, train_counts=train, max_length=9).ranks
     assert frame[USER].map(type).eq(str).all()
+
+
+def test_what_the_masked_rule_hides_is_there_again_for_the_next_batch(tmp_path):
+    cases, train = prepared(tmp_path)
+    fixed = torch.randn(1, 120)
+    before = fixed.clone()
+    rank_users(lambda histories: fixed.expand(len(histories), -1).contiguous(), cases, train_counts=train, max_length=9)
+    one = rank_users(lambda histories: fixed, cases, train_counts=train, max_length=9, batch_size=1)
+    assert torch.equal(fixed, before)
+    rows = rank_users(
+        lambda histories: fixed.repeat(len(histories), 1), cases, train_counts=train, max_length=9, batch_size=7
+    )
+    pd.testing.assert_frame_equal(one.ranks, rows.ranks)
+
+
+def test_a_model_of_sets_loses_nothing_when_histories_are_shuffled_and_one_of_the_last_item_does(tmp_path):
+    cases, train = prepared(tmp_path)
+    bag = linear_scorer(120)
+    common = {"train_counts": train, "max_length": 9, "protocols": ("full",)}
+    pd.testing.assert_frame_equal(
+        rank_users(bag, cases, **common).ranks, rank_users(bag, cases, shuffle=3, **common).ranks
+    )
+
+    def of_last(histories):
+        last = histories.gather(1, (histories > 0).sum(1, keepdim=True) - 1)
+        return bag(last)
+
+    straight, shuffled, again = (rank_users(of_last, cases, shuffle=seed, **common).ranks for seed in (None, 3, 3))
+    assert not straight.equals(shuffled) and shuffled.equals(again)
+
+
+def test_repeats_and_lengths_of_histories_are_groups(tmp_path):
+    train = write_prepare(tmp_path, {"a": [3, 4, 3], "b": [3, 4, 5, 6, 7]}, 9)
+    write_cases(tmp_path, tmp_path / "cases.parquet", 9, negatives=2)
+    ranks = rank_users(linear_scorer(9), tmp_path / "cases.parquet", train_counts=train, max_length=3).ranks
+    masks = group_masks(ranks, train, train, tail_item=2, tail_user=3)
+    assert [ranks["user_id"][masks[name]].tolist() for name in ("repeat_item", "new_item")] == [["a"], ["b"]]
+    assert [ranks["user_id"][masks[name]].tolist() for name in ("history_1_2", "history_3_4")] == [["a"], ["b"]]
+    assert sum(int(masks[name].sum()) for name in LENGTHS) == 2
+
+
+def test_a_large_catalogue_is_ranked_in_few_users_at_a_time(tmp_path, monkeypatch):
+    cases, train = prepared(tmp_path)
+    sizes = []
+    monkeypatch.setattr(ranks_module, "SCORES_HELD", 120 * 5)
+    rank_users(lambda histories: sizes.append(len(histories)) or linear_scorer(120)(histories), cases,
+               train_counts=train, max_length=9)  # fmt: skip
+    assert max(sizes) == 5

@@ -10,6 +10,7 @@ import pytest
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.evaluation.groups import group_masks, group_metrics
 from llmcfsr_merlin.evaluation.report import figures
+from llmcfsr_merlin.evaluation.report.headline import headline
 from llmcfsr_merlin.evaluation.report.page import write_report
 from llmcfsr_merlin.evaluation.significance import compare
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
@@ -40,7 +41,7 @@ def material():
             masks = group_masks(frames[recipe], counts, counts, tail_item=4, tail_user=6, order=np.arange(len(counts)))
             metrics += group_metrics(frames[recipe], masks, (10,), dataset="toy", recipe=recipe, seed=seed)
     overall = {name: masks[name] for name in ("overall", "tail_item")}
-    comparisons = compare(frames["llm_cfsr"], frames["sasrec"], overall, resamples=200)
+    comparisons = compare(frames["llm_cfsr"], frames["sasrec"], overall, resamples=2000)
     return metrics, comparisons
 
 
@@ -62,6 +63,7 @@ def test_whole_page(tmp_path, material):
     text = page.read_text()
     for part in (
         "Toy &lt;run&gt;",
+        "toy: is it better, for whom, how sure",
         "toy: ablation",
         "Paired tests",
         "<h2>Training",
@@ -74,12 +76,13 @@ def test_whole_page(tmp_path, material):
     for table, rules in ((full, ["masked"] * 3 + ["kept"] * 3), (sampled, ["both"] * 3)):
         assert re.findall("<td>(masked|kept|both)</td>", table) == rules
     assert "toy: order artefact" in text and "5 of 600 users" in text and "the order of the file" in text
-    assert text.count("data:image/png;base64,") == 3
+    assert text.count("data:image/png;base64,") == 4
     loaded = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'>)]*)""", text)
     assert all(address.startswith("data:") for address in loaded), "the page must load nothing from elsewhere"
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [
         "deciles-toy-full.png",
         "deciles-toy-sampled.png",
+        "groups-toy.png",
         "training.png",
     ]
 
@@ -109,3 +112,20 @@ def test_missing_matplotlib_names_the_extra(tmp_path, material, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingDependency, match=r"llmcfsr-merlin\[report\]"):
         figures.training_figure(tmp_path / "x.png", {"a": [{"epoch": 1, "loss": 1.0}]})
+
+
+def test_the_first_screen_says_better_only_if_the_paired_test_does(material):
+    metrics, comparisons = material
+    rows = [row for row in metrics if row["recipe"] != "llm_cfsr-no_match"]
+    how = {"focus": "llm_cfsr", "others": ["sasrec", "popularity"], "metric": "ndcg@10", "served": "masked"}
+    found = headline(rows, {"sasrec": comparisons}, **how)
+    assert found.verdict == "Better" and found.seeds == 2 and found.lines[0].other == "sasrec"
+    assert [line.group for line in found.lines][:3] == ["overall", "tail_item", "head_item"]
+    assert found.lines[0].test["difference"] > 0 and found.lines[2].test is None
+    assert headline(rows, {}, **how).verdict == "Better, untested"
+    close = [row | {"p_holm": 0.3} for row in comparisons]
+    assert headline(rows, {"sasrec": close}, **how).verdict == "Not told apart"
+    turned = how | {"focus": "sasrec", "others": ["llm_cfsr"]}
+    mirrored = [row | {"difference": -row["difference"]} for row in comparisons]
+    assert headline(rows, {"llm_cfsr": mirrored}, **turned).verdict == "Worse"
+    assert headline(rows, {}, **how | {"others": []}) is None

@@ -108,6 +108,16 @@ def test_a_failing_import_is_reported_with_its_message():
     assert "newer of pandas" in checks["import nvtabular"].found
 
 
+def test_a_busy_machine_is_no_fault_of_the_versions():
+    assert run(imports=(1, module.NO_ANSWER))["import nvtabular"].status == "warn"
+
+
+def test_long_paths_are_shown_whole():
+    path = "/very/long" * 20
+    shown = report([Check("tritonserver", "ok", path)])
+    assert "…" not in shown and path in re.sub(r"[\s│]", "", shown)
+
+
 @pytest.mark.parametrize("python", [OLD, NEW])
 def test_merlin_that_is_missing_is_a_note(python):
     none = dict.fromkeys(MERLIN) | {"setuptools": "82.0"}  # its bound is NVTabular's

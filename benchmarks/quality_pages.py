@@ -1,0 +1,205 @@
+"""docs/results/<dataset>-<split>.md and their figures, and the summary in docs/results/README.md, from the rows there.
+
+The first screen of a page answers whether llm_cfsr is better than the best other model, for whom, and how sure that is.
+The layout is in quality_page.md.j2.
+"""
+
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+import quality_figures as figures
+from quality_rows import read
+from quality_runs import recipe_of
+
+from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.dataset.names import HISTORY_RULES, history_rule
+from llmcfsr_merlin.evaluation.groups import LAST_PAIR, SHUFFLED, SUMMARY_GROUPS
+
+FOCUS, METRIC = "llm_cfsr", "ndcg@10"
+SPLITS = {"loo": "leave-one-out", "temporal": "temporal split, every interaction after the cut"}
+PROTOCOLS = {"full": "full ranking", "sampled": "1 positive, 100 uniform negatives"}
+LISTS = tuple(f"{name}@10" for name in ("coverage", "gini", "arp", "novelty", "ild", "serendipity", "calibration"))
+EARLIER = "before"  # the commit of rows that are older than results.csv.gz
+_START, _END = "<!-- summary -->", "<!-- end of summary -->"
+
+
+def write(folder: Path) -> None:
+    """All pages of the rows in `folder`."""
+    rows, runs, paired, published = (
+        read(name, folder) for name in ("results.csv.gz", "runs.csv", "paired.csv.gz", "published.csv")
+    )
+    layout = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=False
+    ).get_template("quality_page.md.j2")
+    summary = ["| data | split | history | llm_cfsr | best other model | difference | page |", "|---" * 7 + "|"]
+    for (dataset, split), of in rows.groupby(["dataset", "split"]):
+        parts = (frame[_is_of(frame, dataset, split)] if len(frame) else frame for frame in (runs, paired, published))
+        page = Page(dataset, split, of, *parts)
+        drawn = {"deciles": figures.deciles(folder, page), "forest": figures.forest(folder, page)}
+        names = {name: path and path.name for name, path in drawn.items()}
+        text = layout.render(page=page, answer=page.answer, **names)
+        (folder / f"{page.slug}.md").write_text(text.rstrip() + "\n")
+        summary += page.summary
+    readme = folder / "README.md"
+    if readme.is_file() and _START in (text := readme.read_text()):
+        head, tail = text.split(_START)[0], text.split(_END)[1]
+        readme.write_text(f"{head}{_START}\n" + "\n".join(summary) + f"\n{_END}{tail}")
+
+
+def _is_of(frame: pd.DataFrame, dataset: str, split: str) -> pd.Series:
+    """Which rows are of a dataset and split; published numbers are all of leave-one-out."""
+    return (frame["dataset"] == dataset) & (frame["split"] == split if "split" in frame else split == "loo")
+
+
+class Page:
+    """What the page of one dataset and split says. rows, runs, paired, published: what the files have of it."""
+
+    def __init__(self, dataset, split, rows, runs, paired, published):
+        self.dataset, self.split, self.slug, self.title = dataset, split, f"{dataset}-{split}", SPLITS[split]
+        self.rows, self.paired = rows, paired
+        served = history_rule(Config.load(recipe_of(dataset)).evaluate.exclude_history)
+        known = set(rows["rule"])
+        self.rules = [rule for rule in sorted(HISTORY_RULES, key=lambda one: one != served) if rule in known]
+        keys = ["protocol", "rule", "model", "group", "metric"]
+        self.values = rows.groupby(keys)["value"].agg(["mean", "std", "count"])
+        self.users = rows.groupby("group")["users"].first().to_dict()
+        self.groups = [group for group in SUMMARY_GROUPS if group in self.users]
+        self.earlier = set(rows.loc[rows["commit"] == EARLIER, "model"])
+        names = sorted(set(rows["model"]), key=lambda model: -(self.of(model) or 0.0))
+        self.parts = [model for model in names if model.startswith(("with_", "without_"))]
+        self.vectors = [model for model in names if "_on_" in model]
+        self.models = [model for model in names if model not in (*self.parts, *self.vectors)]
+        self.published = [self._beside(row) for row in published.to_dict("records")]
+        columns = ("model", "seed", "trials", "most_epochs", "epochs", "fit_seconds", "rank_seconds", "commit")
+        self.runs = runs[list(columns)].to_numpy().tolist() if len(runs) else []
+
+    def of(self, model, group="overall", metric=METRIC, rule=None, protocol="full") -> float | None:
+        """A mean over seeds, None if it is not measured. rule: None, that of the recipe."""
+        key = (protocol, rule or self.rules[0], model, group, metric)
+        return float(self.values["mean"][key]) if key in self.values.index else None
+
+    def cell(self, *key: str) -> str:
+        """key: protocol, rule, model, group, metric."""
+        if key not in self.values.index:
+            return "-"
+        mean, spread, seeds = self.values.loc[key]
+        return f"{mean:.4f}" + (f" ± {spread:.4f}" if seeds > 1 else "")
+
+    def best_other(self, group="overall", rule=None) -> str | None:
+        """The best model beside llm_cfsr and its variants."""
+        values = {model: self.of(model, group, rule=rule) for model in self.models if not model.startswith(FOCUS)}
+        known = {model: value for model, value in values.items() if value is not None}
+        return max(known, key=known.__getitem__, default=None)
+
+    @property
+    def answer(self) -> dict | None:
+        other = self.best_other()
+        if other is None or self.of(FOCUS) is None:
+            return None
+        seeds = [int(self.values["count"]["full", self.rules[0], model, "overall", METRIC]) for model in (FOCUS, other)]
+        test, paired = "", self.against(other)
+        for row in paired[paired["group"] == "overall"].to_dict("records") if len(paired) else ():
+            test = "{difference:+.4f} [{low:+.4f}, {high:+.4f}], p (Holm) {p_holm:.4f}".format(**row)
+        return {"other": other, "ours": self.of(FOCUS), "theirs": self.of(other), "seeds": seeds, "test": test}
+
+    @property
+    def summary(self) -> list[str]:
+        """Lines of the table in README.md."""
+        lines = []
+        for rule in self.rules:
+            other = self.best_other(rule=rule)
+            ours, theirs = self.of(FOCUS, rule=rule), self.of(other, rule=rule)
+            told = ["not yet", "-"] if ours is None else [f"{ours:.4f}", f"{ours / theirs - 1:+.0%}" if theirs else "-"]
+            link = f"[{self.slug}.md]({self.slug}.md)"
+            cells = [self.dataset, self.split, rule, told[0], f"{other} {theirs:.4f}", told[1], link]
+            lines.append(f"| {' | '.join(cells)} |")
+        return lines
+
+    def for_whom(self, rule: str) -> list[str]:
+        cells = []
+        for group in self.groups:
+            other = self.best_other(group, rule)
+            ours, theirs = self.of(FOCUS, group, rule=rule), other and self.of(other, group, rule=rule)
+            if ours is None:
+                cells.append("-")
+            else:
+                share = f"{ours / theirs - 1:+.0%} ({other})" if theirs else "others find none"
+                cells.append(f"{ours:.4f}, {share}")
+        return cells
+
+    def against(self, other: str) -> pd.DataFrame:
+        """Paired tests in full ranking, of NDCG@10, by the recipe's rule."""
+        if not len(self.paired):
+            return self.paired
+        wanted = {"against": other, "rule": self.rules[0], "protocol": "full", "metric": METRIC, "model": FOCUS}
+        return self.paired[(self.paired[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+
+    def tables(self, models: list[str]) -> list[tuple[str, list, list]]:
+        """(title, columns, rows) of each protocol."""
+        found = []
+        for protocol, title in PROTOCOLS.items():
+            columns = [("overall", metric) for metric in ("hr@10", "ndcg@10", "mrr@10", "mrr")]
+            columns += [(group, METRIC) for group in self.groups[1:]]
+            known = {(key[3], key[4]) for key in self.values.index if key[0] == protocol and key[2] in models}
+            columns = [column for column in columns if column in known]
+            rows: list[list] = []
+            for rule in self.rules:
+                for model in models:
+                    if (key := (protocol, rule, model, "overall", METRIC)) not in self.values.index:
+                        continue
+                    named = model + (" †" if model in self.earlier else "")
+                    cells = [self.cell(protocol, rule, model, *column) for column in columns]
+                    alike = [row for row in rows if protocol == "sampled" and (row[0], row[3:]) == (named, cells)]
+                    if alike:  # candidates are outside of the history: without weights the rules do not differ
+                        alike[0][1] = "both"
+                    else:
+                        rows.append([named, rule, int(self.values["count"][key]), *cells])
+            if rows:
+                found.append((title, columns, rows))
+        return found
+
+    def _beside(self, row: dict) -> list[str]:
+        """A published number beside ours."""
+        paper = [row["hr@10"], row["ndcg@10"]]
+
+        def ours(model) -> list[float | None]:
+            return [self.of(model, "overall", metric, row["rule"], row["protocol"]) for metric in ("hr@10", "ndcg@10")]
+
+        def said(values) -> str:
+            return "" if None in values else " / ".join(f"{value:.4f}" for value in values)
+
+        same = ours(row["model"])
+        near = "" if None in same else " / ".join(f"{mine - theirs:+.4f}" for mine, theirs in zip(same, paper))
+        source = row["source"] + (f"; {row['remark']}" if isinstance(row["remark"], str) else "")
+        return [row["method"], row["rule"], row["protocol"], said(paper), said(same), near, said(ours(FOCUS)), source]
+
+    @property
+    def lists(self) -> tuple[list[str], list[list[str]]]:
+        names = [name for name in LISTS if any(self.of(model, metric=name) is not None for model in self.models)]
+        rows = []
+        for model in self.models:
+            cells = (self.of(model, metric=name) for name in names)
+            told = ("-" if one is None else f"{one:.1f}" if one >= 100 else f"{one:.4f}" for one in cells)
+            rows.append([model, *told])
+        return names, rows
+
+    @property
+    def order(self) -> tuple[list[str], list[list[str]]]:
+        groups = {"overall": "all", **{name: name.split("_")[-1] for name in LAST_PAIR}, SHUFFLED: "histories shuffled"}
+        groups = {name: said for name, said in groups.items() if name in self.users}
+        known = [model for model in self.models if any(self.of(model, name) is not None for name in [*groups][1:])]
+        rows = [[model, *(self.cell("full", self.rules[0], model, name, METRIC) for name in groups)] for model in known]
+        return [*groups.values()] if known else [], rows
+
+    @property
+    def tests(self) -> list[list[str]]:
+        if not len(self.paired):
+            return []
+        shown = self.paired[(self.paired["metric"] == METRIC) & self.paired["group"].isin(("overall", "tail_item"))]
+        rows = []
+        for row in shown.sort_values(["rule", "protocol", "group", "difference"]).to_dict("records"):
+            bold = "**" if row["p_holm"] < 0.05 else ""
+            told = [f"{bold}{row['difference']:+.4f}{bold}", "[{low:+.4f}, {high:+.4f}]".format(**row)]
+            rows.append([row["against"], row["rule"], row["protocol"], row["group"], *told, f"{row['p_holm']:.4f}"])
+        return rows
