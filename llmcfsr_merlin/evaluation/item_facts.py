@@ -12,7 +12,7 @@ from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.item_vectors import load_item_table, match_ids
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, ITEMS, VECTORS
 from llmcfsr_merlin.evaluation.lists import ItemFacts
-from llmcfsr_merlin.runtime.engine import available_memory
+from llmcfsr_merlin.runtime.free_memory import available_memory
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import ITEM, RATING, ROW, SUBSECOND, TIME, USER
 from llmcfsr_merlin.dataset.raw.fields.ids import clean_ids
-from llmcfsr_merlin.dataset.raw.fields.times import EARLY, TimeReader, Times, to_integers, to_ratings
+from llmcfsr_merlin.dataset.raw.fields.numbers import to_ratings
+from llmcfsr_merlin.dataset.raw.fields.times import EARLY, TimeReader, Times, to_integers
 from llmcfsr_merlin.dataset.raw.files.delimited import LINE
 from llmcfsr_merlin.dataset.raw.tally import Tally
 

@@ -48,7 +48,9 @@ class ContentScorer(Scorer[ContentSettings]):
         self._reduced: Tensor | None = None
 
     @classmethod
-    def fit(cls, settings: ContentSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
+    def fit(
+        cls, settings: ContentSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext
+    ) -> "ContentScorer":
         scorer = cls(settings, dataset.shape, vectors)
         scorer.coldness.copy_(1 / (1 + torch.from_numpy(dataset.train_counts).float() / COLD_COUNT))
         return scorer

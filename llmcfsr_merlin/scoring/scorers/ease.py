@@ -33,7 +33,7 @@ class EASEScorer(Scorer[EASESettings]):
         self.register_buffer("matrix", torch.zeros(0, 0))
 
     @classmethod
-    def fit(cls, settings: EASESettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
+    def fit(cls, settings: EASESettings, dataset: Dataset, vectors: ItemVectors, context: FitContext) -> "EASEScorer":
         scorer = cls(settings, dataset.shape, vectors)  # fails before the data is read
         scorer.matrix = torch.from_numpy(invert(training_matrix(dataset), settings.regularisation))
         return scorer

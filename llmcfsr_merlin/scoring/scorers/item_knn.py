@@ -35,7 +35,9 @@ class ItemKNNScorer(Scorer[ItemKNNSettings]):
         self.register_buffer("values", torch.zeros(0))
 
     @classmethod
-    def fit(cls, settings: ItemKNNSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
+    def fit(
+        cls, settings: ItemKNNSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext
+    ) -> "ItemKNNScorer":
         weights = nearest(training_matrix(dataset), settings.neighbours, settings.shrinkage)
         scorer = cls(settings, dataset.shape, vectors)
         scorer.starts = torch.from_numpy(weights.indptr.astype(np.int64))

@@ -29,7 +29,9 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self._small: SmallBatches | None = None
 
     @classmethod
-    def fit(cls, settings: NetworkSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
+    def fit(
+        cls, settings: NetworkSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext
+    ) -> "NetworkScorer":
         scorer = cls(settings, dataset.shape, vectors)
         scorer.network.initialise(torch.from_numpy(dataset.train_counts))
         context.history.extend(context.train(scorer.network))

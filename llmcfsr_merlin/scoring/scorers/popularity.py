@@ -24,7 +24,9 @@ class PopularityScorer(Scorer[PopularitySettings]):
         self._most: Tensor | None = None
 
     @classmethod
-    def fit(cls, settings: PopularitySettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
+    def fit(
+        cls, settings: PopularitySettings, dataset: Dataset, vectors: ItemVectors, context: FitContext
+    ) -> "PopularityScorer":
         scorer = cls(settings, dataset.shape, vectors)
         scorer.log_counts.copy_(torch.from_numpy(dataset.train_counts).float().log1p())
         return scorer

@@ -28,7 +28,9 @@ class RepeatScorer(Scorer[RepeatSettings]):
     HISTORY_ONLY = True
 
     @classmethod
-    def fit(cls, settings: RepeatSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext):
+    def fit(
+        cls, settings: RepeatSettings, dataset: Dataset, vectors: ItemVectors, context: FitContext
+    ) -> "RepeatScorer":
         return cls(settings, dataset.shape, vectors)
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:

@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
-def alignment(network, items: Tensor, teacher: Tensor | None, temperature: float) -> Tensor:
+
+def alignment(network: DualViewNetwork, items: Tensor, teacher: Tensor | None, temperature: float) -> Tensor:
     """Symmetric InfoNCE between the two views of the batch's distinct items; items: int64 [M].
 
     teacher: float [V, d] frozen, instead of the collaborative view (LLMEmb, arXiv 2409.19925, aligns its adapter to

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmcfsr_merlin.dataset.names import PAD
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.item_views import MASK
 
 # Tenths of a history's items that are cropped to, masked or reordered; as in the paper.
@@ -13,7 +14,7 @@ _CROP, _MASK, _REORDER = 6, 3, 6
 _TEMPERATURE = 1.0
 
 
-def contrast(network, histories: Tensor) -> Tensor:
+def contrast(network: DualViewNetwork, histories: Tensor) -> Tensor:
     """NT-Xent of the batch, a scalar; histories: int64 [B, T], right-padded, none of them empty."""
     first, second = augmented_twice(histories)
     return nt_xent(network.packed_user_states(first), network.packed_user_states(second), _TEMPERATURE)

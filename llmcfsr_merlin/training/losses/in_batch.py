@@ -3,8 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmcfsr_merlin.config.train_settings import TrainConfig
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
-def in_batch(network, states: Tensor, targets: Tensor, settings) -> Tensor:
+
+def in_batch(network: DualViewNetwork, states: Tensor, targets: Tensor, settings: TrainConfig) -> Tensor:
     """The batch's other targets as negatives, each logit less log of the item's training share (logQ, Bengio and
     Senecal 2008): without it the tail would be over-scored."""
     unique, place = targets.unique(return_inverse=True)

@@ -4,20 +4,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
-from llmcfsr_merlin.training.losses.full_softmax import full_softmax
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.training.losses.full_softmax import against_all
 
 
-def uniform_softmax(network, states: Tensor, targets: Tensor, settings) -> Tensor:
+def uniform_softmax(network: DualViewNetwork, states: Tensor, targets: Tensor, settings: TrainConfig) -> Tensor:
     """settings.negatives are drawn once per batch: measured to beat one negative by far on the tail (docs/results)."""
     return against_uniform(network, states, targets, settings.negatives, 0.0)
 
 
-def against_uniform(network, states: Tensor, targets: Tensor, count: int, offset: float) -> Tensor:
+def against_uniform(network: DualViewNetwork, states: Tensor, targets: Tensor, count: int, offset: float) -> Tensor:
     """Cross-entropy float [M] against `count` uniform negatives, to whose scores `offset` is added; against all items,
     without an offset, if there are no more."""
     if count >= network.n_items - FIRST_ITEM:
-        return full_softmax(network, states, targets, None)
+        return against_all(network, states, targets)
     negatives = torch.randint(FIRST_ITEM, network.n_items, (count,), device=targets.device)
     # One call embeds targets and negatives, so that item dropout treats an item the same in both.
     items = torch.cat([targets, negatives])

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmcfsr_merlin.dataset.names import ITEM, ROW, SUBSECOND, TIME
-from llmcfsr_merlin.dataset.raw.fields.times import TimeReader, to_integers, to_ratings
+from llmcfsr_merlin.dataset.raw.fields.numbers import to_ratings
+from llmcfsr_merlin.dataset.raw.fields.times import TimeReader, to_integers
 from llmcfsr_merlin.runtime.errors import InputError
 from tests.unit.dataset.world import run, write
 

@@ -84,7 +84,7 @@ def test_two_processes_tune_like_one(config, items_dir, tmp_path, method):
     """Each process encodes half of every batch; all see the whole batch as negatives. Dropout is off: it is random."""
     if method == "lora":
         pytest.importorskip("peft")
-    update = {"method": method, "lora_dropout": 0.0, "lora_alpha": 64, "epochs": 2, "micro_batch": 5}
+    update = {"method": method, "lora_dropout": 0.0, "lora_rank": 6, "lora_alpha": 48, "epochs": 2, "micro_batch": 5}
     folder = tmp_path / "model"
     model = resolve(config.model)
     from transformers import AutoModel, AutoTokenizer

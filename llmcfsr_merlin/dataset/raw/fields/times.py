@@ -14,7 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmcfsr_merlin.dataset.raw.fields.dates import parse_dates, seconds_of, slash_order
-from llmcfsr_merlin.dataset.raw.fields.values import as_text
+from llmcfsr_merlin.dataset.raw.fields.numbers import (
+    NUMBER,
+    array_like,
+    numbers_of,
+    one_array,
+    split_numbers,
+    values_of,
+)
 from llmcfsr_merlin.runtime.errors import InputError
 
 # A number's size tells seconds from milli-, micro- and nanoseconds: log times are after 1973 (Amazon 2023 has ms).
@@ -62,7 +69,7 @@ class TimeReader:
         """
         if format:
             return cls(format=format)
-        text, numbers = _split(_one(sample))
+        text, numbers = split_numbers(one_array(sample))
         order = slash_order(text)
         if order == "unclear":
             example = next(value for value in text.to_pylist() if value and slash_order(pa.array([value])) is not None)
@@ -92,7 +99,7 @@ class TimeReader:
 
     def __call__(self, column: pa.ChunkedArray | pa.Array) -> Times:
         """The times of a column of any type: numbers, texts, timestamps or dates."""
-        column = _one(column)
+        column = one_array(column)
         if self.format:
             return _by_format(column, self.format)
         if _typed(column.type):
@@ -108,7 +115,7 @@ class TimeReader:
                     return read(column.cast(kind))
                 except pa.ArrowInvalid:
                     continue
-        text, _ = _split(column, numbers=False)
+        text, _ = split_numbers(column, numbers=False)
         try:
             floats = text.cast(pa.float64())
         except pa.ArrowInvalid:
@@ -119,28 +126,28 @@ class TimeReader:
         if column.type == pa.uint64():
             column = pc.if_else(pc.less(column, pa.scalar(2**63, pa.uint64())), column, None)
         column = column.cast(pa.int64())
-        values = _values(column)
+        values = values_of(column)
         if self.digits:
             seconds, rest, good = _dates_of(values, self.digits)
-            return Times(_array(seconds, column, ~good), rest)
+            return Times(array_like(seconds, column, ~good), rest)
         if self.unit in _DAYS:
             values = np.clip(values, -(10**9), 10**9)
-            return Times(_array((values - _DAYS[self.unit]) * 86_400, column), np.zeros(len(values)))
+            return Times(array_like((values - _DAYS[self.unit]) * 86_400, column), np.zeros(len(values)))
         divisor = self._divisors(values)
         mixed = self._mixed(values, divisor, column)
         if isinstance(divisor, int) and divisor == 1:
-            return Times(_array(values, column), np.zeros(len(values)), mixed)
+            return Times(array_like(values, column), np.zeros(len(values)), mixed)
         seconds = values // divisor
-        return Times(_array(seconds, column), (values - seconds * divisor) / divisor, mixed)
+        return Times(array_like(seconds, column), (values - seconds * divisor) / divisor, mixed)
 
     def _floats(self, column: pa.Array) -> Times:
         column = column.cast(pa.float64())
         finite = pc.is_finite(column)
         column = pc.if_else(pc.and_(finite, pc.less(pc.abs(column), 1e19)), column, None)
-        values = _values(column)
+        values = values_of(column)
         if self.digits:
             whole = np.floor(np.clip(values, 0, 1e18))
-            found = self._integers(_array(whole.astype(np.int64), column))
+            found = self._integers(array_like(whole.astype(np.int64), column))
             return Times(found.seconds, found.rest + values - whole)
         if self.unit in _DAYS:
             values = (values - _DAYS[self.unit]) * 86_400
@@ -153,7 +160,7 @@ class TimeReader:
         seconds = np.floor(values / divisor)
         rest = (values - seconds * divisor) / divisor
         inside = np.abs(seconds) < 2**62
-        return Times(_array(np.where(inside, seconds, 0).astype(np.int64), column, ~inside), rest, mixed)
+        return Times(array_like(np.where(inside, seconds, 0).astype(np.int64), column, ~inside), rest, mixed)
 
     def _decimals(self, text: pa.Array, floats: pa.Array) -> Times:
         """Numbers with a fraction, as text: a float64 does not hold the nanoseconds of "1600000000.123456789"."""
@@ -171,13 +178,13 @@ class TimeReader:
     def _texts(self, text: pa.Array) -> Times:
         encoded = text.dictionary_encode()
         texts, indices = encoded.dictionary, encoded.indices
-        numeric = pc.fill_null(pc.match_substring_regex(texts, _NUMBER), False)
+        numeric = pc.fill_null(pc.match_substring_regex(texts, NUMBER), False)
         number = numeric.to_numpy(zero_copy_only=False)
         seconds, rest, good = parse_dates(pc.if_else(numeric, None, texts), self.day_first)
         mixed = 0
         if number.any():
             found = self._decimals_or_integers(texts.filter(pa.array(number)))
-            seconds[number], rest[number] = _values(found.seconds), found.rest
+            seconds[number], rest[number] = values_of(found.seconds), found.rest
             good[number] = found.seconds.is_valid().to_numpy(zero_copy_only=False)
             mixed = found.mixed
         take = indices.fill_null(0).to_numpy(zero_copy_only=False)
@@ -211,63 +218,12 @@ class TimeReader:
         return int((other & column.is_valid().to_numpy(zero_copy_only=False)).sum())
 
 
-_NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-
-
 def to_integers(column: pa.ChunkedArray | pa.Array) -> Times:
     """Positions (a log's `order`) as Times: whole numbers and what is after them, null if there is no number."""
-    numbers = _numbers(_one(column), pa.int64())
+    numbers = numbers_of(one_array(column), pa.int64())
     if pa.types.is_integer(numbers.type):
         return Times(numbers, np.zeros(len(numbers)))
     return TimeReader("s")._floats(numbers)
-
-
-def to_ratings(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """float32 ratings, null if a value is missing or no number; "4,5" is 4.5."""
-    ratings = _numbers(_one(column), pa.float64()).cast(pa.float64())
-    return pc.if_else(pc.is_finite(ratings), ratings, None).cast(pa.float32())
-
-
-def _numbers(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """int64 or float64."""
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        column, _ = _split(column, numbers=False)
-    for target in dict.fromkeys((kind, pa.float64())):
-        try:
-            return column.cast(target)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            continue
-    numeric = pc.fill_null(pc.match_substring_regex(column, _NUMBER), False)
-    return pc.if_else(numeric, column, None).cast(pa.float64())
-
-
-def _split(column: pa.Array, numbers: bool = True) -> tuple[pa.Array, np.ndarray]:
-    """A column as trimmed text (empty ones null, decimal commas as points), and its numbers as float64 (else NaN)."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        text = pa.array([as_text(value) for value in column.to_pylist()], pa.string())
-    elif pa.types.is_floating(column.type):  # Arrow writes 1e+09
-        text = pa.array([None if v is None else repr(v) for v in column.cast(pa.float64()).to_pylist()], pa.string())
-    else:
-        text = column.cast(pa.string())
-    text = pc.utf8_trim_whitespace(text)
-    text = pc.if_else(pc.equal(text, ""), None, text)
-    if pc.any(pc.match_substring_regex(text, r"^-?[0-9]+,[0-9]+$")).as_py():
-        text = pc.replace_substring_regex(text, r"^(-?[0-9]+),([0-9]+)$", r"\1.\2")
-    if not numbers:
-        return text, np.empty(0)
-    numeric = pc.fill_null(pc.match_substring_regex(text, _NUMBER), False)
-    values = pc.if_else(numeric, text, None).cast(pa.float64())
-    return pc.if_else(numeric, None, text), values.to_numpy(zero_copy_only=False)
-
-
-def _one(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    if isinstance(column, pa.ChunkedArray):
-        if column.num_chunks == 0:
-            return pa.array([], column.type)
-        return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-    return column
 
 
 def _typed(kind: pa.DataType) -> bool:
@@ -279,13 +235,13 @@ def _typed_times(column: pa.Array) -> Times:
     per_second = UNITS[kind.unit] if pa.types.is_timestamp(kind) else 1_000
     if pa.types.is_date(kind):
         column = column.cast(pa.date64()).cast(pa.int64())
-    values = _values(column.cast(pa.int64()))
+    values = values_of(column.cast(pa.int64()))
     seconds = np.floor_divide(values, per_second)
-    return Times(_array(seconds, column), (values - seconds * per_second) / per_second)
+    return Times(array_like(seconds, column), (values - seconds * per_second) / per_second)
 
 
 def _by_format(column: pa.Array, form: str) -> Times:
-    text, _ = _split(column, numbers=False) if not _typed(column.type) else (column.cast(pa.string()), None)
+    text, _ = split_numbers(column, numbers=False) if not _typed(column.type) else (column.cast(pa.string()), None)
     encoded = pc.replace_substring_regex(text, r"^([0-9]+)\.0$", r"\1").dictionary_encode()
     parsed = pd.to_datetime(
         pd.Series(encoded.dictionary.to_pylist(), dtype=object), format=form, errors="coerce", utc=True
@@ -347,17 +303,6 @@ def _each(size: np.ndarray) -> np.ndarray:
 
 def _scaled(values: np.ndarray) -> np.ndarray:
     return values / _each(np.abs(values))
-
-
-def _values(column: pa.Array) -> np.ndarray:
-    return column.fill_null(0).to_numpy(zero_copy_only=False)
-
-
-def _array(values: np.ndarray, like: pa.Array, bad: np.ndarray | None = None) -> pa.Array:
-    mask = like.is_null().to_numpy(zero_copy_only=False) if like.null_count else None
-    if bad is not None and bad.any():
-        mask = bad if mask is None else mask | bad
-    return pa.array(values, pa.int64(), mask=mask)
 
 
 def _number(value: float) -> str:
