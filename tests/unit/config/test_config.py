@@ -97,10 +97,13 @@ def test_a_model_file_of_ones_own_leaves_nothing_behind(tmp_path):
     assert config.with_model("sasrec").model_dump() == Config.load(None, OVERRIDES, "sasrec").model_dump()
 
 
+PRIORS = ("repeats", "popularity")
+
+
 def test_keys_of_version_0_1_are_read_with_one_warning(caplog):
     old = ["model.hidden=32", "model.content_match=false", "model.transition_neighbours=7", "evaluate.ease_lambda=9"]
     config = Config.load(None, old)
-    assert (config.model.network.hidden, list(config.model.scorers)) == (32, ["network", "transitions"])
+    assert (config.model.network.hidden, list(config.model.scorers)) == (32, ["network", "transitions", *PRIORS])
     assert config.model.scorers["transitions"].neighbours == 7
     assert config.with_model("ease").model.scorers["ease"].regularisation == 9
     Config.load(None, old)
@@ -122,14 +125,15 @@ def test_a_list_of_scorers_is_another_model_and_not_called_by_the_old_name(tmp_p
     (tmp_path / "r.yaml").write_text("model: {name: mine, scorers: {network: {}}}\ntrain: {loss: bce}\n")
     assert Config.load(tmp_path / "r.yaml").model.name == "mine"
     (tmp_path / "r.yaml").write_text("model.scorers.network.hidden: 16\n")
-    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == ["network", "content", "transitions"]
+    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == ["network", "content", "transitions", *PRIORS]
 
 
 def test_a_scorer_is_one_line_of_yaml_and_null_removes_one(tmp_path):
-    config = Config.load(None, ["model.scorers.popularity={}", "model.scorers.transitions=null"])
-    assert list(config.model.scorers) == ["network", "content", "popularity"]
-    (tmp_path / "r.yaml").write_text("model.scorers.popularity: {}\n")
-    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == ["network", "content", "transitions", "popularity"]
+    config = Config.load(None, ["model.scorers.item_knn={}", "model.scorers.transitions=null"])
+    assert list(config.model.scorers) == ["network", "content", *PRIORS, "item_knn"]
+    (tmp_path / "r.yaml").write_text("model.scorers.item_knn: {}\n")
+    scorers = list(Config.load(tmp_path / "r.yaml").model.scorers)
+    assert scorers == ["network", "content", "transitions", *PRIORS, "item_knn"]
 
 
 def test_an_override_wins_over_the_model():
