@@ -143,12 +143,17 @@ class Page:
             columns += [(group, METRIC) for group in self.groups[1:]]
             known = {(key[3], key[4]) for key in self.values.index if key[0] == protocol and key[2] in models}
             columns = [column for column in columns if column in known]
-            rows = []
+            rows: list[list] = []
             for rule in self.rules:
                 for model in models:
-                    if (key := (protocol, rule, model, "overall", METRIC)) in self.values.index:
-                        named = model + (" †" if model in self.earlier else "")
-                        cells = [self.cell(protocol, rule, model, *column) for column in columns]
+                    if (key := (protocol, rule, model, "overall", METRIC)) not in self.values.index:
+                        continue
+                    named = model + (" †" if model in self.earlier else "")
+                    cells = [self.cell(protocol, rule, model, *column) for column in columns]
+                    alike = [row for row in rows if protocol == "sampled" and (row[0], row[3:]) == (named, cells)]
+                    if alike:  # candidates are outside of the history: without weights the rules do not differ
+                        alike[0][1] = "both"
+                    else:
                         rows.append([named, rule, int(self.values["count"][key]), *cells])
             if rows:
                 found.append((title, columns, rows))

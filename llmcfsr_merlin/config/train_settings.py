@@ -46,7 +46,7 @@ class TrainConfig(Section):
     epochs: int = Field(16, ge=1)
     """Maximum number of epochs; training may stop earlier (patience)."""
     batch_size: int | None = Field(None, ge=1)
-    """Samples per step; None: 256, fewer (at least 16) if an epoch would have less than 160 steps."""
+    """Samples per step; None: 256, fewer (at least 4) if an epoch would have less than 160 steps."""
     processes: int = Field(1, ge=1)
     """Data-parallel processes, one per GPU (on the CPU they share the cores), each with its share of a step."""
     learning_rate: float = Field(2e-3, gt=0)

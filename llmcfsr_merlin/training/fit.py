@@ -88,7 +88,7 @@ def _batch_size(files: list[str]) -> int:
     """Smaller batches for small logs, which need enough steps (406 users: NDCG@10 .39 after 32 steps, .97 after
     200)."""
     rows = sum(pq.read_metadata(file).num_rows for file in files)
-    return min(256, max(16, rows // 160))
+    return min(256, max(4, rows // 160))
 
 
 def validation_sample(dataset: Dataset, work: Path, train: TrainConfig) -> list[str]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
-from llmcfsr_merlin.training.losses.full_softmax import full_softmax
+from llmcfsr_merlin.training.losses.full_softmax import against_all
 
 
 def uniform_softmax(network: DualViewNetwork, states: Tensor, targets: Tensor, settings: TrainConfig) -> Tensor:
@@ -19,7 +19,7 @@ def against_uniform(network: DualViewNetwork, states: Tensor, targets: Tensor, c
     """Cross-entropy float [M] against `count` uniform negatives, to whose scores `offset` is added; against all items,
     without an offset, if there are no more."""
     if count >= network.n_items - FIRST_ITEM:
-        return full_softmax(network, states, targets, None)
+        return against_all(network, states, targets)
     negatives = torch.randint(FIRST_ITEM, network.n_items, (count,), device=targets.device)
     # One call embeds targets and negatives, so that item dropout treats an item the same in both.
     items = torch.cat([targets, negatives])

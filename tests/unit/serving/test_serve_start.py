@@ -219,7 +219,7 @@ def test_a_restart_is_tried_again(monkeypatch, capsys, failures):
     monkeypatch.setattr(supervise.time, "sleep", pauses.append)
     supervise._restart(Failing(failures), "ended by SIGABRT")
     told = capsys.readouterr().err
-    assert "ended by SIGABRT: starting it again" in told and told.count("no memory") == failures
+    assert "ended by SIGABRT: restarting it" in told and told.count("no memory") == failures
     assert "answers again after" in told and pauses == [0, 1, 2, 4, 8][: failures + 1]
 
 

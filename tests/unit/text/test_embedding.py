@@ -165,7 +165,7 @@ def test_bad_vectors_are_named(tmp_path):
             check_encoded(bad, ids, "test")
     bad = good.copy()
     bad[2:6] = 1.0
-    with pytest.raises(InputError, match=r"same for 4 items \(x2, x3, x4, x5\)"):
+    with pytest.raises(InputError, match=r"same one for 4 items \(x2, x3, x4, x5\)"):
         check_encoded(bad, ids, "test")
 
 

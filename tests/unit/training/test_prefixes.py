@@ -132,7 +132,7 @@ def test_an_empty_history_is_a_sample_where_it_has_a_state():
 
 
 def test_what_does_not_go_with_prefixes_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"backbone bsarec has one state a history: set train\.samples=prefixes"):
+    with pytest.raises(InputError, match=r"backbone bsarec has one state per history: set train\.samples=prefixes"):
         Objective(network_of(backbone="bsarec"), TrainConfig())
     with pytest.raises(InputError, match="needs a causal backbone"):
         Objective(network_of(backbone="bert4rec"), TrainConfig(samples="prefixes"))
