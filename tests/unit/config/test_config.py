@@ -129,14 +129,15 @@ def test_a_list_of_scorers_is_another_model_and_not_called_by_the_old_name(tmp_p
     (tmp_path / "r.yaml").write_text("model: {name: mine, scorers: {network: {}}}\ntrain: {loss: bce}\n")
     assert Config.load(tmp_path / "r.yaml").model.name == "mine"
     (tmp_path / "r.yaml").write_text("model.scorers.network.hidden: 16\n")
-    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == ["network", "content", "transitions"]
+    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == list(Config().model.scorers)
 
 
 def test_a_scorer_is_one_line_of_yaml_and_null_removes_one(tmp_path):
-    config = Config.load(None, ["model.scorers.popularity={}", "model.scorers.transitions=null"])
-    assert list(config.model.scorers) == ["network", "content", "popularity"]
-    (tmp_path / "r.yaml").write_text("model.scorers.popularity: {}\n")
-    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == ["network", "content", "transitions", "popularity"]
+    default = list(Config().model.scorers)
+    config = Config.load(None, ["model.scorers.item_knn={}", "model.scorers.transitions=null"])
+    assert list(config.model.scorers) == [*(name for name in default if name != "transitions"), "item_knn"]
+    (tmp_path / "r.yaml").write_text("model.scorers.item_knn: {}\n")
+    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == [*default, "item_knn"]
 
 
 def test_an_override_wins_over_the_model():
