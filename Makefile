@@ -71,7 +71,7 @@ lint: $(STAMP) docs  ## ruff, the import contract and mypy on the code, hadolint
 
 docs: $(STAMP)  ## the documentation as a site in build/site; a warning (a broken link, an unknown name) fails it
 	$(INSTALL) -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lock: $(STAMP)  ## write the installed versions into the profile's constraints, those of its other Python kept
 	$(BIN)/python .ci/lock.py $(BIN)/python $(CONSTRAINTS)

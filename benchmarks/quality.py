@@ -53,8 +53,10 @@ ABLATION = {
 REWEIGHED: dict[str, tuple[str, ...] | float] = {
     "without_content_match": ("content", "content_cold"),
     "without_cold_match": ("content_cold",),
-    "without_transitions": ("transitions",),
-    "without_either_match": ("content", "content_cold", "transitions"),
+    "without_transitions": ("transitions", "transitions_borrowed"),
+    "without_either_match": ("content", "content_cold", "transitions", "transitions_borrowed"),
+    "without_popularity": ("popularity",),
+    "without_repeats": ("repeat", "repeat_times", "repeat_recent"),
     "with_tail_tolerance_0": 0.0,
     "with_tail_tolerance_2": 0.02,
     "with_tail_tolerance_4": 0.04,

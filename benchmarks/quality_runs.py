@@ -120,7 +120,10 @@ class Bench:
             files = validation_sample(dataset, scratch, config.train)
             batches = ValidationBatches(files, ranked_users(dataset.shape.n_items), ensemble.device)
             tail = dataset.train_counts < config.evaluate.tail_item
-            calibrate(ensemble, batches, tail, change, config.evaluate.exclude_history)
+            calibrate(
+                ensemble, batches, tail, change, config.evaluate.exclude_history, dataset.train_counts == 0,
+                config.train.untrained_tolerance,
+            )  # fmt: skip
             return ensemble
 
         about = {"reweighed": change}

@@ -125,11 +125,11 @@ def stock(prepared: Path, _dual: bool) -> dict:
     import torch
     importlib.import_module("llmcfsr_merlin.training.t4rec_compat")
     import transformers4rec.torch as tr
-    from transformers4rec.config.trainer import T4RecTrainingArguments
     from transformers4rec.torch.ranking_metric import NDCGAt
 
     from llmcfsr_merlin.dataset.dataset import Dataset
-    from llmcfsr_merlin.training.t4rec_trainer import data_loader, load_schema
+    from llmcfsr_merlin.training.t4rec_trainer import StockTrainer, TrainerArguments, data_loader, load_schema
+    from llmcfsr_merlin.training.trainer import ON_CPU
 
     schema, dataset = load_schema(prepared), Dataset(prepared)
     torch.manual_seed(0)
@@ -145,11 +145,11 @@ def stock(prepared: Path, _dual: bool) -> dict:
         for split in ("train", "valid")
     }
     with tempfile.TemporaryDirectory() as work:
-        arguments = T4RecTrainingArguments(
+        arguments = TrainerArguments(
             output_dir=work, per_device_train_batch_size=BATCH, per_device_eval_batch_size=BATCH, num_train_epochs=1,
-            no_cuda=True, report_to=[], log_level="error", save_strategy="no", disable_tqdm=True, predict_top_k=0,
+            **{ON_CPU: True}, report_to=[], log_level="error", save_strategy="no", disable_tqdm=True, predict_top_k=0,
         )  # fmt: skip
-        made = tr.Trainer(
+        made = StockTrainer(
             model=model, args=arguments, schema=schema, train_dataloader=loaders["train"],
             eval_dataloader=loaders["valid"], compute_metrics=True,
         )  # fmt: skip

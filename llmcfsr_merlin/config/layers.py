@@ -41,7 +41,7 @@ def flatten(tree: Mapping) -> Settings:
             if path not in _said:
                 _said.add(path)
                 today = ", ".join(f"{name}={json.dumps(one, default=str)}" for name, one in new.items()) or "gone"
-                _log.warning("setting %s=%s is from an earlier version, use %s", path, value, today)
+                _log.warning("setting %s=%s is from an earlier version, use %s", path, item, today)
             flat |= new
     return flat
 

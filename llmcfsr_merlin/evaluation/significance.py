@@ -16,7 +16,7 @@ from llmcfsr_merlin.evaluation.metrics import gains
 from llmcfsr_merlin.evaluation.ranks import HISTORY_LENGTH, RANK, SEED, TARGET
 from llmcfsr_merlin.runtime.errors import InputError
 
-_NORMAL_FROM = 1000  # distinct values
+_NORMAL_FROM = 300  # distinct values: beyond, the multinomial of each resample costs more than it tells
 _BLOCK_ENTRIES = 4_000_000  # random numbers held at a time
 
 
@@ -89,7 +89,7 @@ def paired_test(
     """Bootstrap interval of the mean of `differences` [n] and the two-sided sign-flip p-value, (1 + hits) / (1 + R).
 
     A metric cut at K takes few distinct values, so a resample is drawn as the counts of the distinct values
-    (multinomial, binomial) instead of n indices: the same distribution at a fraction of the cost. Where thousands of
+    (multinomial, binomial) instead of n indices: the same distribution at a fraction of the cost. If hundreds of
     values differ (MRR of many users), both distributions are at their normal limit, which is used instead.
     """
     count = len(differences)

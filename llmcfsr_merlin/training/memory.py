@@ -21,7 +21,7 @@ def training_bytes(model: ModelConfig, shape: Shape) -> int:
     validation scores.
     """
     vectors = 3 * shape.n_items * ((shape.semantic or 0) + (shape.lexical or 0))
-    scores = 5 * min(256, RANKED // shape.n_items + 1) * shape.n_items
+    scores = 8 * min(256, RANKED // shape.n_items + 1) * shape.n_items
     parts = sum(scorer_class(name).memory_bytes(settings, shape) for name, settings in model.scorers.items())
     return _BASE + 4 * (vectors + scores) + parts
 

@@ -35,11 +35,11 @@ _NOTHING = Auxiliary()
 _BLOCK = 1 << 14  # training rows whose prefixes are in memory at once
 
 
-class _Arguments(T4RecTrainingArguments):
+class TrainerArguments(T4RecTrainingArguments):
     past_index = -1  # transformers 5 dropped it, Transformers4Rec reads it
 
 
-class _Trainer(Resumable, tr.Trainer):
+class StockTrainer(tr.Trainer):
     """Transformers4Rec's Trainer, on transformers 4.27 to 5."""
 
     use_cuda_amp = False  # transformers 4.31 dropped it (accelerate casts), Transformers4Rec's evaluation reads it
@@ -68,6 +68,10 @@ class _Trainer(Resumable, tr.Trainer):
 
     def _nested_gather(self, tensors, name=None):
         return tensors
+
+
+class _Trainer(Resumable, StockTrainer):
+    pass
 
 
 def load_schema(prepared: Path) -> Schema:
@@ -178,7 +182,7 @@ def make_trainer(
     arguments = trainer_arguments(train, work, len(loaders["train"]), network.n_items, evaluate=evaluate)
     return _Trainer(
         model=to_t4rec(network, schema, train, auxiliary, exclude_history),
-        args=one_device(_Arguments(predict_top_k=0, **arguments)),
+        args=one_device(TrainerArguments(predict_top_k=0, **arguments)),
         schema=schema,
         train_dataloader=loaders["train"],
         eval_dataloader=loaders["valid"],

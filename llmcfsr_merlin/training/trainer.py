@@ -36,7 +36,7 @@ BEST = "eval_/next-item/ndcg_at_10"
 _ARGUMENTS = TrainingArguments.__dataclass_fields__
 # Renamed in transformers 4.41 and 4.34.
 _EVALUATION = "eval_strategy" if "eval_strategy" in _ARGUMENTS else "evaluation_strategy"
-_ON_CPU = "use_cpu" if "use_cpu" in _ARGUMENTS else "no_cuda"
+ON_CPU = "use_cpu" if "use_cpu" in _ARGUMENTS else "no_cuda"
 # Fused: one pass over the weights instead of ten saves a tenth of a step; on CPU since torch 2.4.
 _ADAMW = "adamw_torch_fused" if fits(torch.__version__, ">=2.4") else "adamw_torch"
 # transformers 4.27 (the Merlin container) has no such argument: there the Trainer's own checkpoints, which live only
@@ -138,7 +138,7 @@ def trainer_arguments(
         "dataloader_drop_last": False,
         **_SAFETENSORS,
         _EVALUATION: when,
-        _ON_CPU: choose_device(train.device).type == "cpu",
+        ON_CPU: choose_device(train.device).type == "cpu",
     }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmcfsr_merlin.config.scorer_settings import ContentSettings, TransitionSettings
 from llmcfsr_merlin.dataset.catalogue_order import ascending_share
@@ -75,6 +75,12 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     def prepare(self, bulk: bool = False) -> None:
         self._borrowers = self._borrows = None
+        if self.borrows:
+            self._borrowers = self._nearest()
+
+    def graph(self, batch_size: int = 64) -> nn.Module:
+        self.prepare()  # or what is asked once would be a part of the traced graph
+        return super().graph(batch_size)
 
     def weights_changed(self) -> None:
         self._borrows = None

@@ -97,16 +97,23 @@ def test_a_model_file_of_ones_own_leaves_nothing_behind(tmp_path):
     assert config.with_model("sasrec").model_dump() == Config.load(None, OVERRIDES, "sasrec").model_dump()
 
 
-def test_keys_of_version_0_1_are_read_with_one_warning(caplog):
+def test_keys_of_version_0_1_are_read_with_one_warning(caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr("llmcfsr_merlin.config.layers._said", set())  # as in a new process
     old = ["model.hidden=32", "model.content_match=false", "model.transition_neighbours=7", "evaluate.ease_lambda=9"]
     config = Config.load(None, old)
-    assert (config.model.network.hidden, list(config.model.scorers)) == (32, ["network", "transitions"])
+    assert config.model.network.hidden == 32
+    assert "transitions" in config.model.scorers and "content" not in config.model.scorers
     assert config.model.scorers["transitions"].neighbours == 7
     assert config.with_model("ease").model.scorers["ease"].regularisation == 9
     Config.load(None, old)
-    assert [record.getMessage() for record in caplog.records if "model.content_match" in record.getMessage()] in (
-        [], ["setting model.content_match=False is from an earlier version, use model.scorers.content=null"],
-    )  # fmt: skip
+    (tmp_path / "r.yaml").write_text("model: {content_match: false, fuse_embedding: true}\n")
+    Config.load(tmp_path / "r.yaml")
+    said = [record.getMessage() for record in caplog.records]
+    assert [line for line in said if "model.content_match" in line] == [
+        "setting model.content_match=False is from an earlier version, use model.scorers.content=null"
+    ]
+    new = "model.scorers.network.fuse_embedding=true"
+    assert f"setting model.fuse_embedding=True is from an earlier version, use {new}" in said
 
 
 def test_whitening_of_the_stored_vectors_is_read_as_pca(tmp_path):
@@ -122,14 +129,15 @@ def test_a_list_of_scorers_is_another_model_and_not_called_by_the_old_name(tmp_p
     (tmp_path / "r.yaml").write_text("model: {name: mine, scorers: {network: {}}}\ntrain: {loss: bce}\n")
     assert Config.load(tmp_path / "r.yaml").model.name == "mine"
     (tmp_path / "r.yaml").write_text("model.scorers.network.hidden: 16\n")
-    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == ["network", "content", "transitions"]
+    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == list(Config().model.scorers)
 
 
 def test_a_scorer_is_one_line_of_yaml_and_null_removes_one(tmp_path):
-    config = Config.load(None, ["model.scorers.popularity={}", "model.scorers.transitions=null"])
-    assert list(config.model.scorers) == ["network", "content", "popularity"]
-    (tmp_path / "r.yaml").write_text("model.scorers.popularity: {}\n")
-    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == ["network", "content", "transitions", "popularity"]
+    default = list(Config().model.scorers)
+    config = Config.load(None, ["model.scorers.item_knn={}", "model.scorers.transitions=null"])
+    assert list(config.model.scorers) == [*(name for name in default if name != "transitions"), "item_knn"]
+    (tmp_path / "r.yaml").write_text("model.scorers.item_knn: {}\n")
+    assert list(Config.load(tmp_path / "r.yaml").model.scorers) == [*default, "item_knn"]
 
 
 def test_an_override_wins_over_the_model():

@@ -1,5 +1,6 @@
 """Each scorer against a few lines of plain arithmetic, and what all of them keep."""
 
+import inspect
 import math
 
 import pytest
@@ -192,18 +193,30 @@ def test_an_explanation_sums_to_the_score():
     torch.testing.assert_close(sum(shares.values()), model.scores(history, items))
 
 
-@pytest.mark.parametrize("form", ["eager", "traced"])
-def test_the_graph_scores_as_the_model_does(form):
+@pytest.mark.parametrize("form", ["eager", "traced", "onnx"])
+def test_the_graph_scores_as_the_model_does(form, tmp_path):
     model = every_scorer()
     graph = model.graph(4).eval()
     example = histories(list(range(3, 15)), [7])
+    others = F.pad(histories([5, 9, 30], [7], [8, 8, 9], [52, 8, 52]), (0, LENGTH - 3))
     with torch.no_grad():
         if form == "traced":
             graph = torch.jit.trace(graph, example, check_trace=False)
-        for rows in (example, F.pad(histories([5, 9, 30], [7], [8, 8, 9]), (0, LENGTH - 3))):
+        if form == "onnx":
+            graph = onnx_session(graph, example, tmp_path / "model.onnx")
+        for rows in (example, others):
             torch.testing.assert_close(
                 graph(rows)[:, FIRST_ITEM:], model.scores(rows)[:, FIRST_ITEM:], rtol=1e-4, atol=1e-4
             )
+
+
+def onnx_session(graph, example, path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    older = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    names = {"input_names": ["codes"], "output_names": ["scores"], "dynamic_axes": {"codes": {0: "rows"}}}
+    torch.onnx.export(graph, example, str(path), opset_version=17, **names, **older)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda rows: torch.from_numpy(session.run(None, {"codes": rows.numpy()})[0])
 
 
 def test_growth_leaves_old_scores_alone_and_scores_new_items_by_their_text():

@@ -24,7 +24,7 @@ def test_the_estimate_grows_with_what_memory_is_made_of():
     assert bytes_of(100_000, 384, 128) > least
     assert bytes_of(200_000, 384) > least
     assert bytes_of(100_000, 768) > least
-    wider = Config.load(None, ["model.scorers.network.hidden=128"]).model
+    wider = Config.load(None, ["model.scorers.network.hidden=256"]).model
     assert bytes_of(100_000, 384, model=wider) > least
     assert bytes_of(100_000, None, model=ModelConfig()) < least
 

@@ -1,0 +1,120 @@
+"""Ranks of the validation items under both history rules, for many score weights in one pass over the users."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, KEPT, MASKED
+from llmcfsr_merlin.dataset.user_histories import lists_of
+from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.ranker import pad
+from llmcfsr_merlin.training.validation import gains
+
+_COARSE = 4
+_SORTED = 64  # batches whose rows are sorted by length, so that little of them is padding
+
+Point = tuple[float, ...]  # one weight per feature
+
+
+class ValidationBatches:
+    """Histories int64 [B, L] and targets int64 [B] of the rows of a split; the target is a row's last item."""
+
+    def __init__(self, files: Sequence[str], size: int, device: torch.device, every: int = 1):
+        """size: users per batch. every: only every n-th batch."""
+        self.files, self.size, self.device, self.every = files, size, device, every
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        number = 0
+        for file in self.files:
+            for block in pq.ParquetFile(file).iter_batches(_SORTED * self.size, columns=[ITEM]):
+                rows = sorted(lists_of(block.column(0)), key=len) if block.num_rows else []
+                for start in range(0, len(rows), self.size):
+                    number += 1
+                    if (number - 1) % self.every == 0:
+                        some = rows[start : start + self.size]
+                        histories = pad([row[:-1].tolist() for row in some], len(some[-1]))
+                        yield histories.to(self.device), torch.tensor([int(row[-1]) for row in some]).to(self.device)
+
+    def coarse(self) -> "ValidationBatches":
+        """A quarter of the batches; all of them if there are few."""
+        rows = sum(pq.read_metadata(file).num_rows for file in self.files)
+        every = _COARSE if rows >= 4 * _COARSE * self.size else 1
+        return ValidationBatches(self.files, self.size, self.device, every)
+
+
+@torch.inference_mode()
+def validation_ranks(
+    model: Ensemble, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Rank of each validation item, from 0, with each of the points as weights: targets int64 [N], and history rule
+    (names.HISTORY_RULES) -> ranks [points, N].
+
+    Masked: the user's other items take no part in the ranking (the target always does). The first feature has weight 1
+    in every point. The model is prepared (`prepare(bulk=True)`) by the caller.
+    """
+    everywhere, of_history = feature_places(model)
+    groups: dict[Point, list[int]] = {}  # points that differ in what is 0 outside of the history share a table
+    for number, point in enumerate(points):
+        groups.setdefault(tuple(point[place] for place in everywhere), []).append(number)
+    extra = [tuple(point[place] for place in of_history) for point in points]
+    names = [name for name, part in model.scorers.items() if not (of_history and part.HISTORY_ONLY)]
+    others = [name for name in model.names if name not in names] if any(map(any, extra)) else []
+    targets: list[Tensor] = []
+    found: dict[str, list[Tensor]] = {MASKED: [], KEPT: []}
+    for history, target in batches:
+        values, wanted = model.each_feature(history, names=names), target.unsqueeze(1)
+        own = values[0].gather(1, wanted)
+        values[0][:, :FIRST_ITEM] = -torch.inf
+        values[0].scatter_(1, wanted, own)
+        past, once = _once(history, wanted)
+        more = [model.each_feature(history, items, others) for items in (wanted, past)] if others else []
+        returned = bool(others) and bool(more[0].any())
+        # Floats, since torch adds up bools by a slow way through int64: half of the time of calibration.
+        total, above = torch.empty_like(values[0]), torch.empty_like(values[0])
+        ranks = torch.empty(2, len(points), len(target), dtype=torch.int64, device=total.device)
+        for weights, numbers in groups.items():
+            total.copy_(values[0])
+            for value, weight in zip(values[1:], weights[1:]):
+                if weight:
+                    total.add_(value, alpha=weight)
+            base, of_past = total.gather(1, wanted), total.gather(1, past)
+            higher = torch.gt(total, base, out=above).sum(1)
+            for number in numbers:
+                mine, theirs, count = base, of_past, higher
+                if others and any(extra[number]):
+                    mine, theirs = (
+                        score + torch.einsum("f,fbc->bc", score.new_tensor(extra[number]), values_of)
+                        for score, values_of in zip((base, of_past), more)
+                    )
+                    if returned:
+                        count = torch.gt(total, mine, out=above).sum(1) - (base > mine).squeeze(1).float()
+                masked = count - ((of_past > mine) & once).sum(1)
+                ranks[0, number], ranks[1, number] = masked, masked + ((theirs > mine) & once).sum(1)
+        targets.append(target.cpu())
+        for rule, of_rule in zip((MASKED, KEPT), ranks.cpu()):
+            found[rule].append(of_rule)
+    return torch.cat(targets).numpy(), {rule: torch.cat(parts, dim=1).numpy() for rule, parts in found.items()}
+
+
+def feature_places(model: Ensemble) -> tuple[list[int], list[int]]:
+    """Places of the features: those that tell all items apart, and those of scorers that are HISTORY_ONLY."""
+    alone = [model.scorers[feature.scorer].HISTORY_ONLY for feature in model.features]
+    if alone[0]:  # what the others are weighed against has to stand in the table of all items
+        alone = [False] * len(alone)
+    return [place for place, one in enumerate(alone) if not one], [place for place, one in enumerate(alone) if one]
+
+
+def _once(history: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Each history's items in order of id, and which of them to count: each item once, never the target."""
+    past = history.sort(dim=1).values
+    once = past != wanted
+    once[:, 1:] &= past[:, 1:] != past[:, :-1]
+    return past, once
+
+
+def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
+    """NDCG@k of single targets: ranks int64 [..., N], from 0, to float64 [...], their mean."""
+    return gains(torch.from_numpy(ranks), k).numpy().mean(-1)
