@@ -109,6 +109,7 @@ def test_a_replica_that_is_killed_is_missed_by_nobody_and_comes_back(stack):
     assert len(found) == 1 and next(iter(found))[:2] == (200, False) and back < 10, found
 
 
+@pytest.mark.slow  # three servers start twice
 @pytest.mark.timeout(600)
 def test_a_new_version_goes_round_without_a_failed_request(stack, versions):
     """Reloaded in place, and, the last one, stopped and started again."""

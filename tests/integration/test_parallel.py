@@ -59,7 +59,7 @@ def test_two_processes_train_what_one_trains(prepared, tmp_path):
     pq.write_table(pa.table({"item_id": rows}).cast(pa.schema([table.schema.field("item_id")])), file)
     alone, one, _ = trained(even, tmp_path / "1")
     together, two, said = trained(even, tmp_path / "2", "train.processes=2")
-    assert "2 processes, 500 sequences a step in each" in said
+    assert "2 processes, 500 sequences per step in each" in said
     assert sum(line.startswith("epoch ") for line in said) == 4, "the processes' lines come to the caller"
     halves = shares(tmp_path / "2")
     assert len(halves[0]) == len(halves[1]) > 50

@@ -139,7 +139,7 @@ def test_what_is_not_ours_stays(recipe, tmp_path, capsys):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("{}" if name == "config.json" else "mine")
     assert main(["ingest", str(recipe), "--run", str(run)]) == 1
-    assert "config.json is no record of this project" in capsys.readouterr().err
+    assert "config.json was not written by this project" in capsys.readouterr().err
     (run / "config.json").unlink()
     for words in (["ingest"], ["ingest", "--force"], ["run"]):
         assert main([words[0], str(recipe), "--run", str(run), *words[1:]]) == 1
