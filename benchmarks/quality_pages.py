@@ -57,7 +57,7 @@ class Page:
 
     def __init__(self, dataset, split, rows, runs, paired, published):
         self.dataset, self.split, self.slug, self.title = dataset, split, f"{dataset}-{split}", SPLITS[split]
-        self.rows, self.paired = rows, paired
+        self.rows = rows
         served = history_rule(Config.load(recipe_of(dataset)).evaluate.exclude_history)
         known = set(rows["rule"])
         self.rules = [rule for rule in sorted(HISTORY_RULES, key=lambda one: one != served) if rule in known]
@@ -66,6 +66,8 @@ class Page:
         self.users = rows.groupby("group")["users"].first().to_dict()
         self.groups = [group for group in SUMMARY_GROUPS if group in self.users]
         self.earlier = set(rows.loc[rows["commit"] == EARLIER, "model"])
+        # Tests of an earlier FOCUS say nothing of the one that is measured now.
+        self.paired = paired if FOCUS in self.earlier or not len(paired) else paired[paired["commit"] != EARLIER]
         names = sorted(set(rows["model"]), key=lambda model: -(self.of(model) or 0.0))
         self.parts = [model for model in names if model.startswith(("with_", "without_"))]
         self.vectors = [model for model in names if "_on_" in model]
