@@ -76,7 +76,15 @@ def make_router(asking: Asking, rates: Rates, telemetry: Telemetry) -> tuple[API
 
     @router.get("/items", response_model=CatalogueItems, responses=problems(401, 422, 429), summary="Items by title")
     async def find_items(
-        query: Annotated[str, Query(min_length=1, max_length=_LONGEST_QUERY, description="part of a title, or an id")],
+        query: Annotated[
+            str,
+            Query(
+                min_length=1,
+                max_length=_LONGEST_QUERY,
+                description="part of a title, or an id",
+                json_schema_extra={"pattern": r"\S"},
+            ),
+        ],
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Response:
         if not query.strip():
