@@ -231,10 +231,10 @@ BOMBS = {
 def test_a_yaml_bomb_ends_early(text, tmp_path):
     path = tmp_path / "bomb.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InputError) as raised:
         Config.load(path)
-    assert time.perf_counter() - start < 5 and "\n" not in str(raised.value) and len(str(raised.value)) < 1000
+    assert time.process_time() - start < 5 and "\n" not in str(raised.value) and len(str(raised.value)) < 1000
     if isinstance(text, str) and "&" in text:
         with pytest.raises(InputError):
             Config.load(None, [f"data={{{text.strip()}}}" if ":" in text else f"data={text}"])
