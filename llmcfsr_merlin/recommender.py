@@ -39,8 +39,8 @@ class Encoded:
 @dataclass(frozen=True)
 class Reason:
     """Why an item was recommended. shares: what each feature of the score added to it, by name, summing to the score;
-    match: the raw id of the history's item that the recommended one is most like. Both empty where nothing of the
-    history was known; match is None where no scorer of the model compares items."""
+    match: the raw id of the history's other item that the recommended one is most like. Both empty if nothing of the
+    history was known; match is None if no scorer of the model compares items, or the history has no other item."""
 
     shares: dict[str, float]
     match: str | None

@@ -109,10 +109,11 @@ class ContentScorer(Scorer[ContentSettings]):
         return best.scatter_(1, histories, _of_items(read, read, histories, histories, itself))
 
     def match(self, histories: Tensor, items: Tensor) -> Tensor:
-        """The item of the history whose cosine is the one that counts; of equal ones the earliest."""
+        """The item of the history whose cosine is the one that counts; of equal ones the earliest; 0 if none counts."""
         cosine = self.units[histories] @ self.units[items].transpose(1, 2)  # [B, L, C]
-        place = cosine.masked_fill((histories < FIRST_ITEM).unsqueeze(-1), -2.0).argmax(1)
-        return histories.gather(1, place).masked_fill(items < FIRST_ITEM, 0)
+        hidden = _not_compared(histories, items, self.settings.match_itself)
+        best = cosine.masked_fill(hidden, _HIDDEN).max(1)
+        return histories.gather(1, best.indices).masked_fill((items < FIRST_ITEM) | (best.values == _HIDDEN), 0)
 
     def candidates(self, histories: Tensor, count: int) -> Tensor:
         """Candidate generation by the cosine of the leading 64 dimensions, which reads an eighth of the memory."""
@@ -152,15 +153,19 @@ def unit_vectors(vectors: ItemVectors, share: float) -> Tensor:
 
 
 def _of_items(read: Tensor, candidates: Tensor, histories: Tensor, items: Tensor, itself: bool) -> Tensor:
-    """Largest cosine [B, C] of the candidates [B, C, D], whose codes are items [B, C], to the histories [B, L, D].
+    """Largest cosine [B, C] of candidates [B, C, D], encoded ids items [B, C], to histories [B, L, D].
 
     itself: whether an item is compared with itself too. Traceable.
     """
-    hidden = (histories < FIRST_ITEM).unsqueeze(-1)
-    if not itself:
-        hidden = hidden | (histories.unsqueeze(-1) == items.unsqueeze(1))
+    hidden = _not_compared(histories, items, itself)
     best = (read @ candidates.transpose(1, 2)).masked_fill(hidden, _HIDDEN).amax(1)
     return best.masked_fill(best == _HIDDEN, 0.0)
+
+
+def _not_compared(histories: Tensor, items: Tensor, itself: bool) -> Tensor:
+    """Positions of histories [B, L] that items [B, C] are not compared with: bool [B, L, C] or [B, L, 1]."""
+    hidden = (histories < FIRST_ITEM).unsqueeze(-1)
+    return hidden if itself else hidden | (histories.unsqueeze(-1) == items.unsqueeze(1))
 
 
 def _of_all_pairs(similarity: Tensor, histories: Tensor, real: Tensor) -> Tensor:
@@ -194,7 +199,7 @@ def _of_catalogue(items: Tensor, lengths: list[int], units: Tensor) -> Tensor:
 def _of_catalogue_on_gpu(histories: Tensor, real: Tensor, units: Tensor, room: int = _GPU_ROOM) -> Tensor:
     """The same in few kernels, synchronising once (to count the real items) or, for one history, never."""
     if len(histories) == 1:
-        # Padding reads the largest code instead: an item of the history, or a reserved row, whose cosines are 0.
+        # Padding reads the largest encoded id instead: an item of the history, or a reserved row, whose cosines are 0.
         items = torch.where(real, histories, histories.amax(1, keepdim=True)).flatten()
         lengths = torch.full((1,), len(items), device=items.device)
     else:

@@ -15,9 +15,8 @@ from llmcfsr_merlin.scoring.scorers.transition_counts import BACKWARD, count_tra
 from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on, fits
 
 RECENCY = 0.8  # decay per step into the past
-SORTED = (
-    0.6  # share of ascending steps from which a log is taken to be sorted by item: Beauty .69, Yelp and MovieLens .50
-)
+# Share of ascending steps from which a log is taken to be sorted by item: Beauty .69, Yelp and MovieLens .50.
+SORTED = 0.6
 NEAREST = 10  # items from which one without transitions borrows them
 _ROOM = 1 << 25  # cosines held at once
 

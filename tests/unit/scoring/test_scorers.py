@@ -92,6 +92,9 @@ def test_content_is_the_largest_cosine_to_other_items_of_the_history_in_every_wa
     torch.testing.assert_close(scorer.cosine(CONTENT_HISTORIES, units=scorer.units)[:, real], wanted[:, real])
     graph = scorer.graph()(CONTENT_HISTORIES) / scorer.item_weights()
     torch.testing.assert_close(graph[:, real], wanted[:, real])
+    matched = scorer.match(CONTENT_HISTORIES, every)  # what an explanation names is what the score comes from
+    assert itself or not ((matched == every) & (matched > 0)).any()
+    torch.testing.assert_close((scorer.units[matched] * scorer.units).sum(-1)[:, real], wanted[:, real])
     scorer.prepare(bulk=True)
     torch.testing.assert_close(scorer(CONTENT_HISTORIES)[0][:, real], wanted[:, real])
 
