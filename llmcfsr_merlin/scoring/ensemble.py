@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.scoring.compiled import Compiler
 from llmcfsr_merlin.scoring.registry import scorer_class
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 
@@ -110,6 +111,11 @@ class Ensemble(nn.Module):
             for part in self._parts:
                 part.prepare(bulk)
         return self
+
+    def compile(self, compiler: Compiler) -> None:
+        """Let a faster runtime compute parts of the scores, until `prepare` is called again."""
+        for part in self.active:
+            part.compile(compiler)
 
     def scores(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         """histories: int64 [B, L] right-padded -> float32 [B, V], or [B, C] for candidates int64 [B, C] of each row."""

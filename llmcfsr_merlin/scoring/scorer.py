@@ -15,6 +15,7 @@ from llmcfsr_merlin.config.section import Section
 from llmcfsr_merlin.dataset.dataset import Dataset, Shape
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.scoring.compiled import Compiler
 
 SettingsT = TypeVar("SettingsT", bound=Section)
 WEIGHT_GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -141,6 +142,9 @@ class Scorer(nn.Module, Generic[SettingsT]):
 
     def prepare(self, bulk: bool = False) -> None:
         """Precompute, for a set of weights, what many calls share. bulk: many histories will be scored."""
+
+    def compile(self, compiler: Compiler) -> None:
+        """Let a faster runtime compute parts of the score, until `prepare` is called again. Default: none."""
 
     def weights_changed(self) -> None:
         """Forget what was computed for other weights: they may have been set."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llmcfsr_merlin.config.scorer_settings import ContentSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.scoring.compiled import Compiler, Function
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 
 COLD_COUNT = 3  # training interactions at which an item's coldness is one half
@@ -46,6 +47,7 @@ class ContentScorer(Scorer[ContentSettings]):
         self._units: Tensor | None = None
         self._similarity: Tensor | None = None
         self._reduced: Tensor | None = None
+        self._product: Function | None = None
 
     @classmethod
     def fit(
@@ -58,9 +60,12 @@ class ContentScorer(Scorer[ContentSettings]):
     def prepare(self, bulk: bool = False) -> None:
         """bulk: the cosines of all pairs of items are computed once if they fit in 2 GB; a GPU is faster without."""
         self._units = self._unit_vectors()
-        self._reduced = None
+        self._reduced = self._product = None
         bulk = bulk and not self._units.is_cuda and len(self._units) ** 2 <= _BULK
         self._similarity = self._units @ self._units.T if bulk else None
+
+    def compile(self, compiler: Compiler) -> None:
+        self._product = compiler.product(self.units)
 
     @property
     def units(self) -> Tensor:
@@ -102,7 +107,8 @@ class ContentScorer(Scorer[ContentSettings]):
         elif self.units.is_cuda:
             best = _of_catalogue_on_gpu(histories, real, self.units if units is None else units)
         else:
-            best = _of_catalogue(histories[real], real.sum(1).tolist(), self.units if units is None else units)
+            product = self._product if units is None else None
+            best = _of_catalogue(histories[real], real.sum(1).tolist(), self.units if units is None else units, product)
         if itself:
             return best
         read = (self.units if units is None else units)[histories]
@@ -130,7 +136,7 @@ class ContentScorer(Scorer[ContentSettings]):
     def append_items(self, new: NewItems) -> None:
         self.coldness = torch.cat([self.coldness, self.coldness.new_ones(new.count)])
         super().append_items(new)
-        self._units = self._similarity = self._reduced = None
+        self._units = self._similarity = self._reduced = self._product = None
 
     @classmethod
     def memory_bytes(cls, settings: ContentSettings, shape: Shape) -> int:
@@ -179,14 +185,28 @@ def _of_all_pairs(similarity: Tensor, histories: Tensor, real: Tensor) -> Tensor
     return best * real.any(1, keepdim=True)
 
 
-def _of_catalogue(items: Tensor, lengths: list[int], units: Tensor) -> Tensor:
+def _of_catalogue(items: Tensor, lengths: list[int], units: Tensor, product: Function | None = None) -> Tensor:
     """items: int64 [M], the real items of all histories one after the other; lengths: of each. Returns [B, V].
 
     One product for all positions reads the catalogue once (measured: 7 to 10 times faster than a product per position);
-    parts of the catalogue keep the [M, part] cosines at _ROOM numbers.
+    parts of the catalogue keep the [M, part] cosines at _ROOM numbers. product: of the whole catalogue, compiled, for
+    as many histories at once as that allows.
     """
     read = units[items]
     best = units.new_zeros(len(lengths), len(units))
+    if product is not None:
+        first = 0
+        while first < len(lengths):
+            last = first + 1
+            while last < len(lengths) and sum(lengths[first : last + 1]) * len(units) <= _ROOM:
+                last += 1
+            start = sum(lengths[:first])
+            match = product(read[start : start + sum(lengths[first:last])])
+            for row, part in enumerate(match.split(lengths[first:last]), first):
+                if len(part):
+                    torch.amax(part, 0, out=best[row])
+            first = last
+        return best
     size = max(_ROOM // max(len(items), 1), 1024)
     for start in range(0, len(units), size):
         match = read @ units[start : start + size].T
