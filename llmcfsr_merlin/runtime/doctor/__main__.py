@@ -1,0 +1,5 @@
+import sys
+
+from llmcfsr_merlin.runtime.doctor import main
+
+sys.exit(main())
