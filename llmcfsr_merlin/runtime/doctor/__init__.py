@@ -21,7 +21,7 @@ from llmcfsr_merlin.runtime.doctor.python_packages import (
 )
 from llmcfsr_merlin.runtime.doctor.triton_server import check_triton, shared_python
 
-__all__ = ["Check", "doctor", "main", "report", "shared_python"]
+__all__ = ["Check", "doctor", "report", "shared_python"]
 
 
 def doctor(
@@ -79,10 +79,3 @@ def report(checks: list[Check]) -> str:
         console.print(table)
         console.print(verdict, markup=False)
     return capture.get().rstrip()
-
-
-def main() -> int:
-    """Print the report; 0 if `llmcfsr demo` can run, else 1."""
-    checks = doctor()
-    print(report(checks))
-    return int(any(check.status == "error" for check in checks))

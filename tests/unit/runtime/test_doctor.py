@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcfsr_merlin.runtime import doctor as module
-from llmcfsr_merlin.runtime.doctor import Check, doctor, report, triton_server
+from llmcfsr_merlin.runtime.doctor import Check, __main__, doctor, report, triton_server
 from llmcfsr_merlin.runtime.doctor.check import NO_ANSWER, run_python
 from llmcfsr_merlin.runtime.doctor.python_packages import check_python
 from llmcfsr_merlin.runtime.supported import MERLIN, fits, supported
@@ -199,8 +198,8 @@ def test_report_and_exit_code(monkeypatch, capsys):
     bad = [Check("a", "ok", "1.0"), Check("b", "error", "2.0 [old]", "pip install 'b[x]==3'")]
     assert "2.0 [old]" in report(bad) and "'b[x]==3'" in report(bad)
     for checks, code in ((bad, 1), (bad[:1], 0)):
-        monkeypatch.setattr(module, "doctor", lambda checks=checks: checks)
-        assert module.main() == code
+        monkeypatch.setattr(__main__, "doctor", lambda checks=checks: checks)
+        assert __main__.main() == code
     assert "1 problem(s)" in capsys.readouterr().out
 
 
