@@ -33,8 +33,10 @@ def _run(arguments: Namespace) -> int:
         table.add_row(check.status, check.name, check.found, check.action)
     show(table)
     if found.plan is not None:
-        plan = Table(title="what a run would do (times within a factor of two, on this machine as busy as it is)",
-                     title_justify="left")  # fmt: skip
+        plan = Table(
+            title="what a run would do (times within a factor of two, on this machine as busy as it is)",
+            title_justify="left",
+        )
         for column in ("stage", "does", "about", "estimated from"):
             plan.add_column(column, justify="right" if column == "about" else "left", overflow="fold")
         for stage in found.plan.stages:

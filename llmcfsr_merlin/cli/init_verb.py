@@ -7,7 +7,7 @@ from llmcfsr_merlin.cli.verb import Verb
 
 
 def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("log", help="file, folder of Parquet or pattern in quotes: CSV, TSV, JSON lines, Parquet; .gz or plain")
+    parser.add_argument("log", help="file, folder of Parquet or quoted pattern: CSV, TSV, JSON lines, Parquet; .gz too")
     parser.add_argument("items", nargs="?", help="the same, of item attributes")
     parser.add_argument("--out", type=Path, default=Path("shop.yaml"), help="recipe to write (default shop.yaml)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting that is decided")

@@ -1,4 +1,4 @@
-"""The sections below `data` of a drafted recipe: filters, split, history, text and model, each with what it rests on."""
+"""The sections below `data` of a drafted recipe: filters, split, history, text and model, each with its reason."""
 
 from collections.abc import Callable
 
@@ -51,7 +51,7 @@ def _duplicates(lines: Lines, counts: dict, facts: Facts, say: Say) -> None:
     repeated = counts.get("duplicates_kept", 0)
     if not repeated:
         return
-    what = f"{repeated:,} of {facts.interactions + 0:,} rows repeat a (user, item, time)"
+    what = f"{repeated:,} of {facts.interactions:,} rows repeat a (user, item, time)"
     if facts.whole_days or facts.untimed:
         lines.comment(f"{what}: several pieces on one day, or rows written twice? `drop` keeps one of each.", 1)
         lines.off("duplicates", "drop", None, 1)
@@ -61,14 +61,14 @@ def _duplicates(lines: Lines, counts: dict, facts: Facts, say: Say) -> None:
 
 
 def _said_log(lines: Lines, facts: Facts) -> None:
-    span = "positions in an order, no times" if facts.untimed else (
-        f"{format_time(facts.first)[:10]} to {format_time(facts.last)[:10]}{', whole days' if facts.whole_days else ''}"
-    )  # fmt: skip
+    days = f"{format_time(facts.first)[:10]} to {format_time(facts.last)[:10]}{', whole days' * facts.whole_days}"
+    span = "positions in an order, no times" if facts.untimed else days
     lines.comment(
-        f"The log: {facts.interactions:,} interactions, {facts.users:,} users, {facts.items:,} items, {span}; a user has "
-        f"{facts.mean_length:.1f} on average, at most {facts.longest:,}. {facts.returns:.1%} are with an item that the "
-        "user had before.", 1,
-    )  # fmt: skip
+        f"The log: {facts.interactions:,} interactions, {facts.users:,} users, {facts.items:,} items, {span}; a user "
+        f"has {facts.mean_length:.1f} on average, at most {facts.longest:,}. {facts.returns:.1%} of the interactions "
+        "are with an item that the user had before.",
+        1,
+    )
 
 
 def _core(lines: Lines, log: Log, say: Say) -> tuple[PrepareConfig, Log]:
@@ -93,8 +93,11 @@ def _core(lines: Lines, log: Log, say: Say) -> tuple[PrepareConfig, Log]:
     why = f"users and items with at least so many interactions, until all have them. What is left by {'; '.join(table)}"
     lines.put("min_user", core, why, 1)
     lines.put("min_item", core, indent=1)
-    say("filter", f"{core}-core: {len(left.first):,} users, {len(np.unique(left.item)):,} items, "
-                  f"{len(left.item) / len(log.item):.0%} of the interactions")  # fmt: skip
+    say(
+        "filter",
+        f"{core}-core: {len(left.first):,} users, {len(np.unique(left.item)):,} items, "
+        f"{len(left.item) / len(log.item):.0%} of the interactions",
+    )
     return settings, left
 
 
@@ -104,8 +107,8 @@ def _length(lines: Lines, kept: Log, settings: PrepareConfig, say: Say) -> Prepa
         shares[length] = sizes_of(kept, settings.model_copy(update={"max_length": length}), None).cut_share
     chosen = next((length for length in _LENGTHS if shares[length] <= _CUT), _LENGTHS[-1])
     cuts = ", ".join(f"{length}: {share:.1%}" for length, share in shares.items())
-    lines.put("max_length", chosen, f"the latest items that are read of a history. Training data cut by {cuts}; a longer "
-              "one takes training longer", 1)  # fmt: skip
+    why = f"the latest items that are read of a history. Training data cut by {cuts}; a longer one takes longer"
+    lines.put("max_length", chosen, why, 1)
     say("max_length", f"{chosen}: cuts {shares[chosen]:.1%} of the training data")
     return settings.model_copy(update={"max_length": chosen})
 
@@ -113,9 +116,10 @@ def _length(lines: Lines, kept: Log, settings: PrepareConfig, say: Say) -> Prepa
 def _ties(lines: Lines, facts: Facts, sizes: Sizes, kept: Log, say: Say) -> None:
     if facts.tied < _TIED:
         return
-    tied = f"{facts.tied:.0%} of the steps are between equal times ({sizes.tied_last:,} of {len(kept.first):,} users' last)"
+    last = f"{sizes.tied_last:,} of {len(kept.first):,} users' last"
+    tied = f"{facts.tied:.0%} of the steps are between equal times ({last})"
     if facts.ascending is not None and max(facts.ascending, 1 - facts.ascending) >= _IN_ORDER:
-        lines.put("ties", "shuffle", f"{tied}, and there the file is sorted by item, an order in which nobody clicked", 1)
+        lines.put("ties", "shuffle", f"{tied}, sorted by item there: an order in which nobody clicked", 1)
         say("ties", f"shuffle: {tied}, sorted by item")
         return
     lines.comment(f"{tied}; the order of the file is kept (source). If it means nothing: shuffle.", 1)
@@ -124,8 +128,8 @@ def _ties(lines: Lines, facts: Facts, sizes: Sizes, kept: Log, say: Say) -> None
 
 def _split(lines: Lines, log: Log, kept: Log, settings: PrepareConfig, say: Say) -> None:
     """Leave-one-out, with the temporal split as a commented choice if the log has times for one."""
-    lines.put("split", "leave_one_out", "each user's last item is the test, the one before it the validation: the model "
-              "is trained on all days and `llmcfsr items add` and daily runs go on from it", 1)  # fmt: skip
+    why = "each user's last item is the test, the one before it the validation: the model learns from all days"
+    lines.put("split", "leave_one_out", why, 1)
     if log.untimed:
         lines.comment("(a temporal split needs times)", 1)
         say("split", "leave_one_out: the log has no times")
@@ -138,14 +142,15 @@ def _split(lines: Lines, log: Log, kept: Log, settings: PrepareConfig, say: Say)
         sizes, cut = None, None
     if cut is None or sizes is None or min(sizes.rows["valid"], sizes.rows["test"]) < _FEWEST:
         found = "none" if sizes is None else f"{sizes.rows['valid']:,} and {sizes.rows['test']:,}"
-        lines.comment(f"(a temporal split at 80% and 90% of the log would have {found} users in validation and test)", 1)
+        lines.comment(f"(a temporal split at 80% and 90% of the log would validate and test on {found} users)", 1)
         say("split", "leave_one_out: too few users on both sides of a cut in time")
         return
     lines.comment(
         f"To measure how it does on days that come later, cut all users at {format_time(cut.valid_from)[:10]} and "
         f"{format_time(cut.test_from)[:10]} (80% and 90% of the log; {sizes.rows['valid']:,} and "
-        f"{sizes.rows['test']:,} users): the model then learns from the days before only.", 1,
-    )  # fmt: skip
+        f"{sizes.rows['test']:,} users): the model then learns from the days before only.",
+        1,
+    )
     lines.off("split", "temporal", None, 1)
     say("split", "leave_one_out (temporal stands as a comment)")
 
@@ -171,7 +176,8 @@ def _evaluate(lines: Lines, kept: Log, sizes: Sizes, say: Say) -> None:
     lines.section("evaluate")
     rare = sizes.returning < _RETURNS
     what = f"{sizes.returning:.1%} of the validation targets are items that the user had before"
-    why = "nobody returns, so they are left out" if rare else "they stay in the ranking, and the scorer `repeats` learns it"
+    why = "they stay in the ranking, and the scorer `repeats` learns it"
+    why = "nobody returns, so they are left out" if rare else why
     lines.put("exclude_history", rare, f"{what}: {why}. Decides training, the tables and what is served", 1)
     say("history", f"{'masked' if rare else 'kept'}: {what}")
     lengths = np.diff(np.r_[kept.first, len(kept.user)]) - 1

@@ -4,6 +4,7 @@ What the files do not decide stands as a commented choice.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from llmcfsr_merlin.config.data_settings import DataConfig
@@ -57,8 +58,8 @@ class _Drafting:
         self.base, self.given = base, given
         self.lines, self.result = Lines(), Draft("")
         self.lines.comment(
-            "Drafted by `llmcfsr init` from the files named below. What is written is what it decided, with the reason; "
-            "all settings: `llmcfsr config --explain`. Next: `llmcfsr check` this file, then `llmcfsr run` it."
+            "Drafted by `llmcfsr init` from the files named below: what it decided, each with the reason. All "
+            "settings: `llmcfsr config --explain`. Next: `llmcfsr check` this file, then `llmcfsr run` it."
         )
         self.lines.put("name", name)
 
@@ -66,11 +67,12 @@ class _Drafting:
         files = find_files(self.base.data.interactions, "data.interactions")
         head = read_head(files[0], self.base.data)
         chosen = self._data(head)
-        log, counts = self._read(chosen)
-        if log is not None:
-            sizes = [f"{counts[what]:,} {what}" for what in ("interactions", "users", "items")]
-            self._decided("log", ", ".join(sizes))
-        advise(self.lines, log, counts, self._items(log, chosen), self._decided)
+        with ExitStack() as open_files:
+            log, counts = self._read(chosen, open_files)
+            if log is not None:
+                sizes = [f"{counts[what]:,} {what}" for what in ("interactions", "users", "items")]
+                self._decided("log", ", ".join(sizes))
+            advise(self.lines, log, counts, self._items(log, chosen), self._decided)
         if self.given:
             self.lines.blank()
             self.lines.comment("As given by --set; these win over what stands above.")
@@ -109,16 +111,20 @@ class _Drafting:
         lines.put("columns", None, indent=1)
         found: dict = {}
         if head.headless:
-            found["names"] = [next((_DEFAULTS[role] for role, guess in guesses.items() if guess.column == name), name)
-                              for name in head.columns]  # fmt: skip
+            found["names"] = [
+                next((_DEFAULTS[role] for role, guess in guesses.items() if guess.column == name), name)
+                for name in head.columns
+            ]
             lines.put("names", found["names"], "the file has no header line: names for its columns, in order", 2)
         for role in ROLES:
             guess = guesses[role]
             asked = self._asked(role)
             if asked is not None:
-                guess = Guess(asked, "as given")
+                guess = Guess(str(asked), "as given")
             if guess.column is not None:
-                found[role] = _DEFAULTS[role] if head.headless and asked is None else guess.column
+                found[role] = _DEFAULTS[role] if head.headless else guess.column
+                if asked is not None:
+                    found[role] = asked
                 values = head.columns.get(guess.column)
                 lines.put(role, found[role], f"{guess.why}; {said_values(values)}" if values else guess.why, 2)
                 self._decided(role, f"column {guess.column}: {guess.why}")
@@ -156,12 +162,12 @@ class _Drafting:
         self.lines.put("time", None, "no column holds times: the rows are taken in the order of the file", 2, null=True)
         self._decided("time", "none: the order of the file")
 
-    def _read(self, data: DataConfig | None) -> tuple[Log | None, dict]:
+    def _read(self, data: DataConfig | None, open_files: ExitStack) -> tuple[Log | None, dict]:
         if data is None:
             return None, {}
         try:
-            with read_in(data.model_copy(update={"items": ()})) as (log, counts, _):
-                return log, counts
+            log, counts, _ = open_files.enter_context(read_in(data.model_copy(update={"items": ()})))
+            return log, counts
         except InputError as error:
             self.lines.comment(f"NOT DECIDED: the log cannot be read by these settings: {error}", 1)
             self.result.open.append(f"data: {error}")
@@ -192,4 +198,3 @@ class _Drafting:
         self.lines.put("item", guess.column, guess.why, 2)
         self._decided("item id", f"column {guess.column} of the items: {guess.why}")
         return describe_items(head, "table", guess.column)
-

@@ -42,7 +42,7 @@ def read_head(path: Path, settings: DataConfig, *, items: bool = False) -> Head:
             batch = next(file.iter_batches(_ROWS), None)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from error
-        columns = {name: [] for name in file.schema_arrow.names}
+        columns: dict[str, list] = {name: [] for name in file.schema_arrow.names}
         if batch is not None:
             columns = {name: batch.column(number).to_pylist() for number, name in enumerate(batch.schema.names)}
         return Head(source, columns | {name: [value] for name, value in source.partitions.items()})

@@ -125,7 +125,8 @@ def training_rows(data: Prepared, max_length: int) -> Sequence[np.ndarray]:
 def _read_by(config: Config, shape: Shape) -> Shape:
     """The shape without the vectors that a model does not read."""
     reads = config.model.reads
-    return shape._replace(**{name: None for name in ("semantic", "lexical") if name not in reads})
+    semantic = shape.semantic if "semantic" in reads else None
+    return shape._replace(semantic=semantic, lexical=shape.lexical if "lexical" in reads else None)
 
 
 def _batch(config: Config, data: Prepared) -> tuple[int, int]:
@@ -190,4 +191,3 @@ def _disk(config: Config, data: Prepared, shape: Shape) -> int:
         frozen = 4 * shape.n_items * ((read.semantic or 0) + (read.lexical or 0))
         models += weights * _CHECKPOINTS + 2 * frozen  # trained, and exported
     return ingested + sequences + vectors + models
-

@@ -28,7 +28,8 @@ class Lines:
         """`key: value`, the reason in a comment above; a value of None begins a mapping, unless `null`."""
         if why:
             self.comment(why, indent)
-        self._lines.append(f"{'  ' * indent}{_scalar(key)}:" + ("" if value is None and not null else f" {_flow(value)}"))
+        said = "" if value is None and not null else f" {_flow(value)}"
+        self._lines.append(f"{'  ' * indent}{_scalar(key)}:{said}")
 
     def off(self, key: str, value: Any, why: str | None, indent: int) -> None:
         """The same as a commented line, its comment behind it."""
@@ -47,4 +48,5 @@ def _scalar(value: str) -> str:
 
 
 def _flow(value: Any) -> str:
-    return yaml.safe_dump([value], default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False).strip()[1:-1]
+    style = {"default_flow_style": True, "width": 10**6, "allow_unicode": True, "sort_keys": False}
+    return yaml.safe_dump([value], **style).strip()[1:-1]
