@@ -58,7 +58,9 @@ class Log:
         """What the filters of stage prepare leave, and their report; InputError if that is nothing."""
         at = np.arange(len(self.item))
 
-        def drop(title, rows, *, number, keep, min_user, raw):
+        def drop(
+            title: str, rows: int, *, number: int, keep: np.ndarray | None, min_user: int, raw: bool
+        ) -> tuple[np.ndarray, int, int]:
             nonlocal at
             size = len(at)
             of_item, both = survivors(np, self.user[at], self.item[at], self.users, keep, min_user, raw)

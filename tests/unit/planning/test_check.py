@@ -30,8 +30,8 @@ def random_log(users=80, items=25, seed=0, whole_days=False) -> pd.DataFrame:
     rows = []
     for user in range(users):
         for _ in range(int(rng.integers(1, 14))):
-            time = 1_500_000_000 + int(rng.integers(400)) * DAY if whole_days else 1_500_000_000 + int(rng.integers(1e7))
-            rows.append((f"u{user}", f"i{rng.integers(items)}", time))
+            seconds = int(rng.integers(100)) * DAY if whole_days else int(rng.integers(100 * DAY))
+            rows.append((f"u{user}", f"i{rng.integers(items)}", 1_500_000_000 + seconds))
     return pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
 
 

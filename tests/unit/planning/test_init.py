@@ -28,6 +28,16 @@ def shop_log(users=60, items=20, length=8, seed=0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["customer", "sku", "bought_at"])
 
 
+def walks(different=9, step=1) -> pd.DataFrame:
+    """Thirty users take nine items in a row, of so many different ones, so many seconds apart."""
+    rows = [
+        (f"u{user}", f"i{number % different}", 1_500_000_000 + user * DAY + step * number)
+        for user in range(30)
+        for number in range(9)
+    ]
+    return pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+
+
 def drafted(tmp_path, frame=None, items=None, name="log.csv", given=()):
     """The draft of a log (a frame, or text) and its settings as `run` would read them."""
     path = tmp_path / name
@@ -127,7 +137,7 @@ def test_the_items_id_is_the_column_whose_values_are_in_the_log(tmp_path):
 
 def test_without_texts_the_model_is_one_of_ids(tmp_path):
     _, config = drafted(tmp_path, shop_log())
-    assert not config.model.reads and list(config.model.scorers)[0] == "network"
+    assert not config.model.reads and next(iter(config.model.scorers)) == "network"
 
 
 def test_raw_amazon_files_keep_their_format(tmp_path):
@@ -138,17 +148,12 @@ def test_raw_amazon_files_keep_their_format(tmp_path):
 
 
 def test_history_is_kept_if_people_return_and_masked_if_nobody_does(tmp_path):
-    rows = [("u%d" % u, "i%d" % (item % 5), 1_500_000_000 + u * DAY + item) for u in range(30) for item in range(9)]
-    _, config = drafted(tmp_path, pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]))
-    assert not config.evaluate.exclude_history
-    rows = [("u%d" % u, "i%d" % item, 1_500_000_000 + u * DAY + item) for u in range(30) for item in range(9)]
-    _, config = drafted(tmp_path, pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]))
-    assert config.evaluate.exclude_history
+    assert not drafted(tmp_path, walks(different=5))[1].evaluate.exclude_history
+    assert drafted(tmp_path, walks())[1].evaluate.exclude_history
 
 
 def test_ties_sorted_by_item_are_shuffled(tmp_path):
-    rows = [("u%d" % u, "i%d" % item, 1_500_000_000 + u * DAY) for u in range(30) for item in range(9)]
-    draft, config = drafted(tmp_path, pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]))
+    draft, config = drafted(tmp_path, walks(step=0))
     assert config.prepare.ties == "shuffle" and "sorted by item" in draft.text
 
 
