@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmcfsr_merlin.dataset.raw import amazon, yelp
-from llmcfsr_merlin.dataset.raw.fields.times import EARLY, TimeReader
+from llmcfsr_merlin.dataset.raw.fields.times import EARLY, TimeReader, Times
 from llmcfsr_merlin.dataset.raw.records import Layout
 from llmcfsr_merlin.planning.file_heads import Head, is_number
 from llmcfsr_merlin.runtime.errors import InputError
@@ -160,7 +160,7 @@ def _are_times(values: list, lenient: bool = False) -> bool:
     return lenient or (low >= EARLY and high <= time.time() + 86_400)
 
 
-def read_times(values: list, where: str = "the log"):
+def read_times(values: list, where: str = "the log") -> tuple[TimeReader, Times]:
     """The reader that ingest would choose for some values, and what it makes of them; InputError as there."""
     if any(isinstance(value, str) for value in values):
         values = [None if value is None else str(value) for value in values]

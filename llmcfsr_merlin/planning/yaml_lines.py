@@ -48,5 +48,5 @@ def _scalar(value: str) -> str:
 
 
 def _flow(value: Any) -> str:
-    style = {"default_flow_style": True, "width": 10**6, "allow_unicode": True, "sort_keys": False}
-    return yaml.safe_dump([value], **style).strip()[1:-1]
+    text = yaml.safe_dump([value], default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
+    return text.strip()[1:-1]

@@ -121,9 +121,9 @@ class Written:
     ) -> "Written":
         """From the rows of each split, and where users start, the segments and the codes of all interactions."""
         train = to_host(count(xp, codes[segment == 0], 1))
-        sizes = {name: len(at.owner) for name, at in rows.items()}
+        counts = {name: len(at.owner) for name, at in rows.items()}
         cut = int((rows["train"].start - first[rows["train"].owner]).sum())
-        found = cls(len(first), sizes, train, {}, {}, {}, {}, cut)
+        found = cls(len(first), counts, train, {}, {}, {}, {}, cut)
         if parts is not None:
             begin = segment[first]
             ends = [parts.train_items, parts.valid_items, np.diff(np.r_[to_host(first), len(segment)])]
