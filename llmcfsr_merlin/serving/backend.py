@@ -53,7 +53,11 @@ class StepModel:
         self._inputs = _INPUTS[self.step]
         self._log = os.environ.get("LLMCFSR_LOG_REQUESTS") == "1"
         self._name = args["model_name"]
-        limits = Limits(int(parameters.get("max_top_k", _UNLIMITED_K)), int(parameters.get("shortlist", 0)))
+        limits = Limits(
+            int(parameters.get("max_top_k", _UNLIMITED_K)),
+            int(parameters.get("shortlist", 0)),
+            parameters.get("engine", "torch"),
+        )
         # Triton decodes BYTES tensors with this function before execute(), and crashes on its exceptions.
         pb_utils.deserialize_bytes_tensor = reader(pb_utils.deserialize_bytes_tensor)
         folder = os.environ.get(FOLDER_VARIABLE)
@@ -83,7 +87,7 @@ class StepModel:
     def finalize(self) -> None:
         self._run = None
 
-    def _read(self, request, stopping: bool) -> dict[str, np.ndarray] | Exception:
+    def _read(self, request: Any, stopping: bool) -> dict[str, np.ndarray] | Exception:
         if stopping and not self._is_own(request):
             return Failure("the server is stopping: use another one, or retry later", pb_utils.TritonError.UNAVAILABLE)
         found = {}
@@ -109,10 +113,10 @@ class StepModel:
             pb_utils.Logger.log_error(f"{self._name}: {traceback.format_exc()}")
             return [Failure(f"step {self._name} failed: the server's log says why", pb_utils.TritonError.INTERNAL)]
 
-    def _is_own(self, request) -> bool:
+    def _is_own(self, request: Any) -> bool:
         return self._own_id is not None and request.request_id() == self._own_id
 
-    def _respond(self, result: steps.Result | Failure):
+    def _respond(self, result: steps.Result | Failure) -> Any:
         if isinstance(result, Exception):
             code = result.code if isinstance(result, Failure) else pb_utils.TritonError.INVALID_ARG
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), code))

@@ -43,7 +43,9 @@ class RankGraph(nn.Module):
         self.register_buffer("popularity", recommender.popularity[None].clone())
         self.register_buffer("reserved", (torch.arange(self.n_items) < FIRST_ITEM)[None])
 
-    def forward(self, CODES: Tensor, BLOCK: Tensor, ALLOW_CODES: Tensor, BUNDLE: Tensor):
+    def forward(
+        self, CODES: Tensor, BLOCK: Tensor, ALLOW_CODES: Tensor, BUNDLE: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         items = CODES.clamp(0, self.n_items - 1)
         scores = torch.where((items == PAD).all(1, keepdim=True), self.popularity, self.score(items))
         nothing = torch.zeros_like(scores)

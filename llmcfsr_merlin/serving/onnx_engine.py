@@ -10,6 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class OnnxCompiler:
         session = self._session(model.SerializeToString())
         return lambda x: _run(session, {"x": x})
 
-    def _session(self, model: bytes):
+    def _session(self, model: bytes) -> Any:
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         options.log_severity_level = 3  # errors: it warns of what an exporter left in the graph
@@ -87,7 +88,7 @@ class OnnxCompiler:
         return self._runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def import_onnxruntime(what: str):
+def import_onnxruntime(what: str) -> ModuleType:
     """The package; MissingDependency in one line. what: the setting that needs it."""
     try:
         import onnx  # noqa: F401 - torch's exporter needs it
@@ -108,7 +109,7 @@ def write_onnx(module: nn.Module, example: tuple, target: Any, **names: Any) -> 
         torch.onnx.export(module, example, target, opset_version=OPSET, **names, **older)
 
 
-def _run(session, tensors: dict[str, Tensor]) -> Tensor:
+def _run(session: Any, tensors: dict[str, Tensor]) -> Tensor:
     (found,) = session.run(None, {name: tensor.contiguous().numpy() for name, tensor in tensors.items()})
     return torch.from_numpy(found)
 

@@ -143,6 +143,7 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
         "queue_delay": serve.max_queue_delay_us,
         "max_top_k": serve.max_top_k,
         "shortlist": serve.shortlist,
+        "engine": serve.engine,
         "max_length": bundle.max_length,
         "instances": serve.instances,
         "device": serve.device,

@@ -11,10 +11,12 @@ DEFAULT_K = 10
 
 @dataclass(frozen=True)
 class Limits:
-    """max_top_k: the largest TOP_K allowed. shortlist: as in Ranker."""
+    """What a repository was exported with. max_top_k: the largest TOP_K allowed. shortlist: as in Ranker. engine:
+    serve.engine."""
 
     max_top_k: int = 100
     shortlist: int = 0
+    engine: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def _text(raw: bytes) -> str:
         return raw.hex()
 
 
-def _column(tensors: dict[str, np.ndarray], name: str, default, count: int) -> list:
+def _column(tensors: dict[str, np.ndarray], name: str, default: object, count: int) -> list:
     if name not in tensors:
         return [default] * count
     if tensors[name].shape[1] != 1:

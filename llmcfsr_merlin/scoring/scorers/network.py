@@ -1,5 +1,7 @@
 """The trained dual-view network as a scorer: the inner product of the user's state and each item's views."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +53,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self._compiled = CompiledStates.by(compiler, self.network)
         self._product = compiler.product(self.catalogue)
 
-    def _apply(self, *arguments, **options):
+    def _apply(self, *arguments: Any, **options: Any) -> "NetworkScorer":
         # Their device and dtype move with the weights.
         self._candidates = self._small = self._compiled = self._product = None
         return super()._apply(*arguments, **options)
