@@ -110,7 +110,7 @@ def write_onnx(module: nn.Module, example: tuple, target: Any, **names: Any) -> 
 
 
 def _run(session: Any, tensors: dict[str, Tensor]) -> Tensor:
-    (found,) = session.run(None, {name: tensor.contiguous().numpy() for name, tensor in tensors.items()})
+    (found,) = session.run(None, {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()})
     return torch.from_numpy(found)
 
 
