@@ -169,14 +169,6 @@ class Ensemble(nn.Module):
         found = (part.match(histories, items) for part in self.active)
         return next((codes for codes in found if codes is not None), None)
 
-    def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """The scorers' candidates for exact re-ranking: int64 [B, C], ascending in each row, 0 for repeats."""
-        found = [part.candidates(histories, count) for part in self.active]
-        items = torch.cat(found, dim=1).sort(dim=1).values
-        repeat = torch.zeros_like(items, dtype=torch.bool)
-        repeat[:, 1:] = items[:, 1:] == items[:, :-1]
-        return items.masked_fill(repeat, 0)
-
     def append_items(self, new: NewItems) -> None:
         """Add items that no training has seen; encoded ids and scores of the old items do not change.
 

@@ -11,9 +11,11 @@ from llmcfsr_merlin.config.scorer_settings import ContentSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.search.bound import Bound, largest_by_key
+from llmcfsr_merlin.scoring.search.neighbours import COSINE_NOISE, Neighbours, find_neighbours
 
 COLD_COUNT = 3  # training interactions at which an item's coldness is one half
-_REDUCED = 64  # leading dimensions by which candidates are generated
+NEIGHBOURS = 64  # nearest items of each that the table holds
 _BULK = 500_000_000  # largest table of all item-item cosines that is kept: 2 GB
 _ROOM = 1 << 22  # cosines held at once while the catalogue is read in parts
 _GPU_ROOM = 1 << 28  # the same on a GPU: 1 GB
@@ -45,7 +47,7 @@ class ContentScorer(Scorer[ContentSettings]):
         self.register_buffer("coldness", torch.ones(shape.n_items))
         self._units: Tensor | None = None
         self._similarity: Tensor | None = None
-        self._reduced: Tensor | None = None
+        self._neighbours: Neighbours | None = None
 
     @classmethod
     def fit(
@@ -58,7 +60,6 @@ class ContentScorer(Scorer[ContentSettings]):
     def prepare(self, bulk: bool = False) -> None:
         """bulk: the cosines of all pairs of items are computed once if they fit in 2 GB; a GPU is faster without."""
         self._units = self._unit_vectors()
-        self._reduced = None
         bulk = bulk and not self._units.is_cuda and len(self._units) ** 2 <= _BULK
         self._similarity = self._units @ self._units.T if bulk else None
 
@@ -88,6 +89,9 @@ class ContentScorer(Scorer[ContentSettings]):
         """The weight of the cosine per item, float [V]."""
         return self.weights[0] + self.weights[1] * self.coldness
 
+    def _weights_of(self, items: Tensor) -> Tensor:
+        return self.weights[0] + self.weights[1] * self.coldness[items]
+
     def cosine(self, histories: Tensor, items: Tensor | None = None, units: Tensor | None = None) -> Tensor:
         """Largest cosine over the real items of each history, [B, V], or [B, C] for items [B, C]; 0 if it is empty.
 
@@ -115,13 +119,46 @@ class ContentScorer(Scorer[ContentSettings]):
         best = cosine.masked_fill(hidden, _HIDDEN).max(1)
         return histories.gather(1, best.indices).masked_fill((items < FIRST_ITEM) | (best.values == _HIDDEN), 0)
 
-    def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """Candidate generation by the cosine of the leading 64 dimensions, which reads an eighth of the memory."""
-        if self._reduced is None:
-            self._reduced = _reduce(self.units)
-        rough = self.item_weights() * self.cosine(histories, units=self._reduced)
-        rough[:, :FIRST_ITEM] = -torch.inf
-        return rough.topk(min(count, rough.shape[1] - FIRST_ITEM), dim=1).indices
+    @property
+    def neighbours(self) -> Neighbours:
+        """The table of each item's nearest items; built when it is first needed, if it was not loaded."""
+        if self._neighbours is None or len(self._neighbours) != self.shape.n_items:
+            self._neighbours = find_neighbours(self.units, NEIGHBOURS, self._neighbours)
+        return self._neighbours
+
+    def columns(self) -> Tensor:
+        """What a cosine of 1 and of -1 can give."""
+        weights = self.item_weights()
+        return torch.stack([weights.clamp_min(0), (-weights).clamp_min(0)], 1)[:, : 1 + self._may_subtract()]
+
+    def _may_subtract(self) -> bool:
+        return min(float(self.weights[0]), float(self.weights.sum())) < 0
+
+    def bound(self, histories: Tensor) -> Bound:
+        """What is near an item of the history is listed; what is not is no nearer than the table's last of each."""
+        table, real = self.neighbours, histories >= FIRST_ITEM
+        cut = table.cut[histories].masked_fill(~real, 0).amax(1).clamp_min(0)
+        near, cosines = table.items[histories].long(), table.cosines[histories].float() + COSINE_NOISE
+        if self.settings.match_itself:
+            near = torch.cat([near, histories.unsqueeze(2)], 2)
+            cosines = torch.cat([cosines, torch.full_like(cosines[..., :1], 1 + COSINE_NOISE)], 2)
+        row, step, place = ((cosines > cut[:, None, None]) & real.unsqueeze(2) & (near >= FIRST_ITEM)).nonzero().T
+        items = near[row, step, place]
+        keys, best = largest_by_key(row * self.shape.n_items + items, cosines[row, step, place])
+        lifts = self._weights_of(keys % self.shape.n_items).clamp_min(0) * (best - cut[keys // self.shape.n_items])
+        some = real.any(1).float()
+        query = torch.stack([cut, some], 1)[:, : 1 + self._may_subtract()]
+        return Bound(query, torch.zeros(len(histories)), keys, lifts)
+
+    def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
+        real = history[0][history[0] >= FIRST_ITEM]
+        if not len(real):
+            return torch.zeros(len(items))
+        cosines = self.units[items] @ self.units[real].T  # [C, L]: several times faster than its transpose on some CPUs
+        if not self.settings.match_itself:
+            cosines = cosines.masked_fill(items[:, None] == real, _HIDDEN)
+        best = cosines.amax(1)
+        return self._weights_of(items) * best.masked_fill(best == _HIDDEN, 0.0)
 
     @property
     def scores_new_items(self) -> bool:
@@ -130,7 +167,7 @@ class ContentScorer(Scorer[ContentSettings]):
     def append_items(self, new: NewItems) -> None:
         self.coldness = torch.cat([self.coldness, self.coldness.new_ones(new.count)])
         super().append_items(new)
-        self._units = self._similarity = self._reduced = None
+        self._units = self._similarity = None
 
     @classmethod
     def memory_bytes(cls, settings: ContentSettings, shape: Shape) -> int:
@@ -212,13 +249,6 @@ def _of_catalogue_on_gpu(histories: Tensor, real: Tensor, units: Tensor, room: i
         match = read @ units[start : start + size].T
         best[:, start : start + size] = torch.segment_reduce(match, "max", lengths=lengths, unsafe=True, initial=-2.0)
     return best.mul_(real.any(1, keepdim=True))
-
-
-def _reduce(vectors: Tensor, sample: int = 100_000) -> Tensor:
-    """Vectors [V, D] in the D x 64 basis that keeps most of their inner products: the leading singular directions."""
-    some = vectors[FIRST_ITEM :: max(len(vectors) // sample, 1)]
-    _, basis = torch.linalg.eigh(some.T @ some)
-    return vectors @ basis[:, -_REDUCED:]
 
 
 class _Graph(nn.Module):

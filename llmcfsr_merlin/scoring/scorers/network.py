@@ -9,6 +9,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.small_batches import SmallBatches, can_record
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 
 
 class NetworkScorer(Scorer[NetworkSettings]):
@@ -54,14 +55,26 @@ class NetworkScorer(Scorer[NetworkSettings]):
         assert self._candidates is not None
         return self._candidates
 
-    def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
+    def states(self, histories: Tensor) -> Tensor:
+        """histories int64 [B, L] right-padded -> states after the last item, float [B, views * d]."""
         if self._small is not None and can_record(self.network, histories):
-            states = self._small(histories)
-        else:
-            states = self.network.user_states(histories)
+            return self._small(histories)
+        return self.network.user_states(histories)
+
+    def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
+        states = self.states(histories)
         if items is None:
             return (states @ self.catalogue.T).unsqueeze(0)
         return (self.catalogue[items] @ states.unsqueeze(-1)).squeeze(-1).unsqueeze(0)
+
+    def columns(self) -> Tensor:
+        return self.catalogue
+
+    def bound(self, histories: Tensor) -> Bound:
+        return Bound(self.weights * self.states(histories), torch.zeros(len(histories)), *nothing_listed())
+
+    def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
+        return self.catalogue[items] @ bound.query[row]
 
     @property
     def scores_new_items(self) -> bool:
