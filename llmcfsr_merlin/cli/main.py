@@ -20,6 +20,7 @@ from llmcfsr_merlin.cli import (
     report_verb,
     search_verb,
     serve_verb,
+    share_verb,
     stage_verbs,
     vectors_report_verb,
 )
@@ -39,6 +40,7 @@ VERBS = (
     check_served_verb.VERB,
     report_verb.VERB,
     items_add_verb.VERB,
+    share_verb.VERB,
     vectors_report_verb.VERB,
     prompt_verb.VERB,
     encoders_verb.VERB,

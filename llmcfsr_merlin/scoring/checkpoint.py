@@ -25,7 +25,12 @@ FORMAT = 2  # format 1: a network with fixed extra scores, before scorers existe
 def save_model(model: Ensemble, directory: Path, vocabulary_hash: str) -> None:
     """Write model.safetensors (weights, frozen buffers, item vectors) and model.json."""
     save_tensors(state(model), Path(directory) / MODEL_WEIGHTS)
-    description = {
+    write_json(Path(directory) / MODEL_CONFIG, describe(model, vocabulary_hash))
+
+
+def describe(model: Ensemble, vocabulary_hash: str) -> dict:
+    """The description that model.json holds, from which `load_model` builds the model."""
+    return {
         "format": FORMAT,
         "model": model.config.model_dump(mode="json"),
         "shape": model.shape._asdict(),
@@ -33,7 +38,6 @@ def save_model(model: Ensemble, directory: Path, vocabulary_hash: str) -> None:
         "vocabulary": vocabulary_hash,
         "history_weights": model.history_weights,
     }
-    write_json(Path(directory) / MODEL_CONFIG, description)
 
 
 def state(model: Ensemble) -> dict[str, Tensor]:

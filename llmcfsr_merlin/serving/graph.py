@@ -10,6 +10,7 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,9 @@ class RankGraph(nn.Module):
         self.register_buffer("popularity", recommender.popularity[None].clone())
         self.register_buffer("reserved", (torch.arange(self.n_items) < FIRST_ITEM)[None])
 
-    def forward(self, CODES: Tensor, BLOCK: Tensor, ALLOW_CODES: Tensor, BUNDLE: Tensor):
+    def forward(
+        self, CODES: Tensor, BLOCK: Tensor, ALLOW_CODES: Tensor, BUNDLE: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         items = CODES.clamp(0, self.n_items - 1)
         scores = torch.where((items == PAD).all(1, keepdim=True), self.popularity, self.score(items))
         nothing = torch.zeros_like(scores)
@@ -127,7 +130,7 @@ def _write_onnx(graph: RankGraph, example: tuple, path: Path) -> None:
     torch.onnx.export(graph, example, str(path), opset_version=OPSET, **names, **older)
 
 
-def _onnxruntime():
+def _onnxruntime() -> ModuleType:
     try:
         import onnx  # noqa: F401 - torch's exporter needs it
         import onnxruntime

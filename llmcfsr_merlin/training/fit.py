@@ -1,6 +1,6 @@
 """Fit a model on a dataset: its scorers, including the trained network, then calibrate their weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +66,17 @@ def fit_model(
             if rule != history_rule(exclude_history):
                 report(f"for evaluation with the history {rule}: {_weights_text(other)}")
     return fitted, context.history
+
+
+def counts_of(model: Ensemble, history: Sequence[dict] = ()) -> dict:
+    """What a manifest and a model card say of a fitted model and its training history."""
+    counts: dict = {"model": model.config.name, "parameters": sum(weight.numel() for weight in model.parameters())}
+    if history:
+        best = max(history, key=lambda epoch: epoch["ndcg@10"])
+        counts |= {
+            "epochs": len(history), "best_epoch": best["epoch"], "validation ndcg@10": round(best["ndcg@10"], 5),
+        }  # fmt: skip
+    return counts | {"weights": model.weights}
 
 
 def _weights_text(weights: dict[str, float]) -> str:

@@ -32,7 +32,21 @@ def write_card(
     run_dir: the run, for what its stages prepare and embed recorded. model_dir: the folder of model.json. counts: those
     of the stage train. metrics: rows of stage evaluate (each with its history rule) for this very model, if there are.
     """
-    description = json.loads((model_dir / MODEL_CONFIG).read_text())
+    described = json.loads((model_dir / MODEL_CONFIG).read_text())
+    path = model_dir / TRAIN_HISTORY
+    history = json.loads(path.read_text()) if path.is_file() else []
+    (out / CARD).write_text(card_text(config, described, run_dir, counts, history, metrics), encoding="utf-8")
+
+
+def card_text(
+    config: Config,
+    description: dict,
+    run_dir: Path,
+    counts: dict,
+    history: Sequence[dict] = (),
+    metrics: Sequence[dict] = (),
+) -> str:
+    """The card. description: as in model.json. history: a dict per epoch of the training. Others: as in write_card."""
     served = history_rule(config.evaluate.exclude_history)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -41,7 +55,7 @@ def write_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    text = environment.get_template("model_card.md.j2").render(
+    return environment.get_template("model_card.md.j2").render(
         name=config.model.name,
         recipe=config.name,
         version=__version__,
@@ -51,7 +65,7 @@ def write_card(
         data=_counts(run_dir / "prepare"),
         split=config.prepare.split,
         filter=config.prepare.filter,
-        epoch=_best_epoch(model_dir),
+        epoch=max(history, key=lambda epoch: epoch["ndcg@10"], default=None),
         patience=config.train.patience,
         weights=counts.get("weights", {}),
         history_weights=description.get("history_weights", {}),
@@ -63,7 +77,6 @@ def write_card(
         encoder=_encoder(run_dir / "embed") if config.model.reads else None,
         settings=yaml.safe_dump(config.model_dump(mode="json", include={"model", "train"}), sort_keys=False),
     )
-    (out / CARD).write_text(text, encoding="utf-8")
 
 
 def _counts(stage: Path) -> dict:
@@ -74,18 +87,15 @@ def _counts(stage: Path) -> dict:
         return {}
 
 
-def _best_epoch(model_dir: Path) -> dict | None:
-    path = model_dir / TRAIN_HISTORY
-    history = json.loads(path.read_text()) if path.is_file() else []
-    return max(history, key=lambda epoch: epoch["ndcg@10"], default=None)
-
-
 def _encoder(embedded: Path) -> dict | None:
     try:
         recipe = asdict(EncoderRecipe.load(embedded))
     except InputError:
         return None
-    return recipe | {"licence": licence_of(recipe["model"]["name"])}
+    name = recipe["model"]["name"]
+    if Path(name).expanduser().is_absolute():  # where a folder stands on this machine is nobody else's matter
+        recipe["model"]["name"] = Path(name).name
+    return recipe | {"licence": licence_of(name)}
 
 
 def _results(metrics: Sequence[dict], model: str, served: str) -> list[dict]:

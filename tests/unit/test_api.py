@@ -18,7 +18,7 @@ SIGNATURES = {
     "dataset.dataset:Dataset.sequences": "(self, held_out)",
     "dataset.dataset:Dataset.vectors": "(self, name)",
     "recommender:Recommender.fit": "(dataset, model, *, config, report)",
-    "recommender:Recommender.load": "(path, device, bulk, shortlist, allow)",
+    "recommender:Recommender.load": "(path, device, bulk, shortlist, allow, revision)",
     "recommender:Recommender.save": "(self, folder)",
     "recommender:Recommender.recommend": "(self, histories, k, **filters)",
     "recommender:Recommender.answer": "(self, histories, k, *, exclude_seen, allow, deny)",
