@@ -95,7 +95,9 @@ class Rank:
 
         chosen = choose_device(device, "serve.device")
         self.tag, self.limits = bundle.tag, limits
-        self.recommender = Recommender.load(bundle.directory, str(chosen), shortlist=limits.shortlist)
+        self.recommender = Recommender.load(
+            bundle.directory, str(chosen), shortlist=limits.shortlist, shard=limits.shard
+        )
         if limits.engine == "onnxruntime" and chosen.type == "cpu":
             from llmcfsr_merlin.serving.onnx_engine import compile_model
 

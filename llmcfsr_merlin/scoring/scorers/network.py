@@ -13,6 +13,7 @@ from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.given_views import CompiledStates
 from llmcfsr_merlin.scoring.network.small_batches import SmallBatches, can_record
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 
 
 class NetworkScorer(Scorer[NetworkSettings]):
@@ -45,7 +46,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         return scorer
 
     def prepare(self, bulk: bool = False) -> None:
-        self._candidates = self.network.catalogue()
+        self._candidates = self.network.catalogue(self.span)
         self._small = None if bulk else SmallBatches(self.network.user_states, self.network.max_length)
         self._compiled = self._product = None
 
@@ -60,7 +61,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
 
     @property
     def catalogue(self) -> Tensor:
-        """Every item as a candidate, [V, views * d]."""
+        """Every item (of the span, if there is one) as a candidate, [V, views * d]."""
         if self._candidates is None:
             self.prepare()
         assert self._candidates is not None
@@ -69,8 +70,15 @@ class NetworkScorer(Scorer[NetworkSettings]):
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         states = self.states(histories)
         if items is None:
-            return (states @ self.catalogue.T if self._product is None else self._product(states)).unsqueeze(0)
-        return (self.catalogue[items] @ states.unsqueeze(-1)).squeeze(-1).unsqueeze(0)
+            return self._of_catalogue(states).unsqueeze(0)
+        candidates = self.catalogue[items] if self.span is None else self.network.candidates(items)
+        return (candidates @ states.unsqueeze(-1)).squeeze(-1).unsqueeze(0)
+
+    def of_span(self, histories: Tensor, span: slice) -> Tensor:
+        return self.weights[0] * self._of_catalogue(self.states(histories))
+
+    def _of_catalogue(self, states: Tensor) -> Tensor:
+        return states @ self.catalogue.T if self._product is None else self._product(states)
 
     def states(self, histories: Tensor) -> Tensor:
         """The states of the users, float [B, views * d]."""
@@ -79,6 +87,15 @@ class NetworkScorer(Scorer[NetworkSettings]):
         if self._small is not None and can_record(self.network, histories):
             return self._small(histories)
         return self.network.user_states(histories)
+
+    def columns(self) -> Tensor:
+        return self.catalogue
+
+    def bound(self, histories: Tensor) -> Bound:
+        return Bound(self.weights * self.states(histories), torch.zeros(len(histories)), *nothing_listed())
+
+    def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
+        return self.catalogue[items] @ bound.query[row]
 
     @property
     def scores_new_items(self) -> bool:

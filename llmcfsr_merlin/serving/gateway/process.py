@@ -34,8 +34,8 @@ def run(options: Options) -> None:
     most = min(settings.max_connections, _descriptors() - _OWN_FILES)
     telemetry, sweep = Telemetry(), Sweep(settings.request_timeout)
     app = make_app(
-        Path(options.repository), options.replicas, settings, keys=Keys(options.keys) if options.keys else None,
-        cors=options.cors, log_requests=options.log_requests, telemetry=telemetry,
+        Path(options.repository), options.replicas, settings, sharded=options.sharded,
+        keys=Keys(options.keys) if options.keys else None, cors=options.cors, log_requests=options.log_requests, telemetry=telemetry,
         beside=lambda: sweep(server.server_state.connections),
     )  # fmt: skip
     config = uvicorn.Config(

@@ -89,7 +89,7 @@ def test_content_is_the_largest_cosine_to_other_items_of_the_history_in_every_wa
     torch.testing.assert_close(cold, plain * scorer.coldness)
     every = torch.arange(ROWS).expand(len(CONTENT_HISTORIES), ROWS)
     torch.testing.assert_close(scorer(CONTENT_HISTORIES, every)[0][:, real], wanted[:, real])
-    torch.testing.assert_close(scorer.cosine(CONTENT_HISTORIES, units=scorer.units)[:, real], wanted[:, real])
+    torch.testing.assert_close(scorer.cosine(CONTENT_HISTORIES)[:, real], wanted[:, real])
     graph = scorer.graph()(CONTENT_HISTORIES) / scorer.item_weights()
     torch.testing.assert_close(graph[:, real], wanted[:, real])
     matched = scorer.match(CONTENT_HISTORIES, every)  # what an explanation names is what the score comes from
@@ -123,7 +123,7 @@ def test_content_by_segments_as_on_a_gpu(room):
     scorer.settings = scorer.settings.model_copy(update={"match_itself": True})
     every = histories([2, 9, 30], [7], [], list(range(20, 32)), [5, 5, 2])
     for rows in (every, every[:1], every[1:2], every[2:3], every[[2, 2]]):
-        found = _of_catalogue_on_gpu(rows, rows >= FIRST_ITEM, scorer.units, room)
+        found = _of_catalogue_on_gpu(rows, rows >= FIRST_ITEM, scorer.units, scorer._units_of, room)
         torch.testing.assert_close(found, scorer.cosine(rows))
 
 
