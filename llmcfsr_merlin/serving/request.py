@@ -11,10 +11,11 @@ DEFAULT_K = 10
 
 @dataclass(frozen=True)
 class Limits:
-    """max_top_k: the largest TOP_K allowed. shortlist: as in Ranker."""
+    """max_top_k: the largest TOP_K allowed. shortlist, uncertain: as in Ranker."""
 
     max_top_k: int = 100
     shortlist: int = 0
+    uncertain: str = "answer"
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
             return (states @ self.catalogue.T).unsqueeze(0)
         return (self.catalogue[items] @ states.unsqueeze(-1)).squeeze(-1).unsqueeze(0)
 
-    def columns(self) -> Tensor:
+    def bound_columns(self) -> Tensor:
         return self.catalogue
 
     def bound(self, histories: Tensor) -> Bound:

@@ -35,7 +35,7 @@ class PopularityScorer(Scorer[PopularitySettings]):
             return self.log_counts[items].unsqueeze(0)
         return (torch.zeros_like(histories[:, :1], dtype=self.log_counts.dtype) + self.log_counts).unsqueeze(0)
 
-    def columns(self) -> Tensor:
+    def bound_columns(self) -> Tensor:
         return self.log_counts[:, None]
 
     def bound(self, histories: Tensor) -> Bound:
