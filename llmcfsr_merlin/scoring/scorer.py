@@ -3,7 +3,7 @@
 score(user, item) = sum over the scorers and their features of weight * feature(history, item)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, NamedTuple, TypeVar
@@ -18,6 +18,7 @@ from llmcfsr_merlin.scoring.compiled import Compiler
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 
 SettingsT = TypeVar("SettingsT", bound=Section)
+Report = Callable[[int, int], None]
 WEIGHT_GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -158,7 +159,18 @@ class Scorer(nn.Module, Generic[SettingsT]):
     def weights_changed(self) -> None:
         """Forget what was computed for other weights: they may have been set."""
 
-    def columns(self) -> Tensor:
+    def tables(self, known: "Scorer | None", folder: Path, report: Report) -> dict[str, Tensor]:
+        """What `bound` reads that takes long to make: by name, for `take_tables`. {}: nothing.
+
+        known: the same scorer of a model whose items are the leading ones of this, with its tables. folder: keeps what
+        is finished, so that a build that was interrupted goes on there. report: called with items done and of all.
+        """
+        return {}
+
+    def take_tables(self, tables: Mapping[str, Tensor]) -> None:
+        """Use what `tables` made."""
+
+    def bound_columns(self) -> Tensor:
         """What `bound` reads of each item with the weights as they are: float [V, D], D may be 0."""
         return torch.zeros(self.shape.n_items, 0)
 

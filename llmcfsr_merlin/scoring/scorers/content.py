@@ -1,7 +1,8 @@
 """The content score: a candidate's similarity to the closest item of the history."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from llmcfsr_merlin.config.scorer_settings import ContentSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.compiled import Compiler, Function
-from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Report, Scorer, Shape
 from llmcfsr_merlin.scoring.search.bound import Bound, largest_by_key
 from llmcfsr_merlin.scoring.search.neighbours import COSINE_NOISE, Neighbours, find_neighbours
 
@@ -144,11 +145,19 @@ class ContentScorer(Scorer[ContentSettings]):
     @property
     def neighbours(self) -> Neighbours:
         """The table of each item's nearest items; built when it is first needed, if it was not loaded."""
-        if self._neighbours is None or len(self._neighbours) != self.shape.n_items:
+        if self._neighbours is None or len(self._neighbours.cut) != self.shape.n_items:
             self._neighbours = find_neighbours(self.units, NEIGHBOURS, self._neighbours)
         return self._neighbours
 
-    def columns(self) -> Tensor:
+    def tables(self, known: Scorer | None, folder: Path, report: Report) -> dict[str, Tensor]:
+        before = known._neighbours if isinstance(known, ContentScorer) else None
+        self._neighbours = find_neighbours(self.units, NEIGHBOURS, before, folder, report)
+        return self._neighbours._asdict()
+
+    def take_tables(self, tables: Mapping[str, Tensor]) -> None:
+        self._neighbours = Neighbours(**tables)
+
+    def bound_columns(self) -> Tensor:
         """What a cosine of 1 and of -1 can give."""
         weights = self.item_weights()
         return torch.stack([weights.clamp_min(0), (-weights).clamp_min(0)], 1)[:, : 1 + self._may_subtract()]
@@ -170,7 +179,8 @@ class ContentScorer(Scorer[ContentSettings]):
         lifts = self._weights_of(keys % self.shape.n_items).clamp_min(0) * (best - cut[keys // self.shape.n_items])
         some = real.any(1).float()
         query = torch.stack([cut, some], 1)[:, : 1 + self._may_subtract()]
-        return Bound(query, torch.zeros(len(histories)), keys, lifts)
+        proven = (table.proven[histories] | ~real).all(1)
+        return Bound(query, torch.zeros(len(histories)), keys, lifts, proven=proven)
 
     def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
         real = history[0][history[0] >= FIRST_ITEM]

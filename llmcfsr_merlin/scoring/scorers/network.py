@@ -88,7 +88,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
             return self._small(histories)
         return self.network.user_states(histories)
 
-    def columns(self) -> Tensor:
+    def bound_columns(self) -> Tensor:
         return self.catalogue
 
     def bound(self, histories: Tensor) -> Bound:

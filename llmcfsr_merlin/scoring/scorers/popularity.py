@@ -38,7 +38,7 @@ class PopularityScorer(Scorer[PopularitySettings]):
     def of_span(self, histories: Tensor, span: slice) -> Tensor:
         return (self.weights[0] * self.log_counts[span]).expand(len(histories), -1)
 
-    def columns(self) -> Tensor:
+    def bound_columns(self) -> Tensor:
         return self.log_counts[:, None]
 
     def bound(self, histories: Tensor) -> Bound:

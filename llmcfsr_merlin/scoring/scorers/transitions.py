@@ -160,7 +160,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
         sums = sums.scatter_add(1, self.next_items[histories].long().flatten(1), weights.flatten(1))
         return sums.mul(100).log1p()
 
-    def columns(self) -> Tensor:
+    def bound_columns(self) -> Tensor:
         """The cosine by which an item borrows at most."""
         without, _, cosines = self.borrowers
         column = torch.zeros(self.shape.n_items, int(self.borrows))

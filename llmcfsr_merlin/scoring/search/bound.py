@@ -11,9 +11,9 @@ class Bound(NamedTuple):
 
         <query[b], columns[i]> + constant[b] + (lift of b and i, if listed) + dense[b, i]
 
-    query: float [B, D] for the scorer's `columns` (float [V, D]). keys: int64 [N], b * V + i of listed items, ascending,
-    each once; lifts: float [N]. dense: float [B, V] or None. proven: bool [B], whether it holds for sure (None: all).
-    own: float [N], what the scorer needs of the listed items to score them, or None.
+    query: float [B, D] for the scorer's `bound_columns`, float [V, D]. keys: int64 [N], b * V + i of listed items,
+    ascending, each once; lifts: float [N]. dense: float [B, V] or None. proven: bool [B], whether it holds for sure
+    (None: all). own: float [N], what the scorer needs of the listed items to score them, or None.
     """
 
     query: Tensor

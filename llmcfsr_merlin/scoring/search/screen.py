@@ -6,7 +6,7 @@ axes, of which the leading ones are kept; what the others could add is bounded b
 change is added to the bound, so that it holds for every item.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 
+Product = Callable[[Tensor, Tensor], Tensor]  # int8 [D], int8 [V, D] -> whole numbers [V]
 WIDE = 16  # columns from which a block is turned and cut
 ROOM = 1 << 26  # bytes that a query reads at most: they decide how many axes are kept
 LEVELS = 127
@@ -73,7 +74,7 @@ class Screen:
 
 
 class _Axes:
-    """The leading principal axes of a block of columns around its mean, and the norm of each item's rest as one more column."""
+    """The leading principal axes of a block of columns around its mean, and each item's norm in the others."""
 
     def __init__(self, center: Tensor, basis: Tensor, rest: Tensor):
         self.center, self._basis, self._rest = center, basis, rest
@@ -103,7 +104,7 @@ def _axes(block: Tensor, kept: int) -> _Axes:
     return _Axes(center.float(), basis[:, :kept].contiguous(), basis[:, kept:].contiguous())
 
 
-def _integer_product():
+def _integer_product() -> Product | None:
     """torch._int_mm where this machine computes it without overflow: some x86 without VNNI saturate sums of pairs."""
     try:
         ones = torch.full((4, 64), LEVELS, dtype=torch.int8)

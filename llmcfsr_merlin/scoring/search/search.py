@@ -34,7 +34,8 @@ class Search:
     def __init__(self, model: Ensemble, most: int):
         self.model, self.most, self.n_items = model, most, model.shape.n_items
         self._parts = model.active
-        self._screen = Screen([part.columns() for part in self._parts])
+        self._screen = Screen([part.bound_columns() for part in self._parts])
+        self.top_k(torch.zeros(1, 1, dtype=torch.int64), 1)  # tables that nobody has made are made now
 
     def top_k(self, histories: Tensor, k: int, blocked: Tensor | None = None) -> Found:
         """histories: int64 [B, L] right-padded; blocked: bool [B, V], items that must not be returned."""
@@ -46,7 +47,9 @@ class Search:
         items, scores, exact = zip(*rows)
         return Found(torch.stack(items), torch.stack(scores), torch.tensor(exact, dtype=torch.bool))
 
-    def _row(self, bounds: list[Bound], row: int, history: Tensor, k: int, blocked: Tensor | None):
+    def _row(
+        self, bounds: list[Bound], row: int, history: Tensor, k: int, blocked: Tensor | None
+    ) -> tuple[Tensor, Tensor, bool]:
         upper = self._upper(bounds, row)
         upper[:FIRST_ITEM] = -torch.inf
         if blocked is not None:

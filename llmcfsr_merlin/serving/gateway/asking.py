@@ -98,7 +98,7 @@ class Asking:
             "unknown": found.unknown,
             "fallback": found.fallback,
             "degraded": False,
-            "exact": found.fallback or not self.served.shortlist,
+            "exact": found.exact,
             "model_version": version_name(found.tag),
         }
 

@@ -35,8 +35,8 @@ def run(options: Options) -> None:
     telemetry, sweep = Telemetry(), Sweep(settings.request_timeout)
     app = make_app(
         Path(options.repository), options.replicas, settings, sharded=options.sharded,
-        keys=Keys(options.keys) if options.keys else None, cors=options.cors, log_requests=options.log_requests, telemetry=telemetry,
-        beside=lambda: sweep(server.server_state.connections),
+        keys=Keys(options.keys) if options.keys else None, cors=options.cors, log_requests=options.log_requests,
+        telemetry=telemetry, beside=lambda: sweep(server.server_state.connections),
     )  # fmt: skip
     config = uvicorn.Config(
         app, http=limited(most, telemetry.closed.inc), ws="none", loop="uvloop", lifespan="on", access_log=False,

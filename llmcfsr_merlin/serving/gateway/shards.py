@@ -94,4 +94,5 @@ def merged(parts: Sequence[Found], k: int) -> Found:
     if parts[0].reasons is not None:
         told = [reason for part in parts for reason in part.reasons or []]
         reasons = [told[place] for place in best]
-    return parts[0]._replace(items=[items[place] for place in best], scores=scores[best], reasons=reasons)
+    kept, exact = [items[place] for place in best], all(part.exact for part in parts)
+    return parts[0]._replace(items=kept, scores=scores[best], exact=exact, reasons=reasons)

@@ -5,11 +5,13 @@ import torch
 
 from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.ranker import Ranker, pad
 from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.scoring.scorers import content
 from llmcfsr_merlin.scoring.search import screen
-from llmcfsr_merlin.scoring.search.neighbours import find_neighbours, rounded_up
+from llmcfsr_merlin.scoring.search.neighbours import find_neighbours, prove, rounded_up
+from llmcfsr_merlin.scoring.search.tables import extends, take_tables, write_tables
 from tests.models import model_config, random_model
 
 K, ITEMS = 8, 300
@@ -135,8 +137,52 @@ def test_a_table_that_was_interrupted_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         find_neighbours(units, 10, folder=tmp_path, report=stop)
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert len(kept) == 2
+    assert len(kept) == 3
     found = find_neighbours(units, 10, folder=tmp_path)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     plain = find_neighbours(units, 10)
     assert torch.equal(found.items, plain.items) and torch.equal(found.cut, plain.cut)
+
+
+def test_cells_find_most_neighbours_and_prove_nothing(monkeypatch):
+    monkeypatch.setattr("llmcfsr_merlin.scoring.search.cells._SIZE", 40)
+    monkeypatch.setattr("llmcfsr_merlin.scoring.search.cells._PROBES", 4)
+    torch.manual_seed(0)
+    centres = torch.randn(12, 16)
+    units = torch.nn.functional.normalize(centres[torch.arange(600) % 12] + 0.4 * torch.randn(600, 16), dim=1)
+    units[:FIRST_ITEM] = 0
+    rough, exact = find_neighbours(units, 10, most=100), find_neighbours(units, 10)
+    assert not rough.proven[FIRST_ITEM:].any() and exact.proven.all()
+    same = [len(set(a) & set(b)) for a, b in zip(rough.items[3:].tolist(), exact.items[3:].tolist())]
+    assert sum(same) > 0.95 * 10 * 597
+    prove(rough, units, torch.arange(FIRST_ITEM, 600))
+    assert torch.equal(rough.items, exact.items) and rough.proven.all()
+
+
+def test_what_is_not_proven_is_not_called_exact():
+    model, histories = world(5, {"content": 3.0, "content_cold": 1.0, "transitions": 0.5})
+    ranker = Ranker(model, shortlist=250)
+    assert ranker.find(histories, K).exact.all()
+    with torch.inference_mode():
+        model.scorers["content"].neighbours.proven[int(histories[1, 0])] = False
+    found = ranker.find(histories, K)
+    assert not found.exact[1] and found.exact.any()
+
+
+def test_tables_are_read_again_and_extended(tmp_path):
+    model, _ = world(6, {"content": 3.0, "content_cold": 1.0, "transitions": 0.5})
+    write_tables(model, tmp_path, tmp_path / "scratch")
+    assert not (tmp_path / "scratch").exists()
+    again, _ = world(6, {"content": 3.0, "content_cold": 1.0, "transitions": 0.5})
+    assert take_tables(again, tmp_path) and not take_tables(again, tmp_path / "nowhere")
+    assert torch.equal(again.scorers["content"].neighbours.items, model.scorers["content"].neighbours.items)
+    grown, _ = world(6, {"content": 3.0, "content_cold": 1.0, "transitions": 0.5})
+    grown.append_items(NewItems(9, torch.randn(9, 16), torch.randn(9, 8)))
+    assert extends(grown, again) and not extends(again, grown)
+    (tmp_path / "grown").mkdir()
+    write_tables(grown, tmp_path / "grown", tmp_path / "scratch", again)
+    assert take_tables(grown, tmp_path / "grown")
+    plain = find_neighbours(grown.scorers["content"].units, content.NEIGHBOURS)
+    assert torch.equal(grown.scorers["content"].neighbours.items, plain.items)
+    with pytest.raises(InputError, match="another model"):
+        take_tables(grown, tmp_path)
