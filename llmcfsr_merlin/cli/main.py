@@ -22,6 +22,7 @@ from llmcfsr_merlin.cli import (
     serve_verb,
     share_verb,
     stage_verbs,
+    update_verb,
     vectors_report_verb,
 )
 from llmcfsr_merlin.cli.item_ids import separate
@@ -32,6 +33,7 @@ from llmcfsr_merlin.runtime.failures import machine_failure
 VERBS = (
     demo_verb.VERB,
     *stage_verbs.VERBS,
+    update_verb.VERB,
     search_verb.VERB,
     config_verb.VERB,
     serve_verb.VERB,
