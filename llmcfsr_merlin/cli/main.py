@@ -24,6 +24,7 @@ from llmcfsr_merlin.cli import (
     serve_verb,
     share_verb,
     stage_verbs,
+    update_verb,
     vectors_report_verb,
 )
 from llmcfsr_merlin.cli.item_ids import separate
@@ -36,6 +37,7 @@ VERBS = (
     init_verb.VERB,
     check_verb.VERB,
     *stage_verbs.VERBS,
+    update_verb.VERB,
     search_verb.VERB,
     config_verb.VERB,
     serve_verb.VERB,
