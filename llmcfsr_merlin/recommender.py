@@ -18,12 +18,15 @@ from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, ITEMS, MODEL_CONFIG, MODEL_WEIGHTS, OOV, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.runtime.files import remove
-from llmcfsr_merlin.runtime.manifest import Manifest, hash_json, seal
-from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
+from llmcfsr_merlin.runtime.files import CHECKSUMS, remove
+from llmcfsr_merlin.runtime.hub import model_folder
+from llmcfsr_merlin.runtime.layout import CARD
+from llmcfsr_merlin.runtime.manifest import MANIFEST, Manifest, hash_json, seal
+from llmcfsr_merlin.scoring.checkpoint import describe, load_model, save_model
 from llmcfsr_merlin.scoring.ranker import Ranker, pad, select_top_k
 
 _log = logging.getLogger(__name__)
+_MODEL = (VOCABULARY, MODEL_CONFIG, MODEL_WEIGHTS)
 _ROWS = 512  # histories scored together: memory holds one score per item for each
 
 
@@ -89,34 +92,45 @@ class Recommender:
     >>> recommender.recommend([["B00A", "B00B"]], k=10)          # doctest: +SKIP
     """
 
-    def __init__(self, ranker: Ranker, vocabulary: Vocabulary):
+    def __init__(self, ranker: Ranker, vocabulary: Vocabulary, card: str | None = None):
+        """card: the model card that `save` writes; None: none."""
         if ranker.n_items != len(vocabulary):
             raise InputError(
                 f"expected a model of {len(vocabulary)} items for this vocabulary, found {ranker.n_items}: "
                 "run `llmcfsr train --force`"
             )
-        self.ranker, self.vocabulary = ranker, vocabulary
+        self.ranker, self.vocabulary, self.card = ranker, vocabulary, card
         self.encoder = Encoder(vocabulary, ranker.max_length)
         share = vocabulary.counts / max(vocabulary.counts.sum(), 1)
         self.popularity = torch.tensor(share, dtype=torch.float32)  # the scores of an empty history
         self.popularity[:FIRST_ITEM] = -torch.inf
+        self.popularity[ranker.model.retired.cpu()] = -torch.inf
         self.popularity = self.popularity.to(ranker.device)
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "cpu", bulk: bool = False, shortlist: int = 0, allow: Iterable[str] = ()
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        bulk: bool = False,
+        shortlist: int = 0,
+        allow: Iterable[str] = (),
+        revision: str | None = None,
     ) -> "Recommender":
-        """Read a run directory, or any folder that holds a sealed model (vocabulary, weights, manifest).
+        """Read a run directory, any folder that holds a sealed model, or a model of the Hugging Face Hub (`org/name`).
 
-        Each of the three is checked against the manifest before it is read; InputError says what is missing or changed.
-        bulk, shortlist: as in Ranker. allow: names `module:Class` from outside this package that the model may import.
+        A folder of that name comes first; else the model's own files are fetched, once, into the Hub's cache.
+        revision: of the Hub, a branch, tag or commit. Vocabulary, description and weights are checked against the
+        manifest before they are read; InputError says what is missing or changed. bulk, shortlist: as in Ranker. allow:
+        names `module:Class` from outside this package that the model may import.
         """
-        directory = Path(path)
+        directory = model_folder(path, (*_MODEL, MANIFEST, CARD), revision)
         if (directory / "train").is_dir():
             directory = directory / "train"
-        Manifest.load(directory).verify(directory, (VOCABULARY, MODEL_CONFIG, MODEL_WEIGHTS))
+        Manifest.load(directory).verify(directory, _MODEL)
         vocabulary = Vocabulary.load(directory / VOCABULARY)
-        return cls(Ranker(load_model(directory, vocabulary.hash, device, allow), bulk, shortlist), vocabulary)
+        card = (directory / CARD).read_text(encoding="utf-8") if (directory / CARD).is_file() else None
+        return cls(Ranker(load_model(directory, vocabulary.hash, device, allow), bulk, shortlist), vocabulary, card)
 
     @classmethod
     def fit(
@@ -134,7 +148,8 @@ class Recommender:
         attributes first if the dataset has no vectors yet. Raises InputError for inconsistent settings.
         """
         # Imported here: a server needs neither a trainer nor a text encoder.
-        from llmcfsr_merlin.training.fit import fit_model
+        from llmcfsr_merlin.training.fit import counts_of, fit_model
+        from llmcfsr_merlin.training.model_card import card_text
 
         config = dataset.config if config is None else config
         if model is not None:
@@ -144,14 +159,19 @@ class Recommender:
         if config.model.reads and dataset.embedded is None:
             dataset = _embedded(dataset, config)
         with tempfile.TemporaryDirectory(prefix="llmcfsr-") as work:
-            fitted, _ = fit_model(
+            fitted, history = fit_model(
                 config.model, config.train, dataset, Path(work), exclude_history=config.evaluate.exclude_history,
                 tail_item=config.evaluate.tail_item, report=report,
             )  # fmt: skip
-        return cls(Ranker(fitted, shortlist=config.serve.shortlist), dataset.vocabulary)
+        described = describe(fitted, dataset.vocabulary.hash)
+        card = card_text(config, described, dataset.prepared.parent, counts_of(fitted), history)
+        return cls(Ranker(fitted, shortlist=config.serve.shortlist), dataset.vocabulary, card)
 
     def save(self, folder: str | Path) -> None:
-        """Write the model into a new folder that `load` reads and `serving.repository.export` serves."""
+        """Write the model and its card into a new folder that `load` reads and `serving.repository.export` serves.
+
+        It holds safetensors, JSON, Parquet and a README.md, and can be uploaded to the Hugging Face Hub as it is.
+        """
         folder = Path(folder)
         if folder.exists():
             raise InputError(f"expected no folder at {folder}, found one: name a new one")
@@ -160,8 +180,11 @@ class Recommender:
         partial.mkdir(parents=True)
         self.vocabulary.save(partial / VOCABULARY)
         save_model(self.ranker.model, partial, self.vocabulary.hash)
+        if self.card is not None:
+            (partial / CARD).write_text(self.card, encoding="utf-8")
         key = hash_json({"model": self.ranker.model.config.model_dump(), "vocabulary": self.vocabulary.hash})
         seal(partial, "train", key, {"model": self.ranker.model.config.name, "weights": self.ranker.model.weights})
+        (partial / CHECKSUMS).unlink()  # times and inodes of this machine
         partial.rename(folder)
 
     def encode(self, histories: Sequence[Sequence]) -> Encoded:

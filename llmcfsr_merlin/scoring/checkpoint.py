@@ -25,15 +25,19 @@ FORMAT = 2  # format 1: a network with fixed extra scores, before scorers existe
 def save_model(model: Ensemble, directory: Path, vocabulary_hash: str) -> None:
     """Write model.safetensors (weights, frozen buffers, item vectors) and model.json."""
     save_tensors(state(model), Path(directory) / MODEL_WEIGHTS)
-    description = {
+    write_json(Path(directory) / MODEL_CONFIG, describe(model, vocabulary_hash))
+
+
+def describe(model: Ensemble, vocabulary_hash: str) -> dict:
+    """The description that model.json holds, from which `load_model` builds the model."""
+    return {
         "format": FORMAT,
         "model": model.config.model_dump(mode="json"),
         "shape": model.shape._asdict(),
         "max_length": model.shape.max_length,
         "vocabulary": vocabulary_hash,
         "history_weights": model.history_weights,
-    }
-    write_json(Path(directory) / MODEL_CONFIG, description)
+    } | ({"retired": model.retired.tolist()} if len(model.retired) else {})
 
 
 def state(model: Ensemble) -> dict[str, Tensor]:
@@ -96,6 +100,7 @@ def load_model(
             model = Ensemble.empty(config, Shape(**description["shape"]))
         load_state(model, tensors)
         model.history_weights = _history_weights(description, model)
+        model.retire(description.get("retired", ()))
     except FileNotFoundError as error:
         raise InputError(
             f"expected a trained model in {directory}, found no {Path(error.filename or MODEL_WEIGHTS).name}: "

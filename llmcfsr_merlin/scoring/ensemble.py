@@ -1,7 +1,7 @@
 """The model: scorers and their weights. Everything that needs a score uses the ensemble, which knows no scorer by
 name."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -26,7 +26,7 @@ class WeightedFeature(NamedTuple):
 
 
 class Ensemble(nn.Module):
-    """score(u, i) = sum over scorers and their features of weight * feature; -inf on reserved rows."""
+    """score(u, i) = sum over scorers and their features of weight * feature; -inf on reserved rows, retired items."""
 
     def __init__(self, config: ModelConfig, scorers: Mapping[str, Scorer], shape: Shape, vectors: ItemVectors):
         super().__init__()
@@ -37,6 +37,8 @@ class Ensemble(nn.Module):
         self.history_weights: dict[str, dict[str, float]] = {}
         """History rule (names.HISTORY_RULES) -> the score weights calibrated for it; empty if only
         `weights` are known."""
+        self.retired: Tensor
+        self.register_buffer("retired", torch.zeros(0, dtype=torch.int64), persistent=False)
         self._active: list[Scorer] | None = None
         if self.names and not any(bool(part.weights.any()) for part in self._parts):
             self._parts[0].weights[0] = 1.0  # the scale of a score is arbitrary: the first feature fixes it
@@ -121,9 +123,16 @@ class Ensemble(nn.Module):
         if total is None:
             raise InputError(_ALL_ZERO)
         if items is None:
-            total[:, :FIRST_ITEM] = -torch.inf
-        else:
-            total = total.masked_fill(items < FIRST_ITEM, -torch.inf)
+            return self._masked(total)
+        out = items < FIRST_ITEM
+        if len(self.retired):
+            out |= torch.isin(items, self.retired)
+        return total.masked_fill(out, -torch.inf).float()
+
+    def _masked(self, total: Tensor) -> Tensor:
+        total[:, :FIRST_ITEM] = -torch.inf
+        if len(self.retired):
+            total[:, self.retired] = -torch.inf
         return total.float()
 
     def scores_by_history(self, histories: Tensor) -> dict[str, Tensor]:
@@ -146,8 +155,7 @@ class Ensemble(nn.Module):
         for total in totals:
             if total is None:
                 raise InputError(_ALL_ZERO)
-            total[:, :FIRST_ITEM] = -torch.inf
-            found.append(total.float())
+            found.append(self._masked(total))
         return {rule: found[distinct.index(weights)] for rule, weights in rules.items()}
 
     def each_feature(
@@ -178,6 +186,13 @@ class Ensemble(nn.Module):
         repeat[:, 1:] = items[:, 1:] == items[:, :-1]
         return items.masked_fill(repeat, 0)
 
+    def retire(self, items: Sequence[int]) -> None:
+        """Recommend these encoded ids no more: they score -inf, whichever were retired before. Histories with them are
+        read as ever."""
+        self.retired = torch.tensor(sorted(set(items)), dtype=torch.int64, device=self.device)
+        if len(self.retired) and not FIRST_ITEM <= int(self.retired[0]) <= int(self.retired[-1]) < self.shape.n_items:
+            raise ValueError(f"expected retired ids {FIRST_ITEM} to {self.shape.n_items - 1}")
+
     def append_items(self, new: NewItems) -> None:
         """Add items that no training has seen; encoded ids and scores of the old items do not change.
 
@@ -190,6 +205,10 @@ class Ensemble(nn.Module):
             )
         for part in self._parts:
             part.check_new_items()
+        self.grow(new)
+
+    def grow(self, new: NewItems) -> None:
+        """append_items without its checks: for a model that is trained on the new items before it scores them."""
         self.vectors.append(new)
         for part in self._parts:
             part.append_items(new)

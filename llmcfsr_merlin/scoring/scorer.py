@@ -3,7 +3,7 @@
 score(user, item) = sum over the scorers and their features of weight * feature(history, item)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, NamedTuple, TypeVar
@@ -74,7 +74,8 @@ class FitContext:
     """The context of `fit`, besides the data.
 
     scratch: a folder for temporary files. train: trains a network in place and returns its history (one dict per
-    epoch); the recipe sets the procedure. report: called with progress lines. device: to fit on.
+    epoch); the recipe sets the procedure. report: called with progress lines. device: to fit on. start: a fitted scorer
+    of the same settings and items by name, whose weights a training goes on from.
     """
 
     scratch: Path
@@ -82,6 +83,7 @@ class FitContext:
     report: Callable[[str], None] = lambda line: None
     history: list[dict] = field(default_factory=list)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    start: Mapping[str, "Scorer"] = field(default_factory=dict)
 
 
 class Scorer(nn.Module, Generic[SettingsT]):

@@ -1,12 +1,10 @@
 """Stage `export`: the trained model as a Triton model repository, with its model card."""
 
-import json
 from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.names import METRICS, MODEL_REPOSITORY, history_rule
-from llmcfsr_merlin.evaluation.groups import with_history
-from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
+from llmcfsr_merlin.evaluation.figures_of import measured
 from llmcfsr_merlin.runtime.layout import resource
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage, sha256_file
 from llmcfsr_merlin.serving.repository import export
@@ -22,21 +20,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     def work(directory: Path) -> dict:
         counts = export(trained, directory / MODEL_REPOSITORY, config.serve)
         model = Manifest.load(trained)
-        write_card(directory, config, Path(run_dir), trained, model.counts, _measured(config, Path(run_dir), model))
+        write_card(directory, config, Path(run_dir), trained, model.counts, measured(config, Path(run_dir), model))
         return counts
 
     manifest, _ = run_stage(run_dir, "export", settings, ["train"], work, force=force)
     return manifest
-
-
-def _measured(config: Config, run_dir: Path, model: Manifest) -> list[dict]:
-    """The metric rows of stage evaluate, if it ranked this very model."""
-    try:
-        evaluated = Manifest.load(run_dir / "evaluate")
-        evaluated.verify(run_dir / "evaluate", [METRICS])
-    except InputError:
-        return []
-    if evaluated.inputs.get("train") != model.identity:
-        return []
-    rows = json.loads((run_dir / "evaluate" / METRICS).read_text())
-    return with_history(rows, history_rule(config.evaluate.exclude_history))

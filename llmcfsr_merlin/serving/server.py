@@ -156,15 +156,7 @@ class Server:
 
     def reload(self) -> None:
         """Load the version that publish() added. Requests in flight are answered by the previous version."""
-        for model in load_order(self.repository):
-            url = f"{self.http_url}/v2/repository/models/{model}/load"
-            request = urllib.request.Request(url, data=b"{}", headers={HEADER: self._key})
-            try:
-                DIRECT.open(request, timeout=self.timeout).close()
-            except urllib.error.HTTPError as error:
-                raise InputError(f"{model} did not load: {error.read().decode(errors='replace')[:500]}") from error
-            except OSError as error:  # no answer in time, or no server
-                raise InputError(f"{model} did not load within {self.timeout:.0f} s ({error}): reload again") from error
+        load_version(self.http_url, self._key, self.repository, self.timeout)
 
     @property
     def _reach(self) -> str:
@@ -256,6 +248,22 @@ class Server:
             return f"A step says: {message.group(1)}"
         words = ("InputError", "failed to load", "error while loading", "in use")
         return "Its log says: " + " | ".join(([x for x in lines if any(w in x for w in words)] or lines)[-4:])[-1500:]
+
+
+def load_version(http_url: str, key: str, repository: Path, timeout: float = 120.0) -> None:
+    """Have a server load the version that publish() added to its repository; InputError if it does not.
+
+    key: of the file that the server's start names. Until the last model is loaded the version before answers.
+    """
+    for model in load_order(repository):
+        url = f"{http_url}/v2/repository/models/{model}/load"
+        request = urllib.request.Request(url, data=b"{}", headers={HEADER: key})
+        try:
+            DIRECT.open(request, timeout=timeout).close()
+        except urllib.error.HTTPError as error:
+            raise InputError(f"{model} did not load: {error.read().decode(errors='replace')[:500]}") from error
+        except OSError as error:  # no answer in time, or no server
+            raise InputError(f"{model} did not load within {timeout:.0f} s ({error}): reload again") from error
 
 
 # Triton writes the line ends of a step's error as backslash and n.

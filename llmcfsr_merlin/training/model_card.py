@@ -17,6 +17,7 @@ from llmcfsr_merlin.runtime.manifest import Manifest
 from llmcfsr_merlin.text.encoders.known import licence_of
 from llmcfsr_merlin.text.item_encoder import EncoderRecipe
 
+UPDATE = "update"  # the split of a day's update (dataset/prepare/day.py)
 _GROUPS = {"overall": "all items", "head_item": "head items", "tail_item": "tail items", "cold_item": "cold items"}
 _RULES = {
     MASKED: "the user's own items are excluded from the ranking (never the target)",
@@ -32,8 +33,22 @@ def write_card(
     run_dir: the run, for what its stages prepare and embed recorded. model_dir: the folder of model.json. counts: those
     of the stage train. metrics: rows of stage evaluate (each with its history rule) for this very model, if there are.
     """
-    description = json.loads((model_dir / MODEL_CONFIG).read_text())
-    served = history_rule(config.evaluate.exclude_history)
+    described = json.loads((model_dir / MODEL_CONFIG).read_text())
+    path = model_dir / TRAIN_HISTORY
+    history = json.loads(path.read_text()) if path.is_file() else []
+    (out / CARD).write_text(card_text(config, described, run_dir, counts, history, metrics), encoding="utf-8")
+
+
+def card_text(
+    config: Config,
+    description: dict,
+    run_dir: Path,
+    counts: dict,
+    history: Sequence[dict] = (),
+    metrics: Sequence[dict] = (),
+) -> str:
+    """The card. description: as in model.json. history: a dict per epoch of the training. Others: as in write_card."""
+    served, data = history_rule(config.evaluate.exclude_history), _counts(run_dir / "prepare")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -41,17 +56,17 @@ def write_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    text = environment.get_template("model_card.md.j2").render(
+    return environment.get_template("model_card.md.j2").render(
         name=config.model.name,
         recipe=config.name,
         version=__version__,
         shape=description["shape"],
         scorers=list(description["model"]["scorers"]),
         parameters=counts.get("parameters"),
-        data=_counts(run_dir / "prepare"),
-        split=config.prepare.split,
+        data=data,
+        split=UPDATE if "day_users" in data else config.prepare.split,
         filter=config.prepare.filter,
-        epoch=_best_epoch(model_dir),
+        epoch=max(history, key=lambda epoch: epoch["ndcg@10"], default=None),
         patience=config.train.patience,
         weights=counts.get("weights", {}),
         history_weights=description.get("history_weights", {}),
@@ -63,7 +78,6 @@ def write_card(
         encoder=_encoder(run_dir / "embed") if config.model.reads else None,
         settings=yaml.safe_dump(config.model_dump(mode="json", include={"model", "train"}), sort_keys=False),
     )
-    (out / CARD).write_text(text, encoding="utf-8")
 
 
 def _counts(stage: Path) -> dict:
@@ -74,18 +88,15 @@ def _counts(stage: Path) -> dict:
         return {}
 
 
-def _best_epoch(model_dir: Path) -> dict | None:
-    path = model_dir / TRAIN_HISTORY
-    history = json.loads(path.read_text()) if path.is_file() else []
-    return max(history, key=lambda epoch: epoch["ndcg@10"], default=None)
-
-
 def _encoder(embedded: Path) -> dict | None:
     try:
         recipe = asdict(EncoderRecipe.load(embedded))
     except InputError:
         return None
-    return recipe | {"licence": licence_of(recipe["model"]["name"])}
+    name = recipe["model"]["name"]
+    if Path(name).expanduser().is_absolute():  # where a folder stands on this machine is nobody else's matter
+        recipe["model"]["name"] = Path(name).name
+    return recipe | {"licence": licence_of(name)}
 
 
 def _results(metrics: Sequence[dict], model: str, served: str) -> list[dict]:

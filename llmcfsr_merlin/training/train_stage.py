@@ -22,7 +22,7 @@ from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.scorers.network import NetworkScorer
-from llmcfsr_merlin.training.fit import fit_model
+from llmcfsr_merlin.training.fit import counts_of, fit_model
 from llmcfsr_merlin.training.model_card import write_card
 from llmcfsr_merlin.training.procedures import resolved
 
@@ -69,15 +69,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
         shutil.copy2(dataset.prepared / VOCABULARY, out / VOCABULARY)
         save_model(model, out, dataset.vocabulary.hash)
         write_json(out / TRAIN_HISTORY, history)
-        counts = {"model": config.model.name, "parameters": sum(weight.numel() for weight in model.parameters())}
-        if history:
-            best = max(history, key=lambda epoch: epoch["ndcg@10"])
-            counts |= {
-                "epochs": len(history),
-                "best_epoch": best["epoch"],
-                "validation ndcg@10": round(best["ndcg@10"], 5),
-            }
-        counts["weights"] = model.weights
+        counts = counts_of(model, history)
         write_card(out, config, run_dir, out, counts)
         return counts
 
