@@ -120,8 +120,9 @@ def week(name: str, seed: int, days: int, work: Path, overrides: list[str], data
     items = data / folder / "items.jsonl.gz"
     config = Config.load(None, [f"name={name}", *overrides]).with_settings(
         {
-            "data.interactions": [str(work / "base.csv")], "data.items": [str(items)], "train.seed": seed,
-            "evaluate.baselines": [], "update.check_served": False, "train.device": "cpu", "train.procedure": "transformers", **settings,
+            "data.interactions": [str(work / "base.csv")], "data.items": [str(items)], "evaluate.baselines": [],
+            "update.check_served": False, "train.seed": seed, "train.device": "cpu",
+            "train.procedure": "transformers", **settings,
         }
     )  # fmt: skip
     began = time.process_time()
