@@ -5,6 +5,7 @@ Public names are imported on first use, so that `import llmcfsr_merlin` needs no
 
 import logging
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -21,7 +22,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

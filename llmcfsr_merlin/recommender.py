@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -282,7 +283,7 @@ class Recommender:
         item_ids = np.array([self.vocabulary.encode(items)], np.int64)
         return self.reasons(encoded, np.where(item_ids >= FIRST_ITEM, item_ids, 0))[0] if len(items) else []
 
-    def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters) -> pd.DataFrame:
+    def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters: Any) -> pd.DataFrame:
         """The top-k items per history as a table()."""
         return table(self.answer(histories, k, **filters))
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from collections.abc import Mapping
 
 
 def separate(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
@@ -34,12 +35,12 @@ def separate(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]
     return [*options, "--", *ids] if ids else options
 
 
-def _attached(token: str, known) -> bool:
+def _attached(token: str, known: Mapping[str, argparse.Action]) -> bool:
     """-k5"""
     return token[:2] in known and known[token[:2]].nargs != 0 and not token.startswith("--") and token[2:].isdigit()
 
 
-def _near(token: str, known) -> str | None:
+def _near(token: str, known: Mapping[str, argparse.Action]) -> str | None:
     name = token.partition("=")[0]
     if not name.startswith("--") or len(name) < 4:
         return None

@@ -9,11 +9,13 @@ import traceback
 from llmcfsr_merlin import __version__
 from llmcfsr_merlin.cli import (
     check_served_verb,
+    check_verb,
     config_verb,
     demo_verb,
     doctor_verb,
     encoders_verb,
     gateway_verb,
+    init_verb,
     items_add_verb,
     prompt_verb,
     recommend_verb,
@@ -32,6 +34,8 @@ from llmcfsr_merlin.runtime.failures import machine_failure
 
 VERBS = (
     demo_verb.VERB,
+    init_verb.VERB,
+    check_verb.VERB,
     *stage_verbs.VERBS,
     update_verb.VERB,
     search_verb.VERB,

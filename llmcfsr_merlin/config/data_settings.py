@@ -2,7 +2,7 @@
 
 import codecs
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
@@ -127,11 +127,11 @@ class DataConfig(Section):
 
     @field_validator("interactions", "items", "null_values", mode="before")
     @classmethod
-    def _one_path(cls, value):
+    def _one_path(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> "DataConfig":
         if self.time_unit and self.time_format:
             raise ValueError(f"expected time_unit or time_format, found both ({self.time_unit}, {self.time_format})")
         if self.start and self.end and self.start > self.end:

@@ -66,7 +66,7 @@ class EmbedConfig(Section):
     enrich: EnrichConfig = EnrichConfig()
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> "EmbedConfig":
         if self.dimension and self.reduction != "pca":
             raise ValueError(f"dimension ({self.dimension}) needs reduction=pca, found {self.reduction}")
         if self.enrich.enabled and not self.enrich.model:

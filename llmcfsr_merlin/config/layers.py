@@ -113,7 +113,7 @@ def read_recipe(recipe: str | Path, wanted: str, known: list[str], folder: str =
     return flatten(_expand(tree))
 
 
-def read_yaml(path: Path):
+def read_yaml(path: Path) -> Any:
     """Parse a YAML file; InputError if it is not YAML, larger than 1 MiB, or expands to millions of values."""
     size = path.stat().st_size
     if size > _LONGEST_RECIPE:
@@ -124,7 +124,7 @@ def read_yaml(path: Path):
         raise InputError(f"{path} is not YAML: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
-def _parse_yaml(text: str, source: str):
+def _parse_yaml(text: str, source: str) -> Any:
     try:
         tree = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date or number
@@ -140,7 +140,7 @@ def _parse_yaml(text: str, source: str):
     return tree
 
 
-def _expand(node):
+def _expand(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _expand(value) for key, value in node.items()}
     if isinstance(node, list):

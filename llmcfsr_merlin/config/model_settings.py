@@ -55,7 +55,7 @@ class ModelConfig(Section):
         return tuple(dict.fromkeys(name for one in self.scorers.values() for name in getattr(one, "reads", ())))
 
 
-def _scorer_settings(name: str, value) -> Section:
+def _scorer_settings(name: str, value: Any) -> Section:
     if isinstance(value, Section):
         return value
     if name in SCORERS or ":" in name:

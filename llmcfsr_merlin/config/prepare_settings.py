@@ -41,7 +41,7 @@ class PrepareConfig(Section):
     """Seed of the order of ties (ties=shuffle)."""
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> "PrepareConfig":
         if self.split == "leave_one_out":
             for name in ("valid_from", "test_from"):
                 if getattr(self, name):

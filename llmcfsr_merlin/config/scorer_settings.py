@@ -53,7 +53,7 @@ class NetworkSettings(Section):
         return known_or_own(name, BACKBONES)
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> "NetworkSettings":
         if self.views not in (("collaborative",), ("semantic",), ("null_space",), ("collaborative", "semantic")):
             raise ValueError(
                 "views must be [collaborative, semantic], or one of collaborative, semantic, null_space, "

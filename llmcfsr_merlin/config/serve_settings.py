@@ -30,7 +30,7 @@ class ServeConfig(Section):
     """Instances of the step `rank` that Triton runs in parallel."""
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> "ServeConfig":
         if self.format != "python" and self.layout != "ensemble":
             raise ValueError(f"format={self.format} needs layout=ensemble: merged is one python model")
         if self.shortlist and self.format != "python":

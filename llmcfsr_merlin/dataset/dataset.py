@@ -175,7 +175,7 @@ class Dataset:
         """A view for model selection: reading a test item is an error."""
         return self._changed(_hidden=("test",))
 
-    def _changed(self, **attributes) -> "Dataset":
+    def _changed(self, **attributes: object) -> "Dataset":
         other = copy.copy(self)
         other.__dict__.pop("shape", None)
         other.__dict__.update(attributes)

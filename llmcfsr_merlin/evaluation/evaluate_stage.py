@@ -9,6 +9,7 @@ from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import ITEMS, LEXICAL, SEQUENCES, VECTORS, VOCABULARY, history_rule
 from llmcfsr_merlin.evaluation.measure import measure
+from llmcfsr_merlin.evaluation.ranks import ScoreFunction
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.machine import choose_device
@@ -60,11 +61,11 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     return manifest
 
 
-def _trained(folder: Path, device: str, allow: list[str], rule: str):
+def _trained(folder: Path, device: str, allow: list[str], rule: str) -> ScoreFunction:
     return Recommender.load(folder, device, bulk=True, allow=allow).ranker.by_history(rule)
 
 
-def _fitted(config: Config, dataset: Dataset, scratch: Path):
+def _fitted(config: Config, dataset: Dataset, scratch: Path) -> ScoreFunction:
     settings = config.evaluate
     model, _ = fit_model(
         config.model, config.train, dataset, scratch, exclude_history=settings.exclude_history,

@@ -14,7 +14,7 @@ RecTools (`rectools.metrics`) if it has one, and of Steck (Calibrated Recommenda
                   q is smoothed by a hundredth of p
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +95,7 @@ class ListSums:
             found[f"arp@{k}"] = float((times[FIRST_ITEM:] * counts[FIRST_ITEM:].astype(np.float64)).sum() / total)
         return found | {name: total / self.of[name] for name, total in self.sums.items() if self.of[name]}
 
-    def _mean(self, name: str, sums: np.ndarray, size) -> None:
+    def _mean(self, name: str, sums: np.ndarray, size: Callable[[int], np.ndarray]) -> None:
         """sums: [B, max K], of the first places of each list. size: K -> [B], what they are divided by, 0: no value."""
         for k in self.ks:
             divisor = size(k)

@@ -10,6 +10,8 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.free_memory import bytes_of, device_memory, has_gpu, said_size
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from llmcfsr_merlin.config.cluster_settings import ClusterConfig
 
 # Seconds in which a scheduler, and then its first worker, must answer.
@@ -76,7 +78,7 @@ def cuda_arguments(config: "ClusterConfig", workers: int, memory: int, free: int
     }  # fmt: skip
 
 
-def joined(client, config: "ClusterConfig", memory: int) -> tuple[int, int, bool]:
+def joined(client: "Client", config: "ClusterConfig", memory: int) -> tuple[int, int, bool]:
     """Tasks that an existing cluster runs at once, the bytes each may use, and whether all its workers have GPUs."""
     from distributed import TimeoutError as NoAnswer
 

@@ -6,9 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
+from typing import Any, TypeAlias
 
 import numpy as np
 
+# Of numpy and pandas, or on a GPU of cupy and cudf, which have no types.
+Array: TypeAlias = Any
+Series: TypeAlias = Any
+Frame: TypeAlias = Any
 _ALIGN = 256  # bytes; rmm requires multiples of it
 
 
@@ -20,7 +25,7 @@ def libraries() -> tuple[ModuleType, ModuleType]:
     return importlib.import_module("cudf"), importlib.import_module("cupy")
 
 
-def to_host(values) -> np.ndarray:
+def to_host(values: Array) -> np.ndarray:
     """A numpy or cupy array as numpy."""
     return values if isinstance(values, np.ndarray) else values.get()
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module, metadata
+from typing import Any
 
 from llmcfsr_merlin.runtime.errors import InputError
 
@@ -19,7 +20,7 @@ VARIABLE = "LLMCFSR_EXTENSIONS"
 _allowed: ContextVar[frozenset[str] | None] = ContextVar("allowed", default=None)  # None: everything
 
 
-def load_class(name: str):
+def load_class(name: str) -> Any:
     """Import `package.module:Name`; InputError if it is missing, or not allowed if a saved model names it."""
     module, separator, attribute = name.partition(":")
     if not (separator and module and attribute):

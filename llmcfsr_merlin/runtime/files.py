@@ -51,7 +51,7 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON, whole and durable."""
     with whole(path, durable=True) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")

@@ -30,7 +30,7 @@ _RECORDED = (
 )
 
 
-def hash_json(value) -> str:
+def hash_json(value: object) -> str:
     """Hex sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmcfsr_merlin.config.model_settings import ModelConfig
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.registry import scorer_class
@@ -43,7 +44,7 @@ class Ensemble(nn.Module):
             self._parts[0].weights[0] = 1.0  # the scale of a score is arbitrary: the first feature fixes it
 
     @classmethod
-    def fit(cls, config: ModelConfig, dataset, context: FitContext) -> "Ensemble":
+    def fit(cls, config: ModelConfig, dataset: Dataset, context: FitContext) -> "Ensemble":
         """Fit every scorer of a model on a dataset; only the first scorer has a weight until calibration."""
         vectors = ItemVectors(dataset.shape)
         for name in ("semantic", "lexical"):

@@ -83,7 +83,7 @@ class StepModel:
     def finalize(self) -> None:
         self._run = None
 
-    def _read(self, request, stopping: bool) -> dict[str, np.ndarray] | Exception:
+    def _read(self, request: Any, stopping: bool) -> dict[str, np.ndarray] | Exception:
         if stopping and not self._is_own(request):
             return Failure("the server is stopping: use another one, or retry later", pb_utils.TritonError.UNAVAILABLE)
         found = {}
@@ -109,10 +109,10 @@ class StepModel:
             pb_utils.Logger.log_error(f"{self._name}: {traceback.format_exc()}")
             return [Failure(f"step {self._name} failed: the server's log says why", pb_utils.TritonError.INTERNAL)]
 
-    def _is_own(self, request) -> bool:
+    def _is_own(self, request: Any) -> bool:
         return self._own_id is not None and request.request_id() == self._own_id
 
-    def _respond(self, result: steps.Result | Failure):
+    def _respond(self, result: steps.Result | Failure) -> Any:
         if isinstance(result, Exception):
             code = result.code if isinstance(result, Failure) else pb_utils.TritonError.INVALID_ARG
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), code))

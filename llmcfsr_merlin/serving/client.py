@@ -1,7 +1,8 @@
 """Client of a running server with the interface of Recommender: same arguments, same table."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ from llmcfsr_merlin.recommender import Recommendations, check_question, no_recom
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.serving.channels import channel_options
 from llmcfsr_merlin.serving.repository import FRONT
+
+T = TypeVar("T")
 
 _OUTPUTS = ("ITEMS", "SCORES", "UNKNOWN", "FALLBACK")
 
@@ -53,7 +56,7 @@ class Client:
     def __enter__(self) -> "Client":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _connect(self) -> None:
@@ -92,7 +95,7 @@ class Client:
                 "EXCLUDE_SEEN": np.full((len(part), 1), exclude_seen),
             }
             tensors |= {name: _texts([ids] * len(part)) for name, ids in (("ALLOW", allow), ("DENY", deny)) if ids}
-            parts.append(self._call(lambda tensors=tensors: self._ask(tensors)))
+            parts.append(self._call(partial(self._ask, tensors)))
         items, scores, unknown, fallback = (np.concatenate(arrays) for arrays in zip(*parts))
         empty = items == b""
         names = np.full(items.shape, None, dtype=object)
@@ -101,7 +104,7 @@ class Client:
             names, np.where(empty, np.nan, scores).astype(np.float32), unknown[:, 0].astype(np.int64), fallback[:, 0]
         )
 
-    def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters) -> pd.DataFrame:
+    def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters: Any) -> pd.DataFrame:
         """Like Recommender.recommend: one row per recommendation with history (position), rank (from 1), item_id,
         score."""
         return table(self.answer(histories, k, **filters))
@@ -128,7 +131,7 @@ class Client:
         reply = self._connection.infer(FRONT, inputs, outputs=outputs, **self._options)
         return [reply.as_numpy(name) for name in _OUTPUTS]
 
-    def _call(self, work):
+    def _call(self, work: Callable[[], T]) -> T:
         from tritonclient.utils import InferenceServerException
 
         try:

@@ -82,7 +82,7 @@ class GatewayServer:
     def __enter__(self) -> "GatewayServer":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:

@@ -10,6 +10,7 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ class RankGraph(nn.Module):
         reserved[ranker.model.retired] = True
         self.register_buffer("reserved", reserved[None])
 
-    def forward(self, CODES: Tensor, BLOCK: Tensor, ALLOW_CODES: Tensor, BUNDLE: Tensor):
+    def forward(
+        self, CODES: Tensor, BLOCK: Tensor, ALLOW_CODES: Tensor, BUNDLE: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         items = CODES.clamp(0, self.n_items - 1)
         scores = torch.where((items == PAD).all(1, keepdim=True), self.popularity, self.score(items))
         nothing = torch.zeros_like(scores)
@@ -129,7 +132,7 @@ def _write_onnx(graph: RankGraph, example: tuple, path: Path) -> None:
     torch.onnx.export(graph, example, str(path), opset_version=OPSET, **names, **older)
 
 
-def _onnxruntime():
+def _onnxruntime() -> ModuleType:
     try:
         import onnx  # noqa: F401 - torch's exporter needs it
         import onnxruntime

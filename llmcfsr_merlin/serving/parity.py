@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def check_served(
     *,
     tolerance: float = 1e-4,
     shortlist: int = 0,
-    **filters,
+    **filters: Any,
 ) -> Parity:
     """Compare a server with the offline recommender of a run (or folder with a sealed model) on every given history.
 
@@ -69,8 +70,10 @@ def check_served(
     return Parity(len(histories), equal, ties, len(histories) - equal - ties, largest, first)
 
 
-def _is_tie(wanted, found, wanted_scores, found_scores, tolerance: float) -> bool:
-    """True where every item that moved has the same score in both lists, or stands at the cut of the list."""
+def _is_tie(
+    wanted: np.ndarray, found: np.ndarray, wanted_scores: np.ndarray, found_scores: np.ndarray, tolerance: float
+) -> bool:
+    """Whether every item that moved has the same score in both lists, or stands at the cut of the list."""
     scores = dict(zip(wanted, wanted_scores))
     cut = np.nanmin(wanted_scores)
     return all(

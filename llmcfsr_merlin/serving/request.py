@@ -69,7 +69,7 @@ def _text(raw: bytes) -> str:
         return raw.hex()
 
 
-def _column(tensors: dict[str, np.ndarray], name: str, default, count: int) -> list:
+def _column(tensors: dict[str, np.ndarray], name: str, default: object, count: int) -> list:
     if name not in tensors:
         return [default] * count
     if tensors[name].shape[1] != 1:

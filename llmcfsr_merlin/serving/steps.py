@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,11 @@ from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.bundle import FILES, Bundle
 from llmcfsr_merlin.serving.request import Limits, parse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llmcfsr_merlin.recommender import Encoded
 
 Tensors = dict[str, np.ndarray]
 Result = Tensors | InputError  # an error fails only its request: the others of the batch are answered
@@ -150,14 +156,14 @@ class Rank:
             start = stop
         return answers
 
-    def _reasons(self, encoded, items: np.ndarray) -> np.ndarray:
+    def _reasons(self, encoded: "Encoded", items: np.ndarray) -> np.ndarray:
         texts = [
             [b"" if reason is None else json.dumps(asdict(reason)).encode() for reason in row]
             for row in self.recommender.reasons(encoded, items)
         ]
         return np.array(texts, dtype=object)
 
-    def _blocked(self, requests: list[Tensors]):
+    def _blocked(self, requests: list[Tensors]) -> "Tensor | None":
         """Bool tensor [B, V] of what each row must not get; None if nothing is blocked."""
         if not any((r["ALLOW_CODES"][:, 0] != NO_LIST).any() or r["BLOCK"].any() for r in requests):
             return None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.gateway_server import GatewayOptions, GatewayServer
@@ -18,7 +19,7 @@ _PATIENCE = 30.0  # a server without a response for so long counts as hung
 _PAUSES = (0, 1, 2, 4, 8)  # seconds before each restart attempt
 
 
-def serve(repository: str | Path, gateway: GatewayOptions | None = None, **options) -> int:
+def serve(repository: str | Path, gateway: GatewayOptions | None = None, **options: Any) -> int:
     """Serve in the foreground until SIGINT, SIGTERM or SIGHUP; requests in flight are finished. Options as in Server.
 
     gateway: of the one in front, None for Triton's own ports alone. A server or gateway that dies or stops answering is
@@ -55,7 +56,7 @@ def serve_gateway(repository: Path, replicas: Sequence[str], gateway: GatewayOpt
 def _interrupted_by_signals() -> Iterator[None]:
     """SIGTERM, SIGINT and SIGHUP end what is inside, which is left as if it had been finished."""
 
-    def interrupt(*_) -> None:
+    def interrupt(*_: object) -> None:
         for ending in previous:
             signal.signal(ending, signal.SIG_IGN)  # once is enough: shutdown is in progress
         raise KeyboardInterrupt

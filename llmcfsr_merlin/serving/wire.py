@@ -45,7 +45,7 @@ class _Flat(np.ndarray):
 def reader(deserialize: Callable) -> Callable:
     """`deserialize`, Triton's decoder from bytes to a flat array, without its exceptions."""
 
-    def read(encoded) -> np.ndarray:
+    def read(encoded: np.ndarray) -> np.ndarray:
         try:
             return deserialize(encoded).view(_Flat)
         except Exception:

@@ -196,7 +196,7 @@ def write_lexical(out: Path, dimension: int, shards: Sequence[Shard], encoder: I
     return lexical.vectors.shape[1]
 
 
-def write_part(path: Path, ids, vectors: np.ndarray, has_text: np.ndarray) -> None:
+def write_part(path: Path, ids: pa.Array | pa.ChunkedArray, vectors: np.ndarray, has_text: np.ndarray) -> None:
     """Write a part of `vectors/` or `lexical/`: raw ids, float32 [n, D] and bool [n]."""
     table = pa.table({ITEM: ids, VECTOR: vectors_column(vectors), HAS_TEXT: pa.array(has_text)})
     pq.write_table(table, path, use_dictionary=False, compression="none")

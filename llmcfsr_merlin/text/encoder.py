@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ import torch
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.text.language_models import ModelSource, load_model, load_tokenizer, longest_input
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_TOKENS = 1 << 16  # measured on an H100: enough for a model of MiniLM's size to saturate it
 _BUSY = 1 << 14  # tokens; measured there: a 7B model saturates it at a quarter of this
@@ -40,8 +44,8 @@ class TextEncoder:
 
     def __init__(
         self,
-        model,
-        tokenizer,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
         *,
         pooling: str = "mean",
         max_tokens: int = 128,

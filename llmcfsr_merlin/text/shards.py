@@ -4,7 +4,7 @@ A shard is a run of rows of one input file. Each is encoded to `encoded/part-<sh
 renamed, so that a killed run loses at most the current shard. Memory is one shard plus 40 bytes per item.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,7 +149,9 @@ def shard_path(out: Path, shard: Shard) -> Path:
     return out / f"part-{shard.number:05d}.parquet"
 
 
-def _encode_shard(shard: Shard, encoder: ItemEncoder, path: Path, cache: VectorCache | None, progress) -> None:
+def _encode_shard(
+    shard: Shard, encoder: ItemEncoder, path: Path, cache: VectorCache | None, progress: Callable[[int], object]
+) -> None:
     rows = read_rows(shard)
     encoded = encoder.encode_rows(rows.to_pylist(), cache, progress)
     table = pa.table(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 
-def run_workers(function: Callable, workers: int, *arguments) -> None:
+def run_workers(function: Callable, workers: int, *arguments: object) -> None:
     """Call function(rank, workers, *arguments) in `workers` processes, as accelerate and torch.distributed expect them.
 
     With one worker it is called in this process. An error in any process stops them all and is raised here.

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class _Ranking(Trainer):
 
     control: TrainerControl
 
-    def __init__(self, *arguments, batches: Batches, valid: Batches, exclude_history: bool, **settings):
+    def __init__(self, *arguments: Any, batches: Batches, valid: Batches, exclude_history: bool, **settings: Any):
         super().__init__(*arguments, **settings)
         self._batches, self._valid, self._exclude_history = batches, valid, exclude_history
         self.model_accepts_loss_kwargs = False  # transformers 4.46 passes the number of items in the batch
@@ -56,7 +57,7 @@ class _Ranking(Trainer):
     def get_train_dataloader(self) -> Batches:
         return self._batches
 
-    def evaluate(self, *_, **__) -> dict[str, float]:
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """NDCG@10 and HR@10 of the held-out items in full ranking, named as by Transformers4Rec's Trainer."""
         start, network = time.perf_counter(), self.model.network
         self.model.eval()

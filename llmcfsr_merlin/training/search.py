@@ -9,7 +9,8 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -24,6 +25,9 @@ from llmcfsr_merlin.runtime.ownership import claim_results
 from llmcfsr_merlin.runtime.stage import Manifest, hash_json, write_json
 from llmcfsr_merlin.training.calibration import ValidationBatches, ndcg, validation_ranks
 from llmcfsr_merlin.training.fit import fit_model
+
+if TYPE_CHECKING:
+    from optuna import Trial
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +72,7 @@ def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int, 
     def finished() -> list:
         return [trial for trial in study.trials if trial.state.is_finished() and trial.value is not None]
 
-    def objective(trial) -> float:
+    def objective(trial: "Trial") -> float:
         settings = {key: trial.suggest_categorical(key, values) for key, values in space.items()}
         for old in finished():
             if old.params == settings:  # already evaluated: skip
@@ -133,7 +137,7 @@ def _tidy(out: Path) -> None:
         os.truncate(journal, whole)
 
 
-def _choices(config: Config, key: str, values) -> list:
+def _choices(config: Config, key: str, values: object) -> list:
     """The values of a key, including the recipe's own; each must be a valid setting."""
     if key.partition(".")[0] not in ("model", "train"):
         raise InputError(f"search space: expected keys of the sections model and train, found {key}")
@@ -147,7 +151,7 @@ def _choices(config: Config, key: str, values) -> list:
     return values if own in values else [own, *values]
 
 
-def _at(config: Config, key: str):
+def _at(config: Config, key: str) -> Any:
     value: Any = config.model_dump(mode="json")
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
@@ -171,7 +175,7 @@ def _said(settings: dict) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def _optuna():
+def _optuna() -> ModuleType:
     try:
         import optuna
     except ImportError as error:

@@ -9,9 +9,12 @@ ours returns the rank of the target.
 import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
 
 # isort: split
+from typing import Any
+
 import torch
 import torchmetrics
 import transformers4rec.torch as tr
+from merlin.schema import Schema
 from torch import Tensor
 from transformers4rec.torch.block.base import BlockBase
 
@@ -28,11 +31,11 @@ class DualViewBody(BlockBase):
     """Holds the network's weights for the Head; passes the batch through, since the loss decides which states it
     needs."""
 
-    def __init__(self, network: DualViewNetwork, schema):
+    def __init__(self, network: DualViewNetwork, schema: Schema):
         super().__init__()
         self.network, self.schema = network, schema
 
-    def forward(self, inputs: dict[str, Tensor], **_) -> dict[str, Tensor]:
+    def forward(self, inputs: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
         return inputs
 
     def output_size(self) -> torch.Size:
@@ -53,7 +56,7 @@ class NextItemTask(tr.NextItemPredictionTask):
         self._exclude_history = exclude_history
         self._catalogue: Tensor | None = None
 
-    def build(self, *_, **__) -> None:
+    def build(self, *_: Any, **__: Any) -> None:
         self.built = True
 
     def compute_metrics(self, mode: str | None = None) -> dict[str, Tensor]:
@@ -69,14 +72,14 @@ class NextItemTask(tr.NextItemPredictionTask):
 
     def forward(
         self,
-        inputs: dict,
-        targets=None,
+        inputs: dict[str, Tensor],
+        targets: object = None,
         training: bool = False,
         testing: bool = False,
         top_k: int | None = None,
         count: int | None = None,
-        **_,
-    ):
+        **_: Any,
+    ) -> dict[str, Tensor] | Tensor | tuple[Tensor, Tensor]:
         """count: items in the batch, if the host knows it."""
         network, items = self._network[0], inputs[ITEM].long()
         if training:
@@ -128,7 +131,7 @@ class _Model(KnownParts, tr.Model):
 
 
 def to_t4rec(
-    network: DualViewNetwork, schema, config: TrainConfig, auxiliary: Auxiliary, exclude_history: bool = False
+    network: DualViewNetwork, schema: Schema, config: TrainConfig, auxiliary: Auxiliary, exclude_history: bool = False
 ) -> tr.Model:
     """A Transformers4Rec Model of the network; both share their weights."""
     task = NextItemTask(network, Objective(network, config, auxiliary), exclude_history)

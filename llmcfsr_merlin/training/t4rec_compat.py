@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import os
 import sys
+from types import ModuleType
 from typing import Any
 
 import llmcfsr_merlin.runtime.merlin_compat  # noqa: F401
@@ -32,7 +33,7 @@ def _restore_names() -> None:
         hub.modeling_utils.SequenceSummary = xlnet.XLNetSequenceSummary
 
 
-def _has(module, name: str) -> bool:
+def _has(module: ModuleType, name: str) -> bool:
     try:
         return getattr(module, name, None) is not None
     except ImportError:  # a lazy name whose module is not installed

@@ -3,8 +3,9 @@
 import llmcfsr_merlin.training.t4rec_compat  # noqa: F401
 
 # isort: split
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from merlin.dataloader.torch import Loader
 from merlin.io import Dataset
 from merlin.schema import ColumnSchema, Schema, Tags
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+from torch import Tensor, nn
 from transformers4rec.config.trainer import T4RecTrainingArguments
 from transformers4rec.torch.utils.data_utils import MerlinDataLoader
 
@@ -44,7 +46,7 @@ class StockTrainer(tr.Trainer):
 
     use_cuda_amp = False  # transformers 4.31 dropped it (accelerate casts), Transformers4Rec's evaluation reads it
 
-    def compute_loss(self, model, inputs, return_outputs=False, **_):
+    def compute_loss(self, model: nn.Module, inputs: tuple, return_outputs: bool = False, **_: Any) -> Any:
         # transformers 4.46 gives the number of items in the batch as well, which Transformers4Rec does not take.
         batch, beside = inputs
         if not isinstance(beside, int):
@@ -52,21 +54,21 @@ class StockTrainer(tr.Trainer):
         outputs = model(batch, training=True, count=beside)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
-    def prediction_step(self, model, inputs, *arguments, **settings):
+    def prediction_step(self, model: nn.Module, inputs: tuple, *arguments: Any, **settings: Any) -> Any:
         batch, beside = inputs
         if isinstance(beside, int):
             beside = None
         return super().prediction_step(model, (batch, beside), *arguments, **settings)
 
-    def log(self, logs, start_time=None):
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs)  # transformers 4.47 gives the time as well
 
     # Transformers4Rec calls these two on its results; transformers 4.31 and 5.0 dropped them. Nothing is to be
     # gathered: every process ranks all validation users.
-    def _pad_across_processes(self, tensor, pad_index=-100):
+    def _pad_across_processes(self, tensor: Tensor, pad_index: int = -100) -> Tensor:
         return tensor
 
-    def _nested_gather(self, tensors, name=None):
+    def _nested_gather(self, tensors: Tensor, name: str | None = None) -> Tensor:
         return tensors
 
 
@@ -109,7 +111,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], int]]:
         for batch in self.batches:
             yield {name: batch[name] for name in (ITEM, ROW)}, batch[COUNT]
 

@@ -7,16 +7,25 @@ batches in memory (plain_trainer.py), for machines without Merlin or with a GPU 
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from safetensors.torch import load_file
 from torch import nn
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.runtime.errors import InputError
@@ -46,7 +55,7 @@ _SAFETENSORS = {"save_safetensors": True} if "save_safetensors" in _ARGUMENTS el
 _DISTILLATION, _AVERAGE = "distillation.safetensors", "average.safetensors"  # in a checkpoint
 
 
-class Resumable:
+class Resumable(Trainer):
     """Mixin for a Trainer: its checkpoints are sealed and resumable, and it trains in parallel with others
     (data_parallel.py)."""
 
@@ -55,11 +64,11 @@ class Resumable:
     average: WeightAverage | None = None
     """Evaluated instead of the weights, and saved in a checkpoint beside them."""
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with nullcontext() if self.average is None else self.average.taken():
             return super().evaluate(*args, **kwargs)
 
-    def training_step(self, *args, **kwargs):
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         if torch.distributed.is_initialized():
             # Not DistributedDataParallel: it would broadcast the frozen vectors of all items at every step.
@@ -69,7 +78,7 @@ class Resumable:
                     weight.grad /= torch.distributed.get_world_size()
         return loss
 
-    def _save_checkpoint(self, model, trial, **metrics):
+    def _save_checkpoint(self, model: nn.Module, trial: object, **metrics: Any) -> None:
         super()._save_checkpoint(model, trial, **metrics)  # metrics: until transformers 4.48
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.distillation is not None:
@@ -79,7 +88,7 @@ class Resumable:
         seal_checkpoint(folder)
         remove_old_checkpoints(folder.parent, self.state.best_model_checkpoint)
 
-    def _load_rng_state(self, checkpoint):
+    def _load_rng_state(self, checkpoint: str | None) -> None:
         # torch >= 2.6 reads checkpoints without pickle and must be told the plain numpy types in the random state.
         allow = getattr(torch.serialization, "add_safe_globals", None)
         if allow is not None:
@@ -94,10 +103,12 @@ class KnownParts(nn.Module):
 
     _known: list | None = None
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "KnownParts":
         return self if mode == self.training else super().train(mode)
 
-    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True):
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
         if prefix or not recurse or not remove_duplicate:
             return super().named_parameters(prefix, recurse, remove_duplicate)
         if self._known is None:
@@ -210,7 +221,7 @@ class _Averaging(TrainerCallback):
     def __init__(self, average: WeightAverage):
         self._average = average
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._average.update()
 
 
@@ -220,7 +231,7 @@ class Order(TrainerCallback):
     def __init__(self, batches: Batches):
         self._batches = batches
 
-    def on_epoch_begin(self, args, state, control, **_):
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._batches.set_epoch(round(state.epoch or 0))
 
 
@@ -230,7 +241,14 @@ class _EpochReport(TrainerCallback):
     def __init__(self, report: Callable[[str], None]):
         self.report = report
 
-    def on_evaluate(self, args, state, control, metrics=None, **_):
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         if losses and metrics:
             self.report(

@@ -34,6 +34,7 @@ from llmcfsr_merlin.dataset.raw.fields.clean_text import clean
 from llmcfsr_merlin.dataset.raw.files.source import find_files, fingerprint
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation.measure import measure
+from llmcfsr_merlin.evaluation.ranks import ScoreFunction
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.machine import choose_device
@@ -221,7 +222,7 @@ def evaluate(config: Config, run: Path) -> Manifest:
     return manifest
 
 
-def ranker(config: Config, folder: Path):
+def ranker(config: Config, folder: Path) -> ScoreFunction:
     """The scoring function of a sealed model, for evaluation."""
     rule = history_rule(config.evaluate.exclude_history)
     device = str(choose_device(config.train.device))

@@ -157,7 +157,8 @@ def _merge(task: tuple, *, codes: Path, size: int, settings: PrepareConfig, day:
     owner = np.concatenate([np.repeat(old_place, np.diff(old_offsets)), new_place])
     merged = np.concatenate([old_values, values[kept]])[np.argsort(owner, kind="stable")]
     offsets = np.r_[0, np.cumsum(np.bincount(owner, minlength=len(every)))]
-    result, of_day = none.copy(), dict[str, int]()
+    result = none.copy()
+    of_day: dict[str, int] = {}
     if day is None:
         written = write_part(out, path.name, every, offsets, merged, settings.max_length)
         before = train_counts(old_offsets, old_values)

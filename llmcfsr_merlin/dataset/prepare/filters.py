@@ -6,12 +6,14 @@ bucket holds whole users, so counts of users are local to it; counts of items ar
 
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.prepare.arrays import load_array, save_array
+from llmcfsr_merlin.runtime.device import Array
 from llmcfsr_merlin.runtime.engine import Engine
 from llmcfsr_merlin.runtime.errors import InputError
 
@@ -24,11 +26,11 @@ class Round(Protocol):
     """
 
     def __call__(
-        self, title: str, rows: int, *, number: int, keep, min_user: int, raw: bool
-    ) -> tuple[np.ndarray, int, int]: ...
+        self, title: str, rows: int, *, number: int, keep: Array | None, min_user: int, raw: bool
+    ) -> tuple[Array, int, int]: ...
 
 
-def apply_filters(drop: Round, counts, settings: PrepareConfig, rows: int) -> tuple:
+def apply_filters(drop: Round, counts: Array, settings: PrepareConfig, rows: int) -> tuple[Array, dict]:
     """Filter `rows` interactions by passes of `drop`.
 
     counts: int64 [items], interactions of each item before filtering, of the array library of `drop`. Returns the
@@ -78,7 +80,9 @@ def apply_filters(drop: Round, counts, settings: PrepareConfig, rows: int) -> tu
     return counts, report
 
 
-def survivors(xp, user, item, users: int, keep, min_user: int, raw: bool) -> tuple:
+def survivors(
+    xp: ModuleType, user: Array, item: Array, users: int, keep: Array | None, min_user: int, raw: bool
+) -> tuple[Array, Array]:
     """Masks (bool, of the array library `xp`) over interactions: whose item is kept, and who are left of those.
 
     user, item: positions, users of them below `users`; keep, min_user, raw as in Round.
@@ -89,7 +93,7 @@ def survivors(xp, user, item, users: int, keep, min_user: int, raw: bool) -> tup
     return of_item, of_item & enough[user]
 
 
-def count(xp, positions, size: int):
+def count(xp: ModuleType, positions: Array, size: int) -> Array:
     """How often each of 0 .. size - 1 is among `positions`, int64."""
     return xp.bincount(positions, minlength=size) if len(positions) else xp.zeros(size, "int64")
 
@@ -100,7 +104,7 @@ def bucket_rounds(buckets: list[Path], items: int, engine: Engine) -> Round:
         for path in bucket.glob("kept-*.npy"):
             path.unlink()
 
-    def drop(title: str, rows: int, **how) -> tuple[np.ndarray, int, int]:
+    def drop(title: str, rows: int, **how: Any) -> tuple[np.ndarray, int, int]:
         return _sum(engine.map(partial(_round, **how), buckets, title, rows), items)
 
     return drop

@@ -6,10 +6,12 @@ so that the same code is tested without a GPU. The output equals that of the pat
 """
 
 from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +28,7 @@ from llmcfsr_merlin.dataset.prepare.sequences import write_rows
 from llmcfsr_merlin.dataset.prepare.splits import Parts, Written, gather, leave_one_out, split_rows
 from llmcfsr_merlin.dataset.prepare.ties import moments, tie_keys, tied_last, tied_report
 from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
-from llmcfsr_merlin.runtime.device import to_host
+from llmcfsr_merlin.runtime.device import Array, to_host
 from llmcfsr_merlin.runtime.engine import Engine
 
 # Peak bytes of device memory per interaction, excluding id strings: positions, time,
@@ -76,8 +78,8 @@ class InMemory:
         chunks: list[Chunk],
         cuts: pa.Array,
         engine: Engine,
-        frames,
-        xp,
+        frames: ModuleType,
+        xp: ModuleType,
         *,
         cut: TimeCut | None = None,
         text: int = _TEXT,
@@ -144,7 +146,7 @@ class InMemory:
     def _user(self, place: int) -> str:
         return self.user_ids[place].as_py()
 
-    def filter(self, counts, settings: PrepareConfig) -> tuple[np.ndarray, dict]:
+    def filter(self, counts: Array, settings: PrepareConfig) -> tuple[Array, dict]:
         """Filter, then sort; the counts of items afterwards, and the reports of apply_filters and ties."""
         self.at = None
         counts, report = apply_filters(self._drop, counts, settings, len(self.users))
@@ -211,7 +213,9 @@ class InMemory:
         del self.users, self.items, self.segment
         return people, tables, parts, Written.of(xp, rows, first, segment, codes, parts)
 
-    def _drop(self, title: str, rows: int, *, number: int, keep, min_user: int, raw: bool) -> tuple:
+    def _drop(
+        self, title: str, rows: int, *, number: int, keep: Array | None, min_user: int, raw: bool
+    ) -> tuple[Array, int, int]:
         """A Round of filters.py over the whole arrays; self.at: the rows that are left, None for all."""
         with self._step(title, rows):
             size = len(self.users)
@@ -234,11 +238,11 @@ class InMemory:
             reads.append(chunk)
         return reads
 
-    def _joined(self, arrays):
+    def _joined(self, arrays: Sequence[Array]) -> Array:
         return arrays[0] if len(arrays) == 1 else self.xp.concatenate(arrays)
 
     @contextmanager
-    def _step(self, title: str, rows: int):
+    def _step(self, title: str, rows: int) -> Iterator[None]:
         with self.engine.step(title, rows):
             yield
             if self.xp is not np:

@@ -1,10 +1,14 @@
 """Texts to integers on a device: ids of users and items as positions among the distinct ones."""
 
+from types import ModuleType
+
 import numpy as np
 import pyarrow as pa
 
+from llmcfsr_merlin.runtime.device import Array, Series
 
-def encode(column, xp) -> tuple:
+
+def encode(column: Series, xp: ModuleType) -> tuple[Array, Series]:
     """A column of ids as int32 positions (-1 for null) among its distinct ids, and those, in any order.
 
     column: a series of cudf or pandas; xp: the array library of its values.
@@ -18,7 +22,7 @@ def encode(column, xp) -> tuple:
     return found
 
 
-def _by_hash(column, xp) -> tuple | None:
+def _by_hash(column: Series, xp: ModuleType) -> tuple[Array, Series] | None:
     """`encode` by sorting 64-bit hashes, for cudf, whose factorize joins texts; None if two ids share a hash.
 
     That they do not is read off the texts themselves, not hoped for: ids come from others.
@@ -48,7 +52,7 @@ def _by_hash(column, xp) -> tuple | None:
     return place, distinct
 
 
-def to_arrow(ids) -> pa.Array:
+def to_arrow(ids: Series) -> pa.Array:
     """Ids of a cudf or pandas index or series as one Arrow array of strings (large ones if they pass 2 GB)."""
     values = ids.to_arrow() if hasattr(ids, "to_arrow") else pa.array(ids.to_numpy(), pa.string())
     if isinstance(values, pa.ChunkedArray):
@@ -59,12 +63,12 @@ def to_arrow(ids) -> pa.Array:
 class Numbering:
     """The ids of one column, read in pieces. codes: int32 positions of each piece among its own distinct ids."""
 
-    def __init__(self, frames, xp):
+    def __init__(self, frames: ModuleType, xp: ModuleType):
         self.frames, self.xp = frames, xp
         self.codes: list = []
         self._distinct: list = []
 
-    def add(self, column):
+    def add(self, column: Series) -> Array:
         """Positions (int32, -1 for null) of a piece; those without null go to `codes`."""
         codes, distinct = encode(column, self.xp)
         self._distinct.append(self.frames.Series(distinct))

@@ -1,9 +1,13 @@
 """The order of interactions: by user, time, part of a second and position in the source."""
 
+from types import ModuleType
+
 import numpy as np
 
+from llmcfsr_merlin.runtime.device import Array
 
-def order_rows(xp, user, time, subsecond, row):
+
+def order_rows(xp: ModuleType, user: Array, time: Array, subsecond: Array | None, row: Array) -> Array:
     """Permutation (int64) that sorts by (user, time, subsecond, row); arrays of the library `xp`, numpy or cupy.
 
     user: integers from 0; subsecond: float64 or None if all are 0.
@@ -28,7 +32,7 @@ def order_rows(xp, user, time, subsecond, row):
     return order
 
 
-def _lexsort(xp, keys: tuple):
+def _lexsort(xp: ModuleType, keys: tuple) -> Array:
     """numpy.lexsort; cupy's compares through pointers and needs one array of one type."""
     if xp is np:
         return np.lexsort(keys)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from llmcfsr_merlin.dataset.names import ITEM, ROW, SUBSECOND, TIME, USER
 from llmcfsr_merlin.dataset.prepare.numbering import encode, to_arrow
-from llmcfsr_merlin.runtime.device import libraries
+from llmcfsr_merlin.runtime.device import Array, Frame, libraries
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import machine_failure
 
@@ -102,15 +102,15 @@ def untimed(chunks: list[Chunk]) -> bool:
 class Columns:
     """One partition. Arrays are of the library `xp` (numpy or cupy); the distinct ids are in Arrow."""
 
-    xp: Any
-    user: Any
+    xp: ModuleType
+    user: Array
     """int32 positions in user_ids, -1 for null."""
-    item: Any
+    item: Array
     """int32 positions in item_ids, -1 for null."""
-    time: Any
-    subsecond: Any
+    time: Array
+    subsecond: Array | None
     """float64 in [0, 1), the part of a second after `time`; None if all are 0."""
-    row: Any
+    row: Array
     user_ids: pa.Array
     item_ids: pa.Array
 
@@ -140,7 +140,7 @@ def read_partition(chunk: Chunk, gpu: bool) -> Columns:
     return Columns(np, user, item, table[TIME].to_numpy(), _some(subsecond), table[ROW].to_numpy(), *names)
 
 
-def read_frame(chunk: Chunk, frames, xp) -> Columns:
+def read_frame(chunk: Chunk, frames: ModuleType, xp: ModuleType) -> Columns:
     """Read a partition with a dataframe library, `frames` (cudf or pandas), whose columns are arrays of `xp`.
 
     Uses only what cudf and pandas share, so that the same code runs without a GPU.
@@ -151,7 +151,7 @@ def read_frame(chunk: Chunk, frames, xp) -> Columns:
     return Columns(xp, user, item, *times(frame, xp), *names)
 
 
-def load_frame(chunk: Chunk, frames):
+def load_frame(chunk: Chunk, frames: ModuleType) -> Frame:
     """The needed columns of a partition as a frame of `frames`. InputError for a timestamp or row that is null."""
     groups: dict[str, list[int]] = {}
     for path, group in chunk.pieces:
@@ -164,7 +164,7 @@ def load_frame(chunk: Chunk, frames):
     return frame
 
 
-def times(frame, xp) -> tuple:
+def times(frame: Frame, xp: ModuleType) -> tuple[Array, Array | None, Array]:
     """time, subsecond (None if all are 0) and row of a frame, as arrays of `xp`."""
     subsecond = xp.asarray(frame[SUBSECOND].fillna(0.0).values) if SUBSECOND in frame.columns else None
     time, row = (xp.asarray(frame[name].values) for name in (TIME, ROW))
@@ -177,7 +177,7 @@ def _optional(chunk: Chunk) -> list[str]:
     return [name for name in _OPTIONAL if all(name in names for names in schemas)]
 
 
-def _some(subsecond):
+def _some(subsecond: Array | None) -> Array | None:
     """None if no time has a fractional second: then it needs no memory and no sorting."""
     return None if subsecond is None or not bool(subsecond.any()) else subsecond
 

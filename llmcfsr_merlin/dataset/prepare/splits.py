@@ -5,6 +5,7 @@ follow from the segments, whichever way these were made and wherever the arrays 
 """
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from llmcfsr_merlin.dataset.names import SPLITS
 from llmcfsr_merlin.dataset.prepare.filters import count
 from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut, format_time
-from llmcfsr_merlin.runtime.device import to_host
+from llmcfsr_merlin.runtime.device import Array, to_host
 from llmcfsr_merlin.runtime.errors import InputError
 
 
@@ -24,7 +25,7 @@ class Parts(NamedTuple):
     targets: str
 
     @classmethod
-    def of_segments(cls, xp, owner, segment, users: int, targets: str) -> "Parts":
+    def of_segments(cls, xp: ModuleType, owner: Array, segment: Array, users: int, targets: str) -> "Parts":
         """Computed from the segments of interactions and their users, positions below `users`."""
         train, valid = (to_host(count(xp, owner[segment < number], users)).astype(np.int64) for number in (1, 2))
         return cls(train, valid, targets)
@@ -36,12 +37,12 @@ class Parts(NamedTuple):
 class Rows(NamedTuple):
     """Rows of a split: owner, position of the user, ascending; start, stop: where its items are, the target last."""
 
-    owner: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
+    owner: Array
+    start: Array
+    stop: Array
 
 
-def leave_one_out(xp, ends, owner):
+def leave_one_out(xp: ModuleType, ends: Array, owner: Array) -> Array:
     """Segments (int8) where the last item of each user is for test and the one before for validation.
 
     ends: int64 [users], where their interactions end; owner: position of the user of each interaction.
@@ -50,7 +51,9 @@ def leave_one_out(xp, ends, owner):
     return (len(SPLITS) - 1 - xp.minimum(after, len(SPLITS) - 1)).astype("int8")
 
 
-def split_rows(xp, split: str, first, owner, segment, targets: str, max_length: int) -> Rows:
+def split_rows(
+    xp: ModuleType, split: str, first: Array, owner: Array, segment: Array, targets: str, max_length: int
+) -> Rows:
     """The rows of a split, of the array library `xp`: each ends with its target, at most max_length items before it.
 
     first: int64 [users], where their interactions start; owner, segment: of each interaction, in order. targets: last,
@@ -77,7 +80,7 @@ def split_rows(xp, split: str, first, owner, segment, targets: str, max_length: 
     return Rows(owner[at], start, at + 1)
 
 
-def gather(xp, rows: Rows) -> tuple:
+def gather(xp: ModuleType, rows: Rows) -> tuple[Array, Array]:
     """Positions (int64) of all items of the rows, one row after the other, and the offsets of the rows among them."""
     sizes = rows.stop - rows.start
     offsets = xp.zeros(len(sizes) + 1, "int64")
@@ -93,9 +96,10 @@ def gather(xp, rows: Rows) -> tuple:
 class Written:
     """Counts of what a part, or all of them, holds.
 
-    rows: of each split. train: int64, training interactions per encoded id; the last ids may be missing. Of a
-    temporal split only: targets, the same of the targets in valid and test; cold_users, users of valid and of test
-    without an earlier interaction, who have no row there; interactions and users of each split.
+    rows: of each split. train: int64, training interactions per encoded id; the last ids may be missing. cut: how many
+    of these max_length leaves out of the rows of train. Of a temporal split only: targets, the same of the targets in
+    valid and test; cold_users, users of valid and of test without an earlier interaction, who have no row there;
+    interactions and users of each split.
     """
 
     users: int
@@ -105,16 +109,21 @@ class Written:
     cold_users: dict[str, int]
     interactions: dict[str, int]
     active: dict[str, int]
+    cut: int = 0
 
     @classmethod
     def nothing(cls) -> "Written":
         return cls(0, {}, np.zeros(0, np.int64), {}, {}, {}, {})
 
     @classmethod
-    def of(cls, xp, rows: dict[str, Rows], first, segment, codes, parts: Parts | None) -> "Written":
+    def of(
+        cls, xp: ModuleType, rows: dict[str, Rows], first: Array, segment: Array, codes: Array, parts: Parts | None
+    ) -> "Written":
         """From the rows of each split, and where users start, the segments and the codes of all interactions."""
         train = to_host(count(xp, codes[segment == 0], 1))
-        found = cls(len(first), {name: len(at.owner) for name, at in rows.items()}, train, {}, {}, {}, {})
+        counts = {name: len(at.owner) for name, at in rows.items()}
+        cut = int((rows["train"].start - first[rows["train"].owner]).sum())
+        found = cls(len(first), counts, train, {}, {}, {}, {}, cut)
         if parts is not None:
             begin = segment[first]
             ends = [parts.train_items, parts.valid_items, np.diff(np.r_[to_host(first), len(segment)])]
@@ -145,7 +154,7 @@ class Written:
         return Written(
             sum(part.users for part in parts), summed("rows"), added([part.train for part in parts]),
             {key: added([part.targets[key] for part in parts]) for key in parts[0].targets},
-            summed("cold_users"), summed("interactions"), summed("active"),
+            summed("cold_users"), summed("interactions"), summed("active"), sum(part.cut for part in parts),
         )  # fmt: skip
 
     def report(self, cut: TimeCut) -> dict:

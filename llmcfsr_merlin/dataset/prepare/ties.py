@@ -1,13 +1,15 @@
 """Ties, interactions of one user at one time: their order, and how many histories end in them."""
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from llmcfsr_merlin.dataset.prepare.filters import load_kept
+from llmcfsr_merlin.runtime.device import Array
 
 
-def tie_keys(xp, row, seed: int | None):
+def tie_keys(xp: ModuleType, row: Array, seed: int | None) -> Array:
     """Sort key of equal times: `row`, the position in the source (int64), or with a seed a hash of both (uint64).
 
     The hash (the finaliser of splitmix64) is one-to-one, so that no two rows tie, and depends only on seed and row:
@@ -21,7 +23,7 @@ def tie_keys(xp, row, seed: int | None):
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def moments(xp, user, time, subsecond):
+def moments(xp: ModuleType, user: Array, time: Array, subsecond: Array | None) -> Array:
     """Number of the (user, time) of each row, int32: equal if rows share one, also after others are dropped.
 
     Arrays of `xp`, sorted; subsecond: None if all are 0.
@@ -33,7 +35,7 @@ def moments(xp, user, time, subsecond):
     return xp.cumsum(new, dtype="int32")
 
 
-def tied_last(xp, user, moment) -> tuple[int, int]:
+def tied_last(xp: ModuleType, user: Array, moment: Array) -> tuple[int, int]:
     """Users whose last two, and whose last three, interactions share one time; every user has at least three."""
     last = xp.concatenate([xp.flatnonzero(user[1:] != user[:-1]), xp.full(1, len(user) - 1, "int64")])
     two = moment[last] == moment[last - 1]

@@ -11,6 +11,7 @@ from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.names import TIME
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk
 from llmcfsr_merlin.dataset.raw.fields.times import EARLY
+from llmcfsr_merlin.runtime.device import Array
 from llmcfsr_merlin.runtime.errors import InputError
 
 _BINS = 1 << 16
@@ -24,7 +25,7 @@ class TimeCut:
     test_from: int
     targets: str
 
-    def segments(self, time):
+    def segments(self, time: Array) -> Array:
         """Segment (int8) of interactions at `time` (int64 seconds): equal times are never on two sides of a cut."""
         return (time >= self.valid_from).astype("int8") + (time >= self.test_from).astype("int8")
 

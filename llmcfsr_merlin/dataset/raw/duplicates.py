@@ -26,7 +26,7 @@ class RowKeys:
         self._files = [open(self.folder / f"{number:02d}", "wb") for number in range(_BUCKETS)]  # noqa: SIM115
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for file in self._files:
             file.close()
         shutil.rmtree(self.folder, ignore_errors=True)

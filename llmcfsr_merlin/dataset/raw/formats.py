@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -149,7 +149,7 @@ def _optional(name: str | int | None) -> tuple[str | int, ...]:
     return () if name is None else (name,)
 
 
-def _day(day, offset: int = 0) -> int | None:
+def _day(day: date | None, offset: int = 0) -> int | None:
     if day is None:
         return None
     return int(datetime.combine(day + timedelta(offset), time(), timezone.utc).timestamp())

@@ -31,6 +31,7 @@ from llmcfsr_merlin.dataset.raw.fields.times import SETTING as TIME_FORMAT
 from llmcfsr_merlin.dataset.raw.fields.times import TimeReader
 from llmcfsr_merlin.dataset.raw.files.columnar import ParquetParser
 from llmcfsr_merlin.dataset.raw.files.delimited import DelimitedParser
+from llmcfsr_merlin.dataset.raw.files.dialect import Dialect
 from llmcfsr_merlin.dataset.raw.files.lines import BLOCK, Block, LineReader
 from llmcfsr_merlin.dataset.raw.files.source import Source, find_files, sniff
 from llmcfsr_merlin.dataset.raw.interactions import (
@@ -164,19 +165,19 @@ class _Run:
                     rows += batch.num_rows
                 first_row += rows
                 continue
-            reader = self._lines(source, parser)
+            reader = self._lines(source, _dialect(parser))
             for block in _progress(reader):
                 at = replace(place, before=reader.above(block))
                 yield partial(_clean_block, parser, block, first_row, rules, at, times)
             first_row += reader.lines
             _damage(reader, dropped, "")
 
-    def _times(self, source: Source, parser) -> TimeReader:
+    def _times(self, source: Source, parser: JsonParser | DelimitedParser | ParquetParser) -> TimeReader:
         """The time format of this file, detected from its first rows, independent of the block size."""
-        if source.kind == "parquet":
+        if isinstance(parser, ParquetParser):
             tables = [parser(batch) for batch in islice(parser.batches(_BATCH), 1)]
         else:
-            blocks = islice(self._lines(source, parser, _SAMPLE), 1)
+            blocks = islice(self._lines(source, _dialect(parser), _SAMPLE), 1)
             tables = [table for block in blocks for table in parser(block.data, block.lines, Tally())]
         columns = [table["time"] for table in tables if "time" in table.column_names]
         if not columns:
@@ -198,7 +199,7 @@ class _Run:
                 yield partial(read, batch, replace(place, before=rows))
                 rows += batch.num_rows
             return
-        reader = self._lines(source, read)
+        reader = self._lines(source, read.dialect)
         for block in _progress(reader):
             yield partial(read, block, replace(place, before=reader.above(block)))
         _damage(reader, counts, "metadata_")
@@ -218,10 +219,10 @@ class _Run:
         for level, line in check_dropped(counts, lost, noted, read, self.settings.max_dropped, what):
             _log.log(level, line)
 
-    def _lines(self, source: Source, parser, block: int | None = None) -> LineReader:
+    def _lines(self, source: Source, dialect: Dialect | None, block: int | None = None) -> LineReader:
         return LineReader(
             source,
-            parser.dialect if source.kind == "delimited" else None,
+            dialect,
             keep_damaged=self.settings.damaged == "keep",
             block=block or self.block,
         )
@@ -240,6 +241,10 @@ class _Run:
             f"{', '.join(self.settings.interactions)}: expected interactions, found none left of "
             f"{dropped['rows_read']:,} rows ({reasons or 'no rows'}){what}: {check}"
         )
+
+
+def _dialect(parser: JsonParser | DelimitedParser) -> Dialect | None:
+    return parser.dialect if isinstance(parser, DelimitedParser) else None
 
 
 def _clean_block(
@@ -306,7 +311,7 @@ class _processes:
     def __enter__(self) -> ProcessPoolExecutor | None:
         return self._pool
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 

@@ -113,7 +113,7 @@ def _clean(raw: pa.Table, first_row: int, rules: Rules, dropped: Tally, times: T
             columns[f"nested {name}"] = mask
     table = pa.table(columns)
 
-    def drop(reason: str, keep) -> None:
+    def drop(reason: str, keep: pa.ChunkedArray) -> None:
         nonlocal table
         kept = table.filter(keep)
         if kept.num_rows < table.num_rows:
@@ -169,7 +169,7 @@ def _given(column: pa.ChunkedArray, nulls: tuple[str, ...]) -> pa.ChunkedArray:
     return pc.and_(pc.is_valid(column), pc.invert(missing))
 
 
-def _count(mask) -> int:
+def _count(mask: pa.ChunkedArray) -> int:
     return pc.sum(mask).as_py() or 0
 
 
@@ -247,7 +247,7 @@ class PartWriter:
 class Distinct:
     """The distinct hashes of a stream, sorted; memory is 8 bytes per distinct value, temporarily twice that."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sorted = np.empty(0, np.uint64)
         self._new: list[np.ndarray] = []
         self._held = 0

@@ -202,11 +202,11 @@ class ItemTable:
         for part in self._parts:
             part.unlink()
 
-    def _example(self, side: int, ids) -> None:
+    def _example(self, side: int, ids: pa.Array | pa.ChunkedArray) -> None:
         kept = self.unmatched[side]
         kept += ids[: _EXAMPLES - len(kept)].to_pylist()
 
-    def _place(self, ids) -> tuple[np.ndarray, np.ndarray]:
+    def _place(self, ids: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         hashes = hash_ids(ids)
         place = np.minimum(np.searchsorted(self.catalogue, hashes), len(self.catalogue) - 1)
         return place, self.catalogue[place] == hashes

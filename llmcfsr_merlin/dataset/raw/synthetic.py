@@ -7,6 +7,7 @@ carries information about rare items that their few interactions do not.
 
 import gzip
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def write_amazon(folder: Path, users: int, items: int, seed: int = 0) -> tuple[P
     return reviews, metadata
 
 
-def _metadata(kind: np.ndarray, brand: np.ndarray, random: np.random.Generator):
+def _metadata(kind: np.ndarray, brand: np.ndarray, random: np.random.Generator) -> Iterator[dict]:
     for item, (one, maker) in enumerate(zip(kind, brand)):
         noun, section, variants = _KINDS[one]
         variant, scent = random.choice(variants), random.choice(_SCENTS)
@@ -72,7 +73,9 @@ def _metadata(kind: np.ndarray, brand: np.ndarray, random: np.random.Generator):
         }
 
 
-def _reviews(users: int, kind: np.ndarray, brand: np.ndarray, popularity: np.ndarray, random: np.random.Generator):
+def _reviews(
+    users: int, kind: np.ndarray, brand: np.ndarray, popularity: np.ndarray, random: np.random.Generator
+) -> Iterator[dict]:
     cells = {
         (one, maker): np.flatnonzero((kind == one) & (brand == maker))
         for one in range(len(_KINDS))
@@ -110,7 +113,7 @@ def _asin(item: int) -> str:
     return f"B{item:09d}"
 
 
-def _write(path: Path, records) -> None:
+def _write(path: Path, records: Iterable[dict]) -> None:
     # No name and time in the gzip header, so that equal content gives equal bytes.
     with open(path, "wb") as stream, gzip.GzipFile("", "wb", 6, stream, mtime=0) as packed:
         for record in records:

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,12 +18,12 @@ _SHOWN = 60  # most characters of an example
 class Tally(Counter):
     """Counts by reason; `first`: reason -> row of the first one, `examples`: reason -> what stands there."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.first: dict[str, int] = {}
         self.examples: dict[str, str] = {}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return _tally, (dict(self), self.first, self.examples)
 
     def note(self, reason: str, row: int, count: int = 1) -> None:

@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from llmcfsr_merlin.evaluation.groups import DECILES
 from llmcfsr_merlin.evaluation.report.tables import mean_values
 from llmcfsr_merlin.runtime.errors import MissingDependency
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, distinct under colour blindness; the recipe in focus takes the first.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777", "#000000")
@@ -92,7 +97,7 @@ def training_figure(path: Path, histories: Mapping[str, Sequence[dict]], metric:
     return _save(figure, pair, path)
 
 
-def _save(figure, axes, path: Path) -> Path:
+def _save(figure: "Figure", axes: Any, path: Path) -> Path:
     for one in axes if hasattr(axes, "__len__") else [axes]:
         one.spines[["top", "right"]].set_visible(False)
         one.grid(axis="y", color="#dddddd", linewidth=0.6)
@@ -102,7 +107,7 @@ def _save(figure, axes, path: Path) -> Path:
     return path
 
 
-def _pyplot():
+def _pyplot() -> ModuleType:
     try:
         import matplotlib
     except ImportError as error:

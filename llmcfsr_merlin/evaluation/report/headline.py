@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from llmcfsr_merlin.evaluation.groups import SUMMARY_GROUPS
-from llmcfsr_merlin.evaluation.report.tables import mean_values
+from llmcfsr_merlin.evaluation.report.tables import MeanValue, mean_values
 
 
 class Line(NamedTuple):
@@ -54,7 +54,7 @@ def headline(
     compare. metrics: rows of `group_metrics`; comparisons: recipe -> rows of `significance.compare` against it."""
     values = mean_values([row for row in metrics if row["metric"] == metric and row["history"] == served])
 
-    def of(recipe: str, group: str):
+    def of(recipe: str, group: str) -> MeanValue | None:
         return values.get(("full", served, group, metric, recipe))
 
     ranked = {recipe: found[0] for recipe in others if (found := of(recipe, "overall"))}

@@ -31,9 +31,10 @@ def protocol_title(protocol: str, *, negatives: int | str, history: str | None =
 
 
 Key = tuple[str, str, str, str, str]
+MeanValue = tuple[float, float, int, int]
 
 
-def mean_values(metrics: Sequence[dict]) -> dict[Key, tuple[float, float, int, int]]:
+def mean_values(metrics: Sequence[dict]) -> dict[Key, MeanValue]:
     """(protocol, history, group, metric, recipe) -> mean over seeds, sample deviation (0 for one), users, seeds."""
     collected: dict[Key, list[dict]] = {}
     for row in metrics:
@@ -141,7 +142,7 @@ def comparison_table(rows: Sequence[dict], name: str, base: str) -> Table:
     return table
 
 
-def json_line(metrics: Sequence[dict], **more) -> str:
+def json_line(metrics: Sequence[dict], **more: object) -> str:
     """One line for programs: {..., "metrics": {recipe: {protocol: {history: {group: {metric: mean over
     seeds}}}}}}.
 

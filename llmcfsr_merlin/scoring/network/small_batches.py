@@ -44,7 +44,7 @@ class SmallBatches:
         self._failed = False
         self._lock = threading.Lock()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return SmallBatches, (self._states, self._max_length)  # a copy captures its own graphs
 
     def __call__(self, histories: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 
 
-def training_matrix(dataset) -> scipy.sparse.csr_matrix:
+def training_matrix(dataset: Dataset) -> scipy.sparse.csr_matrix:
     """Binary float32 [users, V] of the training sequences (each user's without the validation and the test item)."""
     items, lengths = [], []
     for sequences in dataset.sequences():

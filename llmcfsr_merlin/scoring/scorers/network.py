@@ -1,5 +1,7 @@
 """The trained dual-view network as a scorer: the inner product of the user's state and each item's views."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +46,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self._candidates = self.network.catalogue()
         self._small = None if bulk else SmallBatches(self.network.user_states, self.network.max_length)
 
-    def _apply(self, *arguments, **options):
+    def _apply(self, *arguments: Any, **options: Any) -> "NetworkScorer":
         self._candidates = self._small = None  # a device and dtype that moves with the weights
         return super()._apply(*arguments, **options)
 

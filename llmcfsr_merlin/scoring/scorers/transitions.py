@@ -1,6 +1,7 @@
 """Item-to-item transitions: which items follow which in the training sequences."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
             self._borrows = bool(self.weights[1])
         return self._borrows
 
-    def _apply(self, *arguments, **options):
+    def _apply(self, *arguments: Any, **options: Any) -> "TransitionScorer":
         self._borrowers = None  # of the device that the tables leave
         return super()._apply(*arguments, **options)
 

@@ -55,7 +55,7 @@ def category_retrieval(vectors: np.ndarray, queries: np.ndarray, categories: Seq
     near = neighbours(vectors, usable, k)
     random = np.random.default_rng(0).integers(0, len(categories), size=near.shape)
 
-    def overlap(rows):
+    def overlap(rows: np.ndarray) -> float:
         pairs = [(categories[q], categories[n]) for q, row in zip(usable, rows) for n in row]
         return round(float(np.mean([len(a & b) / len(a | b) for a, b in pairs])), 4)
 

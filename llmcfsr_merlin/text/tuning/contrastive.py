@@ -1,6 +1,7 @@
 """InfoNCE and its memory-efficient gradient (gradient caching)."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -8,6 +9,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from llmcfsr_merlin.text.encoder import pool
+
+RandomState: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
+"""Of the CPU and of each GPU."""
 
 
 class Embedder(nn.Module):
@@ -42,7 +46,7 @@ def info_nce(
     logits = left @ right.T / temperature  # [B, B]
     target = torch.arange(len(left), device=left.device)
 
-    def masked(scores, mask):
+    def masked(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         return scores if mask is None else scores.masked_fill(mask, float("-inf"))
 
     return (cross_entropy(masked(logits, left_mask), target) + cross_entropy(masked(logits.T, right_mask), target)) / 2
@@ -91,11 +95,11 @@ def cached_backward(
     return loss
 
 
-def _random_state():
+def _random_state() -> RandomState:
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
 
-def _restore(state) -> None:
+def _restore(state: RandomState) -> None:
     torch.set_rng_state(state[0])
     if state[1]:
         torch.cuda.set_rng_state_all(state[1])

@@ -2,9 +2,15 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from llmcfsr_merlin.config.tune_settings import TuneConfig
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Projections by family; all of them, as LLMEmb tunes LLaMA (arXiv 2409.19925).
 _CAUSAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -13,7 +19,7 @@ _NO_POOLER = r"(?!.*pooler).*\.(query|key|value|q|k|v|o|dense)"  # the pooler re
 ADAPTER = "adapter_model.safetensors"
 
 
-def attach_lora(model, settings: TuneConfig):
+def attach_lora(model: "PreTrainedModel", settings: TuneConfig) -> "PeftModel":
     """Wrap a bare transformers model with adapters on all its projections (LLaMA, Qwen, Gemma; BERT, MPNet)."""
     peft = _peft()
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
@@ -36,14 +42,14 @@ def attach_lora(model, settings: TuneConfig):
     )
 
 
-def save_tuned(model, tokenizer, folder: Path) -> None:
+def save_tuned(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Write a tuned model as a folder that transformers (or, for adapters, peft) can load; no pickles."""
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(str(folder), safe_serialization=True)
     if not (folder / ADAPTER).is_file():
         tokenizer.save_pretrained(folder)
 
 
-def load_adapter(model, folder: Path):
+def load_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel | PeftModel":
     """Load the adapter of `folder` into the base model and merge it (not into quantised weights)."""
     peft = _peft()
     from safetensors.torch import load_file
@@ -61,7 +67,7 @@ def load_adapter(model, folder: Path):
     return model if quantised else model.merge_and_unload()
 
 
-def _peft():
+def _peft() -> ModuleType:
     try:
         import peft
     except ImportError as error:

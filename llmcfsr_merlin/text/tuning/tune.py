@@ -9,10 +9,11 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,6 +33,11 @@ from llmcfsr_merlin.text.tuning.tuning_state import (
     save_checkpoint,
     save_weights,
 )
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 CHECKPOINT = "checkpoint"
 BEST = "best.safetensors"
@@ -194,7 +200,14 @@ def tune(
     }
 
 
-def _backward(encoder: TextEncoder, embed, accelerator, batch: PairBatch, settings: TuneConfig, final: bool) -> float:
+def _backward(
+    encoder: TextEncoder,
+    embed: Callable[..., torch.Tensor],
+    accelerator: "Accelerator",
+    batch: PairBatch,
+    settings: TuneConfig,
+    final: bool,
+) -> float:
     """Add the gradient of one contrastive batch; returns its loss."""
     size, world, rank = len(batch.left), accelerator.num_processes, accelerator.process_index
     mine = np.array_split(np.arange(size), world)[rank]
@@ -202,25 +215,26 @@ def _backward(encoder: TextEncoder, embed, accelerator, batch: PairBatch, settin
     chunks = length_chunks([len(row) for row in tokens], settings.micro_batch)
     masks = [torch.from_numpy(mask).to(accelerator.device) for mask in (batch.left_mask, batch.right_mask)]
 
-    def forward(chunk):
+    def forward(chunk: np.ndarray) -> torch.Tensor:
         return embed(**encoder.batch([tokens[i] for i in chunk]))
 
-    def loss_gradient(vectors):
+    def loss_gradient(vectors: torch.Tensor) -> tuple[float, torch.Tensor]:
         leaf = _gather(accelerator, vectors, size, world).requires_grad_(True)  # [2B, D]
         loss = info_nce(leaf[:size], leaf[size:], settings.temperature, *masks)
         loss.backward()
+        assert leaf.grad is not None
         both = torch.from_numpy(np.concatenate([mine, mine + size])).to(leaf.device)
         # DDP averages over processes, but each holds only the gradient of its own rows.
         return float(loss.detach()), leaf.grad[both] * (world / settings.accumulation)
 
-    def backward(vectors, gradient, last):
+    def backward(vectors: torch.Tensor, gradient: torch.Tensor, last: bool) -> None:
         with nullcontext() if last and final else accelerator.no_sync(embed):
             vectors.backward(gradient.to(vectors.dtype))
 
     return cached_backward(forward, chunks, loss_gradient, backward)
 
 
-def _gather(accelerator, vectors, size: int, world: int):
+def _gather(accelerator: "Accelerator", vectors: torch.Tensor, size: int, world: int) -> torch.Tensor:
     """Left rows then right rows of the whole batch, (2B, D), from each process's own (left rows, right rows)."""
     if world == 1:
         return vectors.detach().clone()
@@ -234,7 +248,7 @@ def _gather(accelerator, vectors, size: int, world: int):
     )
 
 
-def _accelerator(encoder: TextEncoder):
+def _accelerator(encoder: TextEncoder) -> "Accelerator":
     try:
         from accelerate import Accelerator
     except ImportError as error:
@@ -261,7 +275,7 @@ def _restrict(neighbours: Neighbours, kept: list[int]) -> Neighbours:
     return Neighbours(starts, other[order])
 
 
-def _not_reentrant(model) -> dict:
+def _not_reentrant(model: "PreTrainedModel | PeftModel") -> dict:
     """DDP and inputs without gradient need non-reentrant checkpointing; transformers before 4.35 has no option for
     it."""
     if "gradient_checkpointing_kwargs" in inspect.signature(model.gradient_checkpointing_enable).parameters:

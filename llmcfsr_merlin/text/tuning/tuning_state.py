@@ -1,11 +1,16 @@
 """Checkpoints of fine-tuning in safetensors and JSON: reading them cannot run code."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import machine_failure
@@ -13,14 +18,15 @@ from llmcfsr_merlin.runtime.files import save_tensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _STATE = "state"
+Parameters: TypeAlias = Mapping[str, Parameter]
 
 
-def save_weights(path: Path, trained: dict) -> None:
+def save_weights(path: Path, trained: Parameters) -> None:
     """Write named tensors under a temporary name and rename."""
     _write(path, {name: parameter.detach() for name, parameter in trained.items()}, {})
 
 
-def load_weights(path: Path, trained: dict) -> None:
+def load_weights(path: Path, trained: Parameters) -> None:
     """Copy the tensors of a file into the named parameters; InputError if they do not fit."""
     stored = load_file(str(path))
     if set(stored) != set(trained):
@@ -30,7 +36,9 @@ def load_weights(path: Path, trained: dict) -> None:
             parameter.copy_(stored[name])
 
 
-def save_checkpoint(folder: Path, trained: dict, optimizer, schedule, state: dict) -> None:
+def save_checkpoint(
+    folder: Path, trained: Parameters, optimizer: Optimizer, schedule: LambdaLR, state: dict
+) -> None:
     """Write weights, both moments of AdamW, the schedule's step and `state` into one file."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"weight/{name}": parameter.detach() for name, parameter in trained.items()}
@@ -41,7 +49,9 @@ def save_checkpoint(folder: Path, trained: dict, optimizer, schedule, state: dic
     _write(folder / CHECKPOINT_FILE, tensors, header)
 
 
-def load_checkpoint(folder: Path, trained: dict, optimizer, schedule, fresh: dict) -> dict:
+def load_checkpoint(
+    folder: Path, trained: Parameters, optimizer: Optimizer, schedule: LambdaLR, fresh: dict
+) -> dict:
     """Restore what `save_checkpoint` wrote and return its `state`; `fresh` if there is no checkpoint.
 
     An unreadable checkpoint, or one of other weights, is removed.
@@ -69,7 +79,7 @@ def is_readable(path: Path) -> bool:
     return True
 
 
-def _restore(path: Path, trained: dict, optimizer, schedule) -> dict:
+def _restore(path: Path, trained: Parameters, optimizer: Optimizer, schedule: LambdaLR) -> dict:
     moments: dict[int, dict] = {}
     with safe_open(str(path), framework="pt") as stream, torch.no_grad():
         state = json.loads(stream.metadata()[_STATE])

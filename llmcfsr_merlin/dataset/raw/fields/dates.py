@@ -1,5 +1,6 @@
 """Parses dates in text columns: ISO and variants, 04/03/2012, "Tue Apr 03 18:00:09 +0000 2012"."""
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -69,7 +70,9 @@ def slash_order(texts: pa.Array) -> str | None:
     return "unclear" if day == month else "day" if day else "month"
 
 
-def seconds_of(year, month, day, hour, minute, second) -> tuple[np.ndarray, np.ndarray]:
+def seconds_of(
+    year: np.ndarray, month: np.ndarray, day: np.ndarray, hour: np.ndarray, minute: np.ndarray, second: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """int64 unix seconds of int64 arrays, 0 if there is no such date or time of day, and whether there is one."""
     good = (year >= 1) & (year <= 9999) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
     good &= (hour >= 0) & (hour <= 23) & (minute >= 0) & (minute <= 59) & (second >= 0) & (second <= 60)
@@ -99,9 +102,9 @@ def _read(fields: dict[str, pa.Array], day_first: bool | None) -> tuple[np.ndarr
     return seconds - np.where(good, zone, 0), rest, good & real
 
 
-def _each(column: pa.Array, read, kind=np.int64) -> np.ndarray:
+def _each(column: pa.Array, read: Callable[[str], float], kind: type = np.int64) -> np.ndarray:
     encoded = column.fill_null("").dictionary_encode()
-    values = np.array([read(text) for text in encoded.dictionary.to_pylist()], kind)
+    values: np.ndarray = np.array([read(text) for text in encoded.dictionary.to_pylist()], kind)
     return values[encoded.indices.to_numpy(zero_copy_only=False)]
 
 

@@ -61,7 +61,9 @@ class TimeReader:
     format: str = ""
 
     @classmethod
-    def of(cls, sample: pa.ChunkedArray, where: str, unit: str = "", format: str = "", filtered: bool = False):
+    def of(
+        cls, sample: pa.ChunkedArray, where: str, unit: str = "", format: str = "", filtered: bool = False
+    ) -> "TimeReader":
         """The reader for a file whose first times are `sample`.
 
         unit, format: data.time_unit and data.time_format, if given. filtered: data.start or data.end is set.
@@ -149,11 +151,12 @@ class TimeReader:
             whole = np.floor(np.clip(values, 0, 1e18))
             found = self._integers(array_like(whole.astype(np.int64), column))
             return Times(found.seconds, found.rest + values - whole)
+        divisor: int | np.ndarray = 1
+        mixed = 0
         if self.unit in _DAYS:
             values = (values - _DAYS[self.unit]) * 86_400
             # Excel's noon is not exactly half a day: values within a microsecond of a second are rounded to it.
             values = np.where(np.abs(values - np.round(values)) < 1e-5, np.round(values), values)
-            divisor, mixed = 1, 0
         else:
             divisor = self._divisors(values)
             mixed = self._mixed(values, divisor, column)
@@ -199,7 +202,7 @@ class TimeReader:
         except pa.ArrowInvalid:
             return self._floats(text.cast(pa.float64()))
 
-    def _divisors(self, values: np.ndarray):
+    def _divisors(self, values: np.ndarray) -> int | np.ndarray:
         """What each value is divided by to be seconds; an int if it is the same for all."""
         if self.unit:
             return UNITS[self.unit]
@@ -211,7 +214,7 @@ class TimeReader:
                 return UNITS[unit] if unit == "ns" or largest < _FROM[_above(unit)] else _each(size)
         return _each(size)
 
-    def _mixed(self, values: np.ndarray, divisor, column: pa.Array) -> int:
+    def _mixed(self, values: np.ndarray, divisor: int | np.ndarray, column: pa.Array) -> int:
         if self.unit or not self.usual:
             return 0
         other = np.broadcast_to(np.asarray(divisor), values.shape) != UNITS[self.usual]

@@ -113,12 +113,14 @@ def _is_utf8(value: bytes | None) -> bool:
         return False
 
 
-def _arrow(data: bytes, dialect: Dialect, wanted: list[int], quoted: bool, kind: pa.DataType | None = None):
+def _arrow(
+    data: bytes, dialect: Dialect, wanted: list[int], quoted: bool, kind: pa.DataType | None = None
+) -> tuple[pa.Table, list[tuple[int, str]]]:
     """The requested columns, and (number from 1, text) of the dropped rows."""
     kind = kind or pa.string()
     skipped: list[tuple[int, str]] = []
 
-    def skip(row) -> str:
+    def skip(row: arrow_csv.InvalidRow) -> str:
         skipped.append((row.number, row.text or ""))
         return "skip"
 

@@ -167,7 +167,7 @@ class LineReader:
                     self.damage = "the file is truncated"
 
 
-def _salvage(rest: bytes, decoder) -> Iterator[bytes]:
+def _salvage(rest: bytes, decoder: "zlib._Decompress") -> Iterator[bytes]:
     """What can be read of a damaged piece: a decoder that fails gives nothing of the piece, so go byte by byte."""
     for position in range(len(rest)):
         try:
