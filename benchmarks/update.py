@@ -30,6 +30,7 @@ from llmcfsr_merlin.runtime.manifest import seal
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.training.fit import fit_model
 from llmcfsr_merlin.update import model_stages
+from llmcfsr_merlin.update.gate import quality
 from llmcfsr_merlin.update.update import update
 
 DATA = {  # folder of LLMCFSR_DATA, share of the interactions in the base, settings
@@ -119,17 +120,23 @@ def week(name: str, seed: int, days: int, work: Path, overrides: list[str], data
     items = data / folder / "items.jsonl.gz"
     config = Config.load(None, [f"name={name}", *overrides]).with_settings(
         {
-            "data.interactions": [str(work / "base.csv")], "data.items": [str(items)], "train.seed": seed,
-            "evaluate.baselines": [], "update.check_served": False, "train.device": "cpu", **settings,
+            "data.interactions": [str(work / "base.csv")], "data.items": [str(items)], "evaluate.baselines": [],
+            "update.check_served": False, "train.seed": seed, "train.device": "cpu",
+            "train.procedure": "transformers", **settings,
         }
     )  # fmt: skip
     began = time.process_time()
     run_stages(config, work / "base", ("ingest", "prepare", "embed", "train"))
     base_seconds = time.process_time() - began
-    arms = {"anew": work / "base", "never": work / "base"}
-    previous, rows = work / "base", []
-    for number in range(1, days + 1):
-        run = work / f"day{number}"
+    kept = work / "rows.json"  # a week that was stopped goes on after its last whole day
+    rows = json.loads(kept.read_text()) if kept.is_file() else []
+    if rows:
+        base_seconds = rows[0]["base_seconds"]
+    for number in range(len(rows) + 1, days + 1):
+        run, previous = work / f"day{number}", work / (f"day{number - 1}" if number > 1 else "base")
+        arms = {"anew": work / f"anew{number - 1}", "never": work / f"never{number - 1}"}
+        if number == 1:
+            arms = dict.fromkeys(arms, previous)
         began = time.process_time()
         done = update(config, (str(work / f"day{number}.csv"),), previous, run, stages=STAGES)
         seconds = time.process_time() - began
@@ -144,27 +151,20 @@ def week(name: str, seed: int, days: int, work: Path, overrides: list[str], data
             grown[arm] = run / f".{arm}" / model_stages.GROWN
         row["next"] = ask(config, run, grown, work / "asked")
         row["update_seconds"], row["train_seconds"] = round(seconds, 1), done.seconds.get("train")
-        row["gate"] = {key: value for key, value in _gate(config, run).items()}
+        row["gate"] = quality(config, run)
         model, row["anew_seconds"] = fit_anew(config, run)
-        keep(model, run, work / "anew")
+        keep(model, run, work / f"anew{number}")
         never = load_model(grown["never"], Vocabulary.load(run / "prepare" / VOCABULARY).hash)
-        keep(never, run, work / "never")
-        arms = {"anew": work / "anew", "never": work / "never"}
-        row["base_seconds"] = round(base_seconds, 1)
+        keep(never, run, work / f"never{number}")
+        row |= {"anew_seconds": round(row["anew_seconds"], 1), "base_seconds": round(base_seconds, 1)}
         rows.append(row)
+        kept.write_text(json.dumps(rows))
         print(json.dumps(row), flush=True)
-        previous = run
     return rows
 
 
 def _new_items(run: Path) -> int:
     return json.loads((run / "prepare" / "manifest.json").read_text())["counts"]["new_items"]
-
-
-def _gate(config: Config, run: Path) -> dict:
-    from llmcfsr_merlin.update.gate import quality
-
-    return quality(config, run)
 
 
 def summary(rows: list[dict]) -> dict:

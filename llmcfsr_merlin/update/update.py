@@ -1,6 +1,7 @@
 """`update`: ingest a day, go on training from yesterday's weights, and publish what passes the gate."""
 
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset import ingest_stage
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import clear_failures
-from llmcfsr_merlin.runtime.files import remove_temporary
+from llmcfsr_merlin.runtime.files import remove_temporary, write_json
+from llmcfsr_merlin.runtime.layout import RECORD, UPDATE
 from llmcfsr_merlin.runtime.lock import run_lock
-from llmcfsr_merlin.runtime.manifest import MANIFEST, Manifest
+from llmcfsr_merlin.runtime.manifest import MANIFEST, Manifest, updated_by
 from llmcfsr_merlin.serving import export_stage
 from llmcfsr_merlin.update import data_stages, gate, model_stages
 
@@ -69,6 +71,7 @@ def update(
     with clear_failures(str(run)), run_lock(run):
         remove_temporary(run, below=False)
         config.record(run)
+        write_json(run / UPDATE, {"command": _command(day, previous, run, items)})
         for name, step in steps.items():
             if stages and name not in stages:
                 continue
@@ -95,6 +98,8 @@ def _check(config: Config, previous: Path, run: Path) -> None:
         Manifest.load(previous / stage)
     if run.resolve() == previous.resolve():
         raise InputError(f"expected a new run directory for the day, found yesterday's ({run}): name another --run")
+    if updated_by(run) is None and (run / "prepare").exists():
+        raise InputError(f"expected a new run directory for the day, found another run in {run}: name another --run")
     if config.train.align_to:
         raise InputError("train.align_to: a model that is aligned to another is trained anew (`llmcfsr run`)")
     kept = Config.recorded(previous).prepare.max_length
@@ -103,6 +108,12 @@ def _check(config: Config, previous: Path, run: Path) -> None:
             f"expected prepare.max_length {kept} as in {previous}, found {config.prepare.max_length}: set it back, or "
             "train anew (`llmcfsr run`)"
         )
+
+
+def _command(day: tuple[str, ...], previous: Path, run: Path, items: Path | None) -> str:
+    words = ["llmcfsr", "update", str(run / RECORD), *(word for file in day for word in ("--day", file))]
+    words += ["--from", str(previous), "--run", str(run), *([] if items is None else ["--items", str(items)])]
+    return shlex.join(words)
 
 
 def _written(folder: Path) -> int | None:

@@ -148,4 +148,14 @@ def test_what_does_not_fit_is_said(folder, first, tmp_path):
         update(retire, day, folder / "one", tmp_path / "two")
     with pytest.raises(InputError, match="found other settings of the section `model`"):
         update(config.with_settings({"model.scorers.network.hidden": 32}), day, folder / "one", tmp_path / "three")
+    with pytest.raises(InputError, match=r"found another run in .*base"):
+        update(config, day, folder / "one", folder / "base")
+    command = r"llmcfsr update \S+one/config.json --day"
+    with pytest.raises(InputError, match=rf"goes on from the run of another day: run `{command}"):
+        run_stages(config, folder / "one", ("prepare",))
     assert not Manifest.load(folder / "one" / "train").fault(folder / "one" / "train")
+    copy = tmp_path / "copy"
+    shutil.copytree(folder / "one", copy)
+    (copy / "train" / "model.json").write_text("{}")
+    with pytest.raises(InputError, match=r"model\.json was changed .*: run `llmcfsr update .*--from .*base"):
+        Recommender.load(copy)
