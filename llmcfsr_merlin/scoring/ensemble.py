@@ -11,6 +11,7 @@ from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.scoring.compiled import Compiler
 from llmcfsr_merlin.scoring.registry import scorer_class
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 
@@ -40,6 +41,7 @@ class Ensemble(nn.Module):
         self.retired: Tensor
         self.register_buffer("retired", torch.zeros(0, dtype=torch.int64), persistent=False)
         self._active: list[Scorer] | None = None
+        self.span: slice | None = None
         if self.names and not any(bool(part.weights.any()) for part in self._parts):
             self._parts[0].weights[0] = 1.0  # the scale of a score is arbitrary: the first feature fixes it
 
@@ -114,11 +116,28 @@ class Ensemble(nn.Module):
                 part.prepare(bulk)
         return self
 
+    def restrict(self, span: slice) -> None:
+        """Score the items of a span of encoded ids alone, whatever a history holds; before `prepare`."""
+        self.span = span
+        for part in self._parts:
+            part.span = span
+
+    def compile(self, compiler: Compiler) -> None:
+        """Let a faster runtime compute parts of the scores, until `prepare` is called again."""
+        for part in self.active:
+            part.compile(compiler)
+
     def scores(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
-        """histories: int64 [B, L] right-padded -> float32 [B, V], or [B, C] for candidates int64 [B, C] of each row."""
+        """histories: int64 [B, L] right-padded -> float32 [B, V], or [B, C] for candidates int64 [B, C] of each row.
+
+        Restricted to a span: [B, span] instead of [B, V].
+        """
         total = None
         for part in self.active:
-            score = part.weighted(histories, items)
+            if self.span is not None and items is None:
+                score = part.of_span(histories, self.span)
+            else:
+                score = part.weighted(histories, items)
             total = score if total is None else total + score
         if total is None:
             raise InputError(_ALL_ZERO)
@@ -130,9 +149,13 @@ class Ensemble(nn.Module):
         return total.masked_fill(out, -torch.inf).float()
 
     def _masked(self, total: Tensor) -> Tensor:
-        total[:, :FIRST_ITEM] = -torch.inf
-        if len(self.retired):
-            total[:, self.retired] = -torch.inf
+        retired = self.retired
+        if self.span is None:
+            total[:, :FIRST_ITEM] = -torch.inf
+        else:
+            retired = retired[(retired >= self.span.start) & (retired < self.span.stop)] - self.span.start
+        if len(retired):
+            total[:, retired] = -torch.inf
         return total.float()
 
     def scores_by_history(self, histories: Tensor) -> dict[str, Tensor]:
@@ -177,14 +200,6 @@ class Ensemble(nn.Module):
         """As Scorer.match, of the first scorer with a weight that can tell."""
         found = (part.match(histories, items) for part in self.active)
         return next((codes for codes in found if codes is not None), None)
-
-    def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """The scorers' candidates for exact re-ranking: int64 [B, C], ascending in each row, 0 for repeats."""
-        found = [part.candidates(histories, count) for part in self.active]
-        items = torch.cat(found, dim=1).sort(dim=1).values
-        repeat = torch.zeros_like(items, dtype=torch.bool)
-        repeat[:, 1:] = items[:, 1:] == items[:, :-1]
-        return items.masked_fill(repeat, 0)
 
     def retire(self, items: Sequence[int]) -> None:
         """Recommend these encoded ids no more: they score -inf, whichever were retired before. Histories with them are
