@@ -57,7 +57,7 @@ class Model(Protocol):
         self, history: Sequence[str], target: str, exclude_seen: bool, weights: Mapping[str, float] | None = None,
         tie: float = 0.5,
     ) -> Rank:  # fmt: skip
-        """Where the target ranks; it takes part even if the history holds it. tie: in [0, 1), its place among equals."""
+        """Where the target ranks; it takes part even if the history holds it. tie: its place among equals, 0 to 1."""
 
 
 class RunModel:

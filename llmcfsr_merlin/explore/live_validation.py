@@ -1,8 +1,8 @@
 """Validation figures for any score weights, fast enough for a slider: features of a few candidates are kept.
 
-A sample of validation users is scored once. Of a large catalogue each user keeps the best items of each feature: NDCG@10 and
-HR@10 need no others, since what ranks among the first ten by a sum ranks high by one of its terms. The ranking is that of
-the calibration (training/validation_ranks.py), on the candidates instead of the catalogue.
+A sample of validation users is scored once. Of a large catalogue each user keeps the best items of each feature:
+NDCG@10 and HR@10 need no others, since what ranks among the first ten by a sum ranks high by one of its terms. The
+ranking is that of the calibration (training/validation_ranks.py), on the candidates instead of the catalogue.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -26,8 +26,8 @@ TOLERANCES = tuple(step / 200 for step in range(21))  # of the head/tail trade-o
 
 @dataclass(frozen=True)
 class Figures:
-    """NDCG@10 and HR@10 over the sample; NDCG@10 of those whose held-out item is of the tail, and of the others: NaN for
-    nobody."""
+    """NDCG@10 and HR@10 over the sample; NDCG@10 of those whose held-out item is of the head, and of the tail: NaN
+    without any."""
 
     overall: float
     hr: float

@@ -38,8 +38,8 @@ class Items(Protocol):
 class RunItems:
     """The items of a run. Titles stay in Arrow; a search is one pass over those that are left, word by word."""
 
-    def __init__(self, vocabulary: Vocabulary, titles: pa.ChunkedArray | None):
-        """titles: string, one an item of the vocabulary in its order, null without one; None: no item has a title."""
+    def __init__(self, vocabulary: Vocabulary, titles: pa.LargeStringArray | None):
+        """titles: one an item of the vocabulary in its order, null without one; None: no item has a title."""
         self._vocabulary = vocabulary
         self._counts = vocabulary.counts[FIRST_ITEM:]
         self._titles = titles
@@ -52,7 +52,7 @@ class RunItems:
         if table is None:
             return cls(vocabulary, None)
         places = pc.index_in(pa.array(vocabulary.ids, pa.large_string()), table[ITEM].cast(pa.large_string()))
-        return cls(vocabulary, table[TITLE].cast(pa.large_string()).take(places))
+        return cls(vocabulary, table[TITLE].cast(pa.large_string()).combine_chunks().take(places))
 
     def search(self, text: str, limit: int) -> list[FoundItem]:
         """As Items.search; of an empty text the most popular items."""
