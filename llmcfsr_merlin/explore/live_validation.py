@@ -129,6 +129,7 @@ class _KeptFeatures:
             repeat = torch.zeros_like(items, dtype=torch.bool)
             repeat[:, 1:] = items[:, 1:] == items[:, :-1]
             items = items.masked_fill(repeat | (items < FIRST_ITEM), n_items).sort(dim=1).values  # n_items: none
+            items = items[:, : int((items < n_items).sum(1).max())].contiguous()
             absent = items == n_items
             values = values.gather(2, items.masked_fill(absent, FIRST_ITEM).expand(len(values), -1, -1))
             values[:, absent] = 0

@@ -39,6 +39,7 @@ class WeightPanel:
 
     async def open(self) -> None:
         """Show the sliders; scoring the sample of validation users takes seconds at the first time."""
+        self._sliders.clear()
         self._body.clear()
         with self._body, box("soft waiting"):
             ui.spinner(size="sm")
@@ -54,7 +55,9 @@ class WeightPanel:
                 with box("slider-head"):
                     text("head/tail trade-off: NDCG@10 given up for the tail")
                     self._given = text("")
-                trade = ui.slider(min=0, max=100 * TOLERANCES[-1], step=0.5, value=0).props("color=teal")
+                trade = ui.slider(
+                    min=0, max=100 * TOLERANCES[-1], step=0.5, value=100 * self._run.config.train.tail_tolerance
+                ).props("color=teal")
                 trade.props["aria-label"] = "head/tail trade-off"
                 trade.on("update:model-value", self._trade, throttle=0.2, leading_events=False)
                 self._trade_slider = trade
@@ -105,7 +108,7 @@ class WeightPanel:
         return self._session.weights.get(self._run.model.label) or calibrated
 
     async def show(self, moved: bool = True) -> None:
-        """Set sliders and figures to the session's weights. moved: the trade-off slider no longer says what they are."""
+        """Set sliders and figures to the session's weights. moved: not by the trade-off."""
         if not self._sliders:
             return
         self._asked += 1
