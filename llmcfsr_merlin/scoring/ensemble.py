@@ -167,11 +167,18 @@ class Ensemble(nn.Module):
         distinct = list({tuple(weights.values()): weights for weights in rules.values()}.values())
         if len(distinct) == 1:
             return dict.fromkeys(rules, self.scores(histories))
-        totals: list[Tensor | None] = [None] * len(distinct)
+        found = self.scores_by(distinct, histories)
+        return {rule: found[distinct.index(weights)] for rule, weights in rules.items()}
+
+    def scores_by(self, weightings: Sequence[Mapping[str, float]], histories: Tensor) -> list[Tensor]:
+        """As `scores` with each of several weightings, feature -> weight, instead of the model's own: a float32 [B, V]
+        each. Features are computed once.
+        """
+        totals: list[Tensor | None] = [None] * len(weightings)
         for part in self._parts:
-            weightings = [[weights[feature.name] for feature in part.FEATURES] for weights in distinct]
-            used = [number for number, weights in enumerate(weightings) if any(weights)]
-            for number, score in zip(used, part.weighted_by([weightings[number] for number in used], histories)):
+            of_part = [[weights[feature.name] for feature in part.FEATURES] for weights in weightings]
+            used = [number for number, weights in enumerate(of_part) if any(weights)]
+            for number, score in zip(used, part.weighted_by([of_part[number] for number in used], histories)):
                 before = totals[number]
                 totals[number] = score if before is None else before + score
         found = []
@@ -179,7 +186,7 @@ class Ensemble(nn.Module):
             if total is None:
                 raise InputError(_ALL_ZERO)
             found.append(self._masked(total))
-        return {rule: found[distinct.index(weights)] for rule, weights in rules.items()}
+        return found
 
     def each_feature(
         self, histories: Tensor, items: Tensor | None = None, names: Collection[str] | None = None
@@ -191,10 +198,15 @@ class Ensemble(nn.Module):
         parts = [part for name, part in self.scorers.items() if names is None or name in names]
         return torch.cat([part(histories, items) for part in parts])
 
-    def explain(self, histories: Tensor, items: Tensor) -> dict[str, Tensor]:
-        """What each feature adds to the score of items int64 [B, C]: feature -> float [B, C]; they sum to the score."""
-        values = self.each_feature(histories, items)
-        return {name: weight * value for (name, weight), value in zip(self.weights.items(), values)}
+    def explain(
+        self, histories: Tensor, items: Tensor, weights: Mapping[str, float] | None = None
+    ) -> dict[str, Tensor]:
+        """What each feature adds to the score of items int64 [B, C]: feature -> float [B, C]; they sum to the score.
+
+        weights: instead of the model's own.
+        """
+        values, weights = self.each_feature(histories, items), weights or self.weights
+        return {name: weights[name] * value for name, value in zip(self.weights, values)}
 
     def match(self, histories: Tensor, items: Tensor) -> Tensor | None:
         """As Scorer.match, of the first scorer with a weight that can tell."""
