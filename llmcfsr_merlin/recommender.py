@@ -107,6 +107,7 @@ class Recommender:
         share = vocabulary.counts / max(vocabulary.counts.sum(), 1)
         self.popularity = torch.tensor(share, dtype=torch.float32)  # the scores of an empty history
         self.popularity[:FIRST_ITEM] = -torch.inf
+        self.popularity[ranker.model.retired.cpu()] = -torch.inf
         self.popularity = self.popularity.to(ranker.device)
 
     @classmethod

@@ -76,7 +76,8 @@ class FitContext:
     """The context of `fit`, besides the data.
 
     scratch: a folder for temporary files. train: trains a network in place and returns its history (one dict per
-    epoch); the recipe sets the procedure. report: called with progress lines. device: to fit on.
+    epoch); the recipe sets the procedure. report: called with progress lines. device: to fit on. start: a fitted scorer
+    of the same settings and items by name, whose weights a training goes on from.
     """
 
     scratch: Path
@@ -84,6 +85,7 @@ class FitContext:
     report: Callable[[str], None] = lambda line: None
     history: list[dict] = field(default_factory=list)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    start: Mapping[str, "Scorer"] = field(default_factory=dict)
 
 
 class Scorer(nn.Module, Generic[SettingsT]):

@@ -16,7 +16,7 @@ from llmcfsr_merlin.serving.gateway.keys import Keys, check_exposure
 from llmcfsr_merlin.serving.gateway.options import Options
 from llmcfsr_merlin.serving.ports import reserve, resolve
 from llmcfsr_merlin.serving.probe import probe_gateway
-from llmcfsr_merlin.serving.server import end_with_parent
+from llmcfsr_merlin.serving.processes import end_with_parent
 
 _NEEDED = ("fastapi", "uvicorn", "httptools", "uvloop", "orjson", "prometheus_client", "grpc", "tritonclient")
 _HUNG = 10.0  # seconds in which a gateway must say that it is alive

@@ -41,7 +41,9 @@ class RankGraph(nn.Module):
         self.score, self.tag, self.n_items = ranker.model.graph(max_batch_size), tag, ranker.n_items
         self.k = min(k, self.n_items - FIRST_ITEM)
         self.register_buffer("popularity", recommender.popularity[None].clone())
-        self.register_buffer("reserved", (torch.arange(self.n_items) < FIRST_ITEM)[None])
+        reserved = torch.arange(self.n_items) < FIRST_ITEM
+        reserved[ranker.model.retired] = True
+        self.register_buffer("reserved", reserved[None])
 
     def forward(
         self, CODES: Tensor, BLOCK: Tensor, ALLOW_CODES: Tensor, BUNDLE: Tensor

@@ -92,7 +92,7 @@ def test_nothing_is_said_unless_the_caller_asks_for_it(tmp_path):
 
 
 def test_only_the_command_line_prints():
-    """And what is a command of its own: doctor (in a process of its own too), serve in the foreground, a health check."""
+    """And what is a command of its own: doctor (also in its own process), serve in the foreground, a health check."""
     own = {"console.py", "__main__.py", "hardware.py", "supervise.py", "probe.py"}
     modules = [path for path in (ROOT / "llmcfsr_merlin").rglob("*.py") if path.parent.name != "cli"]
     calls = {path.name for path in modules for line in path.read_text().splitlines() if re.match(r"\s*print\(", line)}

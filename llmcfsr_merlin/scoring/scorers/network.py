@@ -41,6 +41,8 @@ class NetworkScorer(Scorer[NetworkSettings]):
     ) -> "NetworkScorer":
         scorer = cls(settings, dataset.shape, vectors)
         scorer.network.initialise(torch.from_numpy(dataset.train_counts))
+        if isinstance(start := context.start.get("network"), NetworkScorer):
+            scorer.network.start_from(start.network)
         context.history.extend(context.train(scorer.network))
         scorer.network.eval()
         return scorer
