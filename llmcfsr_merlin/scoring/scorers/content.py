@@ -60,9 +60,9 @@ class ContentScorer(Scorer[ContentSettings]):
 
     def prepare(self, bulk: bool = False) -> None:
         """bulk: the cosines of all pairs of items are computed once if they fit in 2 GB; a GPU is faster without."""
-        self._units = self._unit_vectors()
-        bulk = bulk and not self._units.is_cuda and len(self._units) ** 2 <= _BULK
-        self._similarity = self._units @ self._units.T if bulk else None
+        self._units = None
+        bulk = bulk and self.coldness.device.type == "cpu" and self.shape.n_items**2 <= _BULK
+        self._similarity = self.units @ self.units.T if bulk else None
 
     @property
     def units(self) -> Tensor:
@@ -71,8 +71,8 @@ class ContentScorer(Scorer[ContentSettings]):
             self._units = self._unit_vectors()
         return self._units
 
-    def _unit_vectors(self) -> Tensor:
-        return unit_vectors(self.vectors, self.settings.lexical_share)
+    def _unit_vectors(self, items: Tensor | None = None) -> Tensor:
+        return unit_vectors(self.vectors, self.settings.lexical_share, items)
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         cosine = self.cosine(histories, items)
@@ -164,7 +164,8 @@ class ContentScorer(Scorer[ContentSettings]):
         real = history[0][history[0] >= FIRST_ITEM]
         if not len(real):
             return torch.zeros(len(items))
-        cosines = self.units[items] @ self.units[real].T  # [C, L]: several times faster than its transpose on some CPUs
+        # Out of the vectors as they are, which may be memory-mapped; [C, L]: faster than its transpose on some CPUs.
+        cosines = self._unit_vectors(items) @ self._unit_vectors(real).T
         if not self.settings.match_itself:
             cosines = cosines.masked_fill(items[:, None] == real, _HIDDEN)
         best = cosines.amax(1)
@@ -187,15 +188,15 @@ class ContentScorer(Scorer[ContentSettings]):
         return _Graph(self, batch_size)
 
 
-def unit_vectors(vectors: ItemVectors, share: float) -> Tensor:
-    """Item vectors of unit norm, [V, D], or [V, D + E] with a share of the lexical ones."""
+def unit_vectors(vectors: ItemVectors, share: float, items: Tensor | None = None) -> Tensor:
+    """Vectors of all items, or of items int64 [C], of unit norm: [V, D], or [V, D + E] with a share of the lexical."""
     if vectors.semantic is None:
         raise ValueError("the content score needs item vectors")
-    semantic = F.normalize(vectors.semantic, dim=-1)
+    semantic = F.normalize(vectors.semantic if items is None else vectors.semantic[items], dim=-1)
     if vectors.lexical is None or not share:
         return semantic
     # Side by side under these factors, their cosine is the mean of both cosines by the share.
-    lexical = F.normalize(vectors.lexical, dim=-1)
+    lexical = F.normalize(vectors.lexical if items is None else vectors.lexical[items], dim=-1)
     return torch.cat([math.sqrt(1 - share) * semantic, math.sqrt(share) * lexical], dim=-1)
 
 

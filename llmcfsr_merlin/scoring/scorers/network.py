@@ -1,5 +1,7 @@
 """The trained dual-view network as a scorer: the inner product of the user's state and each item's views."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.small_batches import SmallBatches, can_record
-from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Report, Scorer, Shape
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 
 
@@ -29,6 +31,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         super().__init__(settings, shape, vectors)
         self.network = DualViewNetwork(settings, shape.n_items, shape.max_length, vectors)
         self._candidates: Tensor | None = None
+        self._given = False  # whether the candidates were read from a file
         self._small: SmallBatches | None = None
 
     @classmethod
@@ -42,11 +45,12 @@ class NetworkScorer(Scorer[NetworkSettings]):
         return scorer
 
     def prepare(self, bulk: bool = False) -> None:
-        self._candidates = self.network.catalogue()
+        if not self._given:
+            self._candidates = self.network.catalogue()
         self._small = None if bulk else SmallBatches(self.network.user_states, self.network.max_length)
 
     def _apply(self, *arguments: Any, **options: Any) -> "NetworkScorer":
-        self._candidates = self._small = None  # a device and dtype that moves with the weights
+        self._given, self._candidates, self._small = False, None, None  # a device and dtype that moves with the weights
         return super()._apply(*arguments, **options)
 
     @property
@@ -68,6 +72,13 @@ class NetworkScorer(Scorer[NetworkSettings]):
         if items is None:
             return (states @ self.catalogue.T).unsqueeze(0)
         return (self.catalogue[items] @ states.unsqueeze(-1)).squeeze(-1).unsqueeze(0)
+
+    def tables(self, known: Scorer | None, folder: Path, report: Report) -> dict[str, Tensor]:
+        """The views of all items: read from a file they need neither time nor memory of a process's own."""
+        return {"catalogue": self.catalogue.cpu()}
+
+    def take_tables(self, tables: Mapping[str, Tensor]) -> None:
+        self._candidates, self._given = tables["catalogue"].to(self.weights.device), True
 
     def bound_columns(self) -> Tensor:
         return self.catalogue
@@ -91,7 +102,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self.network.n_items = self.shape.n_items
         if self.network.items.collaborative is not None:
             self.network.items.collaborative.num_embeddings = self.shape.n_items
-        self._candidates = self._small = None
+        self._given, self._candidates, self._small = False, None, None
 
     @classmethod
     def memory_bytes(cls, settings: NetworkSettings, shape: Shape) -> int:

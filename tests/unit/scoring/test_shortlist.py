@@ -10,8 +10,8 @@ from llmcfsr_merlin.scoring.ranker import Ranker, pad
 from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.scoring.scorers import content
 from llmcfsr_merlin.scoring.search import screen
+from llmcfsr_merlin.scoring.search.bound_tables import extends, take_tables, write_tables
 from llmcfsr_merlin.scoring.search.neighbours import find_neighbours, prove, rounded_up
-from llmcfsr_merlin.scoring.search.tables import extends, take_tables, write_tables
 from tests.models import model_config, random_model
 
 K, ITEMS = 8, 300
