@@ -28,24 +28,27 @@ _LARGEST = 1 << 25  # numbers of a matrix that is copied for products: 128 MB. B
 _log = logging.getLogger("llmcfsr_merlin")
 
 
-def compile_model(model: Ensemble) -> None:
+def compile_model(model: Ensemble, products: bool = True) -> None:
     """Let ONNX Runtime compute parts of a model on the CPU, with as many threads as torch has.
 
+    products: as in Compiler; without them no more than a few items are scored here.
     Raises MissingDependency without its packages, and InputError if scores differ from torch's by more than TOLERANCE.
     """
     sample = _sample(model.shape.n_items, model.shape.max_length)
+    items = None if products else sample.clamp_min(FIRST_ITEM)
     with torch.no_grad():
-        wanted = model.scores(sample)
-        model.compile(OnnxCompiler(torch.get_num_threads()))
-        difference = float((model.scores(sample) - wanted)[:, FIRST_ITEM:].abs().max())
-    if not difference <= TOLERANCE * max(float(wanted[:, FIRST_ITEM:].abs().max()), 1.0):
+        wanted = model.scores(sample, items)
+        model.compile(OnnxCompiler(torch.get_num_threads(), products))
+        difference = float((model.scores(sample, items) - wanted)[wanted > -torch.inf].abs().amax())
+    if not difference <= TOLERANCE * max(float(wanted[wanted > -torch.inf].abs().amax()), 1.0):
         raise InputError(f"ONNX Runtime's scores differ from torch's by {difference:.1e}: export serve.engine=torch")
 
 
 class OnnxCompiler:
     """A scoring.compiled.Compiler."""
 
-    def __init__(self, threads: int):
+    def __init__(self, threads: int, products: bool = True):
+        self.products = products
         self._runtime = import_onnxruntime("serve.engine=onnxruntime")
         self._threads = threads
 

@@ -62,13 +62,12 @@ class ContentScorer(Scorer[ContentSettings]):
 
     def prepare(self, bulk: bool = False) -> None:
         """bulk: the cosines of all pairs of items are computed once if they fit in 2 GB; a GPU is faster without."""
-        self._units = self._unit_vectors()
-        self._product = None
-        bulk = bulk and self.span is None and not self._units.is_cuda and len(self._units) ** 2 <= _BULK
-        self._similarity = self._units @ self._units.T if bulk else None
+        self._units = self._product = None
+        bulk = bulk and self.span is None and self.coldness.device.type == "cpu" and self.shape.n_items**2 <= _BULK
+        self._similarity = self.units @ self.units.T if bulk else None
 
     def compile(self, compiler: Compiler) -> None:
-        self._product = compiler.product(self.units)
+        self._product = compiler.product(self.units) if compiler.products else None
 
     @property
     def units(self) -> Tensor:
@@ -78,14 +77,12 @@ class ContentScorer(Scorer[ContentSettings]):
             self._units = self._unit_vectors()
         return self._units
 
-    def _unit_vectors(self) -> Tensor:
-        return unit_vectors(self.vectors, self.settings.lexical_share, self.span)
-
     def _units_of(self, items: Tensor) -> Tensor:
         """Of encoded ids [...]: [..., D]."""
-        if self.span is None:
-            return self.units[items]
-        return unit_vectors(self.vectors, self.settings.lexical_share, items)
+        return self._unit_vectors(items) if self._units is None or self.span is not None else self._units[items]
+
+    def _unit_vectors(self, items: Tensor | None = None) -> Tensor:
+        return unit_vectors(self.vectors, self.settings.lexical_share, self.span if items is None else items)
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         cosine = self.cosine(histories, items)
@@ -186,7 +183,8 @@ class ContentScorer(Scorer[ContentSettings]):
         real = history[0][history[0] >= FIRST_ITEM]
         if not len(real):
             return torch.zeros(len(items))
-        cosines = self.units[items] @ self.units[real].T  # [C, L]: several times faster than its transpose on some CPUs
+        # Out of the vectors as they are, which may be memory-mapped; [C, L]: faster than its transpose on some CPUs.
+        cosines = self._unit_vectors(items) @ self._unit_vectors(real).T
         if not self.settings.match_itself:
             cosines = cosines.masked_fill(items[:, None] == real, _HIDDEN)
         best = cosines.amax(1)

@@ -10,8 +10,8 @@ from llmcfsr_merlin.scoring.ranker import Ranker, pad
 from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.scoring.scorers import content
 from llmcfsr_merlin.scoring.search import screen
+from llmcfsr_merlin.scoring.search.bound_tables import extends, take_tables, write_tables
 from llmcfsr_merlin.scoring.search.neighbours import find_neighbours, prove, rounded_up
-from llmcfsr_merlin.scoring.search.tables import extends, take_tables, write_tables
 from tests.models import model_config, random_model
 
 K, ITEMS = 8, 300
@@ -51,7 +51,7 @@ def narrow(request, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("most", [9, 40, 299])
+@pytest.mark.parametrize("most", [9, 60, 299])
 def test_what_is_said_to_be_exact_is_the_full_ranking(seed, most, narrow, monkeypatch):
     monkeypatch.setattr(content, "NEIGHBOURS", 12)
     model, histories = world(seed)
