@@ -70,20 +70,26 @@ class OnnxCompiler:
     def product(self, matrix: Tensor) -> Function | None:
         if matrix.numel() > _LARGEST:
             return None
-        from onnx import TensorProto, helper, numpy_helper
+        from onnx import TensorProto, helper
 
         rows, width = matrix.shape
-        kept = numpy_helper.from_array(np.ascontiguousarray(matrix.numpy().T), "matrix")
+        # Given beside the graph: inside of it, it would be copied three times, and a server keeps what it has freed.
+        kept = TensorProto(name="matrix", data_type=TensorProto.FLOAT, dims=[width, rows])
+        kept.data_location = TensorProto.EXTERNAL
+        kept.external_data.add(key="location", value="beside")
+        values = self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(matrix.numpy().T))
         read = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])
         found = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", rows])
         node = helper.make_node("MatMul", ["x", "matrix"], ["y"])
         graph = helper.make_graph([node], "product", [read], [found], [kept])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
-        session = self._session(model.SerializeToString())
+        session = self._session(model.SerializeToString(), {"matrix": values})
         return lambda x: _run(session, {"x": x})
 
-    def _session(self, model: bytes) -> Any:
+    def _session(self, model: bytes, beside: dict[str, Any] | None = None) -> Any:
         options = self._runtime.SessionOptions()
+        if beside:
+            options.add_external_initializers(list(beside), list(beside.values()))
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         options.log_severity_level = 3  # errors: it warns of what an exporter left in the graph
         options.enable_mem_pattern = False  # sizes differ from call to call
