@@ -5,8 +5,9 @@
 
 score(u, i) = <u, e_i> + w * max_t <v_t, v_i> = max_t <[u, w v_t], [e_i, v_i]>: one inner-product index over
 the concatenated vectors (128 + 384 dimensions) holds the whole score. Each history item is a query of its own; their
-candidates are joined and scored exactly. Items are drawn around random centres, as embeddings of real items are: on vectors without structure no index finds neighbours. The
-vectors are not of a trained model; u is the mean of the history's e, moved by the same noise for all.
+candidates are joined and scored exactly. Items are drawn around random centres, as embeddings of real items are: on
+vectors without structure no index finds neighbours. The vectors are not of a trained model; u is the mean of the
+history's e, moved by the same noise for all.
 """
 
 import argparse
