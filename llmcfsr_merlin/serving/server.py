@@ -52,9 +52,11 @@ class Server:
         key_file: str | Path | None = None,
         log_requests: bool = False,
         threads: int | None = None,
+        shard: tuple[int, int] | None = None,
     ):
         self.repository = Path(repository).absolute()
         self.host, self.timeout, self.log_requests, self.threads = host, timeout, log_requests, threads
+        self.shard = shard
         self.key_file = Path(key_file).absolute() if key_file else None
         self.ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._folder: Path | None = None
@@ -109,6 +111,7 @@ class Server:
     def start(self) -> "Server":
         layout(self.repository)
         launch.check_device(self.repository)
+        launch.check_shard(self.repository, self.shard)
         self._binary = launch.binary_for(self.repository)
         if self.timeout <= 0:
             raise InputError(f"--start-timeout: expected more than 0 seconds, found {self.timeout:g}")
@@ -166,7 +169,9 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=launch.environment(self._binary, self._private, self._request_id, self.log_requests, self.threads),
+                env=launch.environment(
+                    self._binary, self._private, self._request_id, self.log_requests, self.threads, self.shard
+                ),
                 start_new_session=True,
                 preexec_fn=end_with_parent(),
             )
