@@ -23,8 +23,8 @@ class WeightPanel:
         with box("panel weights"):
             heading("Score weights")
             text(
-                "A score is the sum of its parts, each times a weight. Move a weight, or trade the head for the tail: the "
-                "lists above follow, and so do the figures of validation users.", "soft", "p",
+                "A score is the sum of its parts, each times a weight. Move a weight, or trade the head for the tail: "
+                "the lists above follow, and so do the figures of validation users.", "soft", "p",
             )  # fmt: skip
             if len(runs) > 1:
                 labels = [one.model.label for one in runs]

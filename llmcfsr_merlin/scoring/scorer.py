@@ -44,14 +44,10 @@ class NewItems:
 
 
 class ItemVectors(nn.Module):
-<<<<<<< HEAD
-    """The frozen vectors of all items, one copy shared by all scorers; rows below FIRST_ITEM are zero.
+    """The frozen vectors of all items, one copy shared by all scorers; rows of reserved ids are zero.
 
     lexical_share: of the lexical vectors in the cosine of two items' texts, the model's (config/model_settings.py).
     """
-=======
-    """The frozen vectors of all items, one copy shared by all scorers; rows of reserved ids are zero."""
->>>>>>> main
 
     semantic: Tensor | None
     lexical: Tensor | None
