@@ -28,15 +28,22 @@ LONGEST = 200  # characters of a title
 _KNOWN = 50_000  # titles kept as they are answered
 
 
-def titles_of(trained: Path) -> dict[str, str]:
-    """Raw id -> title of a trained model's items: those that it was sealed with, else those of its run."""
+def title_table(trained: Path) -> pa.Table | None:
+    """ITEM and TITLE, as they were read, of a trained model's items: those that it was sealed with, else those of its
+    run; None where there are none."""
     trained = Path(trained)
-    folder = trained.parent / "ingest" / ITEMS
     if (trained / TITLES).is_file():
-        table = pq.read_table(trained / TITLES)
-    elif any(folder.glob("*.parquet")) and TITLE in (items := ds.dataset(folder, format="parquet")).schema.names:
-        table = items.to_table(columns=[ITEM, TITLE])
-    else:
+        return pq.read_table(trained / TITLES)
+    folder = trained.parent / "ingest" / ITEMS
+    if any(folder.glob("*.parquet")) and TITLE in (items := ds.dataset(folder, format="parquet")).schema.names:
+        return items.to_table(columns=[ITEM, TITLE])
+    return None
+
+
+def titles_of(trained: Path) -> dict[str, str]:
+    """Raw id -> title, cleaned, of the items of title_table."""
+    table = title_table(trained)
+    if table is None:
         return {}
     pairs = zip(table[ITEM].to_pylist(), table[TITLE].to_pylist())
     return {raw: text for raw, title in pairs if (text := clean(title, LONGEST))}

@@ -172,9 +172,10 @@ class DualViewNetwork(nn.Module):
         return self.encode(self.embed(histories, packing), packing)[packing.lengths.cumsum(0) - 1]
 
     @torch.no_grad()
-    def catalogue(self, chunk: int = 65536) -> Tensor:
-        """All items as candidates [V, views * d], in chunks of items; call it once per set of weights."""
-        parts = torch.arange(self.n_items, device=self.device).split(chunk)
+    def catalogue(self, span: slice | None = None, chunk: int = 65536) -> Tensor:
+        """All items, or those of a span, as candidates [V, views * d], in chunks of items; call it once per set of
+        weights."""
+        parts = torch.arange(self.n_items, device=self.device)[span or slice(None)].split(chunk)
         return torch.cat([self.candidates(part) for part in parts])
 
 
