@@ -16,6 +16,7 @@ from llmcfsr_merlin.dataset.item_vectors import vectors_array, vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
 from llmcfsr_merlin.dataset.vector_checks import check_finite
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.progress import announced
 from llmcfsr_merlin.text.enrichment import Enricher
 from llmcfsr_merlin.text.item_encoder import REDUCTION, TUNED, WORDS, EncoderRecipe, ItemEncoder
 from llmcfsr_merlin.text.language_models import ModelSource, resolve
@@ -180,7 +181,8 @@ def write_lexical(out: Path, dimension: int, shards: Sequence[Shard], encoder: I
     _log.info("  lexical vectors ...")
     step = max(1, -(-sum(int(shard.keep.sum()) for shard in shards) // FIT_ROWS))
     sample = [prompt for shard in shards for prompt in encoder.prompts(read_rows(shard).to_pylist()[::step])]
-    lexical = Lexical.fit(sample, dimension)
+    with announced("lexical vectors"):
+        lexical = Lexical.fit(sample, dimension)
     if lexical is None:
         return 0
     lexical.save(out / WORDS)

@@ -7,7 +7,7 @@ order, so the result does not depend on the number of workers. Memory holds a fe
 import logging
 import multiprocessing
 import os
-import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEMS, ROW
@@ -50,6 +49,7 @@ from llmcfsr_merlin.dataset.raw.records import JsonParser
 from llmcfsr_merlin.dataset.raw.tally import Place, Tally, check_dropped
 from llmcfsr_merlin.runtime.engine import print_counts
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.progress import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -317,16 +317,14 @@ class _processes:
 
 
 def _progress(reader: LineReader) -> Iterator[Block]:
-    """The blocks of a file with a progress bar of bytes and rows per second."""
+    """The blocks of a file, with the progress in bytes, and rows per second."""
     path = reader.source.path
-    quiet = not sys.stderr.isatty()
-    with tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
+    start = time.monotonic()
+    with Progress(path.stat().st_size, path.name, "B") as progress:
         for block in reader:
             yield block
-            bar.update(reader.position - bar.n)
-            if not quiet:
-                rate = reader.lines / max(bar.format_dict["elapsed"], 1e-9)
-                bar.set_postfix_str(f"{rate:,.0f} rows/s")
+            progress.say(f"{reader.lines / max(time.monotonic() - start, 1e-9):,.0f} rows/s")
+            progress.update(reader.position - progress.n)
 
 
 def _cores() -> int:

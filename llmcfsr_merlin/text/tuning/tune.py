@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from llmcfsr_merlin.config.tune_settings import TuneConfig
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
+from llmcfsr_merlin.runtime.progress import Progress
 from llmcfsr_merlin.text.encoder import TextEncoder
 from llmcfsr_merlin.text.prompts import Attributes, Prompter
 from llmcfsr_merlin.text.tuning.contrastive import Embedder, cached_backward, info_nce, length_chunks
@@ -153,7 +153,7 @@ def tune(
 
     clock = [time.perf_counter()]
     stop = evaluate() if state.step == 0 else state.stale >= settings.patience
-    with tqdm(total=total, initial=state.step, desc="tune", unit="step", disable=None if main else True) as bar:
+    with Progress(total, "tune", "steps", shown=main, start=state.step) as bar:
         while state.step < total and not stop:
             first = state.step * settings.accumulation
             optimizer.zero_grad()
@@ -174,8 +174,8 @@ def tune(
                 raise InputError(
                     f"embed.tune: the loss became {loss} at step {state.step}: lower tune.learning_rate or use float32"
                 )
+            bar.say(f"loss {loss / settings.accumulation:.3f}, retrieval {state.best:.3f}")
             bar.update()
-            bar.set_postfix(loss=f"{loss / settings.accumulation:.3f}", retrieval=f"{state.best:.3f}")
             if state.step % settings.evaluate_every == 0 or state.step == total:
                 stop = evaluate()
     load_weights(out / BEST, trained)
