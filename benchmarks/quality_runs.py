@@ -97,7 +97,7 @@ class Bench:
             config = config.with_settings(tried[0]["settings"])
         config, folder = config.with_settings({"train.seed": seed}), self.folder / f"{name}-{seed}"
         if not config.model.network:  # fitted in the time that reading it would take
-            about = {"model": config.model.model_dump(), "train": config.train.model_dump(exclude={"device"})}
+            about = {"model": config.model.model_dump(), "train": config.train.identity()}
             rows, done = self._rank(dataset, config, folder, lambda scratch: _fit(dataset, config, scratch)[0], about)
             return rows, self._given(config, done, done, tried), tried
         fitted = self._train(dataset, config, folder)
@@ -188,7 +188,7 @@ class Bench:
 
         settings = {
             "model": config.model.trained_by(),
-            "train": config.train.model_dump(exclude={"device"}),
+            "train": config.train.identity(),
             "exclude_history": config.evaluate.exclude_history,
             "tail_item": config.evaluate.tail_item,
         }

@@ -20,6 +20,7 @@ from llmcfsr_merlin.dataset.names import (
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
+from llmcfsr_merlin.runtime.watch import LOGS, Watch
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.scorers.network import NetworkScorer
 from llmcfsr_merlin.training.fit import counts_of, fit_model
@@ -64,6 +65,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
             exclude_history=config.evaluate.exclude_history,
             tail_item=config.evaluate.tail_item,
             report=lambda line: _log.info("  %s", line),
+            watch=Watch(config.train.report_to, run_dir / LOGS, f"{config.name}/{stage}"),
         )
         shutil.rmtree(checkpoints)
         shutil.copy2(dataset.prepared / VOCABULARY, out / VOCABULARY)
@@ -75,7 +77,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
 
     settings = {
         "model": config.model.trained_by(),
-        "train": config.train.model_dump(exclude={"device"}) | {"procedure": resolved(config.train.procedure)},
+        "train": config.train.identity() | {"procedure": resolved(config.train.procedure)},
         "max_length": config.prepare.max_length,
         "exclude_history": config.evaluate.exclude_history,
     }
