@@ -42,8 +42,8 @@ class Manifest:
 
     `key` hashes its configuration and inputs, `counts` holds what the stage reports (rows in, dropped, out, ...),
     `files` maps each file (relative path) to its sha256, `seconds` is the wall time of all attempts and
-    `peak_memory_mb` the peak resident memory of the process and its children while it ran. `inputs`: the identity of each input stage.
-    `format`: of what it wrote, as in layout.FORMATS.
+    `peak_memory_mb` the peak resident memory of the process and its children while it ran. `inputs`: the identity of
+    each input stage. `format`: of what it wrote, as in layout.FORMATS.
     """
 
     stage: str

@@ -62,6 +62,8 @@ def _mlflow(folder: Path, name: str) -> Reporter:
     import mlflow
 
     _set("MLFLOW_TRACKING_URI", (folder / "mlruns").as_uri())
+    if "MLFLOW_TRACKING_URI" in _ours:
+        _set("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3.7 wants a database unless it is told so
     _set("MLFLOW_EXPERIMENT_NAME", name.partition("/")[0])
     mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
     return Reporter(MLflowCallback())
