@@ -14,6 +14,7 @@ from llmcfsr_merlin.cli import (
     demo_verb,
     doctor_verb,
     encoders_verb,
+    explore_verb,
     gateway_verb,
     init_verb,
     items_add_verb,
@@ -24,6 +25,7 @@ from llmcfsr_merlin.cli import (
     serve_verb,
     share_verb,
     stage_verbs,
+    update_verb,
     vectors_report_verb,
 )
 from llmcfsr_merlin.cli.item_ids import separate
@@ -36,6 +38,7 @@ VERBS = (
     init_verb.VERB,
     check_verb.VERB,
     *stage_verbs.VERBS,
+    update_verb.VERB,
     search_verb.VERB,
     config_verb.VERB,
     serve_verb.VERB,
@@ -43,6 +46,7 @@ VERBS = (
     recommend_verb.VERB,
     check_served_verb.VERB,
     report_verb.VERB,
+    explore_verb.VERB,
     items_add_verb.VERB,
     share_verb.VERB,
     vectors_report_verb.VERB,

@@ -37,11 +37,13 @@ def trained(tmp_path_factory) -> Path:
     return write_model(tmp_path_factory.mktemp("train"))
 
 
-@pytest.fixture(scope="module", params=["ensemble", "merged"])
+@pytest.fixture(scope="module", params=[("ensemble", "onnxruntime"), ("merged", "torch")], ids=lambda pair: pair[0])
 def server(request, trained, tmp_path_factory):
     """Served from a repository that was exported, moved and made read-only."""
-    folder = tmp_path_factory.mktemp(request.param)
-    export(trained, folder / "made", ServeConfig(layout=request.param, max_batch_size=16, max_top_k=50))
+    layout, engine = request.param
+    folder = tmp_path_factory.mktemp(layout)
+    serve = ServeConfig(layout=layout, engine=engine, max_batch_size=16, max_top_k=50)
+    export(trained, folder / "made", serve)
     # Triton writes the path into a line for bash.
     repository = (folder / "made").rename(folder / "moved here; R&D, it's \"(1)\" `x` $HOME *\n")
     subprocess.run(["chmod", "-R", "a-w", str(repository)], check=True)

@@ -14,6 +14,7 @@ from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewI
 from llmcfsr_merlin.scoring.scorers.content import unit_vectors
 from llmcfsr_merlin.scoring.scorers.transition_counts import BACKWARD, count_transitions
 from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on, fits
+from llmcfsr_merlin.scoring.search.bound import Bound, sum_by_key, value_of
 
 RECENCY = 0.8  # decay per step into the past
 # Share of ascending steps from which a log is taken to be sorted by item: Beauty .69, Yelp and MovieLens .50.
@@ -129,6 +130,15 @@ class TransitionScorer(Scorer[TransitionSettings]):
             total = self._added(total, own, self.weights[1])
         return total if items is None else total.gather(1, items)
 
+    def of_span(self, histories: Tensor, span: slice) -> Tensor:
+        if self.borrows:  # of items that any shard may hold
+            return self.weighted(histories)[:, span]
+        width, weights = span.stop - span.start, self._decayed(histories)
+        place = self.next_items[histories].long().flatten(1) - span.start
+        place = place.masked_fill((place < 0) | (place >= width), width)  # elsewhere
+        sums = weights.new_zeros(len(histories), width + 1).scatter_add(1, place, weights.flatten(1))[:, :-1]
+        return self.weights[0] * sums.mul(100).log1p()
+
     def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
         own = self._own(histories)
         return [
@@ -150,11 +160,35 @@ class TransitionScorer(Scorer[TransitionSettings]):
         sums = sums.scatter_add(1, self.next_items[histories].long().flatten(1), weights.flatten(1))
         return sums.mul(100).log1p()
 
-    def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """The neighbours with the largest weight; an item that occurs twice counts with its larger one."""
+    def bound_columns(self) -> Tensor:
+        """The cosine by which an item borrows at most."""
+        without, _, cosines = self.borrowers
+        column = torch.zeros(self.shape.n_items, int(self.borrows))
+        if self.borrows:
+            column[without, 0] = cosines.amax(1)
+        return column
+
+    def bound(self, histories: Tensor) -> Bound:
+        """Exact for what follows the history, a bound for what borrows from that."""
+        rows, n_items = len(histories), self.shape.n_items
         weights = self._decayed(histories).flatten(1)
-        best = weights.topk(min(count, weights.shape[1]), dim=1)
-        return self.next_items[histories].long().flatten(1).gather(1, best.indices).masked_fill(best.values == 0, PAD)
+        row, place = weights.nonzero(as_tuple=True)
+        keys, sums = sum_by_key(row * n_items + self.next_items[histories].flatten(1)[row, place], weights[row, place])
+        own = sums.mul(100).log1p()
+        most = torch.zeros(rows).scatter_reduce(0, keys // n_items, own, "amax")
+        query = most[:, None] * self.weights[1].clamp_min(0) if self.borrows else torch.zeros(rows, 0)
+        return Bound(query, torch.zeros(rows), keys, self.weights[0] * own, own=own)
+
+    def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
+        first = row * self.shape.n_items
+        total = value_of(bound.keys, bound.lifts, first + items)
+        without, near, cosines = self.borrowers
+        if self.borrows and len(without) and bound.own is not None:
+            place = torch.searchsorted(without, items).clamp_max(len(without) - 1)
+            lacks = without[place] == items
+            lent = value_of(bound.keys, bound.own, first + near[place[lacks]]) * cosines[place[lacks]]
+            total[lacks] += self.weights[1] * lent.amax(1)
+        return total
 
     def _decayed(self, histories: Tensor) -> Tensor:
         """[B, L, neighbours]; PAD has no neighbours."""

@@ -28,6 +28,7 @@ from llmcfsr_merlin.serving.gateway.problems import Problem, invalid_fields
 from llmcfsr_merlin.serving.gateway.rates import Rates
 from llmcfsr_merlin.serving.gateway.replicas import Replicas
 from llmcfsr_merlin.serving.gateway.routes import make_router
+from llmcfsr_merlin.serving.gateway.shards import Shards
 from llmcfsr_merlin.serving.gateway.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def make_app(
     replicas: Sequence[str],
     settings: GatewayConfig,
     *,
+    sharded: bool = False,
     keys: Keys | None = None,
     cors: Sequence[str] = (),
     log_requests: bool = False,
@@ -47,11 +49,12 @@ def make_app(
 ) -> Any:
     """The ASGI application in front of `replicas` (host:port of their gRPC), which serve exports like `repository`.
 
-    beside: called every second.
+    sharded: they are the shards of one catalogue, in order (shards.py). beside: called every second.
     """
     telemetry = telemetry or Telemetry()
     rates = Rates(settings.rate)
-    asking = Asking(settings, Replicas(replicas, settings.patience), Catalogue(repository), telemetry)
+    servers = (Shards if sharded else Replicas)(replicas, settings.patience)
+    asking = Asking(settings, servers, Catalogue(repository), telemetry)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -31,7 +31,7 @@ def test_transitions_are_summed_with_the_age_of_the_item():
     wanted[0, 9], wanted[0, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.2
     wanted[1, 9], wanted[1, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.8**3 * 0.2
     torch.testing.assert_close(found, torch.log1p(100 * wanted))
-    assert set(scorer.candidates(rows, 3)[0].tolist()) == {9, 30}
+    assert scorer.bound(rows).keys.tolist() == [9, 30, ROWS + 9, ROWS + 30], "row by row, each item once"
     # 5 and 8 alone have transitions, and nothing led to them: there is nothing to borrow.
     assert not borrowed.any()
 
@@ -89,7 +89,7 @@ def test_content_is_the_largest_cosine_to_other_items_of_the_history_in_every_wa
     torch.testing.assert_close(cold, plain * scorer.coldness)
     every = torch.arange(ROWS).expand(len(CONTENT_HISTORIES), ROWS)
     torch.testing.assert_close(scorer(CONTENT_HISTORIES, every)[0][:, real], wanted[:, real])
-    torch.testing.assert_close(scorer.cosine(CONTENT_HISTORIES, units=scorer.units)[:, real], wanted[:, real])
+    torch.testing.assert_close(scorer.cosine(CONTENT_HISTORIES)[:, real], wanted[:, real])
     graph = scorer.graph()(CONTENT_HISTORIES) / scorer.item_weights()
     torch.testing.assert_close(graph[:, real], wanted[:, real])
     matched = scorer.match(CONTENT_HISTORIES, every)  # what an explanation names is what the score comes from
@@ -123,7 +123,7 @@ def test_content_by_segments_as_on_a_gpu(room):
     scorer.settings = scorer.settings.model_copy(update={"match_itself": True})
     every = histories([2, 9, 30], [7], [], list(range(20, 32)), [5, 5, 2])
     for rows in (every, every[:1], every[1:2], every[2:3], every[[2, 2]]):
-        found = _of_catalogue_on_gpu(rows, rows >= FIRST_ITEM, scorer.units, room)
+        found = _of_catalogue_on_gpu(rows, rows >= FIRST_ITEM, scorer.units, scorer._units_of, room)
         torch.testing.assert_close(found, scorer.cosine(rows))
 
 
@@ -144,7 +144,7 @@ def test_repeats_by_hand():
     torch.testing.assert_close(scorer.weighted(rows)[:, 3:], -2 * is_in + 3 * times + 1.5 * recent)
     every = torch.arange(8).expand(4, 8)
     torch.testing.assert_close(scorer(rows, every)[:, :, 3:], scorer(rows)[:, :, 3:])
-    assert scorer.candidates(rows, 2)[3].tolist() == [0, 7, 0, 0]
+    assert scorer.bound(rows).keys.tolist() == [3, 4, 5, 8 + 6, 3 * 8 + 7]
 
 
 def test_the_content_score_is_the_mean_of_both_cosines_by_the_share():
