@@ -28,7 +28,6 @@ from llmcfsr_merlin.dataset.names import (
     TRAIN_HISTORY,
     VECTORS,
     VOCABULARY,
-    history_rule,
 )
 from llmcfsr_merlin.evaluation.measure import measure, summary_masks
 from llmcfsr_merlin.evaluation.ranks import RECIPE, SEED, ScoreFunction, read_ranks
@@ -218,7 +217,7 @@ class Bench:
         def scores() -> ScoreFunction:
             with tempfile.TemporaryDirectory() as scratch:
                 ranker = Ranker(model(Path(scratch)), bulk=True)
-                return ranker.by_history(history_rule(config.evaluate.exclude_history))
+                return ranker.by_history(config.evaluate.history)
 
         def work(out: Path) -> dict:
             models = {config.model.name: scores}

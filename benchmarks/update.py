@@ -22,7 +22,7 @@ import pandas as pd
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import DAY, METRICS, VOCABULARY, history_rule
+from llmcfsr_merlin.dataset.names import DAY, METRICS, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation.measure import measure
 from llmcfsr_merlin.pipeline import run_stages
@@ -103,7 +103,7 @@ def ask(config: Config, run: Path, models: dict[str, Path], out: Path) -> dict[s
     settings = config.evaluate.model_copy(update={"protocols": ("full",), "shuffle_test": False})
     ranked = {name: partial(model_stages.ranker, config, folder) for name, folder in models.items()}
     measure(out, dataset, ranked, name=config.name, seed=config.train.seed, settings=settings)
-    rule = history_rule(config.evaluate.exclude_history)
+    rule = config.evaluate.history
     found: dict[str, dict] = {name: {} for name in models}
     for row in json.loads((out / METRICS).read_text()):
         wanted = row["protocol"] == "full" and row["group"] == "overall" and row["metric"] in ("ndcg@10", "hr@10")

@@ -26,6 +26,7 @@ from llmcfsr_merlin.scoring.scorers.network import NetworkScorer
 from llmcfsr_merlin.training.fit import counts_of, fit_model
 from llmcfsr_merlin.training.model_card import write_card
 from llmcfsr_merlin.training.procedures import resolved
+from llmcfsr_merlin.training.validation_ranks import repeated_targets
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,13 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
         shutil.copy2(dataset.prepared / VOCABULARY, out / VOCABULARY)
         save_model(model, out, dataset.vocabulary.hash)
         write_json(out / TRAIN_HISTORY, history)
-        counts = counts_of(model, history)
+        repeated, targets = repeated_targets(dataset.files("valid"))
+        counts = counts_of(model, history) | {"repeated targets": repeated, "validation targets": targets}
+        if stage == "train":
+            _log.info(
+                "  %.1f%% of %s validation targets repeat an item of the history, which is %s",
+                100 * repeated / max(targets, 1), f"{targets:,}", config.evaluate.history,
+            )  # fmt: skip
         write_card(out, config, run_dir, out, counts)
         return counts
 

@@ -26,7 +26,6 @@ from llmcfsr_merlin.dataset.names import (
     TRAIN_HISTORY,
     VECTORS,
     VOCABULARY,
-    history_rule,
 )
 from llmcfsr_merlin.dataset.prepare.day import retired_items
 from llmcfsr_merlin.dataset.raw.additions import catalogue_ids
@@ -226,7 +225,7 @@ def evaluate(config: Config, run: Path) -> Manifest:
 
 def ranker(config: Config, folder: Path) -> ScoreFunction:
     """The scoring function of a sealed model, for evaluation."""
-    rule = history_rule(config.evaluate.exclude_history)
+    rule = config.evaluate.history
     device = str(choose_device(config.train.device))
     return Recommender.load(folder, device, bulk=True, allow=config.model.extensions).ranker.by_history(rule)
 
@@ -234,7 +233,7 @@ def ranker(config: Config, folder: Path) -> ScoreFunction:
 def quality_of_day(config: Config, run: Path) -> float | None:
     """NDCG@10 of yesterday's model on the day's interactions, by the deployment's history rule; None if there were
     none with a history."""
-    rule = history_rule(config.evaluate.exclude_history)
+    rule = config.evaluate.history
     rows = json.loads((run / ASKED / METRICS).read_text())
     found = (row["value"] for row in rows if _is(row, protocol="full", group="overall", metric="ndcg@10"))
     ruled = (row["value"] for row in rows if _is(row, protocol="full", group="overall", metric="ndcg@10", history=rule))
