@@ -7,6 +7,8 @@ PYTHON := $(shell for name in python3.13 python3.12 python3.11 python3.10; do fo
 	$$python -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null && exit; done; done; echo python3)
 endif
 VENV ?= .venv
+# Processes of `make test`, each with the tests of whole files: many wait for servers and workers to start.
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 # The profile is that of the environment's Python, or of the one that will make it.
@@ -29,7 +31,7 @@ LIBPYTHON = { lib=libpython$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.
 	test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq -y $$lib || echo "for serving: apt-get install $$lib"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow soak lint docs lock gpu-kit clean
+.PHONY: help setup demo test test-slow soak screenshots lint docs lock gpu-kit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,21 +49,26 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $(VENV)/.installing
 	$(INSTALL) pip setuptools wheel
 	$(INSTALL) --no-deps $(UNRESOLVED)
-	$(INSTALL) $(if $(filter current,$(PROFILE)),--no-warn-conflicts) -e '.[merlin,serve,gateway,onnx,report,tune,encoders,search,test]'
+	$(INSTALL) $(if $(filter current,$(PROFILE)),--no-warn-conflicts) -e '.[merlin,serve,gateway,explore,onnx,report,tune,encoders,search,test]'
 	@$(BIN)/python -c 'import sys, llmcfsr_merlin.runtime.doctor as d; sys.exit(d.shared_python() is None)' || $(LIBPYTHON)
 	@mv $(VENV)/.installing $@
 
 demo: $(STAMP)  ## set up, then raw logs to recommendations served by Triton
 	$(BIN)/llmcfsr demo
 
-test: $(STAMP)  ## set up, then the fast tests (ARGS="-k name" chooses)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## set up, then the fast tests (ARGS="-k name" chooses; JOBS=0: in one process, for a debugger)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(STAMP)  ## the long tests too: soak, large data
 	$(BIN)/python -m pytest -m '' $(ARGS)
 
 soak: $(STAMP)  ## ten minutes of mixed load on a server, and on a gateway: flat memory, no unexpected refusal (SECONDS_OF_LOAD=600)
 	LLMCFSR_SOAK=$(or $(SECONDS_OF_LOAD),600) $(BIN)/python -m pytest -m slow tests/integration/test_soak.py tests/integration/test_gateway_soak.py $(ARGS)
+
+# The demo's run is made if it is missing; Debian's chromium draws the pages.
+screenshots: $(STAMP)  ## the pictures of the explore page in docs/images, of the demo (runs/demo)
+	test -d runs/demo/train || $(BIN)/llmcfsr run demo
+	LLMCFSR_SCREENSHOTS=$(or $(RUN),runs/demo) $(BIN)/python -m pytest tests/integration/test_explore_page.py -k screenshots $(ARGS)
 
 lint: $(STAMP) docs  ## ruff, the import contract and mypy on the code, hadolint on the Dockerfile, the docs build
 	$(BIN)/ruff check .

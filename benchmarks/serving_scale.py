@@ -74,11 +74,11 @@ def exact_tops(model: Ensemble, histories: list[Tensor], chunk: int = 1 << 15) -
     states = torch.cat([network.weights * network.states(history) for history in histories])
     lengths = [history.shape[1] for history in histories]
     read = torch.cat(histories, 1)[0]
-    units = content._unit_vectors(read)
+    units = content._units_of(read)
     for start in range(0, model.shape.n_items, chunk):
         own = slice(start, min(start + chunk, model.shape.n_items))
         some = torch.arange(own.start, own.stop)
-        cosines = content._unit_vectors(some) @ units.T
+        cosines = content._units_of(some) @ units.T
         cosines.masked_fill_(some[:, None] == read, -2.0)
         best = torch.stack([part.amax(1) for part in cosines.split(lengths, 1)])
         best = content._weights_of(some) * best.masked_fill(best == -2.0, 0.0)
@@ -119,11 +119,11 @@ def faiss_alone(model: Ensemble, cells: int, probes: int) -> Ask:
 
 def prove(content: ContentScorer, rows: Tensor, chunk: int = 1 << 16) -> None:
     """Compare the rows with all items, part by part."""
-    units, count = content._unit_vectors(rows), content.shape.n_items
+    units, count = content._units_of(rows), content.shape.n_items
     values, items = torch.zeros(len(rows), 0), torch.zeros(len(rows), 0, dtype=torch.int64)
     for start in range(FIRST_ITEM, count, chunk):
         some = torch.arange(start, min(start + chunk, count))
-        cosines = (content._unit_vectors(some) @ units.T).T.masked_fill(rows[:, None] == some, -2.0)
+        cosines = (content._units_of(some) @ units.T).T.masked_fill(rows[:, None] == some, -2.0)
         best = cosines.topk(min(NEIGHBOURS, len(some)), dim=1)
         values, items = torch.cat([values, best.values], 1), torch.cat([items, some[best.indices]], 1)
         top = values.topk(min(NEIGHBOURS, values.shape[1]), dim=1)

@@ -23,7 +23,7 @@ from llmcfsr_merlin.runtime.hub import model_folder
 from llmcfsr_merlin.runtime.layout import CARD
 from llmcfsr_merlin.runtime.manifest import MANIFEST, Manifest, hash_json, seal
 from llmcfsr_merlin.scoring.checkpoint import describe, load_model, save_model
-from llmcfsr_merlin.scoring.ranker import Ranker, pad, select_top_k
+from llmcfsr_merlin.scoring.ranker import Ranker, pad
 from llmcfsr_merlin.scoring.search.bound_tables import take_tables
 
 _log = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ class Recommender:
         share = vocabulary.counts / max(vocabulary.counts.sum(), 1)
         self.popularity = torch.tensor(share, dtype=torch.float32)  # the scores of an empty history
         self.popularity[:FIRST_ITEM] = -torch.inf
+        self.popularity[ranker.model.retired.cpu()] = -torch.inf
         self.popularity = self.popularity.to(ranker.device)
 
     @classmethod
@@ -119,13 +120,14 @@ class Recommender:
         allow: Iterable[str] = (),
         revision: str | None = None,
         uncertain: str = "answer",
+        shard: tuple[int, int] | None = None,
     ) -> "Recommender":
         """Read a run directory, any folder that holds a sealed model, or a model of the Hugging Face Hub (`org/name`).
 
         A folder of that name comes first; else the model's own files are fetched, once, into the Hub's cache.
         revision: of the Hub, a branch, tag or commit. Vocabulary, description and weights are checked against the
-        manifest before they are read; InputError says what is missing or changed. bulk, shortlist, uncertain: as in
-        Ranker. allow: names `module:Class` from outside this package that the model may import.
+        manifest before they are read; InputError says what is missing or changed. bulk, shortlist, uncertain, shard: as
+        in Ranker. allow: names `module:Class` from outside this package that the model may import.
         """
         directory = model_folder(path, (*_MODEL, MANIFEST, CARD), revision)
         if (directory / "train").is_dir():
@@ -134,9 +136,9 @@ class Recommender:
         vocabulary = Vocabulary.load(directory / VOCABULARY)
         card = (directory / CARD).read_text(encoding="utf-8") if (directory / CARD).is_file() else None
         model = load_model(directory, vocabulary.hash, device, allow)
-        if shortlist:
+        if shortlist and shard is None:
             take_tables(model, directory)
-        return cls(Ranker(model, bulk, shortlist, uncertain), vocabulary, card)
+        return cls(Ranker(model, bulk, shortlist, uncertain, shard), vocabulary, card)
 
     @classmethod
     def fit(
@@ -204,10 +206,9 @@ class Recommender:
         item_ids, scores, exact = self.ranker.find(encoded.item_ids, k, blocked)
         if encoded.fallback.any():
             rows = torch.from_numpy(encoded.fallback.nonzero()[0]).to(item_ids.device)
-            popularity = self.popularity.expand(len(rows), -1)
-            if blocked is not None:
-                popularity = popularity.masked_fill(blocked[rows], -torch.inf)
-            item_ids[rows], scores[rows] = select_top_k(popularity, item_ids.shape[1])
+            popularity = self.popularity[self.ranker.span or slice(None)].expand(len(rows), -1)
+            some = None if blocked is None else blocked[rows]
+            item_ids[rows], scores[rows] = self.ranker.best(popularity, item_ids.shape[1], some)
             exact[rows] = True
         return item_ids.cpu().numpy(), scores.cpu().numpy(), exact.cpu().numpy()
 

@@ -14,6 +14,8 @@ class ServeConfig(Section):
     """ensemble: one Triton model per step; merged: one python model, lowest latency, one atomic version."""
     format: Literal["python", "torchscript", "onnx"] = "python"
     """Format of the step `rank`: python (torch, python backend), or a graph for the pytorch or onnxruntime backend."""
+    engine: Literal["torch", "onnxruntime"] = "onnxruntime"
+    """What computes the network and the products with the catalogue in format=python on a CPU. A GPU runs torch."""
     tensorrt: bool = False
     """Run the graph with TensorRT in the onnxruntime backend; needs format=onnx and device=gpu."""
     max_top_k: int = Field(100, ge=1)

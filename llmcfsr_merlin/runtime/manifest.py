@@ -12,10 +12,11 @@ from pathlib import Path
 from llmcfsr_merlin import __version__
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import CHECKSUMS, Checksums, open_to_umask, sha256_file, sync, write_json
-from llmcfsr_merlin.runtime.layout import BASELINES, CARD, FORMATS, RECORD, STAGES
+from llmcfsr_merlin.runtime.layout import BASELINES, CARD, FORMATS, RECORD, STAGES, UPDATE
 
 MANIFEST = "manifest.json"
 KEY = ".key"  # the stage's key, in a directory that the stage is still working on
+ATTEMPTS = ".attempts"  # beside it: the time that attempts at the stage have taken so far
 # Packages whose version can change a stage's output.
 _RECORDED = (
     "nvtabular",
@@ -40,9 +41,9 @@ class Manifest:
     """The record of a finished stage.
 
     `key` hashes its configuration and inputs, `counts` holds what the stage reports (rows in, dropped, out, ...),
-    `files` maps each file (relative path) to its sha256, `seconds` is wall time and `peak_memory_mb` the peak
-    resident memory of the process and its children while it ran. `inputs`: the identity of each input stage.
-    `format`: of what it wrote, as in layout.FORMATS.
+    `files` maps each file (relative path) to its sha256, `seconds` is the wall time of all attempts and
+    `peak_memory_mb` the peak resident memory of the process and its children while it ran. `inputs`: the identity of
+    each input stage. `format`: of what it wrote, as in layout.FORMATS.
     """
 
     stage: str
@@ -138,7 +139,7 @@ def seal(
     directory = Path(directory)
     open_to_umask(directory)
     names = [str(path.relative_to(directory)) for path in sorted(directory.rglob("*")) if path.is_file()]
-    names = [name for name in names if name not in (MANIFEST, CHECKSUMS, KEY)]
+    names = [name for name in names if name not in (MANIFEST, CHECKSUMS, KEY, ATTEMPTS)]
     if not names:
         raise InputError(f"expected files of stage {stage} in {directory}, found none: run the same command again")
     for name in names:
@@ -174,11 +175,21 @@ def _command(directory: Path, force: bool = False) -> str | None:
     """The command that writes a stage's directory, in backquotes; None if the run's settings are unknown."""
     for run in list(directory.absolute().parents)[:6]:
         below = directory.absolute().relative_to(run).parts[0]
+        if (command := updated_by(run)) is not None:
+            return f"`{command}`"
         if (run / RECORD).is_file() and below in (*STAGES, BASELINES):
             shown = shlex.quote(str(_shown(directory, run)))
             record = shlex.quote(str(_shown(directory, run) / RECORD))
             return f"`llmcfsr {_verb(run / below)} {record} --run {shown}{' --force' if force else ''}`"
     return None
+
+
+def updated_by(run: Path) -> str | None:
+    """The `llmcfsr update` that made a run directory, None if another command did."""
+    try:
+        return json.loads((run / UPDATE).read_text())["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _shown(directory: Path, run: Path) -> Path:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.search.best_items import Found, Search
 
@@ -27,13 +28,19 @@ class Ranker:
     Reserved rows always score -inf. Ties are broken by the smaller id, so that every path gives the same items.
     """
 
-    def __init__(self, model: Ensemble, bulk: bool = False, shortlist: int = 0, uncertain: str = "answer"):
+    def __init__(self, model: Ensemble, bulk: bool = False, shortlist: int = 0, uncertain: str = "answer",
+                 shard: tuple[int, int] | None = None):  # fmt: skip
         """bulk: many histories will be scored.
 
         shortlist: most items that are scored for a history, the others are bounded (search/best_items.py); on
         a GPU, or 0: every item is scored. uncertain: what is done if that does not prove the top k. answer: return
-        the best that were found; exact: score every item.
+        the best that were found; exact: score every item. shard: (number from 1, how many): rank that part of the
+        catalogue alone, all of it exactly.
         """
+        self.span = None if shard is None else shard_span(model.shape.n_items, *shard)
+        if self.span is not None:
+            model.restrict(self.span)
+            shortlist = 0
         self.model = model.eval().prepare(bulk)
         self.n_items, self.max_length = model.shape.n_items, model.shape.max_length
         self.device, self.uncertain = model.device, uncertain
@@ -104,7 +111,7 @@ class Ranker:
     @torch.inference_mode()
     def find(self, histories: Tensor, k: int, blocked: Tensor | None = None) -> Found:
         """top_k, and whether each row is proven to be that of the full ranking."""
-        k = min(k, self.n_items - FIRST_ITEM)
+        k = min(k, self.n_items - FIRST_ITEM if self.span is None else self.span.stop - self.span.start)
         if self._search is None or not len(histories) or not 0 < k < self.shortlist:
             return self._of_all(histories, k, blocked)
         found = self._search.top_k(histories, k, blocked)
@@ -116,17 +123,41 @@ class Ranker:
         return found
 
     def _of_all(self, histories: Tensor, k: int, blocked: Tensor | None) -> Found:
-        scores = self.scores(histories)
+        items, scores = self.best(self.scores(histories), k, blocked)
+        return Found(items, scores, torch.ones(len(items), dtype=torch.bool, device=items.device))
+
+    def best(self, scores: Tensor, k: int, blocked: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The top k of scores [B, V], or [B, span] of a shard: encoded ids, 0 if the score is -inf, and scores.
+
+        blocked: bool [B, V].
+        """
         if blocked is not None:
+            blocked = blocked if self.span is None else blocked[:, self.span]
             scores = scores.masked_fill(blocked.to(scores.device), -torch.inf)
         items, scores = select_top_k(scores, k)
-        return Found(items, scores, torch.ones(len(items), dtype=torch.bool, device=items.device))
+        if self.span is not None:
+            items = (items + self.span.start).masked_fill(scores == -torch.inf, PAD)
+        return items, scores
 
     def _on_device(self, histories: Tensor) -> Tensor:
         if self.device.type != "cpu" and not histories.is_cuda and len(histories):
             # Trim all-padding columns: they cost a GPU as much as others.
             histories = histories[:, : max(int((histories != PAD).sum(1).max()), 1)]
         return histories.to(self.device)
+
+
+def shard_span(n_items: int, number: int, count: int) -> slice:
+    """The encoded ids of shard `number` (from 1) of `count` equal parts of a catalogue; V reserved rows included.
+
+    >>> [shard_span(13, number, 3) for number in (1, 2, 3)]
+    [slice(3, 6, None), slice(6, 9, None), slice(9, 13, None)]
+    """
+    if not 1 <= number <= count or count > n_items - FIRST_ITEM:
+        raise InputError(
+            f"expected a shard of 1/1 to {n_items - FIRST_ITEM}/{n_items - FIRST_ITEM}, found {number}/{count}"
+        )
+    start, stop = (FIRST_ITEM + place * (n_items - FIRST_ITEM) // count for place in (number - 1, number))
+    return slice(start, stop)
 
 
 def select_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from llmcfsr_merlin.config.section import Section
 from llmcfsr_merlin.dataset.dataset import Dataset, Shape
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.scoring.compiled import Compiler
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 
 SettingsT = TypeVar("SettingsT", bound=Section)
@@ -43,13 +44,17 @@ class NewItems:
 
 
 class ItemVectors(nn.Module):
-    """The frozen vectors of all items, one copy shared by all scorers; rows of reserved ids are zero."""
+    """The frozen vectors of all items, one copy shared by all scorers; rows of reserved ids are zero.
+
+    lexical_share: of the lexical vectors in the cosine of two items' texts, the model's (config/model_settings.py).
+    """
 
     semantic: Tensor | None
     lexical: Tensor | None
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: Shape, lexical_share: float = 0.0):
         super().__init__()
+        self.lexical_share = lexical_share
         for name in ("semantic", "lexical"):
             dimension = getattr(shape, name)
             # Not persistent: training never changes them, but every checkpoint would contain them.
@@ -75,7 +80,8 @@ class FitContext:
     """The context of `fit`, besides the data.
 
     scratch: a folder for temporary files. train: trains a network in place and returns its history (one dict per
-    epoch); the recipe sets the procedure. report: called with progress lines. device: to fit on.
+    epoch); the recipe sets the procedure. report: called with progress lines. device: to fit on. start: a fitted scorer
+    of the same settings and items by name, whose weights a training goes on from.
     """
 
     scratch: Path
@@ -83,6 +89,7 @@ class FitContext:
     report: Callable[[str], None] = lambda line: None
     history: list[dict] = field(default_factory=list)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    start: Mapping[str, "Scorer"] = field(default_factory=dict)
 
 
 class Scorer(nn.Module, Generic[SettingsT]):
@@ -98,6 +105,8 @@ class Scorer(nn.Module, Generic[SettingsT]):
     HISTORY_ONLY: ClassVar[bool] = False
     """Whether its features are 0 for every item that the history does not hold. Calibration weighs them for the rule
     that keeps the history, and leaves them at 0 for the one that masks it."""
+    SAYS_PROGRESS: ClassVar[bool] = False
+    """Whether `fit` says how far it is; of the others it is logged that they still run."""
     PER_ITEM: ClassVar[tuple[str, ...]] = ()
     """Dotted names of the parameters and buffers whose first dimension is V."""
     DATA_SIZED: ClassVar[tuple[str, ...]] = ()
@@ -110,6 +119,7 @@ class Scorer(nn.Module, Generic[SettingsT]):
         super().__init__()
         self.settings, self.shape = settings, shape
         self.vectors = vectors
+        self.span: slice | None = None
         self.register_buffer("weights", torch.zeros(len(self.FEATURES)))
 
     @classmethod
@@ -131,6 +141,14 @@ class Scorer(nn.Module, Generic[SettingsT]):
             return self.weights[0] * features[0]
         return torch.einsum("f,fbv->bv", self.weights, features)
 
+    def of_span(self, histories: Tensor, span: slice) -> Tensor:
+        """`weighted` of the items of a span of encoded ids alone, float [B, span]; `span` is then self.span, too.
+
+        A shard of a catalogue scores no others (Ensemble.restrict). This default scores all items: right, but neither
+        faster nor smaller.
+        """
+        return self.weighted(histories)[:, span]
+
     def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
         """Like `weighted`, for several weight vectors [F] instead of its own; the features are computed once."""
         features = self(histories)
@@ -142,6 +160,9 @@ class Scorer(nn.Module, Generic[SettingsT]):
 
     def prepare(self, bulk: bool = False) -> None:
         """Precompute, for a set of weights, what many calls share. bulk: many histories will be scored."""
+
+    def compile(self, compiler: Compiler) -> None:
+        """Let a faster runtime compute parts of the score, until `prepare` is called again. Default: none."""
 
     def weights_changed(self) -> None:
         """Forget what was computed for other weights: they may have been set."""

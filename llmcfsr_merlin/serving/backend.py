@@ -14,7 +14,15 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import steps
 from llmcfsr_merlin.serving.bundle import FOLDER
 from llmcfsr_merlin.serving.request import Limits
-from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE, STOPPING, Unreadable, reader
+from llmcfsr_merlin.serving.wire import (
+    FOLDER_VARIABLE,
+    REQUEST_VARIABLE,
+    SHARD_VARIABLE,
+    STOPPING,
+    Unreadable,
+    read_shard,
+    reader,
+)
 
 _INPUTS: dict[type[Any], tuple[str, ...]] = {
     steps.Encode: ("HISTORY", "TOP_K", "EXCLUDE_SEEN", "ALLOW", "DENY"),
@@ -57,6 +65,8 @@ class StepModel:
             int(parameters.get("max_top_k", _UNLIMITED_K)),
             int(parameters.get("shortlist", 0)),
             parameters.get("on_uncertain", "answer"),
+            parameters.get("engine", "torch"),
+            read_shard(os.environ[SHARD_VARIABLE]) if SHARD_VARIABLE in os.environ else None,
         )
         # Triton decodes BYTES tensors with this function before execute(), and crashes on its exceptions.
         pb_utils.deserialize_bytes_tensor = reader(pb_utils.deserialize_bytes_tensor)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, ITEMS, TITLE, TITLES, VOCABULARY
+from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, ITEMS, MODEL_CONFIG, TITLE, TITLES, VOCABULARY
 from llmcfsr_merlin.dataset.raw.fields.clean_text import clean
 from llmcfsr_merlin.dataset.raw.fields.ids import clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
@@ -28,15 +28,22 @@ LONGEST = 200  # characters of a title
 _KNOWN = 50_000  # titles kept as they are answered
 
 
-def titles_of(trained: Path) -> dict[str, str]:
-    """Raw id -> title of a trained model's items: those that it was sealed with, else those of its run."""
+def title_table(trained: Path) -> pa.Table | None:
+    """ITEM and TITLE, as they were read, of a trained model's items: those that it was sealed with, else those of its
+    run; None where there are none."""
     trained = Path(trained)
-    folder = trained.parent / "ingest" / ITEMS
     if (trained / TITLES).is_file():
-        table = pq.read_table(trained / TITLES)
-    elif any(folder.glob("*.parquet")) and TITLE in (items := ds.dataset(folder, format="parquet")).schema.names:
-        table = items.to_table(columns=[ITEM, TITLE])
-    else:
+        return pq.read_table(trained / TITLES)
+    folder = trained.parent / "ingest" / ITEMS
+    if any(folder.glob("*.parquet")) and TITLE in (items := ds.dataset(folder, format="parquet")).schema.names:
+        return items.to_table(columns=[ITEM, TITLE])
+    return None
+
+
+def titles_of(trained: Path) -> dict[str, str]:
+    """Raw id -> title, cleaned, of the items of title_table."""
+    table = title_table(trained)
+    if table is None:
         return {}
     pairs = zip(table[ITEM].to_pylist(), table[TITLE].to_pylist())
     return {raw: text for raw, title in pairs if (text := clean(title, LONGEST))}
@@ -52,11 +59,14 @@ def write_items(folder: Path, bundle: Bundle) -> None:
     """Write the table of a bundle's items, titled where the run has titles, into `folder`."""
     vocabulary, titles = Vocabulary.load(bundle.directory / VOCABULARY), titles_of(bundle.directory)
     ids = vocabulary.ids.tolist()
+    retired = json.loads((bundle.directory / MODEL_CONFIG).read_text()).get("retired", ())
+    counts = vocabulary.counts.copy()
+    counts[list(retired)] = 0  # the popular items are what is recommended while no server answers
     order = np.array(sorted(range(len(ids)), key=lambda place: ids[place].encode()))
     columns = {
         ITEM: pa.array([ids[place] for place in order], pa.large_string()),
         TITLE: pa.array([titles.get(ids[place]) for place in order], pa.large_string()),
-        COUNT: pa.array(vocabulary.counts[FIRST_ITEM:][order], pa.int64()),
+        COUNT: pa.array(counts[FIRST_ITEM:][order], pa.int64()),
         CODE: pa.array(order + FIRST_ITEM, pa.int64()),
     }
     table = pa.table(columns).combine_chunks()

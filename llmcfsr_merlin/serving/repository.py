@@ -144,6 +144,7 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
         "queue_delay": serve.max_queue_delay_us,
         "max_top_k": serve.max_top_k,
         "shortlist": serve.shortlist,
+        "engine": serve.engine,
         "on_uncertain": serve.on_uncertain,
         "max_length": bundle.max_length,
         "instances": serve.instances,

@@ -97,8 +97,12 @@ class Rank:
         chosen = choose_device(device, "serve.device")
         self.tag, self.limits = bundle.tag, limits
         self.recommender = Recommender.load(
-            bundle.directory, str(chosen), shortlist=limits.shortlist, uncertain=limits.uncertain
+            bundle.directory, str(chosen), shortlist=limits.shortlist, uncertain=limits.uncertain, shard=limits.shard
         )
+        if limits.engine == "onnxruntime" and chosen.type == "cpu":
+            from llmcfsr_merlin.serving.onnx_engine import compile_model
+
+            compile_model(self.recommender.ranker.model)
         # Warm-up: on a GPU each size is captured at its first batch.
         self.warm_up_rows = SIZES if chosen.type == "cuda" else (1,)
 

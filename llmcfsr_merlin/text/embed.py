@@ -16,6 +16,8 @@ from llmcfsr_merlin.dataset.item_vectors import vectors_array, vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
 from llmcfsr_merlin.dataset.vector_checks import check_finite
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.progress import announced
+from llmcfsr_merlin.runtime.watch import Watch
 from llmcfsr_merlin.text.enrichment import Enricher
 from llmcfsr_merlin.text.item_encoder import REDUCTION, TUNED, WORDS, EncoderRecipe, ItemEncoder
 from llmcfsr_merlin.text.language_models import ModelSource, resolve
@@ -39,6 +41,7 @@ from llmcfsr_merlin.text.workers import run_workers, worker_device
 _log = logging.getLogger(__name__)
 
 ENRICHED = "enriched"
+_NOBODY = Watch()
 FIT_ROWS = 200_000  # the reduction and the lexical vectors are fitted on at most this many rows, spread evenly
 
 
@@ -50,15 +53,16 @@ def embed_table(
     out: Path,
     previous: Path | None = None,
     sequences_dir: Path | None = None,
+    watch: Watch = _NOBODY,
 ) -> dict:
     """Encode the items of a vocabulary into `out` and return the counts for the manifest.
 
     items_dir: part-*.parquet of item_id and attributes. vocabulary_ids: raw ids in order of their encoded ids; other
     items are not encoded, ids without metadata get the mean vector. previous: an earlier result, whose vectors (and
-    tuned weights) are reused if recipe and prompt are unchanged. sequences_dir: for co-occurrence pairs in tuning. A
-    killed call resumes when it is called again with the same `out`. Writes `vectors/`, `encoded/` (before the
-    reduction), encoder.json, reduction.safetensors and, if asked for, `lexical/` with words.safetensors, `tuned/`
-    (weights) and `enriched/` (attributes written by a model).
+    tuned weights) are reused if recipe and prompt are unchanged. sequences_dir: for co-occurrence pairs in tuning.
+    watch: the tools that follow the tuning. A killed call resumes when it is called again with the same `out`. Writes
+    `vectors/`, `encoded/` (before the reduction), encoder.json, reduction.safetensors and, if asked for, `lexical/`
+    with words.safetensors, `tuned/` (weights) and `enriched/` (attributes written by a model).
     """
     start = time.perf_counter()
     shards, counts, absent = plan_shards(items_dir, vocabulary_ids)
@@ -68,7 +72,7 @@ def embed_table(
     record = None
     if config.tune.enabled:
         encoder = ItemEncoder(recipe, source, device=config.device, enricher=_enricher(config, recipe, out))
-        record = tune_stage(config, encoder, shards, vocabulary_ids, sequences_dir, out, previous)
+        record = tune_stage(config, encoder, shards, vocabulary_ids, sequences_dir, out, previous, watch)
         recipe = replace(recipe, tuned={"key": record["key"], "sha256": record["sha256"]})
     tuned_at = time.perf_counter()
     run_workers(_encode_worker, config.workers, config, recipe, source, shards, out, previous)
@@ -160,12 +164,12 @@ def write_vectors(out: Path, reduction: Reduction, absent: pa.Array) -> None:
         has_text = table[HAS_TEXT].to_numpy()
         vectors = reduction.finish(vectors_array(table[VECTOR]), has_text)
         check_finite(vectors, table[ITEM], f"reduction {reduction.method}")
-        _write_part(out / VECTORS / path.name, table[ITEM], vectors, has_text)
+        write_part(out / VECTORS / path.name, table[ITEM], vectors, has_text)
     for number, start in enumerate(range(0, len(absent), SHARD_ROWS), len(paths)):
         ids = absent[start : start + SHARD_ROWS]
         no_text = np.zeros(len(ids), dtype=bool)
         vectors = reduction.finish(np.zeros((len(ids), len(reduction.mean)), dtype=np.float32), no_text)
-        _write_part(out / VECTORS / f"part-{number:05d}.parquet", ids, vectors, no_text)
+        write_part(out / VECTORS / f"part-{number:05d}.parquet", ids, vectors, no_text)
 
 
 def write_lexical(out: Path, dimension: int, shards: Sequence[Shard], encoder: ItemEncoder, absent: pa.Array) -> int:
@@ -180,7 +184,8 @@ def write_lexical(out: Path, dimension: int, shards: Sequence[Shard], encoder: I
     _log.info("  lexical vectors ...")
     step = max(1, -(-sum(int(shard.keep.sum()) for shard in shards) // FIT_ROWS))
     sample = [prompt for shard in shards for prompt in encoder.prompts(read_rows(shard).to_pylist()[::step])]
-    lexical = Lexical.fit(sample, dimension)
+    with announced("lexical vectors"):
+        lexical = Lexical.fit(sample, dimension)
     if lexical is None:
         return 0
     lexical.save(out / WORDS)
@@ -189,14 +194,15 @@ def write_lexical(out: Path, dimension: int, shards: Sequence[Shard], encoder: I
         rows = read_rows(shard)
         vectors = lexical.encode(encoder.prompts(rows.to_pylist()))
         path = shard_path(out / LEXICAL, shard)
-        _write_part(path, rows[ITEM].cast(pa.string()), vectors, vectors.any(1))
+        write_part(path, rows[ITEM].cast(pa.string()), vectors, vectors.any(1))
     if len(absent):
         vectors = np.zeros((len(absent), lexical.vectors.shape[1]), np.float32)
-        _write_part(out / LEXICAL / f"part-{len(shards):05d}.parquet", absent, vectors, vectors.any(1))
+        write_part(out / LEXICAL / f"part-{len(shards):05d}.parquet", absent, vectors, vectors.any(1))
     return lexical.vectors.shape[1]
 
 
-def _write_part(path: Path, ids: pa.Array | pa.ChunkedArray, vectors: np.ndarray, has_text: np.ndarray) -> None:
+def write_part(path: Path, ids: pa.Array | pa.ChunkedArray, vectors: np.ndarray, has_text: np.ndarray) -> None:
+    """Write a part of `vectors/` or `lexical/`: raw ids, float32 [n, D] and bool [n]."""
     table = pa.table({ITEM: ids, VECTOR: vectors_column(vectors), HAS_TEXT: pa.array(has_text)})
     pq.write_table(table, path, use_dictionary=False, compression="none")
 

@@ -6,11 +6,13 @@ finds the neighbourhood, all of them decide. A pass ranks under both history rul
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from llmcfsr_merlin.dataset.names import HISTORY_RULES, KEPT, MASKED, history_rule
+from llmcfsr_merlin.runtime.progress import Progress
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.training.validation_ranks import (
     Point,
@@ -54,14 +56,15 @@ def calibrate(
         late = {place: grid for place, grid in enumerate(grids) if model.features[place].feature.untrained}
         grids = [() if place in late else grid for place, grid in enumerate(grids)]
         groups = tail, np.zeros_like(tail) if untrained is None else untrained
-        coarse, whole = (_Measured(model, some, groups) for some in (batches.coarse(), batches))
+        progress = Progress(None, "score weights", "validation users ranked")
+        coarse, whole = (_Measured(model, _Counted(some, progress), groups) for some in (batches.coarse(), batches))
         for rule in (MASKED, KEPT):  # what was measured for one is known for the other, which starts from it
             open_to = [() if rule == MASKED and place in of_history else grid for place, grid in enumerate(grids)]
             measured = whole.of(rule)
-            start = best[rule] = _climb(measured, open_to, _climb(coarse.of(rule), open_to, start))
+            start = best[rule] = climb(measured, open_to, climb(coarse.of(rule), open_to, start))
             if tolerance and whole.counts[0] >= _FEWEST:  # a repeat is no matter of head and tail
                 open_to = [() if place in of_history else grid for place, grid in enumerate(grids)]
-                best[rule] = _trade(measured, open_to, tolerance)
+                best[rule] = trade(measured, open_to, tolerance)
             for place, grid in late.items():
                 best[rule] = _for_untrained(measured, best[rule], place, grid, untrained_tolerance)
     names = [feature.feature.name for feature in model.features]
@@ -69,6 +72,18 @@ def calibrate(
     model.set_weights(chosen[history_rule(exclude_history)])
     model.history_weights = chosen
     return model.weights
+
+
+class _Counted:
+    """Batches whose users are counted as they are taken."""
+
+    def __init__(self, batches: ValidationBatches, progress: Progress):
+        self._batches, self._progress = batches, progress
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for histories, targets in self._batches:
+            yield histories, targets
+            self._progress.update(len(targets))
 
 
 class _Values(NamedTuple):
@@ -119,6 +134,15 @@ class _Quality:
         return self.values[point].overall
 
 
+class PointValues(Protocol):
+    """What is known of points by one history rule. The values of a point have `overall` and `tail`, NDCG@10 each."""
+
+    values: dict[Point, Any]
+
+    def measure(self, points: Iterable[Point]) -> None:
+        """Add the points to `values`."""
+
+
 def _neighbours(point: Point, grids: list[tuple[float, ...]]) -> Iterator[Point]:
     """The point itself, and those that differ from it in one weight."""
     yield point
@@ -127,33 +151,35 @@ def _neighbours(point: Point, grids: list[tuple[float, ...]]) -> Iterator[Point]
             yield (*point[:number], weight, *point[number + 1 :])
 
 
-def _climb(measured: _Quality, grids: list[tuple[float, ...]], start: Point) -> Point:
+def climb(measured: PointValues, grids: list[tuple[float, ...]], start: Point) -> Point:
+    """The best overall NDCG, coordinate by coordinate from `start`. grids: of each feature, () for one that stays."""
     best = start
     for _ in range(_PASSES):
         measured.measure(_neighbours(best, grids))
-        found = max(measured.values, key=measured.overall)
+        found = max(measured.values, key=lambda point: measured.values[point].overall)
         if found == best:
             break
         best = found
     return best
 
 
-def _trade(measured: _Quality, grids: list[tuple[float, ...]], tolerance: float) -> Point:
+def trade(measured: PointValues, grids: list[tuple[float, ...]], tolerance: float) -> Point:
     """The head/tail trade-off: the best tail NDCG within `tolerance` of the best overall NDCG, searched around it."""
-    chosen = _best_tail(measured, tolerance)
+    chosen = best_tail(measured, tolerance)
     for _ in range(2):
         measured.measure(_neighbours(chosen, grids))
-        found = _best_tail(measured, tolerance)
+        found = best_tail(measured, tolerance)
         if found == chosen:
             break
         chosen = found
     return chosen
 
 
-def _best_tail(measured: _Quality, tolerance: float) -> Point:
+def best_tail(measured: PointValues, tolerance: float) -> Point:
+    """Of the points measured within `tolerance` (a share) of the best overall NDCG, the one with the best tail."""
     least = (1 - tolerance) * max(values.overall for values in measured.values.values())
     allowed = [point for point, values in measured.values.items() if values.overall >= least]
-    return max(allowed, key=lambda point: (measured.values[point].tail, measured.overall(point)))
+    return max(allowed, key=lambda point: (measured.values[point].tail, measured.values[point].overall))
 
 
 def _for_untrained(measured: _Quality, chosen: Point, place: int, grid: Sequence[float], tolerance: float) -> Point:

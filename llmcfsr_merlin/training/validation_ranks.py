@@ -10,8 +10,8 @@ from torch import Tensor
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, KEPT, MASKED
 from llmcfsr_merlin.dataset.user_histories import lists_of
 from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.ndcg import ndcg_gains
 from llmcfsr_merlin.scoring.ranker import pad
-from llmcfsr_merlin.training.validation import gains
 
 _COARSE = 4
 _SORTED = 64  # batches whose rows are sorted by length, so that little of them is padding
@@ -43,6 +43,17 @@ class ValidationBatches:
         rows = sum(pq.read_metadata(file).num_rows for file in self.files)
         every = _COARSE if rows >= 4 * _COARSE * self.size else 1
         return ValidationBatches(self.files, self.size, self.device, every)
+
+
+def repeated_targets(files: Sequence[str]) -> tuple[int, int]:
+    """How many rows of some validation files end with an item that is also before in the row, and how many rows."""
+    repeated = rows = 0
+    for file in files:
+        for block in pq.ParquetFile(file).iter_batches(columns=[ITEM]):
+            lists = lists_of(block.column(0)) if block.num_rows else []
+            repeated += sum(bool((row[:-1] == row[-1]).any()) for row in lists)
+            rows += len(lists)
+    return repeated, rows
 
 
 @torch.inference_mode()
@@ -117,4 +128,4 @@ def _once(history: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
     """NDCG@k of single targets: ranks int64 [..., N], from 0, to float64 [...], their mean."""
-    return gains(torch.from_numpy(ranks), k).numpy().mean(-1)
+    return ndcg_gains(ranks + 1, k).mean(-1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llmcfsr_merlin.config.scorer_settings import ContentSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.scoring.compiled import Compiler, Function
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Report, Scorer, Shape
 from llmcfsr_merlin.scoring.search.bound import Bound, largest_by_key
 from llmcfsr_merlin.scoring.search.neighbours import COSINE_NOISE, Neighbours, find_neighbours
@@ -48,6 +49,7 @@ class ContentScorer(Scorer[ContentSettings]):
         self.register_buffer("coldness", torch.ones(shape.n_items))
         self._units: Tensor | None = None
         self._similarity: Tensor | None = None
+        self._product: Function | None = None
         self._neighbours: Neighbours | None = None
 
     @classmethod
@@ -60,18 +62,29 @@ class ContentScorer(Scorer[ContentSettings]):
 
     def prepare(self, bulk: bool = False) -> None:
         """bulk: the cosines of all pairs of items are computed once if they fit in 2 GB; a GPU is faster without."""
-        self._units = None
-        bulk = bulk and self.coldness.device.type == "cpu" and self.shape.n_items**2 <= _BULK
+        self._units = self._product = None
+        bulk = bulk and self.span is None and self.coldness.device.type == "cpu" and self.shape.n_items**2 <= _BULK
         self._similarity = self.units @ self.units.T if bulk else None
+
+    def compile(self, compiler: Compiler) -> None:
+        if self._neighbours is None:  # with a shortlist the whole catalogue is hardly ever compared
+            self._product = compiler.product(self.units)
 
     @property
     def units(self) -> Tensor:
-        """Vectors of unit norm, [V, D] or [V, D + E] with lexical ones, zero on reserved rows."""
+        """Vectors of unit norm (of the span, if there is one), [V, D] or [V, D + E] with lexical ones, zero on reserved
+        rows."""
         if self._units is None:
             self._units = self._unit_vectors()
         return self._units
 
-    def _unit_vectors(self, items: Tensor | None = None) -> Tensor:
+    def _unit_vectors(self) -> Tensor:
+        return unit_vectors(self.vectors, self.settings.lexical_share, self.span)
+
+    def _units_of(self, items: Tensor) -> Tensor:
+        """Of encoded ids [...]: [..., D]; out of the vectors as they are, which may be memory-mapped, if need be."""
+        if self.span is None and self._units is not None:
+            return self._units[items]
         return unit_vectors(self.vectors, self.settings.lexical_share, items)
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
@@ -93,29 +106,38 @@ class ContentScorer(Scorer[ContentSettings]):
     def _weights_of(self, items: Tensor) -> Tensor:
         return self.weights[0] + self.weights[1] * self.coldness[items]
 
-    def cosine(self, histories: Tensor, items: Tensor | None = None, units: Tensor | None = None) -> Tensor:
-        """Largest cosine over the real items of each history, [B, V], or [B, C] for items [B, C]; 0 if it is empty.
+    def cosine(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
+        """Largest cosine over the real items of each history, [B, V] (or [B, span]), or [B, C] for items [B, C]; 0 if
+        it is empty.
 
         What a history holds is compared with its other items (see the class).
         """
         real = histories >= FIRST_ITEM
         itself = self.settings.match_itself
         if items is not None:
-            return _of_items(self.units[histories], self.units[items], histories, items, itself)
-        if units is None and self._similarity is not None:
+            return _of_items(self._units_of(histories), self._units_of(items), histories, items, itself)
+        read = self._units_of(histories)
+        if self._similarity is not None:
             best = _of_all_pairs(self._similarity, histories, real)
         elif self.units.is_cuda:
-            best = _of_catalogue_on_gpu(histories, real, self.units if units is None else units)
+            best = _of_catalogue_on_gpu(histories, real, self.units, self._units_of)
         else:
-            best = _of_catalogue(histories[real], real.sum(1).tolist(), self.units if units is None else units)
+            best = _of_catalogue(read[real], real.sum(1).tolist(), self.units, self._product)
         if itself:
             return best
-        read = (self.units if units is None else units)[histories]
-        return best.scatter_(1, histories, _of_items(read, read, histories, histories, itself))
+        others = _of_items(read, read, histories, histories, itself)
+        if self.span is None:
+            return best.scatter_(1, histories, others)
+        place = histories - self.span.start
+        elsewhere = (place < 0) | (place >= best.shape[1])
+        return F.pad(best, (0, 1)).scatter_(1, place.masked_fill(elsewhere, best.shape[1]), others)[:, :-1]
+
+    def of_span(self, histories: Tensor, span: slice) -> Tensor:
+        return self.item_weights()[span] * self.cosine(histories)
 
     def match(self, histories: Tensor, items: Tensor) -> Tensor:
         """The item of the history whose cosine is the one that counts; of equal ones the earliest; 0 if none counts."""
-        cosine = self.units[histories] @ self.units[items].transpose(1, 2)  # [B, L, C]
+        cosine = self._units_of(histories) @ self._units_of(items).transpose(1, 2)  # [B, L, C]
         hidden = _not_compared(histories, items, self.settings.match_itself)
         best = cosine.masked_fill(hidden, _HIDDEN).max(1)
         return histories.gather(1, best.indices).masked_fill((items < FIRST_ITEM) | (best.values == _HIDDEN), 0)
@@ -164,8 +186,7 @@ class ContentScorer(Scorer[ContentSettings]):
         real = history[0][history[0] >= FIRST_ITEM]
         if not len(real):
             return torch.zeros(len(items))
-        # Out of the vectors as they are, which may be memory-mapped; [C, L]: faster than its transpose on some CPUs.
-        cosines = self._unit_vectors(items) @ self._unit_vectors(real).T
+        cosines = self._units_of(items) @ self._units_of(real).T  # [C, L]: faster than its transpose on some CPUs
         if not self.settings.match_itself:
             cosines = cosines.masked_fill(items[:, None] == real, _HIDDEN)
         best = cosines.amax(1)
@@ -178,7 +199,7 @@ class ContentScorer(Scorer[ContentSettings]):
     def append_items(self, new: NewItems) -> None:
         self.coldness = torch.cat([self.coldness, self.coldness.new_ones(new.count)])
         super().append_items(new)
-        self._units = self._similarity = None
+        self._units = self._similarity = self._product = None
 
     @classmethod
     def memory_bytes(cls, settings: ContentSettings, shape: Shape) -> int:
@@ -188,15 +209,16 @@ class ContentScorer(Scorer[ContentSettings]):
         return _Graph(self, batch_size)
 
 
-def unit_vectors(vectors: ItemVectors, share: float, items: Tensor | None = None) -> Tensor:
-    """Vectors of all items, or of items int64 [C], of unit norm: [V, D], or [V, D + E] with a share of the lexical."""
+def unit_vectors(vectors: ItemVectors, share: float, which: slice | Tensor | None = None) -> Tensor:
+    """Item vectors of unit norm, [V, D], or [V, D + E] with a share of the lexical ones; of encoded ids `which`."""
     if vectors.semantic is None:
         raise ValueError("the content score needs item vectors")
-    semantic = F.normalize(vectors.semantic if items is None else vectors.semantic[items], dim=-1)
+    which = slice(None) if which is None else which
+    semantic = F.normalize(vectors.semantic[which], dim=-1)
     if vectors.lexical is None or not share:
         return semantic
     # Side by side under these factors, their cosine is the mean of both cosines by the share.
-    lexical = F.normalize(vectors.lexical if items is None else vectors.lexical[items], dim=-1)
+    lexical = F.normalize(vectors.lexical[which], dim=-1)
     return torch.cat([math.sqrt(1 - share) * semantic, math.sqrt(share) * lexical], dim=-1)
 
 
@@ -227,15 +249,28 @@ def _of_all_pairs(similarity: Tensor, histories: Tensor, real: Tensor) -> Tensor
     return best * real.any(1, keepdim=True)
 
 
-def _of_catalogue(items: Tensor, lengths: list[int], units: Tensor) -> Tensor:
-    """items: int64 [M], the real items of all histories one after the other; lengths: of each. Returns [B, V].
+def _of_catalogue(read: Tensor, lengths: list[int], units: Tensor, product: Function | None = None) -> Tensor:
+    """read: [M, D], the real items of all histories one after the other; lengths: of each. Returns [B, V].
 
     One product for all positions reads the catalogue once (measured: 7 to 10 times faster than a product per position);
-    parts of the catalogue keep the [M, part] cosines at _ROOM numbers.
+    parts of the catalogue keep the [M, part] cosines at _ROOM numbers. product: of the whole catalogue, compiled, for
+    as many histories at once as that allows.
     """
-    read = units[items]
     best = units.new_zeros(len(lengths), len(units))
-    size = max(_ROOM // max(len(items), 1), 1024)
+    if product is not None:
+        first = 0
+        while first < len(lengths):
+            last = first + 1
+            while last < len(lengths) and sum(lengths[first : last + 1]) * len(units) <= _ROOM:
+                last += 1
+            start = sum(lengths[:first])
+            match = product(read[start : start + sum(lengths[first:last])])
+            for row, part in enumerate(match.split(lengths[first:last]), first):
+                if len(part):
+                    torch.amax(part, 0, out=best[row])
+            first = last
+        return best
+    size = max(_ROOM // max(len(read), 1), 1024)
     for start in range(0, len(units), size):
         match = read @ units[start : start + size].T
         for row, part in enumerate(match.split(lengths)):
@@ -244,7 +279,9 @@ def _of_catalogue(items: Tensor, lengths: list[int], units: Tensor) -> Tensor:
     return best
 
 
-def _of_catalogue_on_gpu(histories: Tensor, real: Tensor, units: Tensor, room: int = _GPU_ROOM) -> Tensor:
+def _of_catalogue_on_gpu(
+    histories: Tensor, real: Tensor, units: Tensor, units_of: Function, room: int = _GPU_ROOM
+) -> Tensor:
     """The same in few kernels, synchronising once (to count the real items) or, for one history, never."""
     if len(histories) == 1:
         # Padding reads the largest encoded id instead: an item of the history, or a reserved row, whose cosines are 0.
@@ -255,7 +292,7 @@ def _of_catalogue_on_gpu(histories: Tensor, real: Tensor, units: Tensor, room: i
     best = units.new_zeros(len(lengths), len(units))
     if not len(items):  # segment_reduce divides by their number
         return best
-    read, size = units[items], max(room // len(items), 1024)
+    read, size = units_of(items), max(room // len(items), 1024)
     for start in range(0, len(units), size):
         match = read @ units[start : start + size].T
         best[:, start : start + size] = torch.segment_reduce(match, "max", lengths=lengths, unsafe=True, initial=-2.0)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.scoring.compiled import Compiler, Function
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.scoring.network.given_views import CompiledStates
 from llmcfsr_merlin.scoring.network.small_batches import SmallBatches, can_record
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Report, Scorer, Shape
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
@@ -21,6 +23,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
 
     Settings = NetworkSettings
     FEATURES = (Feature("network"),)
+    SAYS_PROGRESS = True
     PER_ITEM = (
         "network.items.collaborative.weight",
         "network.items.confidence",
@@ -33,6 +36,8 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self._candidates: Tensor | None = None
         self._given = False  # whether the candidates were read from a file
         self._small: SmallBatches | None = None
+        self._compiled: CompiledStates | None = None
+        self._product: Function | None = None
 
     @classmethod
     def fit(
@@ -40,38 +45,56 @@ class NetworkScorer(Scorer[NetworkSettings]):
     ) -> "NetworkScorer":
         scorer = cls(settings, dataset.shape, vectors)
         scorer.network.initialise(torch.from_numpy(dataset.train_counts))
+        if isinstance(start := context.start.get("network"), NetworkScorer):
+            scorer.network.start_from(start.network)
         context.history.extend(context.train(scorer.network))
         scorer.network.eval()
         return scorer
 
     def prepare(self, bulk: bool = False) -> None:
         if not self._given:
-            self._candidates = self.network.catalogue()
+            self._candidates = self.network.catalogue(self.span)
         self._small = None if bulk else SmallBatches(self.network.user_states, self.network.max_length)
+        self._compiled = self._product = None
+
+    def compile(self, compiler: Compiler) -> None:
+        self._compiled = CompiledStates.by(compiler, self.network)
+        self._product = compiler.product(self.catalogue)
 
     def _apply(self, *arguments: Any, **options: Any) -> "NetworkScorer":
-        self._given, self._candidates, self._small = False, None, None  # a device and dtype that moves with the weights
+        # Their device and dtype move with the weights.
+        self._candidates = self._small = self._compiled = self._product = None
+        self._given = False
         return super()._apply(*arguments, **options)
 
     @property
     def catalogue(self) -> Tensor:
-        """Every item as a candidate, [V, views * d]."""
+        """Every item (of the span, if there is one) as a candidate, [V, views * d]."""
         if self._candidates is None:
             self.prepare()
         assert self._candidates is not None
         return self._candidates
 
-    def states(self, histories: Tensor) -> Tensor:
-        """histories int64 [B, L] right-padded -> states after the last item, float [B, views * d]."""
-        if self._small is not None and can_record(self.network, histories):
-            return self._small(histories)
-        return self.network.user_states(histories)
-
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         states = self.states(histories)
         if items is None:
-            return (states @ self.catalogue.T).unsqueeze(0)
-        return (self.catalogue[items] @ states.unsqueeze(-1)).squeeze(-1).unsqueeze(0)
+            return self._of_catalogue(states).unsqueeze(0)
+        candidates = self.catalogue[items] if self.span is None else self.network.candidates(items)
+        return (candidates @ states.unsqueeze(-1)).squeeze(-1).unsqueeze(0)
+
+    def of_span(self, histories: Tensor, span: slice) -> Tensor:
+        return self.weights[0] * self._of_catalogue(self.states(histories))
+
+    def _of_catalogue(self, states: Tensor) -> Tensor:
+        return states @ self.catalogue.T if self._product is None else self._product(states)
+
+    def states(self, histories: Tensor) -> Tensor:
+        """The states of the users, float [B, views * d]."""
+        if self._compiled is not None:
+            return self._compiled(histories)
+        if self._small is not None and can_record(self.network, histories):
+            return self._small(histories)
+        return self.network.user_states(histories)
 
     def tables(self, known: Scorer | None, folder: Path, report: Report) -> dict[str, Tensor]:
         """The views of all items: read from a file they need neither time nor memory of a process's own."""
@@ -102,7 +125,8 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self.network.n_items = self.shape.n_items
         if self.network.items.collaborative is not None:
             self.network.items.collaborative.num_embeddings = self.shape.n_items
-        self._given, self._candidates, self._small = False, None, None
+        self._candidates = self._small = self._compiled = self._product = None
+        self._given = False
 
     @classmethod
     def memory_bytes(cls, settings: NetworkSettings, shape: Shape) -> int:

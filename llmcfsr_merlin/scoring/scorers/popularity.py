@@ -35,6 +35,9 @@ class PopularityScorer(Scorer[PopularitySettings]):
             return self.log_counts[items].unsqueeze(0)
         return (torch.zeros_like(histories[:, :1], dtype=self.log_counts.dtype) + self.log_counts).unsqueeze(0)
 
+    def of_span(self, histories: Tensor, span: slice) -> Tensor:
+        return (self.weights[0] * self.log_counts[span]).expand(len(histories), -1)
+
     def bound_columns(self) -> Tensor:
         return self.log_counts[:, None]
 

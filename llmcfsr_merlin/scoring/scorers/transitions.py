@@ -1,5 +1,6 @@
 """Item-to-item transitions: which items follow which in the training sequences."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.scorer_settings import ContentSettings, TransitionSettings
+from llmcfsr_merlin.config.scorer_settings import TransitionSettings
 from llmcfsr_merlin.dataset.catalogue_order import ascending_share
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
@@ -22,6 +23,11 @@ RECENCY = 0.8  # decay per step into the past
 SORTED = 0.6
 NEAREST = 10  # items from which one without transitions borrows them
 _ROOM = 1 << 25  # cosines held at once
+_PAIRS = 1 << 31  # cosines computed at most, half a minute on two cores
+_FEWEST = 1000  # lenders that are searched however many items borrow
+_PIECE = 1 << 14  # borrowing items whose score is computed at once
+
+_log = logging.getLogger(__name__)
 
 
 class TransitionScorer(Scorer[TransitionSettings]):
@@ -114,7 +120,15 @@ class TransitionScorer(Scorer[TransitionSettings]):
         if self.vectors.semantic is None or not nearest or not len(without):
             none = without.new_zeros(0, 1)
             return none[:, 0], none, none.to(self.next_weights)
-        units = unit_vectors(self.vectors, ContentSettings().lexical_share)
+        most = max(_PAIRS // len(without), _FEWEST)
+        if len(lenders) > most:
+            _log.info(
+                "%d items without transitions borrow from the %d of %d items that have the most",
+                len(without), most, len(lenders),
+            )  # fmt: skip
+            known = (self.next_weights[lenders] > 0).sum(1)
+            lenders = lenders[known.argsort(descending=True, stable=True)[:most].sort().values]
+        units = unit_vectors(self.vectors, self.vectors.lexical_share)
         lent = units[lenders].T
         parts = [(units[some] @ lent).topk(nearest, dim=1) for some in without.split(max(_ROOM // len(lenders), 1))]
         cosines, places = (torch.cat(part) for part in zip(*parts))
@@ -132,6 +146,15 @@ class TransitionScorer(Scorer[TransitionSettings]):
             total = self._added(total, own, self.weights[1])
         return total if items is None else total.gather(1, items)
 
+    def of_span(self, histories: Tensor, span: slice) -> Tensor:
+        if self.borrows:  # of items that any shard may hold
+            return self.weighted(histories)[:, span]
+        width, weights = span.stop - span.start, self._decayed(histories)
+        place = self.next_items[histories].long().flatten(1) - span.start
+        place = place.masked_fill((place < 0) | (place >= width), width)  # elsewhere
+        sums = weights.new_zeros(len(histories), width + 1).scatter_add(1, place, weights.flatten(1))[:, :-1]
+        return self.weights[0] * sums.mul(100).log1p()
+
     def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
         own = self._own(histories)
         return [self._added(known * own, own, borrowed) if borrowed else known * own for known, borrowed in weightings]
@@ -141,7 +164,8 @@ class TransitionScorer(Scorer[TransitionSettings]):
         without, near, cosines = self.borrowers
         if not len(without):
             return total
-        borrowed = (own[:, near] * cosines).amax(2)
+        pieces = zip(near.split(_PIECE), cosines.split(_PIECE))
+        borrowed = torch.cat([(own[:, lenders] * cosine).amax(2) for lenders, cosine in pieces], dim=1)
         return total.scatter_add(1, without.expand_as(borrowed), weight * borrowed)
 
     def _own(self, histories: Tensor) -> Tensor:
