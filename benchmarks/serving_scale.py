@@ -33,7 +33,7 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.checkpoint import load_model
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import Ranker, pad
-from llmcfsr_merlin.scoring.scorers.content import unit_vectors
+from llmcfsr_merlin.scoring.scorers.content import NEIGHBOURS, ContentScorer, unit_vectors
 from llmcfsr_merlin.scoring.search import neighbours
 from llmcfsr_merlin.scoring.search.bound_tables import take_tables, write_tables
 
@@ -64,20 +64,30 @@ def recall(found: list[set[int]], exact: list[set[int]]) -> float:
 
 
 def exact_tops(model: Ensemble, histories: list[Tensor], chunk: int = 1 << 15) -> list[set[int]]:
-    """The top K of the full ranking, computed in parts of the items: a million scored at once need 3 GB more."""
-    every = torch.arange(FIRST_ITEM, model.shape.n_items)
-    bounds = [[part.bound(history) for part in model.active] for history in histories]
-    kept = [(torch.zeros(0), torch.zeros(0, dtype=torch.int64)) for _ in histories]
-    network = model.scorers["network"]
+    """The top K of the full ranking, in parts of the items: all vectors at unit length would need 2 GB more."""
+    content, network = model.scorers["content"], model.scorers["network"]
     network.prepare()
-    for some in every.split(chunk):
-        for place, (history, bound) in enumerate(zip(histories, bounds)):
-            scores = sum(part.rescore(one, 0, history, some) for part, one in zip(model.active, bound))
-            best = scores.topk(K)
-            values, items = torch.cat([kept[place][0], best.values]), torch.cat([kept[place][1], some[best.indices]])
-            top = values.topk(min(K, len(values)))
-            kept[place] = top.values, items[top.indices]
-    return [set(items.tolist()) for _, items in kept]
+    totals = []
+    for history in histories:
+        others = [part for part in model.active if part not in (content, network)]
+        totals.append(sum(part.weighted(history)[0] for part in others))
+    states = torch.cat([network.weights * network.states(history) for history in histories])
+    lengths = [history.shape[1] for history in histories]
+    read = torch.cat(histories, 1)[0]
+    units = content._units_of(read)
+    for start in range(0, model.shape.n_items, chunk):
+        own = slice(start, min(start + chunk, model.shape.n_items))
+        some = torch.arange(own.start, own.stop)
+        cosines = content._units_of(some) @ units.T
+        cosines.masked_fill_(some[:, None] == read, -2.0)
+        best = torch.stack([part.amax(1) for part in cosines.split(lengths, 1)])
+        best = content._weights_of(some) * best.masked_fill(best == -2.0, 0.0)
+        scores = (network.catalogue[own] @ states.T).T + best
+        for total, score in zip(totals, scores):
+            total[own] += score
+    for total in totals:
+        total[:FIRST_ITEM] = -torch.inf
+    return [set(total.topk(K).indices.tolist()) for total in totals]
 
 
 def faiss_alone(model: Ensemble, cells: int, probes: int) -> Ask:
@@ -107,6 +117,22 @@ def faiss_alone(model: Ensemble, cells: int, probes: int) -> Ask:
     return ask
 
 
+def prove(content: ContentScorer, rows: Tensor, chunk: int = 1 << 16) -> None:
+    """Compare the rows with all items, part by part."""
+    units, count = content._units_of(rows), content.shape.n_items
+    values, items = torch.zeros(len(rows), 0), torch.zeros(len(rows), 0, dtype=torch.int64)
+    for start in range(FIRST_ITEM, count, chunk):
+        some = torch.arange(start, min(start + chunk, count))
+        cosines = (content._units_of(some) @ units.T).T.masked_fill(rows[:, None] == some, -2.0)
+        best = cosines.topk(min(NEIGHBOURS, len(some)), dim=1)
+        values, items = torch.cat([values, best.values], 1), torch.cat([items, some[best.indices]], 1)
+        top = values.topk(min(NEIGHBOURS, values.shape[1]), dim=1)
+        values, items = top.values, items.gather(1, top.indices)
+    table = content.neighbours
+    table.items[rows], table.cosines[rows] = items.int(), neighbours.rounded_up(values)
+    table.cut[rows], table.proven[rows] = values[:, -1] + neighbours.COSINE_NOISE, True
+
+
 def library(ranker: Ranker) -> Ask:
     def ask(history: Tensor) -> tuple[Tensor, bool]:
         found = ranker.find(history, K)
@@ -125,17 +151,27 @@ def measure(folder: Path, histories: list[Tensor], options: argparse.Namespace, 
     model = load_model(folder)
     items, rows = model.shape.n_items - FIRST_ITEM, []
     tables = scratch / "tables"
-    if not (tables / "search.json").is_file():
+    if options.asked_only:
+        model.set_weights({"transitions_borrowed": 0.0})
+    elif not (tables / "search.json").is_file():
         tables.mkdir(parents=True, exist_ok=True)
         start, cpu = time.perf_counter(), time.process_time()
         write_tables(model, tables, scratch / "building")
         wall, busy = time.perf_counter() - start, time.process_time() - cpu
         print(f"{items} items: tables in {wall:.0f} s, {busy:.0f} s of a core", flush=True)
     before, start, cpu = own_memory_mb(), time.perf_counter(), time.process_time()
-    model = load_model(folder)
-    take_tables(model, tables)
+    if not options.asked_only:
+        model = load_model(folder)
+        take_tables(model, tables)
     content = model.scorers["content"]
     asked = torch.cat(histories, 1).unique()
+    if options.asked_only:
+        content._neighbours = neighbours.Neighbours(
+            torch.zeros(model.shape.n_items, NEIGHBOURS, dtype=torch.int32),
+            torch.zeros(model.shape.n_items, NEIGHBOURS, dtype=torch.float16),
+            torch.ones(model.shape.n_items),
+            torch.zeros(model.shape.n_items, dtype=torch.bool),
+        )
     lacking = asked[~content.neighbours.proven[asked]]
     ranker = Ranker(model, shortlist=options.shortlist)
     load = {"load_s": round(time.perf_counter() - start, 1), "load_cpu_s": round(time.process_time() - cpu, 1),
@@ -144,10 +180,9 @@ def measure(folder: Path, histories: list[Tensor], options: argparse.Namespace, 
     start = time.process_time()
     found, tops = {}, None
     if len(lacking):
-        found["shortlist, table by cells"] = timed(library(ranker), histories)
-        units = unit_vectors(model.vectors, content.settings.lexical_share)
-        neighbours.prove(content.neighbours, units, lacking)
-        del units
+        if not options.asked_only:
+            found["shortlist, table by cells"] = timed(library(ranker), histories)
+        prove(content, lacking)
         about["rows_proven_s"] = round(time.process_time() - start, 1)
     found["shortlist"] = timed(library(ranker), histories)
     if items <= options.compare_exact:
@@ -177,6 +212,10 @@ def main() -> None:
     parser.add_argument("--shortlist", type=int, default=1000)
     parser.add_argument("--cells", type=int, default=256, help="of the faiss index")
     parser.add_argument("--compare-all", type=int, default=neighbours.MOST, help="most items compared all with all")
+    parser.add_argument(
+        "--asked-only", action="store_true",
+        help="tables of the asked histories' items alone (as those of all would have them), no borrowed transitions",
+    )  # fmt: skip
     parser.add_argument("--compare-exact", type=int, default=200_000, help="most items of a timed exact path")
     parser.add_argument("--compare-faiss", type=int, default=200_000, help="most items of a faiss index")
     parser.add_argument("--folder", type=Path, help="keeps the catalogues and tables")

@@ -44,13 +44,17 @@ class NewItems:
 
 
 class ItemVectors(nn.Module):
-    """The frozen vectors of all items, one copy shared by all scorers; rows of reserved ids are zero."""
+    """The frozen vectors of all items, one copy shared by all scorers; rows of reserved ids are zero.
+
+    lexical_share: of the lexical vectors in the cosine of two items' texts, the model's (config/model_settings.py).
+    """
 
     semantic: Tensor | None
     lexical: Tensor | None
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: Shape, lexical_share: float = 0.0):
         super().__init__()
+        self.lexical_share = lexical_share
         for name in ("semantic", "lexical"):
             dimension = getattr(shape, name)
             # Not persistent: training never changes them, but every checkpoint would contain them.
@@ -101,6 +105,8 @@ class Scorer(nn.Module, Generic[SettingsT]):
     HISTORY_ONLY: ClassVar[bool] = False
     """Whether its features are 0 for every item that the history does not hold. Calibration weighs them for the rule
     that keeps the history, and leaves them at 0 for the one that masks it."""
+    SAYS_PROGRESS: ClassVar[bool] = False
+    """Whether `fit` says how far it is; of the others it is logged that they still run."""
     PER_ITEM: ClassVar[tuple[str, ...]] = ()
     """Dotted names of the parameters and buffers whose first dimension is V."""
     DATA_SIZED: ClassVar[tuple[str, ...]] = ()

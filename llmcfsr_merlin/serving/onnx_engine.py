@@ -25,6 +25,7 @@ from llmcfsr_merlin.scoring.ensemble import Ensemble
 OPSET = 17
 TOLERANCE = 1e-4
 _LARGEST = 1 << 25  # numbers of a matrix that is copied for products: 128 MB. Beyond, reading it takes the time anyway
+_COMPARED = 200_000  # items up to which all scores are compared
 _log = logging.getLogger("llmcfsr_merlin")
 
 
@@ -35,7 +36,8 @@ def compile_model(model: Ensemble, products: bool = True) -> None:
     Raises MissingDependency without its packages, and InputError if scores differ from torch's by more than TOLERANCE.
     """
     sample = _sample(model.shape.n_items, model.shape.max_length)
-    items = None if products else sample.clamp_min(FIRST_ITEM)
+    # Of a large catalogue no product is compiled, and its vectors may be left on the disk: some items will do.
+    items = sample.clamp_min(FIRST_ITEM) if not products or model.shape.n_items > _COMPARED else None
     with torch.no_grad():
         wanted = model.scores(sample, items)
         model.compile(OnnxCompiler(torch.get_num_threads(), products))

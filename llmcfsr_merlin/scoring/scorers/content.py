@@ -77,12 +77,14 @@ class ContentScorer(Scorer[ContentSettings]):
             self._units = self._unit_vectors()
         return self._units
 
-    def _units_of(self, items: Tensor) -> Tensor:
-        """Of encoded ids [...]: [..., D]."""
-        return self._unit_vectors(items) if self._units is None or self.span is not None else self._units[items]
+    def _unit_vectors(self) -> Tensor:
+        return unit_vectors(self.vectors, self.settings.lexical_share, self.span)
 
-    def _unit_vectors(self, items: Tensor | None = None) -> Tensor:
-        return unit_vectors(self.vectors, self.settings.lexical_share, self.span if items is None else items)
+    def _units_of(self, items: Tensor) -> Tensor:
+        """Of encoded ids [...]: [..., D]; out of the vectors as they are, which may be memory-mapped, if need be."""
+        if self.span is None and self._units is not None:
+            return self._units[items]
+        return unit_vectors(self.vectors, self.settings.lexical_share, items)
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         cosine = self.cosine(histories, items)
@@ -183,8 +185,7 @@ class ContentScorer(Scorer[ContentSettings]):
         real = history[0][history[0] >= FIRST_ITEM]
         if not len(real):
             return torch.zeros(len(items))
-        # Out of the vectors as they are, which may be memory-mapped; [C, L]: faster than its transpose on some CPUs.
-        cosines = self._unit_vectors(items) @ self._unit_vectors(real).T
+        cosines = self._units_of(items) @ self._units_of(real).T  # [C, L]: faster than its transpose on some CPUs
         if not self.settings.match_itself:
             cosines = cosines.masked_fill(items[:, None] == real, _HIDDEN)
         best = cosines.amax(1)

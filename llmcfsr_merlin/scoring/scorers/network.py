@@ -23,6 +23,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
 
     Settings = NetworkSettings
     FEATURES = (Feature("network"),)
+    SAYS_PROGRESS = True
     PER_ITEM = (
         "network.items.collaborative.weight",
         "network.items.confidence",
@@ -62,7 +63,8 @@ class NetworkScorer(Scorer[NetworkSettings]):
 
     def _apply(self, *arguments: Any, **options: Any) -> "NetworkScorer":
         # Their device and dtype move with the weights.
-        self._given, self._candidates, self._small, self._compiled, self._product = False, None, None, None, None
+        self._candidates = self._small = self._compiled = self._product = None
+        self._given = False
         return super()._apply(*arguments, **options)
 
     @property
@@ -123,7 +125,8 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self.network.n_items = self.shape.n_items
         if self.network.items.collaborative is not None:
             self.network.items.collaborative.num_embeddings = self.shape.n_items
-        self._given, self._candidates, self._small, self._compiled, self._product = False, None, None, None, None
+        self._candidates = self._small = self._compiled = self._product = None
+        self._given = False
 
     @classmethod
     def memory_bytes(cls, settings: NetworkSettings, shape: Shape) -> int:
