@@ -34,7 +34,7 @@ from llmcfsr_merlin.update.gate import quality
 from llmcfsr_merlin.update.update import update
 
 DATA = {  # folder of LLMCFSR_DATA, share of the interactions in the base, settings
-    "ml_100k": ("ml_100k", 0.65, {"prepare.max_length": 100, "evaluate.exclude_history": True}),
+    "ml_100k": ("ml_100k", 0.65, {"evaluate.exclude_history": True, "prepare.max_length": 30}),
     "all_beauty": ("raw_amazon2018_all_beauty", 0.6, {}),
     "gift_cards": ("raw_amazon2018_gift_cards", 0.6, {}),
 }
@@ -96,7 +96,8 @@ def keep(model, run: Path, folder: Path) -> None:
 
 
 def ask(config: Config, run: Path, models: dict[str, Path], out: Path) -> dict[str, dict]:
-    """NDCG@10 and HR@10 of models on the interactions of a run's day, by the deployment's history rule."""
+    """NDCG@10 and HR@10 of models on the interactions of a run's day, by the deployment's history rule; with them
+    those of the updated one, which the update has measured on the same cases."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     dataset = Dataset(run / "prepare" / DAY, run / "embed", config.prepare.max_length)
@@ -104,8 +105,10 @@ def ask(config: Config, run: Path, models: dict[str, Path], out: Path) -> dict[s
     ranked = {name: partial(model_stages.ranker, config, folder) for name, folder in models.items()}
     measure(out, dataset, ranked, name=config.name, seed=config.train.seed, settings=settings)
     rule = config.evaluate.history
-    found: dict[str, dict] = {name: {} for name in models}
-    for row in json.loads((out / METRICS).read_text()):
+    rows = [row for folder in (out, run / model_stages.ASKED) for row in json.loads((folder / METRICS).read_text())]
+    found: dict[str, dict] = {name: {} for name in ("updated", *models)}
+    for row in rows:
+        row["recipe"] = row["recipe"].replace(model_stages.GROWN, "updated")
         wanted = row["protocol"] == "full" and row["group"] == "overall" and row["metric"] in ("ndcg@10", "hr@10")
         if wanted and row["history"] == rule:
             found[row["recipe"]] |= {row["metric"]: row["value"], "count": row["count"]}
@@ -122,7 +125,7 @@ def week(name: str, seed: int, days: int, work: Path, overrides: list[str], data
         {
             "data.interactions": [str(work / "base.csv")], "data.items": [str(items)], "evaluate.baselines": [],
             "update.check_served": False, "train.seed": seed, "train.device": "cpu",
-            "train.procedure": "transformers", **settings,
+            "train.procedure": "transformers", "train.batch_size": 16, "model.scorers.network.hidden": 32, **settings,
         }
     )  # fmt: skip
     began = time.process_time()
@@ -141,7 +144,7 @@ def week(name: str, seed: int, days: int, work: Path, overrides: list[str], data
         done = update(config, (str(work / f"day{number}.csv"),), previous, run, stages=STAGES)
         seconds = time.process_time() - began
         row = {"set": name, "seed": seed, "day": number, **slices[number], "new_items": _new_items(run)}
-        grown = {"updated": run / model_stages.GROWN}
+        grown = {}
         for arm, folder in arms.items():  # with the day's new items, as the updated one
             shutil.rmtree(run / f".{arm}", ignore_errors=True)
             (run / f".{arm}").mkdir()
@@ -149,12 +152,15 @@ def week(name: str, seed: int, days: int, work: Path, overrides: list[str], data
                 (run / f".{arm}" / stage).symlink_to(run / stage)
             model_stages.grow(config, folder, run / f".{arm}", None)
             grown[arm] = run / f".{arm}" / model_stages.GROWN
+        if number == 1:  # all are the base
+            del grown["never"]
         row["next"] = ask(config, run, grown, work / "asked")
+        row["next"].setdefault("never", row["next"]["updated"])
         row["update_seconds"], row["train_seconds"] = round(seconds, 1), done.seconds.get("train")
         row["gate"] = quality(config, run)
         model, row["anew_seconds"] = fit_anew(config, run)
         keep(model, run, work / f"anew{number}")
-        never = load_model(grown["never"], Vocabulary.load(run / "prepare" / VOCABULARY).hash)
+        never = load_model(run / ".never" / model_stages.GROWN, Vocabulary.load(run / "prepare" / VOCABULARY).hash)
         keep(never, run, work / f"never{number}")
         row |= {"anew_seconds": round(row["anew_seconds"], 1), "base_seconds": round(base_seconds, 1)}
         rows.append(row)
