@@ -31,7 +31,7 @@ LIBPYTHON = { lib=libpython$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.
 	test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq -y $$lib || echo "for serving: apt-get install $$lib"; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow soak lint docs lock gpu-kit clean
+.PHONY: help setup demo test test-slow soak screenshots lint docs lock gpu-kit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $(VENV)/.installing
 	$(INSTALL) pip setuptools wheel
 	$(INSTALL) --no-deps $(UNRESOLVED)
-	$(INSTALL) $(if $(filter current,$(PROFILE)),--no-warn-conflicts) -e '.[merlin,serve,gateway,onnx,report,tune,encoders,search,test]'
+	$(INSTALL) $(if $(filter current,$(PROFILE)),--no-warn-conflicts) -e '.[merlin,serve,gateway,explore,onnx,report,tune,encoders,search,test]'
 	@$(BIN)/python -c 'import sys, llmcfsr_merlin.runtime.doctor as d; sys.exit(d.shared_python() is None)' || $(LIBPYTHON)
 	@mv $(VENV)/.installing $@
 
@@ -64,6 +64,11 @@ test-slow: $(STAMP)  ## the long tests too: soak, large data
 
 soak: $(STAMP)  ## ten minutes of mixed load on a server, and on a gateway: flat memory, no unexpected refusal (SECONDS_OF_LOAD=600)
 	LLMCFSR_SOAK=$(or $(SECONDS_OF_LOAD),600) $(BIN)/python -m pytest -m slow tests/integration/test_soak.py tests/integration/test_gateway_soak.py $(ARGS)
+
+# The demo's run is made if it is missing; Debian's chromium draws the pages.
+screenshots: $(STAMP)  ## the pictures of the explore page in docs/images, of the demo (runs/demo)
+	test -d runs/demo/train || $(BIN)/llmcfsr run demo
+	LLMCFSR_SCREENSHOTS=$(or $(RUN),runs/demo) $(BIN)/python -m pytest tests/integration/test_explore_page.py -k screenshots $(ARGS)
 
 lint: $(STAMP) docs  ## ruff, the import contract and mypy on the code, hadolint on the Dockerfile, the docs build
 	$(BIN)/ruff check .

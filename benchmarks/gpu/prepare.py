@@ -177,6 +177,8 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=None, help="folder for logs and results")
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
+    if arguments.scratch and not arguments.scratch.is_dir():
+        parser.exit(1, f"--scratch: expected a folder, found none at {arguments.scratch}: make it first\n")
     if arguments.small and arguments.rows == parser.get_default("rows"):
         arguments.rows = [200_000]
     report: dict = {

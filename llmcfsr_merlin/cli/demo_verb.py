@@ -1,5 +1,6 @@
 """`llmcfsr demo`: the whole pipeline on generated data."""
 
+import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def _run(arguments: Namespace) -> int:
         parity = check_served(directory, server.grpc_url, histories, shortlist=config.serve.shortlist)
     print(f"served = offline for {parity.equal + parity.ties} of {parity.histories} users")
     print(f"serve it yourself: llmcfsr serve {directory}")
-    print("and query it:      llmcfsr recommend --url grpc://localhost:8001 ITEM ...")
+    question = json.dumps({"history": sequence[:2], "k": 5})
+    print(f"and query it:      curl -s --json '{question}' localhost:8000/recommend")
+    print(f"                   llmcfsr recommend --url grpc://localhost:8001 {' '.join(sequence[:2])}")
     return 0 if parity.passed else 1
 
 

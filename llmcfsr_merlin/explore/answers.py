@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, history_rule
@@ -107,7 +108,9 @@ class RunModel:
         )
 
     @torch.inference_mode()
-    def _weighted(self, histories: torch.Tensor, k: int, blocked: torch.Tensor | None, weights: Mapping[str, float]):
+    def _weighted(
+        self, histories: torch.Tensor, k: int, blocked: torch.Tensor | None, weights: Mapping[str, float]
+    ) -> tuple[np.ndarray, np.ndarray, list[dict[str, float]], list[str | None]]:
         model = self.ensemble
         histories = histories.to(model.device)
         (scores,) = model.scores_by([weights], histories)

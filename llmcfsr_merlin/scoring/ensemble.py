@@ -48,7 +48,7 @@ class Ensemble(nn.Module):
     @classmethod
     def fit(cls, config: ModelConfig, dataset: Dataset, context: FitContext) -> "Ensemble":
         """Fit every scorer of a model on a dataset; only the first scorer has a weight until calibration."""
-        vectors = ItemVectors(dataset.shape)
+        vectors = ItemVectors(dataset.shape, config.lexical_share)
         for name in ("semantic", "lexical"):
             if getattr(vectors, name) is not None:
                 getattr(vectors, name).copy_(torch.from_numpy(dataset.vectors(name)))
@@ -61,7 +61,7 @@ class Ensemble(nn.Module):
     @classmethod
     def empty(cls, config: ModelConfig, shape: Shape) -> "Ensemble":
         """An unfitted model, to load a state into."""
-        vectors = ItemVectors(shape)
+        vectors = ItemVectors(shape, config.lexical_share)
         scorers = {name: scorer_class(name)(settings, shape, vectors) for name, settings in config.scorers.items()}
         return cls(config, scorers, shape, vectors)
 

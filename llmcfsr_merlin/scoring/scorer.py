@@ -44,13 +44,17 @@ class NewItems:
 
 
 class ItemVectors(nn.Module):
-    """The frozen vectors of all items, one copy shared by all scorers; rows of reserved ids are zero."""
+    """The frozen vectors of all items, one copy shared by all scorers; rows of reserved ids are zero.
+
+    lexical_share: of the lexical vectors in the cosine of two items' texts, the model's (config/model_settings.py).
+    """
 
     semantic: Tensor | None
     lexical: Tensor | None
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: Shape, lexical_share: float = 0.0):
         super().__init__()
+        self.lexical_share = lexical_share
         for name in ("semantic", "lexical"):
             dimension = getattr(shape, name)
             # Not persistent: training never changes them, but every checkpoint would contain them.

@@ -1,7 +1,7 @@
 """Both views of an item: a trainable collaborative table and an adapter over frozen semantic vectors."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -124,6 +124,6 @@ class ItemViews(nn.Module):
         """
         if self.semantic is None:
             return None
-        first, second = self.semantic
+        first, second = cast(tuple[nn.Linear, nn.Linear], tuple(self.semantic))
         weight = second.weight @ first.weight @ self.whitening.T
         return weight, second.weight @ first.bias + second.bias - weight @ self.center

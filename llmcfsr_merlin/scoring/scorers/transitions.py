@@ -1,12 +1,13 @@
 """Item-to-item transitions: which items follow which in the training sequences."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.scorer_settings import ContentSettings, TransitionSettings
+from llmcfsr_merlin.config.scorer_settings import TransitionSettings
 from llmcfsr_merlin.dataset.catalogue_order import ascending_share
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
@@ -21,6 +22,11 @@ RECENCY = 0.8  # decay per step into the past
 SORTED = 0.6
 NEAREST = 10  # items from which one without transitions borrows them
 _ROOM = 1 << 25  # cosines held at once
+_PAIRS = 1 << 31  # cosines computed at most, half a minute on two cores
+_FEWEST = 1000  # lenders that are searched however many items borrow
+_PIECE = 1 << 14  # borrowing items whose score is computed at once
+
+_log = logging.getLogger(__name__)
 
 
 class TransitionScorer(Scorer[TransitionSettings]):
@@ -112,7 +118,15 @@ class TransitionScorer(Scorer[TransitionSettings]):
         if self.vectors.semantic is None or not nearest or not len(without):
             none = without.new_zeros(0, 1)
             return none[:, 0], none, none.to(self.next_weights)
-        units = unit_vectors(self.vectors, ContentSettings().lexical_share)
+        most = max(_PAIRS // len(without), _FEWEST)
+        if len(lenders) > most:
+            _log.info(
+                "%d items without transitions borrow from the %d of %d items that have the most",
+                len(without), most, len(lenders),
+            )  # fmt: skip
+            known = (self.next_weights[lenders] > 0).sum(1)
+            lenders = lenders[known.argsort(descending=True, stable=True)[:most].sort().values]
+        units = unit_vectors(self.vectors, self.vectors.lexical_share)
         lent = units[lenders].T
         parts = [(units[some] @ lent).topk(nearest, dim=1) for some in without.split(max(_ROOM // len(lenders), 1))]
         cosines, places = (torch.cat(part) for part in zip(*parts))
@@ -150,7 +164,8 @@ class TransitionScorer(Scorer[TransitionSettings]):
         without, near, cosines = self.borrowers
         if not len(without):
             return total
-        borrowed = (own[:, near] * cosines).amax(2)
+        pieces = zip(near.split(_PIECE), cosines.split(_PIECE))
+        borrowed = torch.cat([(own[:, lenders] * cosine).amax(2) for lenders, cosine in pieces], dim=1)
         return total.scatter_add(1, without.expand_as(borrowed), weight * borrowed)
 
     def _own(self, histories: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from llmcfsr_merlin.config.gateway_settings import GatewayConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.gateway.asking import Asking
 from llmcfsr_merlin.serving.gateway.catalogue import Catalogue
+from llmcfsr_merlin.serving.gateway.catalogue_shards import Shards
 from llmcfsr_merlin.serving.gateway.front import Front
 from llmcfsr_merlin.serving.gateway.keys import Keys
 from llmcfsr_merlin.serving.gateway.models import field_name
@@ -28,7 +29,6 @@ from llmcfsr_merlin.serving.gateway.problems import Problem, invalid_fields
 from llmcfsr_merlin.serving.gateway.rates import Rates
 from llmcfsr_merlin.serving.gateway.replicas import Replicas
 from llmcfsr_merlin.serving.gateway.routes import make_router
-from llmcfsr_merlin.serving.gateway.shards import Shards
 from llmcfsr_merlin.serving.gateway.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def make_app(
 ) -> Any:
     """The ASGI application in front of `replicas` (host:port of their gRPC), which serve exports like `repository`.
 
-    sharded: they are the shards of one catalogue, in order (shards.py). beside: called every second.
+    sharded: they are the shards of one catalogue, in order (catalogue_shards.py). beside: called every second.
     """
     telemetry = telemetry or Telemetry()
     rates = Rates(settings.rate)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from llmcfsr_merlin.config.gateway_settings import GatewayConfig
 from llmcfsr_merlin.serving.gateway.answer_cache import AnswerCache
 from llmcfsr_merlin.serving.gateway.catalogue import Catalogue
+from llmcfsr_merlin.serving.gateway.catalogue_shards import Shards
 from llmcfsr_merlin.serving.gateway.problems import Problem, invalid_fields
 from llmcfsr_merlin.serving.gateway.replicas import Replicas
-from llmcfsr_merlin.serving.gateway.shards import Shards
 from llmcfsr_merlin.serving.gateway.slots import Slots
 from llmcfsr_merlin.serving.gateway.telemetry import Telemetry
 from llmcfsr_merlin.serving.gateway.tensors import Found, Row

@@ -13,9 +13,10 @@ from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ranker import Ranker
 from llmcfsr_merlin.scoring.scorer import NewItems
+from llmcfsr_merlin.scoring.scorers import transitions
 from llmcfsr_merlin.scoring.scorers.content import _of_catalogue_on_gpu
 from llmcfsr_merlin.scoring.scorers.repeats import RepeatScorer
-from tests.models import random_model
+from tests.models import model_config, random_model
 from tests.unit.scoring.test_network import DIMENSION, LENGTH, ROWS, build, histories
 
 
@@ -61,6 +62,43 @@ def test_items_without_transitions_borrow_those_of_their_nearest_items_by_hand()
     model.append_items(NewItems(1, vectors[4:5].clone()))
     torch.testing.assert_close(scorer(rows)[1][:, ROWS], own[:, 4])
     torch.testing.assert_close(scorer(rows)[1][:, :ROWS], borrowed)
+
+
+def borrowing(lexical: int | None = None, **settings):
+    """A model of 40 items in which every fifth has no transitions, and its transition scorer."""
+    model = random_model(model_config(**settings), 43, LENGTH, 8, lexical)
+    scorer = model.scorers["transitions"]
+    scorer.next_weights[3::5] = 0
+    model.set_weights({"transitions": 1.0, "transitions_borrowed": 1.0})
+    return model, scorer
+
+
+def test_many_items_without_transitions_search_few_lenders_and_are_scored_in_pieces(monkeypatch, caplog):
+    _, scorer = borrowing()
+    rows = histories([4, 5], [6], [7, 9, 11])
+    wanted = scorer(rows)[1]
+    monkeypatch.setattr(transitions, "_PIECE", 3)
+    torch.testing.assert_close(scorer(rows)[1], wanted)
+    known = (scorer.next_weights > 0).sum(1)
+    scorer.next_weights[known.argsort()[: len(known) // 2], 1:] = 0  # half of the lenders know little
+    known = (scorer.next_weights > 0).sum(1)
+    monkeypatch.setattr(transitions, "_PAIRS", 1)
+    monkeypatch.setattr(transitions, "_FEWEST", 12)
+    scorer.prepare()
+    with caplog.at_level("INFO"):
+        without, near, _ = scorer._nearest()
+    assert len(without) == 8 and len(near.unique()) <= 12
+    assert known[near].min() >= known.sort(descending=True).values[11]
+    assert "8 items without transitions borrow from the 12 of 32" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_borrowing_compares_texts_by_the_share_of_the_recipe(share):
+    model, scorer = borrowing(lexical=6, lexical_share=share)
+    without, near, cosines = scorer.borrowers
+    units = [torch.nn.functional.normalize(kind, dim=1) for kind in (model.vectors.semantic, model.vectors.lexical)]
+    wanted = (1 - share) * units[0][without] @ units[0].T + share * units[1][without] @ units[1].T
+    torch.testing.assert_close(cosines, wanted.gather(1, near).clamp_min(0))
 
 
 CONTENT_HISTORIES = histories([5, 9, 30], [7], [], [5, 5, 8, 2], list(range(20, 32)), [9, 9], [2, 5])

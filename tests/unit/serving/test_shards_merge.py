@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra `gateway` is not installed")
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.serving.gateway.catalogue_shards import Shards, merged
 from llmcfsr_merlin.serving.gateway.problems import Problem
-from llmcfsr_merlin.serving.gateway.shards import Shards, merged
 from llmcfsr_merlin.serving.gateway.tensors import Found, Row
 from llmcfsr_merlin.serving.wire import read_shard
 

@@ -43,9 +43,9 @@ def test_three_shards_answer_as_one_server_and_a_missing_one_is_named(tmp_path):
         servers = [owned.enter_context(Server(tmp_path / "repo", threads=1, shard=(n, 3))) for n in (1, 2, 3)]
         gateway = owned.enter_context(GatewayServer(tmp_path / "repo", GatewayOptions(port=0, settings=settings)))
         gateway.start([server.grpc_url.removeprefix("grpc://") for server in servers], sharded=True)
+        every = ({}, {"exclude_seen": True}, {"allow": ["B004", "B031", "B058"]}, {"deny": ["B000", "B001"]})
         for history in (["B001", "B059"], ["B030"], [], ["zzz"], IDS, ["B007"] * 30):
-            few = {"allow": ["B004", "B031", "B058"]}
-            for filters in ({}, {"exclude_seen": True}, few, {"deny": ["B000", "B001"]}):
+            for filters in every:
                 for k in (1, 10, 60):
                     wanted = library.answer([history], k, **filters)
                     status, found = ask(gateway, history=history, k=k, explain=True, **filters)
