@@ -23,9 +23,11 @@ import pandas as pd
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import DAY, METRICS, VOCABULARY
+from llmcfsr_merlin.dataset.names import DAY, METRICS, RANKS, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation.measure import measure
+from llmcfsr_merlin.evaluation.ranks import read_ranks
+from llmcfsr_merlin.evaluation.significance import compare, distinct_cases
 from llmcfsr_merlin.pipeline import run_stages
 from llmcfsr_merlin.runtime.manifest import seal
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
@@ -84,6 +86,16 @@ def fit_anew(config: Config, run: Path) -> tuple[object, float]:
         model.history_weights = start.history_weights
     shutil.rmtree(work)
     return model, seconds
+
+
+def paired(config: Config, run: Path, asked: Path) -> dict:
+    """NDCG@10 of the updated model minus that of the one trained anew, users as the unit: 95% interval."""
+    rule = config.evaluate.history
+    ours = read_ranks(run / model_stages.ASKED / RANKS, model_stages.GROWN, rule)
+    theirs = read_ranks(asked / RANKS, "anew", rule)
+    rows = compare(ours, theirs, {"overall": np.ones(len(distinct_cases(theirs)), bool)}, (10,))
+    row = next(row for row in rows if (row["history"], row["metric"]) == (rule, "ndcg@10"))
+    return {name: row[name] for name in ("difference", "low", "high", "count")}
 
 
 def keep(model, run: Path, folder: Path) -> None:
@@ -162,6 +174,7 @@ def week(
             del grown["never"]
         row["next"] = ask(config, run, grown, work / "asked")
         row["next"].setdefault("never", row["next"]["updated"])
+        row["paired"] = paired(config, run, work / "asked")
         row["update_seconds"] = seconds
         row["gate"] = quality(config, run)
         model, row["anew_seconds"] = fit_anew(config, run)
