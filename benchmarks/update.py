@@ -22,7 +22,7 @@ import pandas as pd
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import DAY, METRICS, VOCABULARY, history_rule
+from llmcfsr_merlin.dataset.names import DAY, METRICS, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation.measure import measure
 from llmcfsr_merlin.pipeline import run_stages
@@ -104,7 +104,7 @@ def ask(config: Config, run: Path, models: dict[str, Path], out: Path) -> dict[s
     settings = config.evaluate.model_copy(update={"protocols": ("full",), "shuffle_test": False})
     ranked = {name: partial(model_stages.ranker, config, folder) for name, folder in models.items()}
     measure(out, dataset, ranked, name=config.name, seed=config.train.seed, settings=settings)
-    rule = history_rule(config.evaluate.exclude_history)
+    rule = config.evaluate.history
     rows = [row for folder in (out, run / model_stages.ASKED) for row in json.loads((folder / METRICS).read_text())]
     found: dict[str, dict] = {name: {} for name in ("updated", *models)}
     for row in rows:

@@ -26,7 +26,6 @@ from llmcfsr_merlin.dataset.names import (
     TRAIN_HISTORY,
     VECTORS,
     VOCABULARY,
-    history_rule,
 )
 from llmcfsr_merlin.dataset.prepare.day import retired_items
 from llmcfsr_merlin.dataset.raw.additions import catalogue_ids
@@ -39,6 +38,7 @@ from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
+from llmcfsr_merlin.runtime.watch import LOGS, Watch
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.serving.item_table import LONGEST, titles_of, write_titles
@@ -133,6 +133,7 @@ def train(config: Config, run: Path, paths: tuple[Path, ...]) -> Manifest:
         model, history = fit_model(
             config.model, _schedule(config), dataset, checkpoints, exclude_history=config.evaluate.exclude_history,
             tail_item=config.evaluate.tail_item, report=lambda line: _log.info("  %s", line), warm=warm,
+            watch=Watch(config.train.report_to, run / LOGS, f"{config.name}/update"),
         )  # fmt: skip
         shutil.rmtree(checkpoints)
         catalogue = catalogue_ids(paths, config.data) if update.retire == "missing" else None
@@ -149,7 +150,7 @@ def train(config: Config, run: Path, paths: tuple[Path, ...]) -> Manifest:
 
     settings = {
         "model": config.model.trained_by(), "exclude_history": config.evaluate.exclude_history,
-        "train": config.train.model_dump(exclude={"device"}) | {"procedure": resolved(config.train.procedure)},
+        "train": config.train.identity() | {"procedure": resolved(config.train.procedure)},
         "update": update.model_dump(exclude={"max_loss", "check_served", "held_out", "min_item"}),
         "tail_item": config.evaluate.tail_item, "max_length": config.prepare.max_length,
         "catalogue": [fingerprint(path) for path in paths] if update.retire == "missing" else [],
@@ -224,7 +225,7 @@ def evaluate(config: Config, run: Path) -> Manifest:
 
 def ranker(config: Config, folder: Path) -> ScoreFunction:
     """The scoring function of a sealed model, for evaluation."""
-    rule = history_rule(config.evaluate.exclude_history)
+    rule = config.evaluate.history
     device = str(choose_device(config.train.device))
     return Recommender.load(folder, device, bulk=True, allow=config.model.extensions).ranker.by_history(rule)
 
@@ -232,7 +233,7 @@ def ranker(config: Config, folder: Path) -> ScoreFunction:
 def quality_of_day(config: Config, run: Path) -> float | None:
     """NDCG@10 of yesterday's model on the day's interactions, by the deployment's history rule; None if there were
     none with a history."""
-    rule = history_rule(config.evaluate.exclude_history)
+    rule = config.evaluate.history
     rows = json.loads((run / ASKED / METRICS).read_text())
     found = (row["value"] for row in rows if _is(row, protocol="full", group="overall", metric="ndcg@10"))
     ruled = (row["value"] for row in rows if _is(row, protocol="full", group="overall", metric="ndcg@10", history=rule))

@@ -39,7 +39,7 @@ def address(browser, run):  # the browser first: without one, nothing is started
 
 @pytest.fixture
 def opened(browser, address):
-    """Function: a viewport -> the page, loaded. Requests to other hosts and errors of its scripts fail the test."""
+    """Function: a viewport -> the loaded page. Requests to other hosts, and errors of its scripts, fail the test."""
     asked, errors, contexts = set(), [], []
 
     def open_page(viewport=DESKTOP, where=address):

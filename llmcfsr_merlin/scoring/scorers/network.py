@@ -21,6 +21,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
 
     Settings = NetworkSettings
     FEATURES = (Feature("network"),)
+    SAYS_PROGRESS = True
     PER_ITEM = (
         "network.items.collaborative.weight",
         "network.items.confidence",
