@@ -55,4 +55,4 @@ def _run(arguments: Namespace) -> int:
     return 0
 
 
-VERB = Verb("check", "say what a run of a recipe would do, need and stumble over", _arguments, _run)
+VERB = Verb("check", "check a recipe before a run: what it would do, what it needs, likely problems", _arguments, _run)
