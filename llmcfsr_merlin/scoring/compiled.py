@@ -13,6 +13,9 @@ Axes = Sequence[Sequence[int]]
 
 
 class Compiler(Protocol):
+    products: bool
+    """Whether products with the whole catalogue are wanted: with a shortlist they are rare, and would take memory."""
+
     def module(self, module: nn.Module, example: Sequence[Tensor], free: Axes) -> Function | None:
         """The module as a function of the tensors of `example`, on the CPU; None if the runtime cannot run it.
 

@@ -1,5 +1,6 @@
 """Client of a running server with the interface of Recommender: same arguments, same table."""
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -8,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from llmcfsr_merlin.dataset.raw.fields.ids import NotAnId, clean_id
-from llmcfsr_merlin.recommender import Recommendations, check_question, no_recommendations, table
+from llmcfsr_merlin.recommender import Reason, Recommendations, check_question, no_recommendations, table
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.serving.channels import channel_options
-from llmcfsr_merlin.serving.repository import FRONT
+from llmcfsr_merlin.serving.repository import EXPLAIN, FRONT
 
 T = TypeVar("T")
 
@@ -119,16 +120,40 @@ class Client:
             self._max_rows = int((config["config"] if self._grpc else config)["max_batch_size"])
         return self._max_rows
 
-    def _ask(self, tensors: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def explain(self, history: Sequence, items: Sequence) -> list[Reason | None]:
+        """Like Recommender.explain, from the server's model `explain`; of no more items than serve.max_top_k.
+
+        Raises InputError if the server gives no reasons.
+        """
+        (history,), items, _ = check_question([history], 1, items) if len(items) else ([history], None, None)
+        if items is None:
+            return []
+        if not self._call(lambda: self._connection.is_model_ready(EXPLAIN)):
+            raise InputError(
+                f"the server at {self.url} gives no reasons: export with serve.layout=ensemble and serve.format=python"
+            )
+        texts = _texts([items])
+        tensors = {
+            "HISTORY": _texts([history]),
+            "ALLOW": texts,
+            "TOP_K": np.full((1, 1), len(set(texts[0])), np.int32),
+        }
+        found, reasons = self._call(lambda: self._ask(tensors, EXPLAIN, ("ITEMS", "REASONS")))
+        told = {raw: Reason(**json.loads(text)) for raw, text in zip(found[0], reasons[0]) if raw}
+        return [told.get(raw) for raw in texts[0]]
+
+    def _ask(
+        self, tensors: dict[str, np.ndarray], model: str = FRONT, names: Sequence[str] = _OUTPUTS
+    ) -> list[np.ndarray]:
         kinds = {"O": "BYTES", "i": "INT32", "b": "BOOL"}
         inputs = []
         for name, array in tensors.items():
             tensor = self._triton.InferInput(name, list(array.shape), kinds[array.dtype.kind])
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)
-        outputs = [self._triton.InferRequestedOutput(name) for name in _OUTPUTS]
-        reply = self._connection.infer(FRONT, inputs, outputs=outputs, **self._options)
-        return [reply.as_numpy(name) for name in _OUTPUTS]
+        outputs = [self._triton.InferRequestedOutput(name) for name in names]
+        reply = self._connection.infer(model, inputs, outputs=outputs, **self._options)
+        return [reply.as_numpy(name) for name in names]
 
     def _call(self, work: Callable[[], T]) -> T:
         from tritonclient.utils import InferenceServerException

@@ -29,28 +29,29 @@ _COMPARED = 200_000  # items up to which all scores are compared
 _log = logging.getLogger("llmcfsr_merlin")
 
 
-def compile_model(model: Ensemble) -> None:
+def compile_model(model: Ensemble, products: bool = True) -> None:
     """Let ONNX Runtime compute parts of a model on the CPU, with as many threads as torch has.
 
+    products: as in Compiler; without them no more than a few items are scored here.
     Raises MissingDependency without its packages, and InputError if scores differ from torch's by more than TOLERANCE.
     """
     sample = _sample(model.shape.n_items, model.shape.max_length)
     # Of a large catalogue no product is compiled, and its vectors may be left on the disk: some items will do.
-    items = torch.arange(FIRST_ITEM, min(model.shape.n_items, _COMPARED)).expand(len(sample), -1)
-    asked = None if model.shape.n_items <= _COMPARED else items
-    real = slice(FIRST_ITEM if asked is None else 0, None)
+    items = sample.clamp_min(FIRST_ITEM) if not products or model.shape.n_items > _COMPARED else None
     with torch.no_grad():
-        wanted = model.scores(sample, asked)[:, real]
-        model.compile(OnnxCompiler(torch.get_num_threads()))
-        difference = float((model.scores(sample, asked)[:, real] - wanted).abs().max())
-    if not difference <= TOLERANCE * max(float(wanted.abs().max()), 1.0):
+        wanted = model.scores(sample, items)
+        model.compile(OnnxCompiler(torch.get_num_threads(), products))
+        hidden = wanted == -torch.inf  # reserved and retired items
+        difference = float((model.scores(sample, items) - wanted).masked_fill(hidden, 0).abs().max())
+    if not difference <= TOLERANCE * max(float(wanted.masked_fill(hidden, 0).abs().max()), 1.0):
         raise InputError(f"ONNX Runtime's scores differ from torch's by {difference:.1e}: export serve.engine=torch")
 
 
 class OnnxCompiler:
     """A scoring.compiled.Compiler."""
 
-    def __init__(self, threads: int):
+    def __init__(self, threads: int, products: bool = True):
+        self.products = products
         self._runtime = import_onnxruntime("serve.engine=onnxruntime")
         self._threads = threads
 
@@ -72,20 +73,26 @@ class OnnxCompiler:
     def product(self, matrix: Tensor) -> Function | None:
         if matrix.numel() > _LARGEST:
             return None
-        from onnx import TensorProto, helper, numpy_helper
+        from onnx import TensorProto, helper
 
         rows, width = matrix.shape
-        kept = numpy_helper.from_array(np.ascontiguousarray(matrix.numpy().T), "matrix")
+        # Given beside the graph: inside of it, it would be copied three times, and a server keeps what it has freed.
+        kept = TensorProto(name="matrix", data_type=TensorProto.FLOAT, dims=[width, rows])
+        kept.data_location = TensorProto.EXTERNAL
+        kept.external_data.add(key="location", value="beside")
+        values = self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(matrix.numpy().T))
         read = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])
         found = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", rows])
         node = helper.make_node("MatMul", ["x", "matrix"], ["y"])
         graph = helper.make_graph([node], "product", [read], [found], [kept])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
-        session = self._session(model.SerializeToString())
+        session = self._session(model.SerializeToString(), {"matrix": values})
         return lambda x: _run(session, {"x": x})
 
-    def _session(self, model: bytes) -> Any:
+    def _session(self, model: bytes, beside: dict[str, Any] | None = None) -> Any:
         options = self._runtime.SessionOptions()
+        if beside:
+            options.add_external_initializers(list(beside), list(beside.values()))
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         options.log_severity_level = 3  # errors: it warns of what an exporter left in the graph
         options.enable_mem_pattern = False  # sizes differ from call to call

@@ -102,7 +102,7 @@ class Rank:
         if limits.engine == "onnxruntime" and chosen.type == "cpu":
             from llmcfsr_merlin.serving.onnx_engine import compile_model
 
-            compile_model(self.recommender.ranker.model)
+            compile_model(self.recommender.ranker.model, products=not self.recommender.ranker.shortlist)
         # Warm-up: on a GPU each size is captured at its first batch.
         self.warm_up_rows = SIZES if chosen.type == "cuda" else (1,)
 

@@ -50,6 +50,7 @@ def server(request, trained, tmp_path_factory):
     repository = (folder / "made").rename(folder / "moved here; R&D, it's \"(1)\" `x` $HOME *\n")
     subprocess.run(["chmod", "-R", "a-w", str(repository)], check=True)
     with Server(repository, threads=1, timeout=60) as running:
+        running.layout = layout
         yield running
     subprocess.run(["chmod", "-R", "u+w", str(repository)], check=True)
 
@@ -73,6 +74,22 @@ def test_table_flags_and_padding(server, trained):
     assert answers.items[1].tolist() == ["B001", "B002", None] and np.isnan(answers.scores[:, 2]).all()
     offline = Recommender.load(trained).recommend([["B001"], ["B002"]], k=2)
     assert table[["history", "rank", "item_id"]].equals(offline[["history", "rank", "item_id"]])
+
+
+def test_reasons_are_those_of_the_library(server, trained):
+    offline = Recommender.load(trained)
+    with Client(server.grpc_url) as client:
+        if server.layout == "merged":
+            with pytest.raises(InputError, match="gives no reasons"):
+                client.explain(["B001"], ["B002"])
+            return
+        for history in (["B001", "B005"], ["zzz"], ["B009"], IDS):
+            items = ["B005", "nope", "B001", "B040", "B001"]
+            for found, wanted in zip(client.explain(history, items), offline.explain(history, items), strict=True):
+                assert (found is None) == (wanted is None)
+                if wanted is not None:
+                    assert found.match == wanted.match and found.shares == pytest.approx(wanted.shares, abs=1e-4)
+        assert client.explain(["B001"], []) == []
 
 
 def ask(server, body) -> tuple[int, dict]:

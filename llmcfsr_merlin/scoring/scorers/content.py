@@ -67,8 +67,7 @@ class ContentScorer(Scorer[ContentSettings]):
         self._similarity = self.units @ self.units.T if bulk else None
 
     def compile(self, compiler: Compiler) -> None:
-        if self._neighbours is None:  # with a shortlist the whole catalogue is hardly ever compared
-            self._product = compiler.product(self.units)
+        self._product = compiler.product(self.units) if compiler.products else None
 
     @property
     def units(self) -> Tensor:

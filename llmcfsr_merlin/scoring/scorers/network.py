@@ -59,7 +59,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
 
     def compile(self, compiler: Compiler) -> None:
         self._compiled = CompiledStates.by(compiler, self.network)
-        self._product = compiler.product(self.catalogue)
+        self._product = compiler.product(self.catalogue) if compiler.products else None
 
     def _apply(self, *arguments: Any, **options: Any) -> "NetworkScorer":
         # Their device and dtype move with the weights.
