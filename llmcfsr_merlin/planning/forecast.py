@@ -19,7 +19,7 @@ from llmcfsr_merlin.training.memory import training_bytes
 
 _SAMPLED = 48  # items encoded
 _ROWS = 4096  # training rows drawn from
-# Calibration ranks the validation users at some hundred points of score weights, most of them by a quarter of the users,
+# Calibration ranks the validation users at some hundred points of score weights, most of them by a quarter of them,
 # with all scorers. In rankings of all validation users by the network alone it took about 75 on two small logs.
 _CALIBRATION = 75.0
 _RANKINGS = {"evaluate": 4.0}  # both history rules, lists and candidates beside the ranks
