@@ -19,6 +19,7 @@ def _run(arguments: Namespace) -> int:
     from llmcfsr_merlin.dataset import examples
     from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
     from llmcfsr_merlin.pipeline import run_stages
+    from llmcfsr_merlin.runtime.layout import BASELINES
     from llmcfsr_merlin.serving import Client, Server
     from llmcfsr_merlin.serving.parity import check_served
 
@@ -35,6 +36,8 @@ def _run(arguments: Namespace) -> int:
         histories = [sequence[:-1] for sequence in examples.sequences(directory).values()]
         parity = check_served(directory, server.grpc_url, histories, shortlist=config.serve.shortlist)
     print(f"served = offline for {parity.equal + parity.ties} of {parity.histories} users")
+    models = [directory, *(path for path in sorted((directory / BASELINES).glob("*")) if path.is_dir())]
+    print(f"look around:       llmcfsr explore {' '.join(map(str, models))}   (then http://127.0.0.1:8050)")
     print(f"serve it yourself: llmcfsr serve {directory}")
     print("and query it:      llmcfsr recommend --url grpc://localhost:8001 ITEM ...")
     return 0 if parity.passed else 1

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, history_rule
@@ -88,6 +89,8 @@ class RunModel:
         encoded = recommender.encode([list(history)])
         blocked = recommender.blocked(encoded, [exclude_seen], [None], [None])
         weights = weights or self.weights(exclude_seen)
+        shares: Sequence[Mapping[str, float]]
+        matches: Sequence[str | None]
         if encoded.fallback[0] or weights == self.ensemble.weights:
             items, scores = recommender.rank(encoded, k, blocked)
             reasons = recommender.reasons(encoded, items)[0]
@@ -107,7 +110,9 @@ class RunModel:
         )
 
     @torch.inference_mode()
-    def _weighted(self, histories: torch.Tensor, k: int, blocked: torch.Tensor | None, weights: Mapping[str, float]):
+    def _weighted(
+        self, histories: torch.Tensor, k: int, blocked: torch.Tensor | None, weights: Mapping[str, float]
+    ) -> tuple[np.ndarray, np.ndarray, list[dict[str, float]], list[str | None]]:
         model = self.ensemble
         histories = histories.to(model.device)
         (scores,) = model.scores_by([weights], histories)

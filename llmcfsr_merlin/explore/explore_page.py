@@ -1,11 +1,12 @@
 """The page of one visitor: widgets that pass clicks to a Session and show what the Explorer makes of it."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import ui
 
 from llmcfsr_merlin.explore.explorer import Explorer
 from llmcfsr_merlin.explore.held_out_users import GROUPS, HeldOutUser
@@ -83,7 +84,7 @@ class ExplorePage:
         self._searched += 1
         mine = self._searched
         try:
-            found = await run.io_bound(self._explorer.items.search, asked[:200], _FOUND)
+            found = await asyncio.to_thread(self._explorer.items.search, asked[:200], _FOUND)
         except InputError as error:
             ui.notify(str(error), type="negative")
             return
@@ -131,7 +132,7 @@ class ExplorePage:
     async def _find_user(self, user: str) -> None:
         assert self._explorer.users is not None
         try:
-            found = await run.io_bound(self._explorer.users.find, user)
+            found = await asyncio.to_thread(self._explorer.users.find, user)
         except InputError as error:
             ui.notify(str(error), type="negative")
             return
@@ -146,12 +147,14 @@ class ExplorePage:
         self._asked += 1
         mine, session = self._asked, self._session
         asked = replace(session, history=list(session.history), weights=dict(session.weights))
-        cards = await run.io_bound(self._explorer.cards, asked)
-        titles = await run.io_bound(
+        cards = await asyncio.to_thread(self._explorer.cards, asked)
+        titles = await asyncio.to_thread(
             lambda: [self._explorer.items.title_of(item) for item in asked.history[-_HISTORY_TITLES:]]
         )
         user = asked.user
-        target = user and await run.io_bound(self._explorer.items.title_of, user.target)
+        target = ""
+        if user is not None:
+            target = await asyncio.to_thread(self._explorer.items.title_of, user.target)
         if mine != self._asked:
             return
         self._show_history(titles, len(asked.history))
@@ -165,7 +168,7 @@ class ExplorePage:
             with self._user_box, box("panel held-out"):
                 heading("Where the held-out item ranks")
                 trained = f"{user.trained:,} interactions in training: {user.group}"
-                text(f"{target}", "what", "div")
+                text(target, "what", "div")
                 text(f"user {user.user}, {len(user.history):,} items before it; the item has {trained}", "soft", "div")
                 ranks(cards)
 

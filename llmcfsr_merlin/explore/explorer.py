@@ -109,7 +109,9 @@ class Explorer:
         user, history = session.user, session.history
         try:
             answer = model.answer(history, SHOWN, session.exclude_seen, weights)
-            rank = user and model.rank(history, user.target, session.exclude_seen, weights, user.tie)
+            rank = None
+            if user is not None:
+                rank = model.rank(history, user.target, session.exclude_seen, weights, user.tie)
         except InputError as error:
             return Card(model.label, [], failure=str(error))
         title = self.items.title_of
@@ -128,7 +130,8 @@ class OpenedRun:
 
     def __init__(self, run: Path, trained: Path, config: Config, model: RunModel):
         self.run, self.trained, self.config, self.model = run, trained, config, model
-        self._lock, self._validation = threading.Lock(), None
+        self._lock = threading.Lock()
+        self._validation: LiveValidation | None = None
 
     @classmethod
     def open(cls, path: Path) -> "OpenedRun":
