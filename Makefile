@@ -7,6 +7,8 @@ PYTHON := $(shell for name in python3.13 python3.12 python3.11 python3.10; do fo
 	$$python -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null && exit; done; done; echo python3)
 endif
 VENV ?= .venv
+# Processes of `make test`, each with the tests of whole files: many wait for servers and workers to start.
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 # The profile is that of the environment's Python, or of the one that will make it.
@@ -54,8 +56,8 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 demo: $(STAMP)  ## set up, then raw logs to recommendations served by Triton
 	$(BIN)/llmcfsr demo
 
-test: $(STAMP)  ## set up, then the fast tests (ARGS="-k name" chooses)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## set up, then the fast tests (ARGS="-k name" chooses; JOBS=0: in one process, for a debugger)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(STAMP)  ## the long tests too: soak, large data
 	$(BIN)/python -m pytest -m '' $(ARGS)

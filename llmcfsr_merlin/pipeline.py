@@ -7,10 +7,12 @@ from importlib import import_module
 from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.failures import clear_failures
 from llmcfsr_merlin.runtime.files import remove_temporary
 from llmcfsr_merlin.runtime.layout import STAGES
 from llmcfsr_merlin.runtime.lock import run_lock
+from llmcfsr_merlin.runtime.manifest import updated_by
 from llmcfsr_merlin.runtime.stage import MANIFEST, Manifest
 
 _log = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ def run_stages(
     the manifests by stage. Raises InputError if another process writes into run_dir.
     """
     run_dir = Path(run_dir or Path("runs") / config.name)
+    if (command := updated_by(run_dir)) is not None and set(stages) - {"export"}:
+        raise InputError(f"{run_dir} goes on from the run of another day: run `{command}`, or choose another --run")
     with clear_failures(str(run_dir)), run_lock(run_dir):
         remove_temporary(run_dir, below=False)
         config.record(run_dir)

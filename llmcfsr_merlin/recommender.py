@@ -23,7 +23,8 @@ from llmcfsr_merlin.runtime.hub import model_folder
 from llmcfsr_merlin.runtime.layout import CARD
 from llmcfsr_merlin.runtime.manifest import MANIFEST, Manifest, hash_json, seal
 from llmcfsr_merlin.scoring.checkpoint import describe, load_model, save_model
-from llmcfsr_merlin.scoring.ranker import Ranker, pad, select_top_k
+from llmcfsr_merlin.scoring.ranker import Ranker, pad
+from llmcfsr_merlin.scoring.search.tables import take_tables
 
 _log = logging.getLogger(__name__)
 _MODEL = (VOCABULARY, MODEL_CONFIG, MODEL_WEIGHTS)
@@ -55,13 +56,15 @@ class Recommendations:
     """Row i belongs to history i. items: object [B, K] raw ids, None past the last; scores: float32 [B, K], NaN there.
 
     unknown: int64 [B], number of ids that the model does not know. fallback: bool [B], true where no id of the
-    history is known and the most popular items are returned (score: share of all interactions).
+    history is known and the most popular items are returned (score: share of all interactions). exact: bool [B], false
+    if a shortlist could not prove that no other item is better.
     """
 
     items: np.ndarray
     scores: np.ndarray
     unknown: np.ndarray
     fallback: np.ndarray
+    exact: np.ndarray
 
 
 class Encoder:
@@ -104,6 +107,7 @@ class Recommender:
         share = vocabulary.counts / max(vocabulary.counts.sum(), 1)
         self.popularity = torch.tensor(share, dtype=torch.float32)  # the scores of an empty history
         self.popularity[:FIRST_ITEM] = -torch.inf
+        self.popularity[ranker.model.retired.cpu()] = -torch.inf
         self.popularity = self.popularity.to(ranker.device)
 
     @classmethod
@@ -115,13 +119,15 @@ class Recommender:
         shortlist: int = 0,
         allow: Iterable[str] = (),
         revision: str | None = None,
+        uncertain: str = "answer",
+        shard: tuple[int, int] | None = None,
     ) -> "Recommender":
         """Read a run directory, any folder that holds a sealed model, or a model of the Hugging Face Hub (`org/name`).
 
         A folder of that name comes first; else the model's own files are fetched, once, into the Hub's cache.
         revision: of the Hub, a branch, tag or commit. Vocabulary, description and weights are checked against the
-        manifest before they are read; InputError says what is missing or changed. bulk, shortlist: as in Ranker. allow:
-        names `module:Class` from outside this package that the model may import.
+        manifest before they are read; InputError says what is missing or changed. bulk, shortlist, uncertain, shard: as
+        in Ranker. allow: names `module:Class` from outside this package that the model may import.
         """
         directory = model_folder(path, (*_MODEL, MANIFEST, CARD), revision)
         if (directory / "train").is_dir():
@@ -129,7 +135,10 @@ class Recommender:
         Manifest.load(directory).verify(directory, _MODEL)
         vocabulary = Vocabulary.load(directory / VOCABULARY)
         card = (directory / CARD).read_text(encoding="utf-8") if (directory / CARD).is_file() else None
-        return cls(Ranker(load_model(directory, vocabulary.hash, device, allow), bulk, shortlist), vocabulary, card)
+        model = load_model(directory, vocabulary.hash, device, allow)
+        if shortlist and shard is None:
+            take_tables(model, directory)
+        return cls(Ranker(model, bulk, shortlist, uncertain, shard), vocabulary, card)
 
     @classmethod
     def fit(
@@ -191,17 +200,17 @@ class Recommender:
         return self.encoder.encode(histories)
 
     @torch.inference_mode()
-    def rank(self, encoded: Encoded, k: int, blocked: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def rank(self, encoded: Encoded, k: int, blocked: Tensor | None = None) -> tuple[np.ndarray, ...]:
         """Encoded ids int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, items); 0 if no item is
-        left."""
-        item_ids, scores = self.ranker.top_k(encoded.item_ids, k, blocked)
+        left; and bool [B], whether they are proven to be the best of all items."""
+        item_ids, scores, exact = self.ranker.find(encoded.item_ids, k, blocked)
         if encoded.fallback.any():
             rows = torch.from_numpy(encoded.fallback.nonzero()[0]).to(item_ids.device)
-            popularity = self.popularity.expand(len(rows), -1)
-            if blocked is not None:
-                popularity = popularity.masked_fill(blocked[rows], -torch.inf)
-            item_ids[rows], scores[rows] = select_top_k(popularity, item_ids.shape[1])
-        return item_ids.cpu().numpy(), scores.cpu().numpy()
+            popularity = self.popularity[self.ranker.span or slice(None)].expand(len(rows), -1)
+            some = None if blocked is None else blocked[rows]
+            item_ids[rows], scores[rows] = self.ranker.best(popularity, item_ids.shape[1], some)
+            exact[rows] = True
+        return item_ids.cpu().numpy(), scores.cpu().numpy(), exact.cpu().numpy()
 
     def blocked(
         self,
@@ -252,11 +261,11 @@ class Recommender:
     ) -> Recommendations:
         encoded = self.encode(histories)
         rows = len(histories)
-        item_ids, scores = self.rank(
+        item_ids, scores, exact = self.rank(
             encoded, k, self.blocked(encoded, [exclude_seen] * rows, [allow] * rows, [deny] * rows)
         )
         scores = np.where(item_ids >= FIRST_ITEM, scores, np.nan).astype(np.float32)
-        return Recommendations(self.vocabulary.decode(item_ids), scores, encoded.unknown, encoded.fallback)
+        return Recommendations(self.vocabulary.decode(item_ids), scores, encoded.unknown, encoded.fallback, exact)
 
     @torch.inference_mode()
     def reasons(self, encoded: Encoded, items: np.ndarray) -> list[list[Reason | None]]:
@@ -317,8 +326,8 @@ def _single(value: object) -> bool:
 
 def no_recommendations(k: int) -> Recommendations:
     """The recommendations for an empty list of histories."""
-    empty = np.empty((0, k))
-    return Recommendations(empty.astype(object), empty.astype(np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+    empty, none = np.empty((0, k)), np.zeros(0, bool)
+    return Recommendations(empty.astype(object), empty.astype(np.float32), np.zeros(0, np.int64), none, none)
 
 
 def table(found: Recommendations) -> pd.DataFrame:

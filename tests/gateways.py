@@ -53,6 +53,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
             "SCORES": ("FP32", width, struct.pack(f"<{rows * width}f", *[1.5] * rows * width)),
             "UNKNOWN": ("INT32", 1, struct.pack(f"<{rows}i", *[0] * rows)),
             "FALLBACK": ("BOOL", 1, bytes(rows)),
+            "EXACT": ("BOOL", 1, bytes([1] * rows)),
             "BUNDLE": ("INT64", 1, struct.pack(f"<{rows}q", *[self.tag] * rows)),
         }
         if request.model_name == "explain":

@@ -1,5 +1,6 @@
 """`llmcfsr demo`: the whole pipeline on generated data."""
 
+import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def _run(arguments: Namespace) -> int:
     models = [directory, *(path for path in sorted((directory / BASELINES).glob("*")) if path.is_dir())]
     print(f"look around:       llmcfsr explore {' '.join(map(str, models))}   (then http://127.0.0.1:8050)")
     print(f"serve it yourself: llmcfsr serve {directory}")
-    print("and query it:      llmcfsr recommend --url grpc://localhost:8001 ITEM ...")
+    question = json.dumps({"history": sequence[:2], "k": 5})
+    print(f"and query it:      curl -s --json '{question}' localhost:8000/recommend")
+    print(f"                   llmcfsr recommend --url grpc://localhost:8001 {' '.join(sequence[:2])}")
     return 0 if parity.passed else 1
 
 

@@ -10,7 +10,7 @@ def _arguments(_: ArgumentParser) -> None:
 
 
 def _run(_: Namespace) -> int:
-    from llmcfsr_merlin.runtime.doctor import main
+    from llmcfsr_merlin.runtime.doctor.__main__ import main
 
     return main()
 

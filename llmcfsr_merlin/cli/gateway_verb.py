@@ -8,8 +8,13 @@ from llmcfsr_merlin.cli.verb import Verb
 
 def _arguments(parser: ArgumentParser) -> None:
     add_gateway(parser)
-    parser.add_argument(
-        "--replica", action="append", required=True, metavar="HOST:PORT", help="gRPC of a server; again for another"
+    servers = parser.add_mutually_exclusive_group(required=True)
+    servers.add_argument("--replica", action="append", metavar="HOST:PORT", help="gRPC of a server; again for another")
+    servers.add_argument(
+        "--shard",
+        action="append",
+        metavar="HOST:PORT[,HOST:PORT]",
+        help="gRPC of the servers of shard 1; again for shard 2, ... (`llmcfsr serve --shard`)",
     )
 
 
@@ -18,12 +23,16 @@ def _run(arguments: Namespace) -> int:
     from llmcfsr_merlin.serving.repository import repository_of
     from llmcfsr_merlin.serving.supervise import serve_gateway
 
-    replicas = [address.removeprefix("grpc://") for address in arguments.replica]
-    for address in replicas:
+    name, found = ("--shard", arguments.shard) if arguments.shard else ("--replica", arguments.replica)
+    servers = [[address.removeprefix("grpc://") for address in one.split(",")] for one in found]
+    for address in (address for one in servers for address in one):
         if not address.rpartition(":")[2].isdecimal() or not address.rpartition(":")[0] or "/" in address:
-            raise InputError(f"--replica: expected HOST:PORT of a server's gRPC, found {address!r}")
-    options = gateway_options(arguments)
-    return serve_gateway(repository_of(arguments.run), replicas, options, arguments.start_timeout)
+            raise InputError(f"{name}: expected HOST:PORT of a server's gRPC, found {address!r}")
+    if name == "--replica" and any(len(one) > 1 for one in servers):
+        raise InputError("--replica: expected one HOST:PORT, found several: give --replica again for each")
+    addresses = [",".join(one) for one in servers]
+    options, sharded = gateway_options(arguments), name == "--shard"
+    return serve_gateway(repository_of(arguments.run), addresses, options, arguments.start_timeout, sharded)
 
 
 VERB = Verb("gateway", "a JSON gateway in front of servers that run elsewhere", _arguments, _run)

@@ -9,12 +9,14 @@ import traceback
 from llmcfsr_merlin import __version__
 from llmcfsr_merlin.cli import (
     check_served_verb,
+    check_verb,
     config_verb,
     demo_verb,
     doctor_verb,
     encoders_verb,
     explore_verb,
     gateway_verb,
+    init_verb,
     items_add_verb,
     prompt_verb,
     recommend_verb,
@@ -23,6 +25,7 @@ from llmcfsr_merlin.cli import (
     serve_verb,
     share_verb,
     stage_verbs,
+    update_verb,
     vectors_report_verb,
 )
 from llmcfsr_merlin.cli.item_ids import separate
@@ -32,7 +35,10 @@ from llmcfsr_merlin.runtime.failures import machine_failure
 
 VERBS = (
     demo_verb.VERB,
+    init_verb.VERB,
+    check_verb.VERB,
     *stage_verbs.VERBS,
+    update_verb.VERB,
     search_verb.VERB,
     config_verb.VERB,
     serve_verb.VERB,

@@ -19,12 +19,20 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--key-file", type=Path, help="file for the admin key that loading models needs (default: in a private folder)"
     )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="rank part I of N of the catalogue alone, for `llmcfsr gateway --shard`"
+    )
 
 
 def _run(arguments: Namespace) -> int:
+    from llmcfsr_merlin.runtime.errors import InputError
     from llmcfsr_merlin.serving.repository import repository_of
     from llmcfsr_merlin.serving.supervise import serve
+    from llmcfsr_merlin.serving.wire import read_shard
 
+    shard = None if arguments.shard is None else read_shard(arguments.shard)
+    if shard is not None and not arguments.no_gateway:
+        raise InputError("--shard needs --no-gateway: one gateway asks all shards (`llmcfsr gateway --shard`)")
     gateway = None if arguments.no_gateway else gateway_options(arguments)
     ports = {f"{name}_port": getattr(arguments, f"{name}_port") for name in _PORTS}
     for name, port in _PORTS.items():
@@ -37,6 +45,7 @@ def _run(arguments: Namespace) -> int:
         timeout=arguments.start_timeout,
         key_file=arguments.key_file,
         log_requests=arguments.log_requests and gateway is None,
+        shard=shard,
         **ports,
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from llmcfsr_merlin.config.explain import explain
-from llmcfsr_merlin.config.scorer_settings import SCORERS, NetworkSettings
+from llmcfsr_merlin.config.scorer_settings import SCORERS, ContentSettings, NetworkSettings
 from llmcfsr_merlin.config.section import NAME, Section
 from llmcfsr_merlin.runtime.extensions import load_class
 
@@ -48,6 +48,12 @@ class ModelConfig(Section):
     def network(self) -> NetworkSettings | None:
         """Settings of the scorer `network`; None if the model has no trained network."""
         return self.scorers.get("network")
+
+    @property
+    def lexical_share(self) -> float:
+        """Share of the lexical vectors in the cosine of two items' texts, for every scorer that compares them."""
+        own = (one.lexical_share for one in self.scorers.values() if hasattr(one, "lexical_share"))
+        return next(own, ContentSettings().lexical_share)
 
     @property
     def reads(self) -> tuple[str, ...]:

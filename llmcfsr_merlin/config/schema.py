@@ -13,6 +13,7 @@ from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.config.section import NAME, Section
 from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.config.train_settings import TrainConfig
+from llmcfsr_merlin.config.update_settings import UpdateConfig
 
 DEFAULT = "llm_cfsr"  # the model of a recipe that does not name one
 
@@ -31,3 +32,4 @@ class Schema(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
     gateway: GatewayConfig = GatewayConfig()
+    update: UpdateConfig = UpdateConfig()

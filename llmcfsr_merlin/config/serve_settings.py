@@ -14,12 +14,17 @@ class ServeConfig(Section):
     """ensemble: one Triton model per step; merged: one python model, lowest latency, one atomic version."""
     format: Literal["python", "torchscript", "onnx"] = "python"
     """Format of the step `rank`: python (torch, python backend), or a graph for the pytorch or onnxruntime backend."""
+    engine: Literal["torch", "onnxruntime"] = "onnxruntime"
+    """What computes the network and the products with the catalogue in format=python on a CPU. A GPU runs torch."""
     tensorrt: bool = False
     """Run the graph with TensorRT in the onnxruntime backend; needs format=onnx and device=gpu."""
     max_top_k: int = Field(100, ge=1)
     """Largest number of recommendations that a request may ask for."""
     shortlist: int = Field(0, ge=0)
-    """Candidates per scorer that are re-ranked exactly; 0: score every item. For catalogues of 100,000s of items."""
+    """Most items that are scored for a history, chosen by bounds; the answer says whether they are proven to hold the
+    best of all (EXACT). 0: score every item. 1000 is good from 10,000 items on; on a GPU every item is scored."""
+    on_uncertain: Literal["answer", "exact"] = "answer"
+    """What is done if `shortlist` proves nothing. answer: the best found, EXACT false; exact: score every item."""
     max_batch_size: int = Field(64, ge=1)
     """Most histories per request, and per batch that Triton forms from several."""
     max_queue_delay_us: int = Field(500, ge=0)
@@ -35,6 +40,8 @@ class ServeConfig(Section):
             raise ValueError(f"format={self.format} needs layout=ensemble: merged is one python model")
         if self.shortlist and self.format != "python":
             raise ValueError(f"shortlist needs format=python, found {self.format}: a graph scores every item")
+        if self.on_uncertain != "answer" and not self.shortlist:
+            raise ValueError("on_uncertain needs a shortlist: without one every item is scored")
         if self.tensorrt and (self.format, self.device) != ("onnx", "gpu"):
             raise ValueError("tensorrt needs format=onnx and device=gpu")
         return self

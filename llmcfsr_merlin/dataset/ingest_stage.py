@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.raw.files.source import find_files, fingerprint
 from llmcfsr_merlin.dataset.raw.ingest import ingest
@@ -21,15 +22,16 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
         settings[name] = [fingerprint(path) for path in find_files(getattr(data, name), f"data.{name}")]
 
     def work(out: Path) -> dict:
-        source = data
-        if generated:
-            reviews, metadata = write_amazon(
-                out / "raw", data.synthetic_users, data.synthetic_items, data.synthetic_seed
-            )
-            source = data.model_copy(
-                update={"format": "amazon", "interactions": (str(reviews),), "items": (str(metadata),)}
-            )
-        return ingest(source, out, workers=config.cluster.workers)
+        return ingest(generated_in(out / "raw", data), out, workers=config.cluster.workers)
 
     manifest, _ = run_stage(run_dir, "ingest", settings, [], work, force=force)
     return manifest
+
+
+def generated_in(folder: Path, data: DataConfig) -> DataConfig:
+    """The settings to read by: of the files that format `synthetic` writes into `folder`, else as they are."""
+    if data.format != "synthetic":
+        return data
+    reviews, metadata = write_amazon(folder, data.synthetic_users, data.synthetic_items, data.synthetic_seed)
+    files = {"format": "amazon", "interactions": (str(reviews),), "items": (str(metadata),)}
+    return data.model_copy(update=files)

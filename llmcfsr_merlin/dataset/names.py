@@ -37,6 +37,9 @@ TRAIN_ITEMS, VALID_ITEMS = "train_items", "valid_items"  # int64, in sequences o
 TARGETS = "targets"
 SPLITS = ("train", "valid", "test")  # prepare: part-*.parquet, rows cut to the model's length (prepare/sequences.py)
 VOCABULARY = "vocabulary.parquet"  # prepare: ITEM (raw), CODE, COUNT, TRAIN_COUNT; sorted by CODE, 3, 4, ...
+# prepare, of an update: a folder with SEQUENCES and VOCABULARY of its own, in which the day is what is asked for;
+# the rows of train of the day's users; ITEM (raw) and TIME of each item's last interaction
+DAY, RECENT, LAST_SEEN = "day", "recent", "last_seen.parquet"
 SCHEMA = "schema.pbtxt"  # prepare: Merlin schema of the splits
 WORKFLOW = "workflow"  # prepare, if NVTabular is installed: its fitted Categorify, for users of merlin-systems
 VECTORS = "vectors"  # embed: part-*.parquet of ITEM, VECTOR, HAS_TEXT

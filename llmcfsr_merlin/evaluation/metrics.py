@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmcfsr_merlin.scoring.ndcg import ndcg_gains
+
 _COLUMNS = 1 << 16  # compared at a time
 
 
@@ -69,12 +71,11 @@ def gains(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
     ranks = np.asarray(ranks, dtype=np.float64)
     if ranks.size and not ranks.min() >= 1:
         raise ValueError(f"expected 1-based ranks, found {ranks.min()}")
-    discount = 1 / np.log2(ranks + 1)
     found: dict[str, np.ndarray] = {}
     for k in ks:
         hit = (ranks <= k).astype(np.float64)
         found[f"hr@{k}"] = hit
-        found[f"ndcg@{k}"] = hit * discount
+        found[f"ndcg@{k}"] = ndcg_gains(ranks, k)
         found[f"mrr@{k}"] = hit / ranks
     found["mrr"] = 1 / ranks
     return found

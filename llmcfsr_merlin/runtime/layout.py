@@ -9,6 +9,7 @@ FORMATS = {"ingest": 1, "prepare": 1, "embed": 1, "train": 1, "evaluate": 3, "ex
 STAGES = tuple(FORMATS)
 BASELINES = "baselines"  # folder of the run: one stage directory per neural baseline
 CARD = "README.md"  # of a model's folder: people may edit it, so a stage does not run again for it
+UPDATE = "update.json"  # in the run directory of an update: the command that made it, which its stages need again
 RECORD = "config.json"  # in the run directory: the settings of its last command
 
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from pathlib import Path
 from llmcfsr_merlin import __version__
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import CHECKSUMS, Checksums, open_to_umask, sha256_file, sync, write_json
-from llmcfsr_merlin.runtime.layout import BASELINES, CARD, FORMATS, RECORD, STAGES
+from llmcfsr_merlin.runtime.layout import BASELINES, CARD, FORMATS, RECORD, STAGES, UPDATE
 
 MANIFEST = "manifest.json"
 KEY = ".key"  # the stage's key, in a directory that the stage is still working on
@@ -174,11 +174,21 @@ def _command(directory: Path, force: bool = False) -> str | None:
     """The command that writes a stage's directory, in backquotes; None if the run's settings are unknown."""
     for run in list(directory.absolute().parents)[:6]:
         below = directory.absolute().relative_to(run).parts[0]
+        if (command := updated_by(run)) is not None:
+            return f"`{command}`"
         if (run / RECORD).is_file() and below in (*STAGES, BASELINES):
             shown = shlex.quote(str(_shown(directory, run)))
             record = shlex.quote(str(_shown(directory, run) / RECORD))
             return f"`llmcfsr {_verb(run / below)} {record} --run {shown}{' --force' if force else ''}`"
     return None
+
+
+def updated_by(run: Path) -> str | None:
+    """The `llmcfsr update` that made a run directory, None if another command did."""
+    try:
+        return json.loads((run / UPDATE).read_text())["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _shown(directory: Path, run: Path) -> Path:

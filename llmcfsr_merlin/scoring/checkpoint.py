@@ -37,7 +37,7 @@ def describe(model: Ensemble, vocabulary_hash: str) -> dict:
         "max_length": model.shape.max_length,
         "vocabulary": vocabulary_hash,
         "history_weights": model.history_weights,
-    }
+    } | ({"retired": model.retired.tolist()} if len(model.retired) else {})
 
 
 def state(model: Ensemble) -> dict[str, Tensor]:
@@ -100,6 +100,7 @@ def load_model(
             model = Ensemble.empty(config, Shape(**description["shape"]))
         load_state(model, tensors)
         model.history_weights = _history_weights(description, model)
+        model.retire(description.get("retired", ()))
     except FileNotFoundError as error:
         raise InputError(
             f"expected a trained model in {directory}, found no {Path(error.filename or MODEL_WEIGHTS).name}: "

@@ -11,6 +11,7 @@ from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.scoring.compiled import Compiler
 from llmcfsr_merlin.scoring.registry import scorer_class
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 
@@ -26,7 +27,7 @@ class WeightedFeature(NamedTuple):
 
 
 class Ensemble(nn.Module):
-    """score(u, i) = sum over scorers and their features of weight * feature; -inf on reserved rows."""
+    """score(u, i) = sum over scorers and their features of weight * feature; -inf on reserved rows, retired items."""
 
     def __init__(self, config: ModelConfig, scorers: Mapping[str, Scorer], shape: Shape, vectors: ItemVectors):
         super().__init__()
@@ -37,14 +38,17 @@ class Ensemble(nn.Module):
         self.history_weights: dict[str, dict[str, float]] = {}
         """History rule (names.HISTORY_RULES) -> the score weights calibrated for it; empty if only
         `weights` are known."""
+        self.retired: Tensor
+        self.register_buffer("retired", torch.zeros(0, dtype=torch.int64), persistent=False)
         self._active: list[Scorer] | None = None
+        self.span: slice | None = None
         if self.names and not any(bool(part.weights.any()) for part in self._parts):
             self._parts[0].weights[0] = 1.0  # the scale of a score is arbitrary: the first feature fixes it
 
     @classmethod
     def fit(cls, config: ModelConfig, dataset: Dataset, context: FitContext) -> "Ensemble":
         """Fit every scorer of a model on a dataset; only the first scorer has a weight until calibration."""
-        vectors = ItemVectors(dataset.shape)
+        vectors = ItemVectors(dataset.shape, config.lexical_share)
         for name in ("semantic", "lexical"):
             if getattr(vectors, name) is not None:
                 getattr(vectors, name).copy_(torch.from_numpy(dataset.vectors(name)))
@@ -57,7 +61,7 @@ class Ensemble(nn.Module):
     @classmethod
     def empty(cls, config: ModelConfig, shape: Shape) -> "Ensemble":
         """An unfitted model, to load a state into."""
-        vectors = ItemVectors(shape)
+        vectors = ItemVectors(shape, config.lexical_share)
         scorers = {name: scorer_class(name)(settings, shape, vectors) for name, settings in config.scorers.items()}
         return cls(config, scorers, shape, vectors)
 
@@ -112,18 +116,46 @@ class Ensemble(nn.Module):
                 part.prepare(bulk)
         return self
 
+    def restrict(self, span: slice) -> None:
+        """Score the items of a span of encoded ids alone, whatever a history holds; before `prepare`."""
+        self.span = span
+        for part in self._parts:
+            part.span = span
+
+    def compile(self, compiler: Compiler) -> None:
+        """Let a faster runtime compute parts of the scores, until `prepare` is called again."""
+        for part in self.active:
+            part.compile(compiler)
+
     def scores(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
-        """histories: int64 [B, L] right-padded -> float32 [B, V], or [B, C] for candidates int64 [B, C] of each row."""
+        """histories: int64 [B, L] right-padded -> float32 [B, V], or [B, C] for candidates int64 [B, C] of each row.
+
+        Restricted to a span: [B, span] instead of [B, V].
+        """
         total = None
         for part in self.active:
-            score = part.weighted(histories, items)
+            if self.span is not None and items is None:
+                score = part.of_span(histories, self.span)
+            else:
+                score = part.weighted(histories, items)
             total = score if total is None else total + score
         if total is None:
             raise InputError(_ALL_ZERO)
         if items is None:
+            return self._masked(total)
+        out = items < FIRST_ITEM
+        if len(self.retired):
+            out |= torch.isin(items, self.retired)
+        return total.masked_fill(out, -torch.inf).float()
+
+    def _masked(self, total: Tensor) -> Tensor:
+        retired = self.retired
+        if self.span is None:
             total[:, :FIRST_ITEM] = -torch.inf
         else:
-            total = total.masked_fill(items < FIRST_ITEM, -torch.inf)
+            retired = retired[(retired >= self.span.start) & (retired < self.span.stop)] - self.span.start
+        if len(retired):
+            total[:, retired] = -torch.inf
         return total.float()
 
     def scores_by_history(self, histories: Tensor) -> dict[str, Tensor]:
@@ -153,8 +185,7 @@ class Ensemble(nn.Module):
         for total in totals:
             if total is None:
                 raise InputError(_ALL_ZERO)
-            total[:, :FIRST_ITEM] = -torch.inf
-            found.append(total.float())
+            found.append(self._masked(total))
         return found
 
     def each_feature(
@@ -182,13 +213,12 @@ class Ensemble(nn.Module):
         found = (part.match(histories, items) for part in self.active)
         return next((codes for codes in found if codes is not None), None)
 
-    def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """The scorers' candidates for exact re-ranking: int64 [B, C], ascending in each row, 0 for repeats."""
-        found = [part.candidates(histories, count) for part in self.active]
-        items = torch.cat(found, dim=1).sort(dim=1).values
-        repeat = torch.zeros_like(items, dtype=torch.bool)
-        repeat[:, 1:] = items[:, 1:] == items[:, :-1]
-        return items.masked_fill(repeat, 0)
+    def retire(self, items: Sequence[int]) -> None:
+        """Recommend these encoded ids no more: they score -inf, whichever were retired before. Histories with them are
+        read as ever."""
+        self.retired = torch.tensor(sorted(set(items)), dtype=torch.int64, device=self.device)
+        if len(self.retired) and not FIRST_ITEM <= int(self.retired[0]) <= int(self.retired[-1]) < self.shape.n_items:
+            raise ValueError(f"expected retired ids {FIRST_ITEM} to {self.shape.n_items - 1}")
 
     def append_items(self, new: NewItems) -> None:
         """Add items that no training has seen; encoded ids and scores of the old items do not change.
@@ -202,6 +232,10 @@ class Ensemble(nn.Module):
             )
         for part in self._parts:
             part.check_new_items()
+        self.grow(new)
+
+    def grow(self, new: NewItems) -> None:
+        """append_items without its checks: for a model that is trained on the new items before it scores them."""
         self.vectors.append(new)
         for part in self._parts:
             part.append_items(new)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.search.search import Found, Search
 
 _BLOCK, _BLOCKS_FROM = 128, 16  # items of a block; blocks for each place, from which on it is faster
 _SPARE = 32  # positions beyond k that are checked for ties
@@ -26,15 +28,27 @@ class Ranker:
     Reserved rows always score -inf. Ties are broken by the smaller id, so that every path gives the same items.
     """
 
-    def __init__(self, model: Ensemble, bulk: bool = False, shortlist: int = 0):
+    def __init__(self, model: Ensemble, bulk: bool = False, shortlist: int = 0, uncertain: str = "answer",
+                 shard: tuple[int, int] | None = None):  # fmt: skip
         """bulk: many histories will be scored.
 
-        shortlist: candidates per scorer; top_k scores the union of them exactly. 0: every item is scored.
+        shortlist: most items that one history's answer scores exactly, the others are bounded (search/search.py); on
+        a GPU, or 0: every item is scored. uncertain: what is done if that does not prove the top k. answer: return
+        the best that were found; exact: score every item. shard: (number from 1, how many): rank that part of the
+        catalogue alone, all of it exactly.
         """
+        self.span = None if shard is None else shard_span(model.shape.n_items, *shard)
+        if self.span is not None:
+            model.restrict(self.span)
+            shortlist = 0
         self.model = model.eval().prepare(bulk)
         self.n_items, self.max_length = model.shape.n_items, model.shape.max_length
-        self.device = model.device
-        self.shortlist = shortlist if shortlist < self.n_items - FIRST_ITEM else 0
+        self.device, self.uncertain = model.device, uncertain
+        self.shortlist = shortlist if shortlist < self.n_items - FIRST_ITEM and self.device.type == "cpu" else 0
+        self._search = None
+        if self.shortlist:
+            with torch.inference_mode():
+                self._search = Search(model, self.shortlist)
 
     def pad(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """Ragged encoded ids -> int64 [B, L] right-padded; the last `max_length` items are kept."""
@@ -86,19 +100,44 @@ class Ranker:
     def _scores_by_history(self, histories: Tensor) -> dict[str, Tensor]:
         return self.model.scores_by_history(self._on_device(histories))
 
-    @torch.inference_mode()
     def top_k(self, histories: Tensor, k: int, blocked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Top-k items per history: int64 [B, k'] and scores float32 [B, k'], best first, k' = min(k, V - 3).
 
         blocked: bool [B, V], items that must not be returned. A row with fewer than k' left ends with 0 and -inf.
         """
-        k = min(k, self.n_items - FIRST_ITEM)
-        if 0 < k < self.shortlist:
-            return self._top_of_candidates(self._on_device(histories), k, blocked)
-        scores = self.scores(histories)
+        found = self.find(histories, k, blocked)
+        return found.items, found.scores
+
+    @torch.inference_mode()
+    def find(self, histories: Tensor, k: int, blocked: Tensor | None = None) -> Found:
+        """top_k, and whether each row is proven to be that of the full ranking."""
+        k = min(k, self.n_items - FIRST_ITEM if self.span is None else self.span.stop - self.span.start)
+        if self._search is None or not len(histories) or not 0 < k < self.shortlist:
+            return self._of_all(histories, k, blocked)
+        found = self._search.top_k(histories, k, blocked)
+        if self.uncertain == "exact" and not bool(found.exact.all()):
+            rows = (~found.exact).nonzero()[:, 0]
+            again = self._of_all(histories[rows], k, None if blocked is None else blocked[rows])
+            for part, value in zip(found, again):
+                part[rows] = value
+        return found
+
+    def _of_all(self, histories: Tensor, k: int, blocked: Tensor | None) -> Found:
+        items, scores = self.best(self.scores(histories), k, blocked)
+        return Found(items, scores, torch.ones(len(items), dtype=torch.bool, device=items.device))
+
+    def best(self, scores: Tensor, k: int, blocked: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The top k of scores [B, V], or [B, span] of a shard: encoded ids, 0 if the score is -inf, and scores.
+
+        blocked: bool [B, V].
+        """
         if blocked is not None:
+            blocked = blocked if self.span is None else blocked[:, self.span]
             scores = scores.masked_fill(blocked.to(scores.device), -torch.inf)
-        return select_top_k(scores, k)
+        items, scores = select_top_k(scores, k)
+        if self.span is not None:
+            items = (items + self.span.start).masked_fill(scores == -torch.inf, PAD)
+        return items, scores
 
     def _on_device(self, histories: Tensor) -> Tensor:
         if self.device.type != "cpu" and not histories.is_cuda and len(histories):
@@ -106,15 +145,19 @@ class Ranker:
             histories = histories[:, : max(int((histories != PAD).sum(1).max()), 1)]
         return histories.to(self.device)
 
-    def _top_of_candidates(self, histories: Tensor, k: int, blocked: Tensor | None) -> tuple[Tensor, Tensor]:
-        items = self.model.candidates(histories, self.shortlist)
-        scores = self.model.scores(histories, items)
-        if blocked is not None:
-            scores = scores.masked_fill(blocked.to(scores.device).gather(1, items), -torch.inf)
-            if bool(((scores > -torch.inf).sum(1) < k).any()):  # the filters left too few of the candidates
-                return select_top_k(self.scores(histories).masked_fill(blocked.to(scores.device), -torch.inf), k)
-        place, scores = select_top_k(scores, k)
-        return items.gather(1, place).masked_fill(scores == -torch.inf, 0), scores
+
+def shard_span(n_items: int, number: int, count: int) -> slice:
+    """The encoded ids of shard `number` (from 1) of `count` equal parts of a catalogue; V reserved rows included.
+
+    >>> [shard_span(13, number, 3) for number in (1, 2, 3)]
+    [slice(3, 6, None), slice(6, 9, None), slice(9, 13, None)]
+    """
+    if not 1 <= number <= count or count > n_items - FIRST_ITEM:
+        raise InputError(
+            f"expected a shard of 1/1 to {n_items - FIRST_ITEM}/{n_items - FIRST_ITEM}, found {number}/{count}"
+        )
+    start, stop = (FIRST_ITEM + place * (n_items - FIRST_ITEM) // count for place in (number - 1, number))
+    return slice(start, stop)
 
 
 def select_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

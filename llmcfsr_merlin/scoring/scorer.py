@@ -3,7 +3,7 @@
 score(user, item) = sum over the scorers and their features of weight * feature(history, item)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, NamedTuple, TypeVar
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from llmcfsr_merlin.config.section import Section
 from llmcfsr_merlin.dataset.dataset import Dataset, Shape
-from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.scoring.compiled import Compiler
+from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 
 SettingsT = TypeVar("SettingsT", bound=Section)
+Report = Callable[[int, int], None]
 WEIGHT_GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -42,13 +44,17 @@ class NewItems:
 
 
 class ItemVectors(nn.Module):
-    """The frozen vectors of all items, one copy shared by all scorers; rows below FIRST_ITEM are zero."""
+    """The frozen vectors of all items, one copy shared by all scorers; rows of reserved ids are zero.
+
+    lexical_share: of the lexical vectors in the cosine of two items' texts, the model's (config/model_settings.py).
+    """
 
     semantic: Tensor | None
     lexical: Tensor | None
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: Shape, lexical_share: float = 0.0):
         super().__init__()
+        self.lexical_share = lexical_share
         for name in ("semantic", "lexical"):
             dimension = getattr(shape, name)
             # Not persistent: training never changes them, but every checkpoint would contain them.
@@ -74,7 +80,8 @@ class FitContext:
     """The context of `fit`, besides the data.
 
     scratch: a folder for temporary files. train: trains a network in place and returns its history (one dict per
-    epoch); the recipe sets the procedure. report: called with progress lines. device: to fit on.
+    epoch); the recipe sets the procedure. report: called with progress lines. device: to fit on. start: a fitted scorer
+    of the same settings and items by name, whose weights a training goes on from.
     """
 
     scratch: Path
@@ -82,6 +89,7 @@ class FitContext:
     report: Callable[[str], None] = lambda line: None
     history: list[dict] = field(default_factory=list)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    start: Mapping[str, "Scorer"] = field(default_factory=dict)
 
 
 class Scorer(nn.Module, Generic[SettingsT]):
@@ -109,6 +117,7 @@ class Scorer(nn.Module, Generic[SettingsT]):
         super().__init__()
         self.settings, self.shape = settings, shape
         self.vectors = vectors
+        self.span: slice | None = None
         self.register_buffer("weights", torch.zeros(len(self.FEATURES)))
 
     @classmethod
@@ -130,6 +139,14 @@ class Scorer(nn.Module, Generic[SettingsT]):
             return self.weights[0] * features[0]
         return torch.einsum("f,fbv->bv", self.weights, features)
 
+    def of_span(self, histories: Tensor, span: slice) -> Tensor:
+        """`weighted` of the items of a span of encoded ids alone, float [B, span]; `span` is then self.span, too.
+
+        A shard of a catalogue scores no others (Ensemble.restrict). This default scores all items: right, but neither
+        faster nor smaller.
+        """
+        return self.weighted(histories)[:, span]
+
     def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
         """Like `weighted`, for several weight vectors [F] instead of its own; the features are computed once."""
         features = self(histories)
@@ -142,14 +159,39 @@ class Scorer(nn.Module, Generic[SettingsT]):
     def prepare(self, bulk: bool = False) -> None:
         """Precompute, for a set of weights, what many calls share. bulk: many histories will be scored."""
 
+    def compile(self, compiler: Compiler) -> None:
+        """Let a faster runtime compute parts of the score, until `prepare` is called again. Default: none."""
+
     def weights_changed(self) -> None:
         """Forget what was computed for other weights: they may have been set."""
 
-    def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """Candidate generation: this scorer's `count` best items, int64 [B, count]; 0 if it has fewer."""
-        scores = self.weighted(histories)
-        scores[:, :FIRST_ITEM] = -torch.inf
-        return scores.topk(min(count, scores.shape[1] - FIRST_ITEM), dim=1).indices
+    def tables(self, known: "Scorer | None", folder: Path, report: Report) -> dict[str, Tensor]:
+        """What `bound` reads that takes long to make: by name, for `take_tables`. {}: nothing.
+
+        known: the same scorer of a model whose items are the leading ones of this, with its tables. folder: keeps what
+        is finished, so that a build that was interrupted goes on there. report: called with items done and of all.
+        """
+        return {}
+
+    def take_tables(self, tables: Mapping[str, Tensor]) -> None:
+        """Use what `tables` made."""
+
+    def bound_columns(self) -> Tensor:
+        """What `bound` reads of each item with the weights as they are: float [V, D], D may be 0."""
+        return torch.zeros(self.shape.n_items, 0)
+
+    def bound(self, histories: Tensor) -> Bound:
+        """What the scorer can give to each item at most, without scoring all of them (serve.shortlist; on a CPU).
+
+        Unless a scorer knows better, it scores every item: exact, and as slow as a full ranking.
+        """
+        rows, device = len(histories), histories.device
+        none = torch.zeros(rows, 0, device=device), torch.zeros(rows, device=device)
+        return Bound(*none, *nothing_listed(), dense=self.weighted(histories))
+
+    def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
+        """The weighted scores of items int64 [C] for one history int64 [1, L], row `row` of what was bounded."""
+        return self.weighted(history, items[None])[0]
 
     def append_items(self, new: NewItems) -> None:
         """Append items that no training has seen to the catalogue; `vectors` has been extended before.

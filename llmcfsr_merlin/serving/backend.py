@@ -14,12 +14,20 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving import steps
 from llmcfsr_merlin.serving.bundle import FOLDER
 from llmcfsr_merlin.serving.request import Limits
-from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE, STOPPING, Unreadable, reader
+from llmcfsr_merlin.serving.wire import (
+    FOLDER_VARIABLE,
+    REQUEST_VARIABLE,
+    SHARD_VARIABLE,
+    STOPPING,
+    Unreadable,
+    read_shard,
+    reader,
+)
 
 _INPUTS: dict[type[Any], tuple[str, ...]] = {
     steps.Encode: ("HISTORY", "TOP_K", "EXCLUDE_SEEN", "ALLOW", "DENY"),
     steps.Rank: ("CODES", "K", "BLOCK", "ALLOW_CODES", "BUNDLE"),
-    steps.Decode: ("ITEM_CODES", "SCORES", "K", "RANKED"),
+    steps.Decode: ("ITEM_CODES", "SCORES", "K", "RANKED", "PROVEN"),
 }
 _INPUTS[steps.Recommend] = _INPUTS[steps.Encode]
 _FIRST = (steps.Encode, steps.Recommend)  # the steps that receive client input
@@ -53,14 +61,20 @@ class StepModel:
         self._inputs = _INPUTS[self.step]
         self._log = os.environ.get("LLMCFSR_LOG_REQUESTS") == "1"
         self._name = args["model_name"]
-        limits = Limits(int(parameters.get("max_top_k", _UNLIMITED_K)), int(parameters.get("shortlist", 0)))
+        limits = Limits(
+            int(parameters.get("max_top_k", _UNLIMITED_K)),
+            int(parameters.get("shortlist", 0)),
+            parameters.get("on_uncertain", "answer"),
+            parameters.get("engine", "torch"),
+            read_shard(os.environ[SHARD_VARIABLE]) if SHARD_VARIABLE in os.environ else None,
+        )
         # Triton decodes BYTES tensors with this function before execute(), and crashes on its exceptions.
         pb_utils.deserialize_bytes_tensor = reader(pb_utils.deserialize_bytes_tensor)
         folder = os.environ.get(FOLDER_VARIABLE)
         self._stopping = os.path.join(folder, STOPPING) if folder and self.step in _FIRST else None
         self._own_id = os.environ.get(REQUEST_VARIABLE)
         self._run = self.step(directory, limits, device)
-        self._counters = _counters(args["model_version"]) if "UNKNOWN" in self._outputs else []
+        self._counters = _counters(args["model_version"], self._outputs)
         self._warm_up()
 
     def execute(self, requests: list) -> list:
@@ -121,12 +135,13 @@ class StepModel:
 
     def _count(self, results: list[steps.Result]) -> None:
         good = [result for result in results if isinstance(result, dict)]
-        for counter, name in zip(self._counters, ("UNKNOWN", "FALLBACK")):
-            total = sum(int(result[name].sum()) for result in good)
+        for name, counter in self._counters.items():
+            if name is None:
+                total = len(results) - len(good)
+            else:
+                total = sum(int((result[name] if name != "EXACT" else ~result[name]).sum()) for result in good)
             if total:
                 counter.increment(total)
-        if len(good) < len(results):
-            self._counters[2].increment(len(results) - len(good))
 
     def _warm_up(self) -> None:
         if self.step is steps.Encode:
@@ -147,19 +162,22 @@ class StepModel:
                 self._run([{name: np.repeat(value, rows, 0) for name, value in one.items()}])
 
 
-def _counters(version: str) -> list:
+def _counters(version: str, outputs: list[str]) -> dict[str | None, Any]:
+    """Counters of a step by what they count: an output, or None for malformed requests."""
     described = {
-        "llmcfsr_unknown_ids": "Ids of histories that the model does not know",
-        "llmcfsr_fallbacks": "Histories answered by popularity",
-        "llmcfsr_rejected_requests": "Malformed requests",
+        "UNKNOWN": ("llmcfsr_unknown_ids", "Ids of histories that the model does not know"),
+        "FALLBACK": ("llmcfsr_fallbacks", "Histories answered by popularity"),
+        "EXACT": ("llmcfsr_uncertain_answers", "Answers of a shortlist that are not proven to be the best"),
+        None: ("llmcfsr_rejected_requests", "Malformed requests"),
     }
-    families = [
-        pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
-        for name, text in described.items()
-    ]
+    counted = {
+        output: pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
+        for output, (name, text) in described.items()
+        if output in outputs or (output is None and "UNKNOWN" in outputs)
+    }
     # A Metric keeps no reference to its family, and Triton frees unreferenced families.
-    _FAMILIES.extend(families)
-    return [family.Metric(labels={"version": version}) for family in families]
+    _FAMILIES.extend(counted.values())
+    return {output: family.Metric(labels={"version": version}) for output, family in counted.items()}
 
 
-_FAMILIES: list = []
+_FAMILIES: list[Any] = []

@@ -15,7 +15,7 @@ from llmcfsr_merlin.serving.repository import FRONT
 
 T = TypeVar("T")
 
-_OUTPUTS = ("ITEMS", "SCORES", "UNKNOWN", "FALLBACK")
+_OUTPUTS = ("ITEMS", "SCORES", "UNKNOWN", "FALLBACK", "EXACT")
 
 
 class Client:
@@ -96,13 +96,12 @@ class Client:
             }
             tensors |= {name: _texts([ids] * len(part)) for name, ids in (("ALLOW", allow), ("DENY", deny)) if ids}
             parts.append(self._call(partial(self._ask, tensors)))
-        items, scores, unknown, fallback = (np.concatenate(arrays) for arrays in zip(*parts))
+        items, scores, unknown, fallback, exact = (np.concatenate(arrays) for arrays in zip(*parts))
         empty = items == b""
         names = np.full(items.shape, None, dtype=object)
         names[~empty] = [raw.decode() for raw in items[~empty]]
-        return Recommendations(
-            names, np.where(empty, np.nan, scores).astype(np.float32), unknown[:, 0].astype(np.int64), fallback[:, 0]
-        )
+        scores = np.where(empty, np.nan, scores).astype(np.float32)
+        return Recommendations(names, scores, unknown[:, 0].astype(np.int64), fallback[:, 0], exact[:, 0])
 
     def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters: Any) -> pd.DataFrame:
         """Like Recommender.recommend: one row per recommendation with history (position), rank (from 1), item_id,

@@ -16,7 +16,7 @@ from llmcfsr_merlin.serving.gateway.keys import Keys, check_exposure
 from llmcfsr_merlin.serving.gateway.options import Options
 from llmcfsr_merlin.serving.ports import reserve, resolve
 from llmcfsr_merlin.serving.probe import probe_gateway
-from llmcfsr_merlin.serving.server import end_with_parent
+from llmcfsr_merlin.serving.processes import end_with_parent
 
 _NEEDED = ("fastapi", "uvicorn", "httptools", "uvloop", "orjson", "prometheus_client", "grpc", "tritonclient")
 _HUNG = 10.0  # seconds in which a gateway must say that it is alive
@@ -66,9 +66,9 @@ class GatewayServer:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    def start(self, replicas: Sequence[str]) -> "GatewayServer":
-        """Start it; returns when it answers, whether or not a replica does."""
-        self._replicas = list(replicas)
+    def start(self, replicas: Sequence[str], sharded: bool = False) -> "GatewayServer":
+        """Start it; returns when it answers, whether or not a replica does. sharded: as in gateway.options."""
+        self._replicas, self._sharded = list(replicas), sharded
         self._launch()
         deadline, reason = time.monotonic() + self.timeout, None
         while time.monotonic() < deadline:
@@ -117,7 +117,7 @@ class GatewayServer:
         options = Options(
             str(self.repository), self._replicas, self._socket.fileno(), self.options.settings.model_dump(),
             None if self.options.keys is None else str(Path(self.options.keys).absolute()), list(self.options.cors),
-            self.options.log_requests,
+            self.options.log_requests, self._sharded,
         )  # fmt: skip
         command = [sys.executable, "-m", "llmcfsr_merlin.serving.gateway.process", options.as_argument()]
         # A session of its own: Ctrl-C reaches us first, and what is in flight is finished.

@@ -5,13 +5,8 @@ items if a history is empty, the top items (as many as serve.max_top_k; `decode`
 all items are computed at export. Items with equal scores may be ordered differently than by the python backend.
 """
 
-import contextlib
-import inspect
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +14,15 @@ from torch import Tensor, nn
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.recommender import Recommender
-from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.bundle import Bundle
+from llmcfsr_merlin.serving.onnx_engine import import_onnxruntime, write_onnx
 from llmcfsr_merlin.serving.repository import GRAPHS
 from llmcfsr_merlin.serving.request import Limits
 from llmcfsr_merlin.serving.steps import NO_LIST, Rank, Tensors
 
 INPUTS = ("CODES", "BLOCK", "ALLOW_CODES", "BUNDLE")
 OUTPUTS = ("ITEM_CODES", "SCORES", "RANKED")
-OPSET = 17
 TOLERANCE = 1e-4
 
 
@@ -46,7 +41,9 @@ class RankGraph(nn.Module):
         self.score, self.tag, self.n_items = ranker.model.graph(max_batch_size), tag, ranker.n_items
         self.k = min(k, self.n_items - FIRST_ITEM)
         self.register_buffer("popularity", recommender.popularity[None].clone())
-        self.register_buffer("reserved", (torch.arange(self.n_items) < FIRST_ITEM)[None])
+        reserved = torch.arange(self.n_items) < FIRST_ITEM
+        reserved[ranker.model.retired] = True
+        self.register_buffer("reserved", reserved[None])
 
     def forward(
         self, CODES: Tensor, BLOCK: Tensor, ALLOW_CODES: Tensor, BUNDLE: Tensor
@@ -71,11 +68,12 @@ def write_graph(bundle: Bundle, target: Path, form: str, max_top_k: int, max_bat
         graph = RankGraph(recommender, bundle.tag, max_top_k, max_batch_size).eval()
         path = target / GRAPHS[form]
         example = tuple(torch.from_numpy(tensor) for tensor in _sample(graph, bundle, rows=2).values())
-        with _quiet():
-            if form == "torchscript":
+        if form == "torchscript":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of every size that it may hard-code: check_graph runs another
                 torch.jit.trace(graph, example, check_trace=False).save(str(path))
-            else:
-                _write_onnx(graph, example, path)
+        else:
+            _write_onnx(graph, example, path)
     check_graph(bundle, path, max_top_k, _sample(graph, bundle, rows=7))
 
 
@@ -99,7 +97,7 @@ def run_graph(path: Path, tensors: Tensors) -> Tensors:
         with torch.inference_mode():
             answer = torch.jit.load(str(path))(*(torch.from_numpy(tensors[name]) for name in INPUTS))
         return {name: tensor.numpy() for name, tensor in zip(OUTPUTS, answer)}
-    session = _onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = import_onnxruntime("serve.format=onnx").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {name: tensors[name] for name in INPUTS})))
 
 
@@ -121,29 +119,7 @@ def _sample(graph: RankGraph, bundle: Bundle, rows: int) -> Tensors:
 
 
 def _write_onnx(graph: RankGraph, example: tuple, path: Path) -> None:
-    _onnxruntime()
-    # The tracing exporter: the newer one needs onnxscript and torch 2.5.
-    older: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    import_onnxruntime("serve.format=onnx")
     axes = {name: {0: "rows"} for name in (*INPUTS, *OUTPUTS)}
     axes["BLOCK"][1], axes["ALLOW_CODES"][1] = "blocked", "allowed"
-    names: dict[str, Any] = {"input_names": list(INPUTS), "output_names": list(OUTPUTS), "dynamic_axes": axes}
-    torch.onnx.export(graph, example, str(path), opset_version=OPSET, **names, **older)
-
-
-def _onnxruntime() -> ModuleType:
-    try:
-        import onnx  # noqa: F401 - torch's exporter needs it
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependency(
-            "serve.format=onnx needs onnx and onnxruntime: pip install 'llmcfsr-merlin[onnx]'"
-        ) from error
-    return onnxruntime
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Tracing warns of every size that it may hard-code; check_graph runs another batch size to rule that out."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    write_onnx(graph, example, str(path), input_names=list(INPUTS), output_names=list(OUTPUTS), dynamic_axes=axes)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, ITEMS, TITLE, TITLES, VOCABULARY
+from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, ITEMS, MODEL_CONFIG, TITLE, TITLES, VOCABULARY
 from llmcfsr_merlin.dataset.raw.fields.clean_text import clean
 from llmcfsr_merlin.dataset.raw.fields.ids import clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
@@ -59,11 +59,14 @@ def write_items(folder: Path, bundle: Bundle) -> None:
     """Write the table of a bundle's items, titled where the run has titles, into `folder`."""
     vocabulary, titles = Vocabulary.load(bundle.directory / VOCABULARY), titles_of(bundle.directory)
     ids = vocabulary.ids.tolist()
+    retired = json.loads((bundle.directory / MODEL_CONFIG).read_text()).get("retired", ())
+    counts = vocabulary.counts.copy()
+    counts[list(retired)] = 0  # the popular items are what is recommended while no server answers
     order = np.array(sorted(range(len(ids)), key=lambda place: ids[place].encode()))
     columns = {
         ITEM: pa.array([ids[place] for place in order], pa.large_string()),
         TITLE: pa.array([titles.get(ids[place]) for place in order], pa.large_string()),
-        COUNT: pa.array(vocabulary.counts[FIRST_ITEM:][order], pa.int64()),
+        COUNT: pa.array(counts[FIRST_ITEM:][order], pa.int64()),
         CODE: pa.array(order + FIRST_ITEM, pa.int64()),
     }
     table = pa.table(columns).combine_chunks()

@@ -14,7 +14,7 @@ from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.serving.access import restrictions
 from llmcfsr_merlin.serving.numpy2_stub import numpy_is_misread, write_for_numpy_2
 from llmcfsr_merlin.serving.repository import EXPLAIN, FRONT, format_of, needs_gpu
-from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE
+from llmcfsr_merlin.serving.wire import FOLDER_VARIABLE, REQUEST_VARIABLE, SHARD_VARIABLE
 
 # Triton pastes the paths into a bash command line, unquoted.
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
@@ -49,6 +49,12 @@ def binary_for(repository: Path) -> Path:
             "backend: serve it in a Triton or Merlin container, or export with serve.format=python"
         )
     return binary
+
+
+def check_shard(repository: Path, shard: tuple[int, int] | None) -> None:
+    """InputError if the repository holds a graph, which ranks the whole catalogue."""
+    if shard is not None and (form := format_of(repository)) != "python":
+        raise InputError(f"--shard: expected a repository of serve.format=python, found {form}: export anew")
 
 
 def check_device(repository: Path) -> None:
@@ -104,9 +110,18 @@ def command(binary: Path, folder: Path, address: str, ports: dict[str, int], key
     return line
 
 
-def environment(binary: Path, folder: Path, request_id: str, log_requests: bool, threads: int | None) -> dict[str, str]:
+def environment(
+    binary: Path,
+    folder: Path,
+    request_id: str,
+    log_requests: bool,
+    threads: int | None,
+    shard: tuple[int, int] | None = None,
+) -> dict[str, str]:
     """The environment of the server and of its python steps."""
-    found = dict(os.environ)
+    found = {name: value for name, value in os.environ.items() if name != SHARD_VARIABLE}
+    if shard is not None:
+        found[SHARD_VARIABLE] = f"{shard[0]}/{shard[1]}"
     # The stub ignores PYTHONPATH and finds the virtual environment through PATH.
     found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), found.get("PATH", "")])
     if _is_packaged(binary):

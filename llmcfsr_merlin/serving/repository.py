@@ -13,6 +13,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import resource
 from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
 from llmcfsr_merlin.serving.item_table import write_items
+from llmcfsr_merlin.serving.search_tables import write_search
 
 CONFIG = "config.pbtxt"
 GRAPHS = {"torchscript": "model.pt", "onnx": "model.onnx"}  # file names that Triton's backends look for
@@ -143,6 +144,8 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
         "queue_delay": serve.max_queue_delay_us,
         "max_top_k": serve.max_top_k,
         "shortlist": serve.shortlist,
+        "engine": serve.engine,
+        "on_uncertain": serve.on_uncertain,
         "max_length": bundle.max_length,
         "instances": serve.instances,
         "device": serve.device,
@@ -160,6 +163,8 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
             partial = model / f".{version}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             bundle.copy(partial / FOLDER, name)
+            if serve.shortlist and name in ("rank", FRONT):
+                write_search(bundle, partial / FOLDER, repository, name)
             if name == ("decode" if serve.layout == "ensemble" else FRONT):
                 write_items(partial, bundle)
             if graph:
@@ -200,6 +205,8 @@ def _graph_settings(serve: ServeConfig) -> dict[str, str]:
     tensorrt = 'optimization { execution_accelerators { gpu_execution_accelerator : [ { name : "tensorrt" } ] } }'
     return {
         **dict(zip(("item_codes", "scores", "ranked"), outputs)),
+        "rank_proven": '      output_map { key: "PROVEN" value: "PROVEN" }\n' if serve.format == "python" else "",
+        "decode_proven": '      input_map { key: "PROVEN" value: "PROVEN" }\n' if serve.format == "python" else "",
         "rank_k": '      input_map { key: "K" value: "K" }\n' if serve.format == "python" else "",
         "optimization": tensorrt if serve.tensorrt else "",
     }

@@ -11,10 +11,14 @@ DEFAULT_K = 10
 
 @dataclass(frozen=True)
 class Limits:
-    """max_top_k: the largest TOP_K allowed. shortlist: as in Ranker."""
+    """What a repository was exported with. max_top_k: the largest TOP_K allowed. shortlist, uncertain, shard: as in
+    Ranker. engine: serve.engine."""
 
     max_top_k: int = 100
     shortlist: int = 0
+    uncertain: str = "answer"
+    engine: str = "torch"
+    shard: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,15 @@
 """Manages a real tritonserver on this machine: finds, starts, awaits and stops it cleanly."""
 
 import contextlib
-import ctypes
 import json
 import logging
-import os
 import re
 import secrets
 import shutil
-import signal
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 from llmcfsr_merlin.runtime.errors import InputError
@@ -23,6 +18,7 @@ from llmcfsr_merlin.serving.access import HEADER, hide, write_key
 from llmcfsr_merlin.serving.launch import find_tritonserver
 from llmcfsr_merlin.serving.ports import reserve, resolve
 from llmcfsr_merlin.serving.probe import DIRECT, probe
+from llmcfsr_merlin.serving.processes import end_with_parent, ending, kill_group
 from llmcfsr_merlin.serving.repository import layout, load_order
 from llmcfsr_merlin.serving.wire import STOPPING
 
@@ -56,9 +52,11 @@ class Server:
         key_file: str | Path | None = None,
         log_requests: bool = False,
         threads: int | None = None,
+        shard: tuple[int, int] | None = None,
     ):
         self.repository = Path(repository).absolute()
         self.host, self.timeout, self.log_requests, self.threads = host, timeout, log_requests, threads
+        self.shard = shard
         self.key_file = Path(key_file).absolute() if key_file else None
         self.ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._folder: Path | None = None
@@ -113,6 +111,7 @@ class Server:
     def start(self) -> "Server":
         layout(self.repository)
         launch.check_device(self.repository)
+        launch.check_shard(self.repository, self.shard)
         self._binary = launch.binary_for(self.repository)
         if self.timeout <= 0:
             raise InputError(f"--start-timeout: expected more than 0 seconds, found {self.timeout:g}")
@@ -149,22 +148,14 @@ class Server:
         """None if the server answers a real request, else the reason."""
         code = self._started().poll()
         if code is not None:
-            return f"ended {_ending(code)}"
+            return f"ended {ending(code)}"
         reason = probe(self.http_url, timeout, self._request_id)
         code = self._started().poll()
-        return reason if code is None or reason is None else f"ended {_ending(code)}"
+        return reason if code is None or reason is None else f"ended {ending(code)}"
 
     def reload(self) -> None:
         """Load the version that publish() added. Requests in flight are answered by the previous version."""
-        for model in load_order(self.repository):
-            url = f"{self.http_url}/v2/repository/models/{model}/load"
-            request = urllib.request.Request(url, data=b"{}", headers={HEADER: self._key})
-            try:
-                DIRECT.open(request, timeout=self.timeout).close()
-            except urllib.error.HTTPError as error:
-                raise InputError(f"{model} did not load: {error.read().decode(errors='replace')[:500]}") from error
-            except OSError as error:  # no answer in time, or no server
-                raise InputError(f"{model} did not load within {self.timeout:.0f} s ({error}): reload again") from error
+        load_version(self.http_url, self._key, self.repository, self.timeout)
 
     @property
     def _reach(self) -> str:
@@ -178,7 +169,9 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=launch.environment(self._binary, self._private, self._request_id, self.log_requests, self.threads),
+                env=launch.environment(
+                    self._binary, self._private, self._request_id, self.log_requests, self.threads, self.shard
+                ),
                 start_new_session=True,
                 preexec_fn=end_with_parent(),
             )
@@ -193,7 +186,7 @@ class Server:
         while time.monotonic() < deadline:
             code = self._started().poll()
             if code is not None:
-                raise InputError(f"tritonserver ended {_ending(code)}. {self.reason()}")
+                raise InputError(f"tritonserver ended {ending(code)}. {self.reason()}")
             if not hidden and self.log:
                 hidden = True
                 if not hide(self.pid, self._key):
@@ -238,11 +231,7 @@ class Server:
         process, self._process, self._answers = self._process, None, False
         if process is None:
             return
-        # The whole group: also stubs whose server died. Triton has no state that an orderly shutdown would save.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        _await_group(process.pid)
+        kill_group(process)  # also stubs whose server died; Triton has no state that an orderly shutdown would save
         for leftover in Path("/dev/shm").glob(f"{launch.shm_prefix(self._private)}*"):
             leftover.unlink(missing_ok=True)
 
@@ -258,28 +247,21 @@ class Server:
         return "Its log says: " + " | ".join(([x for x in lines if any(w in x for w in words)] or lines)[-4:])[-1500:]
 
 
+def load_version(http_url: str, key: str, repository: Path, timeout: float = 120.0) -> None:
+    """Have a server load the version that publish() added to its repository; InputError if it does not.
+
+    key: of the file that the server's start names. Until the last model is loaded the version before answers.
+    """
+    for model in load_order(repository):
+        url = f"{http_url}/v2/repository/models/{model}/load"
+        request = urllib.request.Request(url, data=b"{}", headers={HEADER: key})
+        try:
+            DIRECT.open(request, timeout=timeout).close()
+        except urllib.error.HTTPError as error:
+            raise InputError(f"{model} did not load: {error.read().decode(errors='replace')[:500]}") from error
+        except OSError as error:  # no answer in time, or no server
+            raise InputError(f"{model} did not load within {timeout:.0f} s ({error}): reload again") from error
+
+
 # Triton writes the line ends of a step's error as backslash and n.
 _MESSAGE = re.compile(r"InputError: (.+?)(?:\\n|$)", re.MULTILINE)
-
-
-def _ending(code: int) -> str:
-    return f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
-
-
-def _await_group(group: int, seconds: float = 3.0) -> None:
-    """Wait until no process of a killed group is left (unreaped zombies are ignored)."""
-    deadline = time.monotonic() + seconds
-    with contextlib.suppress(ProcessLookupError):
-        while time.monotonic() < deadline:
-            os.killpg(group, 0)
-            time.sleep(0.02)
-
-
-def end_with_parent() -> Callable[[], None] | None:
-    """For Popen's preexec_fn; None in other threads than the main one, whose end would be taken for the parent's."""
-    return _end_with_parent if threading.current_thread() is threading.main_thread() else None
-
-
-def _end_with_parent() -> None:
-    """In the child: get SIGTERM when the parent dies, even by SIGKILL (Linux: when the starting thread ends)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

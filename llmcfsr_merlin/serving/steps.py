@@ -83,8 +83,9 @@ class Encode:
 class Rank:
     """Encoded item ids to the top items, as many as the largest K of a request.
 
-    ITEM_CODES int64 [B, k] and SCORES float32 [B, k], both 0 if none is left; RANKED [B, 1]: the bundle. If
-    EXPLAIN is among the tensors, REASONS bytes [B, k]: recommender.Reason as JSON, empty if no item is left.
+    ITEM_CODES int64 [B, k] and SCORES float32 [B, k], both 0 if none is left; RANKED [B, 1]: the bundle; PROVEN bool
+    [B, 1]: whether these are the best of all items for sure. If EXPLAIN is among the tensors, REASONS bytes [B, k]:
+    recommender.Reason as JSON, empty if no item is left.
     """
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
@@ -95,7 +96,13 @@ class Rank:
 
         chosen = choose_device(device, "serve.device")
         self.tag, self.limits = bundle.tag, limits
-        self.recommender = Recommender.load(bundle.directory, str(chosen), shortlist=limits.shortlist)
+        self.recommender = Recommender.load(
+            bundle.directory, str(chosen), shortlist=limits.shortlist, uncertain=limits.uncertain, shard=limits.shard
+        )
+        if limits.engine == "onnxruntime" and chosen.type == "cpu":
+            from llmcfsr_merlin.serving.onnx_engine import compile_model
+
+            compile_model(self.recommender.ranker.model)
         # Warm-up: on a GPU each size is captured at its first batch.
         self.warm_up_rows = SIZES if chosen.type == "cuda" else (1,)
 
@@ -136,7 +143,7 @@ class Rank:
         longest = max(int((codes != PAD).sum(1).max()), 1)  # right-padded: the rest is padding in every row
         unknown = np.zeros(len(codes), np.int64)  # `encode` has reported the unknown ids
         encoded = Encoded(torch.from_numpy(codes[:, :longest]), unknown, (codes == PAD).all(1), [])
-        items, scores = self.recommender.rank(encoded, int(k.max()), self._blocked(requests))
+        items, scores, exact = self.recommender.rank(encoded, int(k.max()), self._blocked(requests))
         scores = np.where(items >= FIRST_ITEM, scores, 0).astype(np.float32)
         answers, start = [], 0
         for request in requests:
@@ -147,6 +154,7 @@ class Rank:
                     "ITEM_CODES": _widen(items[start:stop, :wide], wide),
                     "SCORES": _widen(scores[start:stop, :wide], wide),
                     "RANKED": request["BUNDLE"],
+                    "PROVEN": exact[start:stop, None],
                 }
             )
             if EXPLAIN in request:
@@ -173,7 +181,10 @@ class Rank:
 
 
 class Decode:
-    """Encoded item ids to raw ids: ITEMS bytes [B, K], empty if no item is left, and SCORES; each row cut to its K."""
+    """Encoded item ids to raw ids: ITEMS bytes [B, K], empty if no item is left, and SCORES; each row cut to its K.
+
+    EXACT bool [B, 1]: PROVEN of `rank`; a graph, which has none, scores every item.
+    """
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         bundle = Bundle.open(directory, FILES["decode"])
@@ -197,7 +208,11 @@ class Decode:
             )
         codes, scores = (_widen(tensors[name][:, : k.max()], k.max()) for name in ("ITEM_CODES", "SCORES"))
         keep = np.arange(k.max()) < k
-        return {"ITEMS": self.names[np.where(keep, codes, PAD)], "SCORES": np.where(keep, scores, np.float32(0))}
+        return {
+            "ITEMS": self.names[np.where(keep, codes, PAD)],
+            "SCORES": np.where(keep, scores, np.float32(0)),
+            "EXACT": tensors.get("PROVEN", np.ones((len(k), 1), bool)),
+        }
 
 
 class Recommend:

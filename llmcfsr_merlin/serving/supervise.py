@@ -41,11 +41,13 @@ def serve(repository: str | Path, gateway: GatewayOptions | None = None, **optio
     return 0
 
 
-def serve_gateway(repository: Path, replicas: Sequence[str], gateway: GatewayOptions, timeout: float) -> int:
+def serve_gateway(
+    repository: Path, replicas: Sequence[str], gateway: GatewayOptions, timeout: float, sharded: bool = False
+) -> int:
     """A gateway alone in the foreground, in front of servers that others start; ended as in serve()."""
     with _interrupted_by_signals(), GatewayServer(repository, gateway, timeout) as front:
-        front.start(replicas)
-        print(f"ready: {front.url} replicas {' '.join(replicas)}", flush=True)
+        front.start(replicas, sharded)
+        print(f"ready: {front.url} {'shards' if sharded else 'replicas'} {' '.join(replicas)}", flush=True)
         while True:
             _look(front)
             time.sleep(0.1)

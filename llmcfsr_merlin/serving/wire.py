@@ -10,9 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from llmcfsr_merlin.runtime.errors import InputError
+
 FOLDER_VARIABLE = "LLMCFSR_SERVER_FOLDER"  # where STOPPING appears
 STOPPING = "stopping"  # a file: while it exists, the first step refuses new requests
 REQUEST_VARIABLE = "LLMCFSR_OWN_REQUEST"  # id of the server's own requests: not counted, answered during shutdown
+
+SHARD_VARIABLE = "LLMCFSR_SHARD"  # I/N: the part of the catalogue that this server ranks; unset: all of it
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """I/N as numbers; InputError for anything else."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"--shard: expected I/N, part I of N, from 1/N to N/N, found {text!r}")
+    return int(number), int(count)
 
 
 class Unreadable(np.ndarray):

@@ -160,12 +160,12 @@ def write_vectors(out: Path, reduction: Reduction, absent: pa.Array) -> None:
         has_text = table[HAS_TEXT].to_numpy()
         vectors = reduction.finish(vectors_array(table[VECTOR]), has_text)
         check_finite(vectors, table[ITEM], f"reduction {reduction.method}")
-        _write_part(out / VECTORS / path.name, table[ITEM], vectors, has_text)
+        write_part(out / VECTORS / path.name, table[ITEM], vectors, has_text)
     for number, start in enumerate(range(0, len(absent), SHARD_ROWS), len(paths)):
         ids = absent[start : start + SHARD_ROWS]
         no_text = np.zeros(len(ids), dtype=bool)
         vectors = reduction.finish(np.zeros((len(ids), len(reduction.mean)), dtype=np.float32), no_text)
-        _write_part(out / VECTORS / f"part-{number:05d}.parquet", ids, vectors, no_text)
+        write_part(out / VECTORS / f"part-{number:05d}.parquet", ids, vectors, no_text)
 
 
 def write_lexical(out: Path, dimension: int, shards: Sequence[Shard], encoder: ItemEncoder, absent: pa.Array) -> int:
@@ -189,14 +189,15 @@ def write_lexical(out: Path, dimension: int, shards: Sequence[Shard], encoder: I
         rows = read_rows(shard)
         vectors = lexical.encode(encoder.prompts(rows.to_pylist()))
         path = shard_path(out / LEXICAL, shard)
-        _write_part(path, rows[ITEM].cast(pa.string()), vectors, vectors.any(1))
+        write_part(path, rows[ITEM].cast(pa.string()), vectors, vectors.any(1))
     if len(absent):
         vectors = np.zeros((len(absent), lexical.vectors.shape[1]), np.float32)
-        _write_part(out / LEXICAL / f"part-{len(shards):05d}.parquet", absent, vectors, vectors.any(1))
+        write_part(out / LEXICAL / f"part-{len(shards):05d}.parquet", absent, vectors, vectors.any(1))
     return lexical.vectors.shape[1]
 
 
-def _write_part(path: Path, ids: pa.Array | pa.ChunkedArray, vectors: np.ndarray, has_text: np.ndarray) -> None:
+def write_part(path: Path, ids: pa.Array | pa.ChunkedArray, vectors: np.ndarray, has_text: np.ndarray) -> None:
+    """Write a part of `vectors/` or `lexical/`: raw ids, float32 [n, D] and bool [n]."""
     table = pa.table({ITEM: ids, VECTOR: vectors_column(vectors), HAS_TEXT: pa.array(has_text)})
     pq.write_table(table, path, use_dictionary=False, compression="none")
 

@@ -17,6 +17,7 @@ from llmcfsr_merlin.runtime.manifest import Manifest
 from llmcfsr_merlin.text.encoders.known import licence_of
 from llmcfsr_merlin.text.item_encoder import EncoderRecipe
 
+UPDATE = "update"  # the split of a day's update (dataset/prepare/day.py)
 _GROUPS = {"overall": "all items", "head_item": "head items", "tail_item": "tail items", "cold_item": "cold items"}
 _RULES = {
     MASKED: "the user's own items are excluded from the ranking (never the target)",
@@ -47,7 +48,7 @@ def card_text(
     metrics: Sequence[dict] = (),
 ) -> str:
     """The card. description: as in model.json. history: a dict per epoch of the training. Others: as in write_card."""
-    served = history_rule(config.evaluate.exclude_history)
+    served, data = history_rule(config.evaluate.exclude_history), _counts(run_dir / "prepare")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -62,8 +63,8 @@ def card_text(
         shape=description["shape"],
         scorers=list(description["model"]["scorers"]),
         parameters=counts.get("parameters"),
-        data=_counts(run_dir / "prepare"),
-        split=config.prepare.split,
+        data=data,
+        split=UPDATE if "day_users" in data else config.prepare.split,
         filter=config.prepare.filter,
         epoch=max(history, key=lambda epoch: epoch["ndcg@10"], default=None),
         patience=config.train.patience,

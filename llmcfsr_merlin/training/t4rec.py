@@ -20,11 +20,12 @@ from transformers4rec.torch.block.base import BlockBase
 
 from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, ROW
+from llmcfsr_merlin.scoring.ndcg import ndcg_gains
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.ranker import select_top_k
 from llmcfsr_merlin.training.objective import Auxiliary, Objective, predicted_positions
 from llmcfsr_merlin.training.trainer import KnownParts
-from llmcfsr_merlin.training.validation import gains, ranks, split_last
+from llmcfsr_merlin.training.validation import ranks, split_last
 
 
 class DualViewBody(BlockBase):
@@ -118,7 +119,7 @@ class RankMetric(torchmetrics.Metric):
     def update(self, ranks: Tensor, _targets: Tensor) -> None:
         """ranks: int64 [B], 0 is the best."""
         self.hits += (ranks < self.k).sum()
-        self.gains += gains(ranks, self.k).sum()
+        self.gains += ndcg_gains(ranks + 1, self.k).sum()
         self.rows += len(ranks)
 
     def compute(self) -> dict[str, Tensor]:

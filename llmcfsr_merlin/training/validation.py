@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
+from llmcfsr_merlin.scoring.ndcg import ndcg_gains
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
 
@@ -33,11 +34,6 @@ def ranks(scores: Tensor, histories: Tensor, wanted: Tensor, exclude_history: bo
     return (scores > of_wanted).sum(1)
 
 
-def gains(ranks: Tensor, k: int = 10) -> Tensor:
-    """NDCG@k of single targets: ranks from 0, the best, to float64 of the same shape."""
-    return (ranks <= k - 1) / torch.log2(ranks.double() + 2)
-
-
 def quality(ranks: Tensor, k: int = 10) -> dict[str, float]:
-    """HR@k and NDCG@k of ranks int64 [N]: `hr_at_<k>` and `ndcg_at_<k>`."""
-    return {f"hr_at_{k}": float((ranks < k).double().mean()), f"ndcg_at_{k}": float(gains(ranks, k).mean())}
+    """HR@k and NDCG@k of ranks int64 [N], from 0: `hr_at_<k>` and `ndcg_at_<k>`."""
+    return {f"hr_at_{k}": float((ranks < k).double().mean()), f"ndcg_at_{k}": float(ndcg_gains(ranks + 1, k).mean())}

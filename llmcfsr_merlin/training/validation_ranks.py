@@ -10,8 +10,8 @@ from torch import Tensor
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, KEPT, MASKED
 from llmcfsr_merlin.dataset.user_histories import lists_of
 from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.ndcg import ndcg_gains
 from llmcfsr_merlin.scoring.ranker import pad
-from llmcfsr_merlin.training.validation import gains
 
 _COARSE = 4
 _SORTED = 64  # batches whose rows are sorted by length, so that little of them is padding
@@ -117,4 +117,4 @@ def _once(history: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
     """NDCG@k of single targets: ranks int64 [..., N], from 0, to float64 [...], their mean."""
-    return gains(torch.from_numpy(ranks), k).numpy().mean(-1)
+    return ndcg_gains(ranks + 1, k).mean(-1)

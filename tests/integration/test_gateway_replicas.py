@@ -19,7 +19,7 @@ from llmcfsr_merlin.serving.item_table import ItemTable
 from llmcfsr_merlin.serving.launch import find_tritonserver
 from llmcfsr_merlin.serving.repository import export, newest_items, publish
 from llmcfsr_merlin.serving.server import Server
-from tests.integration.test_gateway import note
+from tests.load import meanwhile, note
 from tests.served import write_model
 
 pytest.importorskip("fastapi", reason="the extra `gateway` is not installed")
@@ -55,10 +55,10 @@ def stack(versions, tmp_path_factory):
 @contextlib.contextmanager
 def load(gateway: GatewayServer, count: int = 3):
     """Clients in the background; yields what they got: (status, degraded, model version)."""
-    found, stop = collections.Counter(), threading.Event()
+    found = collections.Counter()
     body = json.dumps({"history": ["B001", "B002"], "k": 5})
 
-    def ask() -> None:
+    def ask(stop: threading.Event) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
         while not stop.is_set():
             connection.request("POST", "/recommend", body, {"content-type": "application/json"})
@@ -67,15 +67,8 @@ def load(gateway: GatewayServer, count: int = 3):
             found[reply.status, answer.get("degraded"), answer.get("model_version")] += 1
         connection.close()
 
-    threads = [threading.Thread(target=ask) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
+    with meanwhile(ask, *[()] * count):
         yield found
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def replicas_up(gateway: GatewayServer) -> int:

@@ -9,7 +9,8 @@ import pytest
 from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.serving.launch import find_tritonserver
 from llmcfsr_merlin.serving.repository import export
-from tests.integration.test_gateway import Served, note
+from tests.gateway_process import Served
+from tests.load import note
 from tests.served import write_model
 
 pytest.importorskip("schemathesis", reason="schemathesis is not installed (extra `test`)")

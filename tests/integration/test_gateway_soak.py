@@ -16,7 +16,8 @@ from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.serving.launch import find_tritonserver
 from llmcfsr_merlin.serving.repository import export
-from tests.integration.test_gateway import Served, note
+from tests.gateway_process import Served
+from tests.load import meanwhile, note
 from tests.served import IDS, write_model
 
 pytest.importorskip("fastapi", reason="the extra `gateway` is not installed")
@@ -33,10 +34,10 @@ def test_the_gateways_memory_stays_flat(tmp_path):
     trained = write_model(tmp_path / "train")
     export(trained, tmp_path / "repo", ServeConfig(max_top_k=50))
     served = Served(tmp_path / "repo", tmp_path / "stderr", "--set", "gateway.cache=500")
-    found, stop = collections.Counter(), threading.Event()
+    found = collections.Counter()
     pool = [*IDS, "zzz", "é", "x" * 100]
 
-    def ask(seed: int) -> None:
+    def ask(stop: threading.Event, seed: int) -> None:
         draw = random.Random(seed)
         while not stop.is_set():
             users = [
@@ -50,16 +51,11 @@ def test_the_gateways_memory_stays_flat(tmp_path):
             found["refused" if wrong and right else "answered" if right else f"{status}: {answer}"[:150]] += 1
 
     gateway, curve = served.children()["gateway"], []
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        time.sleep(seconds / 60)
-        curve.append(round(gateway.memory_info().rss / 1e6, 2))
-    stop.set()
-    for thread in threads:
-        thread.join()
+    with meanwhile(ask, *((seed,) for seed in range(4))):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(seconds / 60)
+            curve.append(round(gateway.memory_info().rss / 1e6, 2))
     answer = served.recommend({"history": ["B001", "B002"], "k": 9})[2]
     wanted = Recommender.load(trained).answer([["B001", "B002"]], 9).items[0].tolist()
     assert [item["id"] for item in answer["items"]] == wanted

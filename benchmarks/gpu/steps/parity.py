@@ -1,4 +1,4 @@
-"""The device gives what the CPU gives: networks and their gradients, losses, every scorer, candidates, ranking."""
+"""The device gives what the CPU gives: networks and their gradients, losses, every scorer, ranking."""
 
 from contextlib import contextmanager
 
@@ -47,7 +47,7 @@ def same_rows(here: torch.Tensor, there: torch.Tensor) -> float:
 
 @torch.inference_mode()
 def ranking(codes: torch.Tensor) -> dict:
-    """Scores and top 10 of the whole model, also prepared for many histories and by shortlist."""
+    """Scores and top 10 of the whole model, also prepared for many histories."""
     (here, _), (there, _) = model(ITEMS), model(ITEMS)
     there.to(DEVICE)
     one, other = Ranker(here), Ranker(there)
@@ -56,24 +56,21 @@ def ranking(codes: torch.Tensor) -> dict:
         "fp32_error": error(one.scores(codes), other.scores(codes)),
         "same_top10": same_rows(best, other.top_k(codes, 10)[0]),
         "bulk_fp32_error": error(one.scores(codes), Ranker(there, bulk=True).scores(codes)),
-        "shortlist_same_top10": same_rows(best, Ranker(there, shortlist=200).top_k(codes, 10)[0]),
     }
 
 
 @torch.inference_mode()
 def scorer(name: str, codes: torch.Tensor) -> dict:
-    """A scorer of random state: its features over the catalogue and for given items, and its candidates."""
+    """A scorer of random state: its features over the catalogue and for given items."""
     here, there = _scorer(name), _scorer(name).to(DEVICE)
     for one in (here, there):
         one.prepare()
     items = torch.randint(FIRST_ITEM, ITEMS + FIRST_ITEM, (len(codes), 20), generator=torch.Generator().manual_seed(1))
     far = codes.to(DEVICE)
-    found = {
+    return {
         "fp32_error": error(here(codes)[..., FIRST_ITEM:], there(far)[..., FIRST_ITEM:]),
         "fp32_error_of_items": error(here(codes, items), there(far, items.to(DEVICE))),
     }
-    candidates = [one.candidates(where, 50).sort(1).values for one, where in ((here, codes), (there, far))]
-    return found | {"same_candidates": same_rows(*candidates)}
 
 
 def _scorer(name: str):

@@ -16,11 +16,8 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.runtime.stage import seal
 from llmcfsr_merlin.scoring.checkpoint import save_model
-from llmcfsr_merlin.scoring.ranker import Ranker
 from llmcfsr_merlin.serving.request import Limits
 from llmcfsr_merlin.serving.steps import NO_LIST, Rank
-
-SHORTLIST = 1000  # candidates
 
 
 def run(record, small: bool) -> None:
@@ -29,7 +26,7 @@ def run(record, small: bool) -> None:
 
 
 def served(items: int, calls: int) -> dict:
-    """Latencies of one model, every item scored and by shortlist; loaded as a server loads it."""
+    """Latencies of one model, every item scored; loaded as a server loads it."""
     memory = Path("/dev/shm")
     room = memory.is_dir() and shutil.disk_usage(memory).free > 8e9
     with tempfile.TemporaryDirectory(dir=memory if room else None) as folder:
@@ -39,11 +36,6 @@ def served(items: int, calls: int) -> dict:
         wait()
         loading = round(time.perf_counter() - start, 2)
     found: dict = {"load_seconds": loading, "exact": latencies(rank, items, calls)}
-    asked = request(rank, histories(64, items)[:, :LENGTH])
-    best = rank([asked])[0]["ITEM_CODES"]
-    rank.recommender.ranker = Ranker(rank.recommender.ranker.model, shortlist=SHORTLIST)
-    same = (best == rank([asked])[0]["ITEM_CODES"]).all(1)
-    found["shortlist"] = {**latencies(rank, items, calls), "same_top10": float(same.mean())}
     if CUDA:
         found["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
     return found

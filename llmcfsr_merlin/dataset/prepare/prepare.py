@@ -7,6 +7,7 @@ once and rows follow as integers: in a device's memory (in_memory.py), or throug
 sequences.py). Tests prove the result equal to the workflow's.
 """
 
+import logging
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,9 @@ from llmcfsr_merlin.runtime.device import open_device
 from llmcfsr_merlin.runtime.engine import Engine, print_counts
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json
+
+_log = logging.getLogger(__name__)
+_MUCH_CUT = 0.05  # of the training interactions: worth a warning
 
 
 def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engine) -> dict:
@@ -91,8 +95,14 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     report["untimed"] = untimed(chunks)
     train = written.train[FIRST_ITEM:]
     report |= finish(out, ids, counts[order], train, written.users, written.rows["train"], settings)
+    report["train_cut"] = written.cut
     if cut is not None:
         report["split"] = written.report(cut)
+    if written.cut > _MUCH_CUT * train.sum():
+        _log.warning(
+            "prepare.max_length=%d leaves out %s of the training data, the oldest of long histories (more takes "
+            "longer to train)", settings.max_length, f"{written.cut / train.sum():.0%}",
+        )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
     report |= {"shuffle_mb": disk >> 20, "output_mb": folder_size(out) >> 20}
     _print(report, settings, time.perf_counter() - start)
@@ -222,6 +232,8 @@ def _print(report: dict, settings: PrepareConfig, seconds: float) -> None:
     lines.append((f"history < {settings.min_sequence}", -report["min_sequence"]))
     lines.append(("interactions out", report["interactions"]))
     lines += [(name, report[name]) for name in ("users", "items", "mean_length", "sparsity", "train_rows", "workflow")]
+    cut = f"{report['train_cut']:,} interactions" if report["train_cut"] else "nothing"
+    lines.append((f"training data cut by max_length={settings.max_length}", cut))
     for name, part in report.get("split", {}).items():
         counts = part if isinstance(part, dict) else {"": part}
         lines += [(f"{name} {what}".replace("_", " ").strip(), count) for what, count in counts.items()]

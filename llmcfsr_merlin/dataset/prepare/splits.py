@@ -96,9 +96,10 @@ def gather(xp: ModuleType, rows: Rows) -> tuple[Array, Array]:
 class Written:
     """Counts of what a part, or all of them, holds.
 
-    rows: of each split. train: int64, training interactions per encoded id; the last ids may be missing. Of a
-    temporal split only: targets, the same of the targets in valid and test; cold_users, users of valid and of test
-    without an earlier interaction, who have no row there; interactions and users of each split.
+    rows: of each split. train: int64, training interactions per encoded id; the last ids may be missing. cut: how many
+    of these max_length leaves out of the rows of train. Of a temporal split only: targets, the same of the targets in
+    valid and test; cold_users, users of valid and of test without an earlier interaction, who have no row there;
+    interactions and users of each split.
     """
 
     users: int
@@ -108,6 +109,7 @@ class Written:
     cold_users: dict[str, int]
     interactions: dict[str, int]
     active: dict[str, int]
+    cut: int = 0
 
     @classmethod
     def nothing(cls) -> "Written":
@@ -119,7 +121,9 @@ class Written:
     ) -> "Written":
         """From the rows of each split, and where users start, the segments and the codes of all interactions."""
         train = to_host(count(xp, codes[segment == 0], 1))
-        found = cls(len(first), {name: len(at.owner) for name, at in rows.items()}, train, {}, {}, {}, {})
+        counts = {name: len(at.owner) for name, at in rows.items()}
+        cut = int((rows["train"].start - first[rows["train"].owner]).sum())
+        found = cls(len(first), counts, train, {}, {}, {}, {}, cut)
         if parts is not None:
             begin = segment[first]
             ends = [parts.train_items, parts.valid_items, np.diff(np.r_[to_host(first), len(segment)])]
@@ -150,7 +154,7 @@ class Written:
         return Written(
             sum(part.users for part in parts), summed("rows"), added([part.train for part in parts]),
             {key: added([part.targets[key] for part in parts]) for key in parts[0].targets},
-            summed("cold_users"), summed("interactions"), summed("active"),
+            summed("cold_users"), summed("interactions"), summed("active"), sum(part.cut for part in parts),
         )  # fmt: skip
 
     def report(self, cut: TimeCut) -> dict:

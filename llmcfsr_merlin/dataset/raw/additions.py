@@ -1,8 +1,10 @@
 """Reads a file of new items as ingest reads metadata."""
 
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcfsr_merlin.config.data_settings import DataConfig
@@ -24,6 +26,17 @@ def read_items(path: Path, settings: DataConfig) -> list[dict[str, Attribute]]:
     as the run's own metadata were (settings). Raises InputError that names the line where a row cannot be read or has
     no id: no new item is skipped.
     """
+    rows = (table.to_pylist() for table in _tables(path, settings))
+    return [{name: value for name, value in row.items() if value is not None} for row in chain.from_iterable(rows)]
+
+
+def catalogue_ids(paths: Iterable[Path], settings: DataConfig) -> list[str]:
+    """The raw ids, cleaned, that files of metadata name, each once; rows are read as `read_items` reads them."""
+    ids = (table[ITEM].to_pylist() for path in paths for table in _tables(path, settings))
+    return list(dict.fromkeys(chain.from_iterable(ids)))
+
+
+def _tables(path: Path, settings: DataConfig) -> Iterator[pa.Table]:
     if not Path(path).is_file():
         raise InputError(f"expected a file of items, found no {path}")
     source = sniff(Path(path))
@@ -39,7 +52,6 @@ def read_items(path: Path, settings: DataConfig) -> list[dict[str, Attribute]]:
     else:
         lines = LineReader(source, reader.dialect if source.kind == "delimited" else None)
         blocks = ((block, lines.above(block)) for block in lines)
-    rows = []
     for block, above in blocks:
         table, found = reader(block, Place(str(path), above))
         lost = {name: count for name, count in found.items() if count and name not in _KEPT}
@@ -48,5 +60,4 @@ def read_items(path: Path, settings: DataConfig) -> list[dict[str, Attribute]]:
             fix = "save the file as UTF-8" if reason == "not utf8" else "correct it"
             where = found.examples[next(iter(lost))]
             raise InputError(f"expected new items with an {ITEM} each, found {reason}: {where}: {fix}")
-        rows.append(table.to_pylist())
-    return [{name: value for name, value in row.items() if value is not None} for row in chain.from_iterable(rows)]
+        yield table

@@ -5,57 +5,38 @@ order, so the result does not depend on the number of workers. Memory holds a fe
 """
 
 import logging
-import multiprocessing
 import os
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.names import INTERACTIONS, ITEMS, ROW
 from llmcfsr_merlin.dataset.raw import formats
+from llmcfsr_merlin.dataset.raw.block_tasks import Tasks
 from llmcfsr_merlin.dataset.raw.duplicates import RowKeys, drop_rows
 from llmcfsr_merlin.dataset.raw.fields.times import SETTING as TIME_FORMAT
-from llmcfsr_merlin.dataset.raw.fields.times import TimeReader
-from llmcfsr_merlin.dataset.raw.files.columnar import ParquetParser
-from llmcfsr_merlin.dataset.raw.files.delimited import DelimitedParser
-from llmcfsr_merlin.dataset.raw.files.dialect import Dialect
-from llmcfsr_merlin.dataset.raw.files.lines import BLOCK, Block, LineReader
-from llmcfsr_merlin.dataset.raw.files.source import Source, find_files, sniff
+from llmcfsr_merlin.dataset.raw.files.lines import BLOCK
+from llmcfsr_merlin.dataset.raw.files.source import find_files, sniff
+from llmcfsr_merlin.dataset.raw.in_order import Processes, in_order
 from llmcfsr_merlin.dataset.raw.interactions import (
     DROPPED,
     FILTERED,
     NOTED,
-    Cleaned,
     Distinct,
     PartWriter,
-    Rules,
-    clean,
 )
-from llmcfsr_merlin.dataset.raw.metadata import ItemReader, ItemTable
+from llmcfsr_merlin.dataset.raw.metadata import ItemTable
 from llmcfsr_merlin.dataset.raw.notices import warn
-from llmcfsr_merlin.dataset.raw.records import JsonParser
-from llmcfsr_merlin.dataset.raw.tally import Place, Tally, check_dropped
+from llmcfsr_merlin.dataset.raw.tally import Tally, check_dropped
 from llmcfsr_merlin.runtime.engine import print_counts
 from llmcfsr_merlin.runtime.errors import InputError
 
 _log = logging.getLogger(__name__)
 
 _SMALL = 4 * BLOCK  # below this file size, starting processes costs more than it saves
-_BATCH = 65_536  # Parquet rows per task
-_SAMPLE = 1 << 16  # bytes of a text file from which the time format is detected
 
 
 def ingest(settings: DataConfig, out: Path, *, workers: int | None = None, block: int = BLOCK) -> dict:
@@ -91,14 +72,14 @@ class _Run:
 
     def interactions(self) -> None:
         """Write the interactions, count what was dropped and remember the log's items."""
-        rules = self.format.rules
+        tasks = Tasks(self.settings, self.format, self.block)
         writer = PartWriter(self.out / INTERACTIONS)
         users, items, dropped = Distinct(), Distinct(), Tally()
         example = ""
         with RowKeys(self.out / ".keys") as keys:
             with ThreadPoolExecutor(self.workers) as pool:
-                tasks = self._interaction_tasks(rules, dropped)
-                for cleaned in _ordered(pool if self.workers > 1 else None, tasks, self.workers):
+                blocks = tasks.of_interactions(dropped, self.known)
+                for cleaned in in_order(pool if self.workers > 1 else None, blocks, self.workers):
                     writer.write(cleaned.table)
                     keys.add(cleaned.keys, cleaned.table[ROW].to_numpy())
                     users.add(cleaned.users)
@@ -130,13 +111,13 @@ class _Run:
     def items(self) -> None:
         """Write the items of the log with their metadata."""
         table = ItemTable(self.out / ITEMS, self.catalogue, self.format.columns)
-        counts = Tally()
+        tasks, counts = Tasks(self.settings, self.format, self.block), Tally()
         for path in find_files(self.settings.items, "data.items"):
             source = sniff(path, self.settings.item_encoding)
             read = self.format.item_reader(source)
             small = source.path.stat().st_size < (_SMALL // 4 if source.gzip else _SMALL)
-            with _processes(1 if small else self.workers) as pool:
-                for rows, found in _ordered(pool, self._item_tasks(source, read, counts), self.workers):
+            with Processes(1 if small else self.workers) as pool:
+                for rows, found in in_order(pool, tasks.of_items(source, read, counts), self.workers):
                     table.add(rows)
                     self._take(counts, found, self.settings.item_encoding, "data.item_encoding")
         lost = (
@@ -149,60 +130,6 @@ class _Run:
         table.close()
         self.unmatched = table.unmatched
         self.counts |= {name: int(value) for name, value in sorted({**counts, **table.counts}.items())}
-
-    def _interaction_tasks(self, rules: Rules, dropped: Tally) -> Iterator[Callable[[], Cleaned]]:
-        first_row = 0
-        for path in find_files(self.settings.interactions, "data.interactions"):
-            source = sniff(path, self.settings.encoding)
-            parser = self.format.parser(source)
-            place = Place(str(path), known=self.known)
-            times = self._times(source, parser)
-            if isinstance(parser, ParquetParser):
-                rows = 0
-                for batch in parser.batches(_BATCH):
-                    at = replace(place, before=rows)
-                    yield partial(_clean_batch, parser, batch, first_row + rows, rules, at, times)
-                    rows += batch.num_rows
-                first_row += rows
-                continue
-            reader = self._lines(source, _dialect(parser))
-            for block in _progress(reader):
-                at = replace(place, before=reader.above(block))
-                yield partial(_clean_block, parser, block, first_row, rules, at, times)
-            first_row += reader.lines
-            _damage(reader, dropped, "")
-
-    def _times(self, source: Source, parser: JsonParser | DelimitedParser | ParquetParser) -> TimeReader:
-        """The time format of this file, detected from its first rows, independent of the block size."""
-        if isinstance(parser, ParquetParser):
-            tables = [parser(batch) for batch in islice(parser.batches(_BATCH), 1)]
-        else:
-            blocks = islice(self._lines(source, _dialect(parser), _SAMPLE), 1)
-            tables = [table for block in blocks for table in parser(block.data, block.lines, Tally())]
-        columns = [table["time"] for table in tables if "time" in table.column_names]
-        if not columns:
-            return TimeReader()
-        kinds = {column.type for column in columns}
-        kind = kinds.pop() if len(kinds) == 1 else pa.string()  # JSON that Arrow refuses is read as text
-        sample = pa.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], kind)
-        rules, settings = self.format.rules, self.settings
-        if pa.types.is_string(kind):
-            sample = pc.if_else(pc.is_in(sample, value_set=pa.array(rules.nulls, pa.string())), None, sample)
-        filtered = rules.start is not None or rules.end is not None
-        return TimeReader.of(sample, str(source.path), settings.time_unit or "", settings.time_format or "", filtered)
-
-    def _item_tasks(self, source: Source, read: ItemReader, counts: Tally) -> Iterator[Callable]:
-        place = Place(str(source.path))
-        if source.kind == "parquet":
-            rows = 0
-            for batch in pq.ParquetFile(source.path).iter_batches(batch_size=_BATCH // 8):
-                yield partial(read, batch, replace(place, before=rows))
-                rows += batch.num_rows
-            return
-        reader = self._lines(source, read.dialect)
-        for block in _progress(reader):
-            yield partial(read, block, replace(place, before=reader.above(block)))
-        _damage(reader, counts, "metadata_")
 
     def _take(self, counts: Tally, found: Tally, encoding: str | None, setting: str) -> None:
         """Add a block's drop counts; InputError for bytes that are not UTF-8, unless the settings allow them."""
@@ -219,14 +146,6 @@ class _Run:
         for level, line in check_dropped(counts, lost, noted, read, self.settings.max_dropped, what):
             _log.log(level, line)
 
-    def _lines(self, source: Source, dialect: Dialect | None, block: int | None = None) -> LineReader:
-        return LineReader(
-            source,
-            dialect,
-            keep_damaged=self.settings.damaged == "keep",
-            block=block or self.block,
-        )
-
     def _nothing(self, dropped: Tally, example: str) -> str:
         reasons = ", ".join(f"{dropped[name]:,} {name}" for name in DROPPED if dropped[name])
         what = f"; the first unreadable time is {example}" if example else ""
@@ -241,92 +160,6 @@ class _Run:
             f"{', '.join(self.settings.interactions)}: expected interactions, found none left of "
             f"{dropped['rows_read']:,} rows ({reasons or 'no rows'}){what}: {check}"
         )
-
-
-def _dialect(parser: JsonParser | DelimitedParser) -> Dialect | None:
-    return parser.dialect if isinstance(parser, DelimitedParser) else None
-
-
-def _clean_block(
-    parser: JsonParser | DelimitedParser,
-    block: Block,
-    first_row: int,
-    rules: Rules,
-    place: Place,
-    times: TimeReader,
-) -> Cleaned:
-    dropped = Tally()
-    tables = parser(block.data, block.lines, dropped)
-    cleaned = clean(tables, first_row + block.first, rules, dropped, times)
-    place.exemplify(dropped, block.data)
-    return cleaned
-
-
-def _clean_batch(
-    parser: ParquetParser, batch: pa.RecordBatch, first_row: int, rules: Rules, place: Place, times: TimeReader
-) -> Cleaned:
-    dropped = Tally()
-    cleaned = clean([parser(batch)], first_row, rules, dropped, times)
-    place.exemplify(dropped, batch)
-    return cleaned
-
-
-def _damage(reader: LineReader, counts: Tally, prefix: str) -> None:
-    if reader.damage:
-        counts[f"{prefix}damaged_files"] += 1
-        counts[f"{prefix}cut_by_damage"] += reader.cut
-
-
-def _ordered(pool: Executor | None, tasks: Iterable[Callable], workers: int) -> Iterator:
-    """Results of the tasks in order; at most workers + 2 of them are in flight, so that memory is bounded."""
-    if pool is None:
-        yield from (task() for task in tasks)
-        return
-    flying: deque = deque()
-    try:
-        for task in tasks:
-            flying.append(pool.submit(task))
-            if len(flying) > workers + 1:
-                yield flying.popleft().result()
-        while flying:
-            yield flying.popleft().result()
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a parser process died: set cluster.workers=1, or give it more memory; a script that calls ingest needs "
-            '`if __name__ == "__main__":`'
-        ) from error
-    finally:
-        for future in flying:
-            future.cancel()
-
-
-class _processes:
-    """Processes for parsing in Python, or None in-process if there is one worker."""
-
-    def __init__(self, workers: int):
-        # spawn: forking a process with threads (Arrow's, a progress bar's) can leave locks held forever.
-        spawn = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, mp_context=spawn) if workers > 1 else None
-
-    def __enter__(self) -> ProcessPoolExecutor | None:
-        return self._pool
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-
-
-def _progress(reader: LineReader) -> Iterator[Block]:
-    """The blocks of a file with a progress bar of bytes and rows per second."""
-    path = reader.source.path
-    quiet = not sys.stderr.isatty()
-    with tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
-        for block in reader:
-            yield block
-            bar.update(reader.position - bar.n)
-            if not quiet:
-                rate = reader.lines / max(bar.format_dict["elapsed"], 1e-9)
-                bar.set_postfix_str(f"{rate:,.0f} rows/s")
 
 
 def _cores() -> int:

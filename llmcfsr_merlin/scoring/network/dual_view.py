@@ -77,6 +77,22 @@ class DualViewNetwork(nn.Module):
         """Initialise what depends on the training counts int64 [V] and the frozen vectors."""
         self.items.initialise(self.config, train_counts)
 
+    @torch.no_grad()
+    def start_from(self, other: "DualViewNetwork") -> None:
+        """Take the weights of a trained network of the same items, after `initialise`.
+
+        Its rows of zeros are items that it was not trained on (NetworkScorer.append_items): they keep what they were
+        initialised with. The confidence in an item follows the counts, the rest of the buffers the weights.
+        """
+        ours, theirs = self.items.collaborative, other.items.collaborative
+        state = {name: tensor for name, tensor in other.state_dict().items() if name != "items.confidence"}
+        if ours is not None and theirs is not None:
+            trained = theirs.weight.any(1, keepdim=True)
+            state["items.collaborative.weight"] = torch.where(trained, theirs.weight, ours.weight)
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        if unexpected or set(missing) - {"items.confidence"}:
+            raise ValueError(f"expected a network of the same settings, {(missing, unexpected)} differ")
+
     def embed(self, items: Tensor, packing: Packing | None = None) -> list[Tensor]:
         """items int64 [B, T], right-padded -> views of the items with positions, each [B, T, d] or packed [M, d].
 
@@ -156,9 +172,10 @@ class DualViewNetwork(nn.Module):
         return self.encode(self.embed(histories, packing), packing)[packing.lengths.cumsum(0) - 1]
 
     @torch.no_grad()
-    def catalogue(self, chunk: int = 65536) -> Tensor:
-        """All items as candidates [V, views * d], in chunks of items; call it once per set of weights."""
-        parts = torch.arange(self.n_items, device=self.device).split(chunk)
+    def catalogue(self, span: slice | None = None, chunk: int = 65536) -> Tensor:
+        """All items, or those of a span, as candidates [V, views * d], in chunks of items; call it once per set of
+        weights."""
+        parts = torch.arange(self.n_items, device=self.device)[span or slice(None)].split(chunk)
         return torch.cat([self.candidates(part) for part in parts])
 
 

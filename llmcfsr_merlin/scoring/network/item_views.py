@@ -1,7 +1,7 @@
 """Both views of an item: a trainable collaborative table and an adapter over frozen semantic vectors."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -95,8 +95,10 @@ class ItemViews(nn.Module):
             scores = scores / scores.std(0).clamp_min(1e-12) / math.sqrt(hidden)
             self.collaborative.weight[FIRST_ITEM:, : scores.shape[1]] = scores
 
-    def forward(self, items: Tensor) -> list[Tensor]:
+    def forward(self, items: Tensor, adapter: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
         """items int64 [...] -> one float tensor [..., d] per view, collaborative before semantic.
+
+        adapter: of adapter(), if weights stay as they are: for a few items computing it takes longer than using it.
 
         In training, `item_dropout` of the items lose their collaborative row for this call, in every place where they
         occur, so that the semantic view learns to stand alone.
@@ -107,18 +109,21 @@ class ItemViews(nn.Module):
             if self.training and self.item_dropout:
                 confidence = confidence * (torch.rand_like(confidence) >= self.item_dropout)
             views.append(self.collaborative(items) * confidence[items].unsqueeze(-1))
-        if self.semantic is not None and self.vectors.semantic is not None:
-            views.append(self._adapted(self.vectors.semantic[items], *self.semantic))
+        adapter = self.adapter() if adapter is None else adapter
+        if adapter is not None and self.vectors.semantic is not None:
+            views.append(F.linear(self.vectors.semantic[items], *adapter))
         if self.null_space is not None:
             views.append(torch.cat([self.leading[items], self.null_space(items)], dim=-1))
         return views
 
-    def _adapted(self, vectors: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
-        """Semantic views [..., d] of the whitened vectors [..., D], (v - center) @ whitening.
+    def adapter(self) -> tuple[Tensor, Tensor] | None:
+        """Weight [d, D] and bias [d] of the semantic views of vectors [..., D], whitened as (v - center) @ whitening.
 
         Whitening and two linear maps without activation are one map, D x d: cheaper per item, and no whitened
-        table is kept.
+        table is kept. None without a semantic view.
         """
+        if self.semantic is None:
+            return None
+        first, second = cast(tuple[nn.Linear, nn.Linear], tuple(self.semantic))
         weight = second.weight @ first.weight @ self.whitening.T
-        bias = second.weight @ first.bias + second.bias - weight @ self.center
-        return F.linear(vectors, weight, bias)
+        return weight, second.weight @ first.bias + second.bias - weight @ self.center

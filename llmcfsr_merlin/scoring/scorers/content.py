@@ -1,7 +1,8 @@
 """The content score: a candidate's similarity to the closest item of the history."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 from llmcfsr_merlin.config.scorer_settings import ContentSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
-from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.compiled import Compiler, Function
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Report, Scorer, Shape
+from llmcfsr_merlin.scoring.search.bound import Bound, largest_by_key
+from llmcfsr_merlin.scoring.search.neighbours import COSINE_NOISE, Neighbours, find_neighbours
 
 COLD_COUNT = 3  # training interactions at which an item's coldness is one half
-_REDUCED = 64  # leading dimensions by which candidates are generated
+NEIGHBOURS = 64  # nearest items of each that the table holds
 _BULK = 500_000_000  # largest table of all item-item cosines that is kept: 2 GB
 _ROOM = 1 << 22  # cosines held at once while the catalogue is read in parts
 _GPU_ROOM = 1 << 28  # the same on a GPU: 1 GB
@@ -45,7 +49,8 @@ class ContentScorer(Scorer[ContentSettings]):
         self.register_buffer("coldness", torch.ones(shape.n_items))
         self._units: Tensor | None = None
         self._similarity: Tensor | None = None
-        self._reduced: Tensor | None = None
+        self._product: Function | None = None
+        self._neighbours: Neighbours | None = None
 
     @classmethod
     def fit(
@@ -58,19 +63,29 @@ class ContentScorer(Scorer[ContentSettings]):
     def prepare(self, bulk: bool = False) -> None:
         """bulk: the cosines of all pairs of items are computed once if they fit in 2 GB; a GPU is faster without."""
         self._units = self._unit_vectors()
-        self._reduced = None
-        bulk = bulk and not self._units.is_cuda and len(self._units) ** 2 <= _BULK
+        self._product = None
+        bulk = bulk and self.span is None and not self._units.is_cuda and len(self._units) ** 2 <= _BULK
         self._similarity = self._units @ self._units.T if bulk else None
+
+    def compile(self, compiler: Compiler) -> None:
+        self._product = compiler.product(self.units)
 
     @property
     def units(self) -> Tensor:
-        """Vectors of unit norm, [V, D] or [V, D + E] with lexical ones, zero on reserved rows."""
+        """Vectors of unit norm (of the span, if there is one), [V, D] or [V, D + E] with lexical ones, zero on reserved
+        rows."""
         if self._units is None:
             self._units = self._unit_vectors()
         return self._units
 
     def _unit_vectors(self) -> Tensor:
-        return unit_vectors(self.vectors, self.settings.lexical_share)
+        return unit_vectors(self.vectors, self.settings.lexical_share, self.span)
+
+    def _units_of(self, items: Tensor) -> Tensor:
+        """Of encoded ids [...]: [..., D]."""
+        if self.span is None:
+            return self.units[items]
+        return unit_vectors(self.vectors, self.settings.lexical_share, items)
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         cosine = self.cosine(histories, items)
@@ -88,40 +103,94 @@ class ContentScorer(Scorer[ContentSettings]):
         """The weight of the cosine per item, float [V]."""
         return self.weights[0] + self.weights[1] * self.coldness
 
-    def cosine(self, histories: Tensor, items: Tensor | None = None, units: Tensor | None = None) -> Tensor:
-        """Largest cosine over the real items of each history, [B, V], or [B, C] for items [B, C]; 0 if it is empty.
+    def _weights_of(self, items: Tensor) -> Tensor:
+        return self.weights[0] + self.weights[1] * self.coldness[items]
+
+    def cosine(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
+        """Largest cosine over the real items of each history, [B, V] (or [B, span]), or [B, C] for items [B, C]; 0 if
+        it is empty.
 
         What a history holds is compared with its other items (see the class).
         """
         real = histories >= FIRST_ITEM
         itself = self.settings.match_itself
         if items is not None:
-            return _of_items(self.units[histories], self.units[items], histories, items, itself)
-        if units is None and self._similarity is not None:
+            return _of_items(self._units_of(histories), self._units_of(items), histories, items, itself)
+        read = self._units_of(histories)
+        if self._similarity is not None:
             best = _of_all_pairs(self._similarity, histories, real)
         elif self.units.is_cuda:
-            best = _of_catalogue_on_gpu(histories, real, self.units if units is None else units)
+            best = _of_catalogue_on_gpu(histories, real, self.units, self._units_of)
         else:
-            best = _of_catalogue(histories[real], real.sum(1).tolist(), self.units if units is None else units)
+            best = _of_catalogue(read[real], real.sum(1).tolist(), self.units, self._product)
         if itself:
             return best
-        read = (self.units if units is None else units)[histories]
-        return best.scatter_(1, histories, _of_items(read, read, histories, histories, itself))
+        others = _of_items(read, read, histories, histories, itself)
+        if self.span is None:
+            return best.scatter_(1, histories, others)
+        place = histories - self.span.start
+        elsewhere = (place < 0) | (place >= best.shape[1])
+        return F.pad(best, (0, 1)).scatter_(1, place.masked_fill(elsewhere, best.shape[1]), others)[:, :-1]
+
+    def of_span(self, histories: Tensor, span: slice) -> Tensor:
+        return self.item_weights()[span] * self.cosine(histories)
 
     def match(self, histories: Tensor, items: Tensor) -> Tensor:
         """The item of the history whose cosine is the one that counts; of equal ones the earliest; 0 if none counts."""
-        cosine = self.units[histories] @ self.units[items].transpose(1, 2)  # [B, L, C]
+        cosine = self._units_of(histories) @ self._units_of(items).transpose(1, 2)  # [B, L, C]
         hidden = _not_compared(histories, items, self.settings.match_itself)
         best = cosine.masked_fill(hidden, _HIDDEN).max(1)
         return histories.gather(1, best.indices).masked_fill((items < FIRST_ITEM) | (best.values == _HIDDEN), 0)
 
-    def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """Candidate generation by the cosine of the leading 64 dimensions, which reads an eighth of the memory."""
-        if self._reduced is None:
-            self._reduced = _reduce(self.units)
-        rough = self.item_weights() * self.cosine(histories, units=self._reduced)
-        rough[:, :FIRST_ITEM] = -torch.inf
-        return rough.topk(min(count, rough.shape[1] - FIRST_ITEM), dim=1).indices
+    @property
+    def neighbours(self) -> Neighbours:
+        """The table of each item's nearest items; built when it is first needed, if it was not loaded."""
+        if self._neighbours is None or len(self._neighbours.cut) != self.shape.n_items:
+            self._neighbours = find_neighbours(self.units, NEIGHBOURS, self._neighbours)
+        return self._neighbours
+
+    def tables(self, known: Scorer | None, folder: Path, report: Report) -> dict[str, Tensor]:
+        before = known._neighbours if isinstance(known, ContentScorer) else None
+        self._neighbours = find_neighbours(self.units, NEIGHBOURS, before, folder, report)
+        return self._neighbours._asdict()
+
+    def take_tables(self, tables: Mapping[str, Tensor]) -> None:
+        self._neighbours = Neighbours(**tables)
+
+    def bound_columns(self) -> Tensor:
+        """What a cosine of 1 and of -1 can give."""
+        weights = self.item_weights()
+        return torch.stack([weights.clamp_min(0), (-weights).clamp_min(0)], 1)[:, : 1 + self._may_subtract()]
+
+    def _may_subtract(self) -> bool:
+        return min(float(self.weights[0]), float(self.weights.sum())) < 0
+
+    def bound(self, histories: Tensor) -> Bound:
+        """What is near an item of the history is listed; what is not is no nearer than the table's last of each."""
+        table, real = self.neighbours, histories >= FIRST_ITEM
+        cut = table.cut[histories].masked_fill(~real, 0).amax(1).clamp_min(0)
+        near, cosines = table.items[histories].long(), table.cosines[histories].float() + COSINE_NOISE
+        if self.settings.match_itself:
+            near = torch.cat([near, histories.unsqueeze(2)], 2)
+            cosines = torch.cat([cosines, torch.full_like(cosines[..., :1], 1 + COSINE_NOISE)], 2)
+        row, step, place = ((cosines > cut[:, None, None]) & real.unsqueeze(2) & (near >= FIRST_ITEM)).nonzero().T
+        items = near[row, step, place]
+        keys, best = largest_by_key(row * self.shape.n_items + items, cosines[row, step, place])
+        lifts = self._weights_of(keys % self.shape.n_items).clamp_min(0) * (best - cut[keys // self.shape.n_items])
+        some = real.any(1).float()
+        query = torch.stack([cut, some], 1)[:, : 1 + self._may_subtract()]
+        proven = (table.proven[histories] | ~real).all(1)
+        return Bound(query, torch.zeros(len(histories)), keys, lifts, proven=proven)
+
+    def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
+        real = history[0][history[0] >= FIRST_ITEM]
+        if not len(real):
+            return torch.zeros(len(items))
+        cosines = self.units[items] @ self.units[real].T  # [C, L]: several times faster than its transpose on some CPUs
+        if not self.settings.match_itself:
+            cosines = cosines.masked_fill(items[:, None] == real, _HIDDEN)
+        best = cosines.amax(1)
+        return self._weights_of(items) * best.masked_fill(best == _HIDDEN, 0.0)
 
     @property
     def scores_new_items(self) -> bool:
@@ -130,7 +199,7 @@ class ContentScorer(Scorer[ContentSettings]):
     def append_items(self, new: NewItems) -> None:
         self.coldness = torch.cat([self.coldness, self.coldness.new_ones(new.count)])
         super().append_items(new)
-        self._units = self._similarity = self._reduced = None
+        self._units = self._similarity = self._product = None
 
     @classmethod
     def memory_bytes(cls, settings: ContentSettings, shape: Shape) -> int:
@@ -140,15 +209,16 @@ class ContentScorer(Scorer[ContentSettings]):
         return _Graph(self, batch_size)
 
 
-def unit_vectors(vectors: ItemVectors, share: float) -> Tensor:
-    """Item vectors of unit norm, [V, D], or [V, D + E] with a share of the lexical ones."""
+def unit_vectors(vectors: ItemVectors, share: float, which: slice | Tensor | None = None) -> Tensor:
+    """Item vectors of unit norm, [V, D], or [V, D + E] with a share of the lexical ones; of encoded ids `which`."""
     if vectors.semantic is None:
         raise ValueError("the content score needs item vectors")
-    semantic = F.normalize(vectors.semantic, dim=-1)
+    which = slice(None) if which is None else which
+    semantic = F.normalize(vectors.semantic[which], dim=-1)
     if vectors.lexical is None or not share:
         return semantic
     # Side by side under these factors, their cosine is the mean of both cosines by the share.
-    lexical = F.normalize(vectors.lexical, dim=-1)
+    lexical = F.normalize(vectors.lexical[which], dim=-1)
     return torch.cat([math.sqrt(1 - share) * semantic, math.sqrt(share) * lexical], dim=-1)
 
 
@@ -179,15 +249,28 @@ def _of_all_pairs(similarity: Tensor, histories: Tensor, real: Tensor) -> Tensor
     return best * real.any(1, keepdim=True)
 
 
-def _of_catalogue(items: Tensor, lengths: list[int], units: Tensor) -> Tensor:
-    """items: int64 [M], the real items of all histories one after the other; lengths: of each. Returns [B, V].
+def _of_catalogue(read: Tensor, lengths: list[int], units: Tensor, product: Function | None = None) -> Tensor:
+    """read: [M, D], the real items of all histories one after the other; lengths: of each. Returns [B, V].
 
     One product for all positions reads the catalogue once (measured: 7 to 10 times faster than a product per position);
-    parts of the catalogue keep the [M, part] cosines at _ROOM numbers.
+    parts of the catalogue keep the [M, part] cosines at _ROOM numbers. product: of the whole catalogue, compiled, for
+    as many histories at once as that allows.
     """
-    read = units[items]
     best = units.new_zeros(len(lengths), len(units))
-    size = max(_ROOM // max(len(items), 1), 1024)
+    if product is not None:
+        first = 0
+        while first < len(lengths):
+            last = first + 1
+            while last < len(lengths) and sum(lengths[first : last + 1]) * len(units) <= _ROOM:
+                last += 1
+            start = sum(lengths[:first])
+            match = product(read[start : start + sum(lengths[first:last])])
+            for row, part in enumerate(match.split(lengths[first:last]), first):
+                if len(part):
+                    torch.amax(part, 0, out=best[row])
+            first = last
+        return best
+    size = max(_ROOM // max(len(read), 1), 1024)
     for start in range(0, len(units), size):
         match = read @ units[start : start + size].T
         for row, part in enumerate(match.split(lengths)):
@@ -196,7 +279,9 @@ def _of_catalogue(items: Tensor, lengths: list[int], units: Tensor) -> Tensor:
     return best
 
 
-def _of_catalogue_on_gpu(histories: Tensor, real: Tensor, units: Tensor, room: int = _GPU_ROOM) -> Tensor:
+def _of_catalogue_on_gpu(
+    histories: Tensor, real: Tensor, units: Tensor, units_of: Function, room: int = _GPU_ROOM
+) -> Tensor:
     """The same in few kernels, synchronising once (to count the real items) or, for one history, never."""
     if len(histories) == 1:
         # Padding reads the largest encoded id instead: an item of the history, or a reserved row, whose cosines are 0.
@@ -207,18 +292,11 @@ def _of_catalogue_on_gpu(histories: Tensor, real: Tensor, units: Tensor, room: i
     best = units.new_zeros(len(lengths), len(units))
     if not len(items):  # segment_reduce divides by their number
         return best
-    read, size = units[items], max(room // len(items), 1024)
+    read, size = units_of(items), max(room // len(items), 1024)
     for start in range(0, len(units), size):
         match = read @ units[start : start + size].T
         best[:, start : start + size] = torch.segment_reduce(match, "max", lengths=lengths, unsafe=True, initial=-2.0)
     return best.mul_(real.any(1, keepdim=True))
-
-
-def _reduce(vectors: Tensor, sample: int = 100_000) -> Tensor:
-    """Vectors [V, D] in the D x 64 basis that keeps most of their inner products: the leading singular directions."""
-    some = vectors[FIRST_ITEM :: max(len(vectors) // sample, 1)]
-    _, basis = torch.linalg.eigh(some.T @ some)
-    return vectors @ basis[:, -_REDUCED:]
 
 
 class _Graph(nn.Module):

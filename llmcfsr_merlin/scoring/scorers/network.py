@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.scoring.compiled import Compiler, Function
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.scoring.network.given_views import CompiledStates
 from llmcfsr_merlin.scoring.network.small_batches import SmallBatches, can_record
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 
 
 class NetworkScorer(Scorer[NetworkSettings]):
@@ -29,6 +32,8 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self.network = DualViewNetwork(settings, shape.n_items, shape.max_length, vectors)
         self._candidates: Tensor | None = None
         self._small: SmallBatches | None = None
+        self._compiled: CompiledStates | None = None
+        self._product: Function | None = None
 
     @classmethod
     def fit(
@@ -36,34 +41,63 @@ class NetworkScorer(Scorer[NetworkSettings]):
     ) -> "NetworkScorer":
         scorer = cls(settings, dataset.shape, vectors)
         scorer.network.initialise(torch.from_numpy(dataset.train_counts))
+        if isinstance(start := context.start.get("network"), NetworkScorer):
+            scorer.network.start_from(start.network)
         context.history.extend(context.train(scorer.network))
         scorer.network.eval()
         return scorer
 
     def prepare(self, bulk: bool = False) -> None:
-        self._candidates = self.network.catalogue()
+        self._candidates = self.network.catalogue(self.span)
         self._small = None if bulk else SmallBatches(self.network.user_states, self.network.max_length)
+        self._compiled = self._product = None
+
+    def compile(self, compiler: Compiler) -> None:
+        self._compiled = CompiledStates.by(compiler, self.network)
+        self._product = compiler.product(self.catalogue)
 
     def _apply(self, *arguments: Any, **options: Any) -> "NetworkScorer":
-        self._candidates = self._small = None  # a device and dtype that moves with the weights
+        # Their device and dtype move with the weights.
+        self._candidates = self._small = self._compiled = self._product = None
         return super()._apply(*arguments, **options)
 
     @property
     def catalogue(self) -> Tensor:
-        """Every item as a candidate, [V, views * d]."""
+        """Every item (of the span, if there is one) as a candidate, [V, views * d]."""
         if self._candidates is None:
             self.prepare()
         assert self._candidates is not None
         return self._candidates
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
-        if self._small is not None and can_record(self.network, histories):
-            states = self._small(histories)
-        else:
-            states = self.network.user_states(histories)
+        states = self.states(histories)
         if items is None:
-            return (states @ self.catalogue.T).unsqueeze(0)
-        return (self.catalogue[items] @ states.unsqueeze(-1)).squeeze(-1).unsqueeze(0)
+            return self._of_catalogue(states).unsqueeze(0)
+        candidates = self.catalogue[items] if self.span is None else self.network.candidates(items)
+        return (candidates @ states.unsqueeze(-1)).squeeze(-1).unsqueeze(0)
+
+    def of_span(self, histories: Tensor, span: slice) -> Tensor:
+        return self.weights[0] * self._of_catalogue(self.states(histories))
+
+    def _of_catalogue(self, states: Tensor) -> Tensor:
+        return states @ self.catalogue.T if self._product is None else self._product(states)
+
+    def states(self, histories: Tensor) -> Tensor:
+        """The states of the users, float [B, views * d]."""
+        if self._compiled is not None:
+            return self._compiled(histories)
+        if self._small is not None and can_record(self.network, histories):
+            return self._small(histories)
+        return self.network.user_states(histories)
+
+    def bound_columns(self) -> Tensor:
+        return self.catalogue
+
+    def bound(self, histories: Tensor) -> Bound:
+        return Bound(self.weights * self.states(histories), torch.zeros(len(histories)), *nothing_listed())
+
+    def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
+        return self.catalogue[items] @ bound.query[row]
 
     @property
     def scores_new_items(self) -> bool:
@@ -78,7 +112,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self.network.n_items = self.shape.n_items
         if self.network.items.collaborative is not None:
             self.network.items.collaborative.num_embeddings = self.shape.n_items
-        self._candidates = self._small = None
+        self._candidates = self._small = self._compiled = self._product = None
 
     @classmethod
     def memory_bytes(cls, settings: NetworkSettings, shape: Shape) -> int:

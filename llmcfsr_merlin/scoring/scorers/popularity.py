@@ -5,8 +5,8 @@ from torch import Tensor
 
 from llmcfsr_merlin.config.scorer_settings import PopularitySettings
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer, Shape
+from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 
 
 class PopularityScorer(Scorer[PopularitySettings]):
@@ -21,7 +21,6 @@ class PopularityScorer(Scorer[PopularitySettings]):
     def __init__(self, settings: PopularitySettings, shape: Shape, vectors: ItemVectors):
         super().__init__(settings, shape, vectors)
         self.register_buffer("log_counts", torch.zeros(shape.n_items))
-        self._most: Tensor | None = None
 
     @classmethod
     def fit(
@@ -36,12 +35,12 @@ class PopularityScorer(Scorer[PopularitySettings]):
             return self.log_counts[items].unsqueeze(0)
         return (torch.zeros_like(histories[:, :1], dtype=self.log_counts.dtype) + self.log_counts).unsqueeze(0)
 
-    def prepare(self, bulk: bool = False) -> None:
-        self._most = None
+    def of_span(self, histories: Tensor, span: slice) -> Tensor:
+        return (self.weights[0] * self.log_counts[span]).expand(len(histories), -1)
 
-    def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """The most popular items, sorted once: they are the same for every history."""
-        count = min(count, self.shape.n_items - FIRST_ITEM)
-        if self._most is None or len(self._most) != count:
-            self._most = self.log_counts[FIRST_ITEM:].topk(count).indices + FIRST_ITEM
-        return self._most.expand(len(histories), -1)
+    def bound_columns(self) -> Tensor:
+        return self.log_counts[:, None]
+
+    def bound(self, histories: Tensor) -> Bound:
+        rows = len(histories)
+        return Bound(self.weights.expand(rows, 1), torch.zeros(rows), *nothing_listed())

@@ -1,12 +1,13 @@
 """Item-to-item transitions: which items follow which in the training sequences."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llmcfsr_merlin.config.scorer_settings import ContentSettings, TransitionSettings
+from llmcfsr_merlin.config.scorer_settings import TransitionSettings
 from llmcfsr_merlin.dataset.catalogue_order import ascending_share
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
@@ -14,12 +15,18 @@ from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewI
 from llmcfsr_merlin.scoring.scorers.content import unit_vectors
 from llmcfsr_merlin.scoring.scorers.transition_counts import BACKWARD, count_transitions
 from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on, fits
+from llmcfsr_merlin.scoring.search.bound import Bound, sum_by_key, value_of
 
 RECENCY = 0.8  # decay per step into the past
 # Share of ascending steps from which a log is taken to be sorted by item: Beauty .69, Yelp and MovieLens .50.
 SORTED = 0.6
 NEAREST = 10  # items from which one without transitions borrows them
 _ROOM = 1 << 25  # cosines held at once
+_PAIRS = 1 << 31  # cosines computed at most, half a minute on two cores
+_FEWEST = 1000  # lenders that are searched however many items borrow
+_PIECE = 1 << 14  # borrowing items whose score is computed at once
+
+_log = logging.getLogger(__name__)
 
 
 class TransitionScorer(Scorer[TransitionSettings]):
@@ -111,7 +118,15 @@ class TransitionScorer(Scorer[TransitionSettings]):
         if self.vectors.semantic is None or not nearest or not len(without):
             none = without.new_zeros(0, 1)
             return none[:, 0], none, none.to(self.next_weights)
-        units = unit_vectors(self.vectors, ContentSettings().lexical_share)
+        most = max(_PAIRS // len(without), _FEWEST)
+        if len(lenders) > most:
+            _log.info(
+                "%d items without transitions borrow from the %d of %d items that have the most",
+                len(without), most, len(lenders),
+            )  # fmt: skip
+            known = (self.next_weights[lenders] > 0).sum(1)
+            lenders = lenders[known.argsort(descending=True, stable=True)[:most].sort().values]
+        units = unit_vectors(self.vectors, self.vectors.lexical_share)
         lent = units[lenders].T
         parts = [(units[some] @ lent).topk(nearest, dim=1) for some in without.split(max(_ROOM // len(lenders), 1))]
         cosines, places = (torch.cat(part) for part in zip(*parts))
@@ -129,6 +144,15 @@ class TransitionScorer(Scorer[TransitionSettings]):
             total = self._added(total, own, self.weights[1])
         return total if items is None else total.gather(1, items)
 
+    def of_span(self, histories: Tensor, span: slice) -> Tensor:
+        if self.borrows:  # of items that any shard may hold
+            return self.weighted(histories)[:, span]
+        width, weights = span.stop - span.start, self._decayed(histories)
+        place = self.next_items[histories].long().flatten(1) - span.start
+        place = place.masked_fill((place < 0) | (place >= width), width)  # elsewhere
+        sums = weights.new_zeros(len(histories), width + 1).scatter_add(1, place, weights.flatten(1))[:, :-1]
+        return self.weights[0] * sums.mul(100).log1p()
+
     def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
         own = self._own(histories)
         return [
@@ -140,7 +164,8 @@ class TransitionScorer(Scorer[TransitionSettings]):
         without, near, cosines = self.borrowers
         if not len(without):
             return total
-        borrowed = (own[:, near] * cosines).amax(2)
+        pieces = zip(near.split(_PIECE), cosines.split(_PIECE))
+        borrowed = torch.cat([(own[:, lenders] * cosine).amax(2) for lenders, cosine in pieces], dim=1)
         return total.scatter_add(1, without.expand_as(borrowed), weight * borrowed)
 
     def _own(self, histories: Tensor) -> Tensor:
@@ -150,11 +175,35 @@ class TransitionScorer(Scorer[TransitionSettings]):
         sums = sums.scatter_add(1, self.next_items[histories].long().flatten(1), weights.flatten(1))
         return sums.mul(100).log1p()
 
-    def candidates(self, histories: Tensor, count: int) -> Tensor:
-        """The neighbours with the largest weight; an item that occurs twice counts with its larger one."""
+    def bound_columns(self) -> Tensor:
+        """The cosine by which an item borrows at most."""
+        without, _, cosines = self.borrowers
+        column = torch.zeros(self.shape.n_items, int(self.borrows))
+        if self.borrows:
+            column[without, 0] = cosines.amax(1)
+        return column
+
+    def bound(self, histories: Tensor) -> Bound:
+        """Exact for what follows the history, a bound for what borrows from that."""
+        rows, n_items = len(histories), self.shape.n_items
         weights = self._decayed(histories).flatten(1)
-        best = weights.topk(min(count, weights.shape[1]), dim=1)
-        return self.next_items[histories].long().flatten(1).gather(1, best.indices).masked_fill(best.values == 0, PAD)
+        row, place = weights.nonzero(as_tuple=True)
+        keys, sums = sum_by_key(row * n_items + self.next_items[histories].flatten(1)[row, place], weights[row, place])
+        own = sums.mul(100).log1p()
+        most = torch.zeros(rows).scatter_reduce(0, keys // n_items, own, "amax")
+        query = most[:, None] * self.weights[1].clamp_min(0) if self.borrows else torch.zeros(rows, 0)
+        return Bound(query, torch.zeros(rows), keys, self.weights[0] * own, own=own)
+
+    def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
+        first = row * self.shape.n_items
+        total = value_of(bound.keys, bound.lifts, first + items)
+        without, near, cosines = self.borrowers
+        if self.borrows and len(without) and bound.own is not None:
+            place = torch.searchsorted(without, items).clamp_max(len(without) - 1)
+            lacks = without[place] == items
+            lent = value_of(bound.keys, bound.own, first + near[place[lacks]]) * cosines[place[lacks]]
+            total[lacks] += self.weights[1] * lent.amax(1)
+        return total
 
     def _decayed(self, histories: Tensor) -> Tensor:
         """[B, L, neighbours]; PAD has no neighbours."""

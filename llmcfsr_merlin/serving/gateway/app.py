@@ -21,6 +21,7 @@ from llmcfsr_merlin.config.gateway_settings import GatewayConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.serving.gateway.asking import Asking
 from llmcfsr_merlin.serving.gateway.catalogue import Catalogue
+from llmcfsr_merlin.serving.gateway.catalogue_shards import Shards
 from llmcfsr_merlin.serving.gateway.front import Front
 from llmcfsr_merlin.serving.gateway.keys import Keys
 from llmcfsr_merlin.serving.gateway.models import field_name
@@ -39,6 +40,7 @@ def make_app(
     replicas: Sequence[str],
     settings: GatewayConfig,
     *,
+    sharded: bool = False,
     keys: Keys | None = None,
     cors: Sequence[str] = (),
     log_requests: bool = False,
@@ -47,11 +49,12 @@ def make_app(
 ) -> Any:
     """The ASGI application in front of `replicas` (host:port of their gRPC), which serve exports like `repository`.
 
-    beside: called every second.
+    sharded: they are the shards of one catalogue, in order (catalogue_shards.py). beside: called every second.
     """
     telemetry = telemetry or Telemetry()
     rates = Rates(settings.rate)
-    asking = Asking(settings, Replicas(replicas, settings.patience), Catalogue(repository), telemetry)
+    servers = (Shards if sharded else Replicas)(replicas, settings.patience)
+    asking = Asking(settings, servers, Catalogue(repository), telemetry)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -3,16 +3,16 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from llmcfsr_merlin.config.gateway_settings import GatewayConfig
 from llmcfsr_merlin.serving.gateway.answer_cache import AnswerCache
 from llmcfsr_merlin.serving.gateway.catalogue import Catalogue
+from llmcfsr_merlin.serving.gateway.catalogue_shards import Shards
 from llmcfsr_merlin.serving.gateway.problems import Problem, invalid_fields
 from llmcfsr_merlin.serving.gateway.replicas import Replicas
 from llmcfsr_merlin.serving.gateway.slots import Slots
 from llmcfsr_merlin.serving.gateway.telemetry import Telemetry
-from llmcfsr_merlin.serving.gateway.tensors import Found, Row, message, read
+from llmcfsr_merlin.serving.gateway.tensors import Found, Row
 from llmcfsr_merlin.serving.item_table import version_name
 from llmcfsr_merlin.serving.repository import Served, served
 
@@ -20,7 +20,8 @@ from llmcfsr_merlin.serving.repository import Served, served
 class Asking:
     """Everything between a checked request and its answer."""
 
-    def __init__(self, settings: GatewayConfig, replicas: Replicas, catalogue: Catalogue, telemetry: Telemetry):
+    def __init__(self, settings: GatewayConfig, replicas: Replicas | Shards, catalogue: Catalogue,
+                 telemetry: Telemetry):  # fmt: skip
         self.settings, self.replicas, self.catalogue, self.telemetry = settings, replicas, catalogue, telemetry
         self.served: Served = served(catalogue.repository)
         self.cache = AnswerCache(settings.cache, settings.cache_seconds)
@@ -65,24 +66,24 @@ class Asking:
 
     async def _ask(self, rows: list[Row], deadline: float) -> list[dict]:
         try:
-            reply = await self._reply(message(rows), deadline)
+            found = await self._found(rows, deadline)
         except Problem as problem:
             if problem.kind != "no-server" or not self.settings.fallback:
                 raise
             self.telemetry.degraded.inc(len(rows))
             return [self.catalogue.popular_answer(row) for row in rows]
-        answers = [self._told(found) for found in read(reply, rows)]
+        answers = [self._told(one) for one in found]
         for row, answer in zip(rows, answers):
             self.cache.put(row, answer)
         return answers
 
-    async def _reply(self, request: Any, deadline: float) -> Any:
+    async def _found(self, rows: list[Row], deadline: float) -> list[Found]:
         if not self.replicas.ready:  # nothing to wait for
-            return await self.replicas.ask(request, deadline)
+            return await self.replicas.find(rows, deadline)
         await self.slots.take(deadline - time.monotonic())
         try:
             with self.telemetry.triton.time():
-                return await self.replicas.ask(request, deadline)
+                return await self.replicas.find(rows, deadline)
         finally:
             self.slots.give()
 
@@ -97,7 +98,7 @@ class Asking:
             "unknown": found.unknown,
             "fallback": found.fallback,
             "degraded": False,
-            "exact": found.fallback or not self.served.shortlist,
+            "exact": found.exact,
             "model_version": version_name(found.tag),
         }
 

@@ -15,29 +15,36 @@ _LINE = re.compile(r"([\w.@-]{1,64})[ \t:]+([!-~]+)")
 class Keys:
     """The keys of a file, one `name key` a line; empty lines and those with # are left out.
 
-    A changed file is read again (`refresh`), so that keys come and go without a restart. Raises InputError where the
-    file cannot be read, others may read it, or a line is none.
+    A file of changed content or mode is read again (`refresh`), so that keys come and go without a restart. Raises
+    InputError if the file cannot be read, if others may read it, or if a line is none; once per change.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._names: dict[bytes, str] = {}
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[int, ...] = ()
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the file again where it has changed."""
+        """Read the file again if it has changed; after an error the keys of before stay."""
+        before, self._seen = self._seen, self._state()
+        if self._seen == before:
+            return
         try:
-            status = self.path.stat()
-            if (seen := (status.st_mtime_ns, status.st_size)) == self._seen:
-                return
-            text = self.path.read_text()
+            mode, text = self.path.stat().st_mode, self.path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--api-keys: {self.path} cannot be read ({error})") from error
-        if status.st_mode & 0o007:
+        if mode & 0o007:
             raise InputError(f"--api-keys: other users may read {self.path}: chmod o-rwx {self.path}")
         self._names = _parsed(text, self.path)
-        self._seen = seen
+
+    def _state(self) -> tuple[int, ...]:
+        """What changes with the file's content or mode; the number of the error if there is no file."""
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            return (error.errno or 1,)
+        return status.st_mtime_ns, status.st_size, status.st_mode
 
     def name(self, key: bytes) -> str | None:
         """Whose key it is, None for an unknown one. The time does not tell how much of a key was right."""

@@ -34,9 +34,9 @@ def run(options: Options) -> None:
     most = min(settings.max_connections, _descriptors() - _OWN_FILES)
     telemetry, sweep = Telemetry(), Sweep(settings.request_timeout)
     app = make_app(
-        Path(options.repository), options.replicas, settings, keys=Keys(options.keys) if options.keys else None,
-        cors=options.cors, log_requests=options.log_requests, telemetry=telemetry,
-        beside=lambda: sweep(server.server_state.connections),
+        Path(options.repository), options.replicas, settings, sharded=options.sharded,
+        keys=Keys(options.keys) if options.keys else None, cors=options.cors, log_requests=options.log_requests,
+        telemetry=telemetry, beside=lambda: sweep(server.server_state.connections),
     )  # fmt: skip
     config = uvicorn.Config(
         app, http=limited(most, telemetry.closed.inc), ws="none", loop="uvloop", lifespan="on", access_log=False,

@@ -11,6 +11,7 @@ import grpc
 from llmcfsr_merlin.serving.gateway.problems import Problem, busy
 from llmcfsr_merlin.serving.gateway.replica import Gone, Replica
 from llmcfsr_merlin.serving.gateway.slots import too_late
+from llmcfsr_merlin.serving.gateway.tensors import Found, Row, message, read
 
 _log = logging.getLogger(__name__)
 _PERIOD, _PERIOD_ASIDE = 1.0, 0.3  # seconds between two questions of the watch, to one that answers and one put aside
@@ -54,6 +55,10 @@ class Replicas:
             watch.cancel()
         await asyncio.gather(*self._watches, return_exceptions=True)
         await asyncio.gather(*(replica.close() for replica in self.all))
+
+    async def find(self, rows: Sequence[Row], deadline: float) -> list[Found]:
+        """The answers to rows that may stand in one message (tensors.message), as `ask`."""
+        return read(await self.ask(message(rows), deadline), rows)
 
     async def ask(self, request: Any, deadline: float) -> Any:
         """The answer of one replica, by `deadline` (time.monotonic()); Problem where there is none to be had."""

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2
 from llmcfsr_merlin.serving.repository import EXPLAIN, FRONT
 
 _EMPTY = struct.pack("<I", 0)  # a text of no bytes: padding
-_OUTPUTS = ("ITEMS", "SCORES", "UNKNOWN", "FALLBACK", "BUNDLE")
+_OUTPUTS = ("ITEMS", "SCORES", "UNKNOWN", "FALLBACK", "BUNDLE", "EXACT")
 
 
 class Row(NamedTuple):
@@ -32,6 +32,7 @@ class Found(NamedTuple):
     scores: np.ndarray
     unknown: int
     fallback: bool
+    exact: bool
     tag: int
     reasons: list[dict] | None
 
@@ -63,7 +64,7 @@ def read(reply: Any, rows: Sequence[Row]) -> list[Found]:
     scores = np.frombuffer(found["SCORES"][1], "<f4")
     unknown = struct.unpack(f"<{len(rows)}i", found["UNKNOWN"][1])
     tags = struct.unpack(f"<{len(rows)}q", found["BUNDLE"][1])
-    fallback = found["FALLBACK"][1]
+    fallback, exact = found["FALLBACK"][1], found["EXACT"][1]
     reasons = _texts(found["REASONS"][1]) if "REASONS" in found else None
     answers = []
     for place in range(len(rows)):
@@ -73,7 +74,7 @@ def read(reply: Any, rows: Sequence[Row]) -> list[Found]:
         if reasons is not None:
             told = [orjson.loads(text) for text in reasons[start : start + len(named)]]
         kept = scores[start : start + len(named)]
-        answers.append(Found(named, kept, unknown[place], bool(fallback[place]), tags[place], told))
+        answers.append(Found(named, kept, unknown[place], bool(fallback[place]), bool(exact[place]), tags[place], told))
     return answers
 
 

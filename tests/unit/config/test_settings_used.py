@@ -30,8 +30,10 @@ def _text(*patterns: str) -> str:
     return "\n".join(path.read_text() for path in paths)
 
 
-CODE = _text(*(f"llmcfsr_merlin/{folder}/**/*.py" for folder in ("cli", "dataset", "evaluation", "runtime", "scoring",
-             "serving", "text", "training")), "llmcfsr_merlin/*.py", "llmcfsr_merlin/config/load.py")  # fmt: skip
+FOLDERS = ("cli", "dataset", "evaluation", "runtime", "scoring", "serving", "text", "training", "update")
+CODE = _text(
+    *(f"llmcfsr_merlin/{of}/**/*.py" for of in FOLDERS), "llmcfsr_merlin/*.py", "llmcfsr_merlin/config/load.py"
+)
 USED = _text("pipelines/**/*.yaml", "tests/**/*.py", "benchmarks/**/*.py", "benchmarks/*.yaml", "docs/**/*.md", "*.md")
 FIELDS = sorted({(section.__name__, name) for section in _sections() for name in section.model_fields})
 HERE = {"synthetic_seed", "max_queue_delay_us", "distil_users", "weight_decay", "warmup"}  # set below

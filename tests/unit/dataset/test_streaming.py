@@ -11,6 +11,7 @@ import pytest
 from llmcfsr_merlin.dataset.names import INTERACTIONS
 from llmcfsr_merlin.dataset.raw import ingest as module
 from llmcfsr_merlin.dataset.raw.duplicates import RowKeys
+from llmcfsr_merlin.dataset.raw.in_order import in_order
 from llmcfsr_merlin.dataset.raw.interactions import PartWriter
 from llmcfsr_merlin.runtime.stage import sha256_file
 from tests.unit.dataset.world import run
@@ -87,7 +88,7 @@ def test_no_more_blocks_in_flight_than_workers_can_use(tmp_path):
             yield lambda: None
 
     with ThreadPoolExecutor(2) as pool:
-        for _ in module._ordered(pool, tasks(), 2):
+        for _ in in_order(pool, tasks(), 2):
             done[0] += 1
     assert max(ahead) <= 5
 

@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from llmcfsr_merlin.runtime import doctor as module
 from llmcfsr_merlin.runtime.arrow import check_arrow
+from llmcfsr_merlin.runtime.doctor.python_packages import check_pyarrow
 from llmcfsr_merlin.runtime.errors import MissingDependency
 
 
@@ -37,7 +37,7 @@ def test_a_newer_one_needs_nothing(version, monkeypatch):
 
 @pytest.mark.parametrize(("hotfix", "status"), [(None, "error"), ("0.7", "note")])
 def test_the_doctor_says_so(hotfix, status):
-    (check,) = module._arrow({"pyarrow": "11.0.0", "pyarrow-hotfix": hotfix}.get)
+    (check,) = check_pyarrow({"pyarrow": "11.0.0", "pyarrow-hotfix": hotfix}.get)
     assert check.status == status and "CVE-2023-47248" in check.found
     assert ("pyarrow-hotfix" in check.action) == (hotfix is None)
-    assert module._arrow({"pyarrow": "14.0.2"}.get) == []
+    assert check_pyarrow({"pyarrow": "14.0.2"}.get) == []

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llmcfsr_merlin.runtime import doctor as module
-from llmcfsr_merlin.runtime.doctor import Check, doctor, report
+from llmcfsr_merlin.runtime.doctor import Check, __main__, doctor, report, triton_server
+from llmcfsr_merlin.runtime.doctor.check import NO_ANSWER, run_python
+from llmcfsr_merlin.runtime.doctor.python_packages import check_python
 from llmcfsr_merlin.runtime.supported import MERLIN, fits, supported
 
 OLD, NEW = (3, 11, 2), (3, 12, 3)
@@ -91,8 +92,8 @@ def test_bare_python_is_told_to_install():
     assert [(check.name, check.status) for check in checks] == [("python", "ok"), ("packaging", "error")]
     assert "pip install packaging" in checks[-1].action
     done = subprocess.run(
-        [sys.executable, "-S", "-m", module.__name__], capture_output=True, text=True, cwd=Path(__file__).parents[3],
-        env={"PATH": "/usr/bin:/bin"}, check=False,
+        [sys.executable, "-S", "-m", "llmcfsr_merlin.runtime.doctor"], capture_output=True, text=True,
+        cwd=Path(__file__).parents[3], env={"PATH": "/usr/bin:/bin"}, check=False,
     )  # fmt: skip
     assert done.returncode == 1 and "error packaging: not installed" in done.stdout, done.stderr
 
@@ -109,7 +110,7 @@ def test_a_failing_import_is_reported_with_its_message():
 
 
 def test_a_busy_machine_is_no_fault_of_the_versions():
-    assert run(imports=(1, module.NO_ANSWER))["import nvtabular"].status == "warn"
+    assert run(imports=(1, NO_ANSWER))["import nvtabular"].status == "warn"
 
 
 def test_long_paths_are_shown_whole():
@@ -138,7 +139,7 @@ def test_a_part_of_merlin_is_tried():
 
 
 def test_a_crash_on_import_is_survived():
-    code, line = module.run_python("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    code, line = run_python("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     assert code != 0
     assert line
 
@@ -167,15 +168,15 @@ def test_cves_are_named_for_the_versions_that_have_them():
     [("2.51.0", 3), ("2.59.1", 2), ("2.62.0", 1), ("2.66.0", 1), ("2.67.0", 0), ("2.71.0", 0), (None, 3)],
 )
 def test_holes_of_the_server_are_named(version, holes):
-    checks = module._triton_cves(version)
+    checks = triton_server._triton_cves(version)
     assert len(checks) == holes and all("CVE-20" in check.found and "container 2" in check.action for check in checks)
 
 
 def test_the_servers_version_is_read_in_a_container(tmp_path):
     (tmp_path / "bin").mkdir()
-    assert module._triton_version(tmp_path / "bin" / "tritonserver") is None
+    assert triton_server._triton_version(tmp_path / "bin" / "tritonserver") is None
     (tmp_path / "TRITON_VERSION").write_text("2.59.1\n")
-    assert module._triton_version(tmp_path / "bin" / "tritonserver") == "2.59.1"
+    assert triton_server._triton_version(tmp_path / "bin" / "tritonserver") == "2.59.1"
 
 
 def test_missing_libpython_names_the_package(monkeypatch, tmp_path):
@@ -183,22 +184,22 @@ def test_missing_libpython_names_the_package(monkeypatch, tmp_path):
     stub = tmp_path / "python_backend_stubs" / version / "triton_python_backend_stub"
     stub.parent.mkdir(parents=True)
     stub.touch()
-    monkeypatch.setattr(module, "shared_python", lambda: None)
-    check = module._stub(tmp_path)
+    monkeypatch.setattr(triton_server, "shared_python", lambda: None)
+    check = triton_server._stub(tmp_path)
     assert (check.status, check.action) == ("error", f"apt-get install libpython{version}")
 
 
 def test_other_pythons_are_refused():
     for python, status in (((3, 9, 9), "error"), ((3, 10, 0), "ok"), ((3, 13, 5), "ok"), ((3, 14, 0), "error")):
-        assert module._python(python).status == status
+        assert check_python(python).status == status
 
 
 def test_report_and_exit_code(monkeypatch, capsys):
     bad = [Check("a", "ok", "1.0"), Check("b", "error", "2.0 [old]", "pip install 'b[x]==3'")]
     assert "2.0 [old]" in report(bad) and "'b[x]==3'" in report(bad)
     for checks, code in ((bad, 1), (bad[:1], 0)):
-        monkeypatch.setattr(module, "doctor", lambda checks=checks: checks)
-        assert module.main() == code
+        monkeypatch.setattr(__main__, "doctor", lambda checks=checks: checks)
+        assert __main__.main() == code
     assert "1 problem(s)" in capsys.readouterr().out
 
 

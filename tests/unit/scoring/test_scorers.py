@@ -13,9 +13,10 @@ from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ranker import Ranker
 from llmcfsr_merlin.scoring.scorer import NewItems
+from llmcfsr_merlin.scoring.scorers import transitions
 from llmcfsr_merlin.scoring.scorers.content import _of_catalogue_on_gpu
 from llmcfsr_merlin.scoring.scorers.repeats import RepeatScorer
-from tests.models import random_model
+from tests.models import model_config, random_model
 from tests.unit.scoring.test_network import DIMENSION, LENGTH, ROWS, build, histories
 
 
@@ -31,7 +32,7 @@ def test_transitions_are_summed_with_the_age_of_the_item():
     wanted[0, 9], wanted[0, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.2
     wanted[1, 9], wanted[1, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.8**3 * 0.2
     torch.testing.assert_close(found, torch.log1p(100 * wanted))
-    assert set(scorer.candidates(rows, 3)[0].tolist()) == {9, 30}
+    assert scorer.bound(rows).keys.tolist() == [9, 30, ROWS + 9, ROWS + 30], "row by row, each item once"
     # 5 and 8 alone have transitions, and nothing led to them: there is nothing to borrow.
     assert not borrowed.any()
 
@@ -63,6 +64,43 @@ def test_items_without_transitions_borrow_those_of_their_nearest_items_by_hand()
     torch.testing.assert_close(scorer(rows)[1][:, :ROWS], borrowed)
 
 
+def borrowing(lexical: int | None = None, **settings):
+    """A model of 40 items in which every fifth has no transitions, and its transition scorer."""
+    model = random_model(model_config(**settings), 43, LENGTH, 8, lexical)
+    scorer = model.scorers["transitions"]
+    scorer.next_weights[3::5] = 0
+    model.set_weights({"transitions": 1.0, "transitions_borrowed": 1.0})
+    return model, scorer
+
+
+def test_many_items_without_transitions_search_few_lenders_and_are_scored_in_pieces(monkeypatch, caplog):
+    _, scorer = borrowing()
+    rows = histories([4, 5], [6], [7, 9, 11])
+    wanted = scorer(rows)[1]
+    monkeypatch.setattr(transitions, "_PIECE", 3)
+    torch.testing.assert_close(scorer(rows)[1], wanted)
+    known = (scorer.next_weights > 0).sum(1)
+    scorer.next_weights[known.argsort()[: len(known) // 2], 1:] = 0  # half of the lenders know little
+    known = (scorer.next_weights > 0).sum(1)
+    monkeypatch.setattr(transitions, "_PAIRS", 1)
+    monkeypatch.setattr(transitions, "_FEWEST", 12)
+    scorer.prepare()
+    with caplog.at_level("INFO"):
+        without, near, _ = scorer._nearest()
+    assert len(without) == 8 and len(near.unique()) <= 12
+    assert known[near].min() >= known.sort(descending=True).values[11]
+    assert "8 items without transitions borrow from the 12 of 32" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_borrowing_compares_texts_by_the_share_of_the_recipe(share):
+    model, scorer = borrowing(lexical=6, lexical_share=share)
+    without, near, cosines = scorer.borrowers
+    units = [torch.nn.functional.normalize(kind, dim=1) for kind in (model.vectors.semantic, model.vectors.lexical)]
+    wanted = (1 - share) * units[0][without] @ units[0].T + share * units[1][without] @ units[1].T
+    torch.testing.assert_close(cosines, wanted.gather(1, near).clamp_min(0))
+
+
 CONTENT_HISTORIES = histories([5, 9, 30], [7], [], [5, 5, 8, 2], list(range(20, 32)), [9, 9], [2, 5])
 
 
@@ -89,7 +127,7 @@ def test_content_is_the_largest_cosine_to_other_items_of_the_history_in_every_wa
     torch.testing.assert_close(cold, plain * scorer.coldness)
     every = torch.arange(ROWS).expand(len(CONTENT_HISTORIES), ROWS)
     torch.testing.assert_close(scorer(CONTENT_HISTORIES, every)[0][:, real], wanted[:, real])
-    torch.testing.assert_close(scorer.cosine(CONTENT_HISTORIES, units=scorer.units)[:, real], wanted[:, real])
+    torch.testing.assert_close(scorer.cosine(CONTENT_HISTORIES)[:, real], wanted[:, real])
     graph = scorer.graph()(CONTENT_HISTORIES) / scorer.item_weights()
     torch.testing.assert_close(graph[:, real], wanted[:, real])
     matched = scorer.match(CONTENT_HISTORIES, every)  # what an explanation names is what the score comes from
@@ -123,7 +161,7 @@ def test_content_by_segments_as_on_a_gpu(room):
     scorer.settings = scorer.settings.model_copy(update={"match_itself": True})
     every = histories([2, 9, 30], [7], [], list(range(20, 32)), [5, 5, 2])
     for rows in (every, every[:1], every[1:2], every[2:3], every[[2, 2]]):
-        found = _of_catalogue_on_gpu(rows, rows >= FIRST_ITEM, scorer.units, room)
+        found = _of_catalogue_on_gpu(rows, rows >= FIRST_ITEM, scorer.units, scorer._units_of, room)
         torch.testing.assert_close(found, scorer.cosine(rows))
 
 
@@ -144,7 +182,7 @@ def test_repeats_by_hand():
     torch.testing.assert_close(scorer.weighted(rows)[:, 3:], -2 * is_in + 3 * times + 1.5 * recent)
     every = torch.arange(8).expand(4, 8)
     torch.testing.assert_close(scorer(rows, every)[:, :, 3:], scorer(rows)[:, :, 3:])
-    assert scorer.candidates(rows, 2)[3].tolist() == [0, 7, 0, 0]
+    assert scorer.bound(rows).keys.tolist() == [3, 4, 5, 8 + 6, 3 * 8 + 7]
 
 
 def test_the_content_score_is_the_mean_of_both_cosines_by_the_share():

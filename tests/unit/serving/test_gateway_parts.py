@@ -1,6 +1,7 @@
 """The gateway's parts, each alone: slots, rates, keys, the cache, problem details, item tables, tensors."""
 
 import asyncio
+import contextlib
 import os
 
 import numpy as np
@@ -121,6 +122,29 @@ def test_keys(tmp_path):
         Keys(path)
     with pytest.raises(InputError, match="cannot be read"):
         Keys(tmp_path / "none")
+
+
+def test_what_is_wrong_with_the_keys_is_said_once_per_change_and_the_keys_of_before_stay(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("shop 0123456789abcdef\n")
+    path.chmod(0o600)
+    keys = Keys(path)
+    path.chmod(0o604)  # its content and its time stay
+    for said in ("chmod", None):
+        with pytest.raises(InputError, match=said) if said else contextlib.nullcontext():
+            keys.refresh()
+    path.unlink()
+    for said in ("cannot be read", None):
+        with pytest.raises(InputError, match=said) if said else contextlib.nullcontext():
+            keys.refresh()
+    assert keys.name(b"0123456789abcdef") == "shop"
+    path.write_text("short a\n")
+    path.chmod(0o600)
+    with pytest.raises(InputError, match="line 1"):
+        keys.refresh()
+    path.write_text("other 0000000000000000\n")
+    keys.refresh()
+    assert keys.name(b"0" * 16) == "other" and keys.name(b"0123456789abcdef") is None
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ A file's time format is decided once, on its first rows (TimeReader.of): the dig
 or a date, and 04/03 may be in April or in March.
 """
 
-import time
 from collections import Counter
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmcfsr_merlin.dataset.raw.fields.dates import parse_dates, seconds_of, slash_order
+from llmcfsr_merlin.dataset.raw.fields.dates import parse_dates, slash_order
 from llmcfsr_merlin.dataset.raw.fields.numbers import (
     NUMBER,
     array_like,
@@ -22,13 +21,20 @@ from llmcfsr_merlin.dataset.raw.fields.numbers import (
     split_numbers,
     values_of,
 )
+from llmcfsr_merlin.dataset.raw.fields.numeric_times import (
+    DAYS,
+    UNITS,
+    are_excel_days,
+    date_digits,
+    dates_of,
+    divisor,
+    exceeds_seconds,
+    in_seconds,
+    unit_of,
+    year_of,
+)
 from llmcfsr_merlin.runtime.errors import InputError
 
-# A number's size tells seconds from milli-, micro- and nanoseconds: log times are after 1973 (Amazon 2023 has ms).
-UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-_FROM = {"ns": 10**17, "us": 10**14, "ms": 10**11, "s": 0}
-_DAYS = {"days": 0, "excel_days": 25_569}  # the day on which 1970 begins, counted from the unit's first day
-_EXCEL = (32_874, 55_154)  # 1990 to 2050 in Excel's days
 EARLY = 631_152_000  # 1990-01-01: a log of the web is not older
 SETTING = "data.time_format (e.g. %d/%m/%Y %H:%M)"
 
@@ -83,20 +89,21 @@ class TimeReader:
         values = numbers[~np.isnan(numbers)]
         if unit or len(values) == 0 or _typed(sample.type):
             return cls(unit, unit, day_first=day_first)
-        digits = _date_digits(values, where)
+        digits = date_digits(values, where)
         if not digits:
-            if (_EXCEL[0] <= values).all() and (values < _EXCEL[1]).all():
+            if are_excel_days(values):
                 raise InputError(
-                    f"{where}: expected times, found {_number(values[0])}: an Excel day or a second of 1970? Set "
+                    f"{where}: expected times, found {values[0]:.15g}: an Excel day or a second of 1970? Set "
                     "data.time_unit to excel_days or s (for plain positions: data.columns.time=null and "
                     "data.columns.order)"
                 )
-            if filtered and _scaled(values).max() < EARLY:
+            if filtered and in_seconds(values).max() < EARLY:
                 raise InputError(
-                    f"{where}: expected times for data.start and data.end, found {_number(values[0])}, in seconds a "
-                    f"time of {_year(_scaled(values)[0])}: set data.time_unit (s, days, excel_days, ...) or {SETTING}"
+                    f"{where}: expected times for data.start and data.end, found {values[0]:.15g}, in seconds a "
+                    f"time of {year_of(in_seconds(values)[0])}: set data.time_unit (s, days, excel_days, ...) or "
+                    f"{SETTING}"
                 )
-        usual = Counter(_unit_of(values).tolist()).most_common(1)[0][0]
+        usual = Counter(unit_of(values).tolist()).most_common(1)[0][0]
         return cls(usual="" if digits else usual, digits=digits, day_first=day_first)
 
     def __call__(self, column: pa.ChunkedArray | pa.Array) -> Times:
@@ -130,17 +137,17 @@ class TimeReader:
         column = column.cast(pa.int64())
         values = values_of(column)
         if self.digits:
-            seconds, rest, good = _dates_of(values, self.digits)
+            seconds, rest, good = dates_of(values, self.digits)
             return Times(array_like(seconds, column, ~good), rest)
-        if self.unit in _DAYS:
+        if self.unit in DAYS:
             values = np.clip(values, -(10**9), 10**9)
-            return Times(array_like((values - _DAYS[self.unit]) * 86_400, column), np.zeros(len(values)))
-        divisor = self._divisors(values)
-        mixed = self._mixed(values, divisor, column)
-        if isinstance(divisor, int) and divisor == 1:
+            return Times(array_like((values - DAYS[self.unit]) * 86_400, column), np.zeros(len(values)))
+        by = self._divisor(values)
+        mixed = self._mixed(values, by, column)
+        if isinstance(by, int) and by == 1:
             return Times(array_like(values, column), np.zeros(len(values)), mixed)
-        seconds = values // divisor
-        return Times(array_like(seconds, column), (values - seconds * divisor) / divisor, mixed)
+        seconds = values // by
+        return Times(array_like(seconds, column), (values - seconds * by) / by, mixed)
 
     def _floats(self, column: pa.Array) -> Times:
         column = column.cast(pa.float64())
@@ -151,17 +158,17 @@ class TimeReader:
             whole = np.floor(np.clip(values, 0, 1e18))
             found = self._integers(array_like(whole.astype(np.int64), column))
             return Times(found.seconds, found.rest + values - whole)
-        divisor: int | np.ndarray = 1
+        by: int | np.ndarray = 1
         mixed = 0
-        if self.unit in _DAYS:
-            values = (values - _DAYS[self.unit]) * 86_400
+        if self.unit in DAYS:
+            values = (values - DAYS[self.unit]) * 86_400
             # Excel's noon is not exactly half a day: values within a microsecond of a second are rounded to it.
             values = np.where(np.abs(values - np.round(values)) < 1e-5, np.round(values), values)
         else:
-            divisor = self._divisors(values)
-            mixed = self._mixed(values, divisor, column)
-        seconds = np.floor(values / divisor)
-        rest = (values - seconds * divisor) / divisor
+            by = self._divisor(values)
+            mixed = self._mixed(values, by, column)
+        seconds = np.floor(values / by)
+        rest = (values - seconds * by) / by
         inside = np.abs(seconds) < 2**62
         return Times(array_like(np.where(inside, seconds, 0).astype(np.int64), column, ~inside), rest, mixed)
 
@@ -170,7 +177,7 @@ class TimeReader:
         parts = pc.extract_regex(text, r"^(?P<whole>[0-9]+)(?P<part>\.[0-9]+)?$")
         if parts.null_count > text.null_count or self.digits or self.unit not in ("", "s"):
             return self._floats(floats)
-        if len(floats) and (pc.max(floats).as_py() or 0) >= _FROM["ms"]:
+        if len(floats) and exceeds_seconds(pc.max(floats).as_py() or 0):
             return self._floats(floats)
         whole, part = parts.flatten()
         part = pc.if_else(pc.equal(part, ""), ".0", part)
@@ -202,22 +209,13 @@ class TimeReader:
         except pa.ArrowInvalid:
             return self._floats(text.cast(pa.float64()))
 
-    def _divisors(self, values: np.ndarray) -> int | np.ndarray:
-        """What each value is divided by to be seconds; an int if it is the same for all."""
-        if self.unit:
-            return UNITS[self.unit]
-        size = np.abs(values)
-        if len(values) == 0 or (largest := size.max()) < _FROM["ms"]:
-            return 1
-        for unit, least in _FROM.items():
-            if size.min() >= least:
-                return UNITS[unit] if unit == "ns" or largest < _FROM[_above(unit)] else _each(size)
-        return _each(size)
+    def _divisor(self, values: np.ndarray) -> int | np.ndarray:
+        return UNITS[self.unit] if self.unit else divisor(values)
 
-    def _mixed(self, values: np.ndarray, divisor: int | np.ndarray, column: pa.Array) -> int:
+    def _mixed(self, values: np.ndarray, by: int | np.ndarray, column: pa.Array) -> int:
         if self.unit or not self.usual:
             return 0
-        other = np.broadcast_to(np.asarray(divisor), values.shape) != UNITS[self.usual]
+        other = np.broadcast_to(np.asarray(by), values.shape) != UNITS[self.usual]
         return int((other & column.is_valid().to_numpy(zero_copy_only=False)).sum())
 
 
@@ -252,65 +250,3 @@ def _by_format(column: pa.Array, form: str) -> Times:
     # In the unit that pandas chose: nanoseconds before pandas 3, which end in 2262.
     moments = parsed.dt.tz_localize(None).to_numpy() if len(parsed) else np.empty(0, "datetime64[ns]")
     return _typed_times(pa.array(moments).take(encoded.indices))
-
-
-def _date_digits(values: np.ndarray, where: str) -> int:
-    """How many digits the numbers have if all are dates written together (20180920); 0 if they are none."""
-    whole = values.astype(np.int64) if np.abs(values).max() < 2**62 else np.zeros(len(values), np.int64)
-    if (whole <= 0).any():
-        return 0
-    # Only a whole date and time has a part of a second: 20180920101112.5.
-    for digits in (8, 10, 12, 14, 17) if (whole == values).all() else (14,):
-        if (whole < 10 ** (digits - 1)).any() or (whole >= 10**digits).any():
-            continue
-        *_, good = _dates_of(whole, digits)
-        if not good.all():
-            continue
-        if digits == 10:
-            if (whole < time.time()).any():
-                return 0
-            raise InputError(
-                f"{where}: expected times, found {whole[0]}: an hour of {str(whole[0])[:4]} or a second of "
-                f"{_year(whole[0])}? Set data.time_format=%Y%m%d%H or data.time_unit=s"
-            )
-        return digits
-    return 0
-
-
-def _dates_of(values: np.ndarray, digits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Seconds, rest and validity of numbers such as 20180920 (8 digits) or 20180920123456789 (17)."""
-    rest = np.zeros(len(values))
-    if digits == 17:
-        rest, values = (values % 1000) / 1000, values // 1000
-    clock: list[np.ndarray] = []
-    for _ in range((min(digits, 14) - 8) // 2):
-        clock.insert(0, values % 100)
-        values = values // 100
-    clock += [np.zeros_like(values)] * (3 - len(clock))
-    seconds, good = seconds_of(values // 10_000, values // 100 % 100, values % 100, *clock)
-    return seconds, rest, good & (values >= 1900_00_00) & (values < 2101_00_00)
-
-
-def _unit_of(values: np.ndarray) -> np.ndarray:
-    size = np.abs(values)
-    return np.select([size >= least for least in _FROM.values()], list(_FROM), "s")
-
-
-def _above(unit: str) -> str:
-    return list(_FROM)[list(_FROM).index(unit) - 1]
-
-
-def _each(size: np.ndarray) -> np.ndarray:
-    return np.select([size >= least for least in _FROM.values()], [UNITS[unit] for unit in _FROM], 1)
-
-
-def _scaled(values: np.ndarray) -> np.ndarray:
-    return values / _each(np.abs(values))
-
-
-def _number(value: float) -> str:
-    return f"{value:.15g}"
-
-
-def _year(seconds: float) -> str:
-    return str(np.datetime64(int(seconds), "s").astype("datetime64[Y]"))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from llmcfsr_merlin.config.data_settings import Quoting
 from llmcfsr_merlin.dataset.raw.files import quotes
+from llmcfsr_merlin.dataset.raw.files.quote_rules import QuoteRule
 from llmcfsr_merlin.dataset.raw.files.source import Source
 from llmcfsr_merlin.runtime.errors import InputError
 
@@ -50,7 +51,7 @@ class Dialect:
 
     names: tuple[str, ...]
     delimiter: str
-    quoting: quotes.Quoting
+    quoting: QuoteRule
     skip: int = 0
     header: bool = True
     guessed: bool = False
@@ -117,7 +118,7 @@ def detect(source: Source, text: Text, roles: Sequence[str | int]) -> Dialect:
 
 
 def _read(text: str, delimiter: str, quoting: Quoting) -> _Reading:
-    meant: quotes.Quoting = quoting if quoting != "auto" else "double" if delimiter in ",;|" else "minimal"
+    meant: QuoteRule = quoting if quoting != "auto" else "double" if delimiter in ",;|" else "minimal"
     dialect = Dialect((), delimiter, meant)
     data = dialect.normalised(text.encode())
     rows = list(quotes.split(data, dialect.mark, meant, _LOOKED_AT))

@@ -8,17 +8,14 @@ most of its lines do not look like rows. A line whose quotes make no sense is re
 Widths are numbers of columns; `mark` is the delimiter, one byte.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
-Quoting = Literal["double", "backslash", "minimal", "none"]
-"""double: "" inside quotes is a quote; backslash: so is \\"; minimal: only fields that needed quotes are unquoted, as
-in tab-separated files, where a quote is mostly a character like others; none: quotes are always characters."""
+from llmcfsr_merlin.dataset.raw.files.quote_rules import QuoteRule, arrow_width, cells_of, quoted_line, rules_of
+
 _QUOTE, _NEWLINE, _RETURN = 34, 10, 13
 _FEW = 3  # lines; a stray quote and one at the end of a later field look well-formed, but each line is whole
 _KINDS = Literal["plain", "record", "stray"]
@@ -36,12 +33,12 @@ class Repaired:
     """Lines that were read literally."""
 
 
-def matter(data: bytes, mark: bytes, quoting: Quoting) -> bool:
+def matter(data: bytes, mark: bytes, quoting: QuoteRule) -> bool:
     """Whether there is a quote that may be syntax."""
-    return quoting != "none" and b'"' in data and bool(_rules(mark, quoting).opening.search(data))
+    return quoting != "none" and b'"' in data and bool(rules_of(mark, quoting).opening.search(data))
 
 
-def repair(data: bytes, mark: bytes, quoting: Quoting, width: int) -> Repaired:
+def repair(data: bytes, mark: bytes, quoting: QuoteRule, width: int) -> Repaired:
     """The block with every row on its own, fields quoted if they must be."""
     out: list[bytes] = []
     at: list[np.ndarray] = []
@@ -58,7 +55,7 @@ def repair(data: bytes, mark: bytes, quoting: Quoting, width: int) -> Repaired:
             if cells is None:
                 out.append(piece)
             elif len(cells) == width:
-                out.append(_quoted(cells, mark))
+                out.append(quoted_line(cells, mark))
                 if kind == "stray":
                     done.stray.append(line)
             else:
@@ -95,7 +92,7 @@ def starts(data: bytes, mark: bytes, width: int) -> np.ndarray | None:
     return first
 
 
-def last_boundary(data: bytes, mark: bytes, quoting: Quoting, width: int) -> int:
+def last_boundary(data: bytes, mark: bytes, quoting: QuoteRule, width: int) -> int:
     """Where the last whole record of `data` (whole lines) ends: before a field that is still open, if there is one."""
     if quoting == "double":
         raw = np.frombuffer(data, np.uint8)
@@ -124,7 +121,7 @@ def _well_formed(raw: np.ndarray, quotes: np.ndarray, mark: bytes) -> bool:
     return bool(before.all() and ends[raw[closes[closes < len(raw) - 1] + 1]].all())
 
 
-def split(data: bytes, mark: bytes, quoting: Quoting, limit: int) -> Iterator[tuple[int, list[str]]]:
+def split(data: bytes, mark: bytes, quoting: QuoteRule, limit: int) -> Iterator[tuple[int, list[str]]]:
     """The cells of the first records and the number of lines before each; the first record gives the width."""
     line, width, found = 0, 0, 0
     text = data
@@ -133,7 +130,7 @@ def split(data: bytes, mark: bytes, quoting: Quoting, limit: int) -> Iterator[tu
         piece = text[start:end]
         cells = _meant(piece, mark, quoting, width, kind) if kind != "plain" else None
         if cells is None:
-            cells = _cells(piece, mark, quoting) if quoting != "none" else piece.rstrip(b"\r\n").split(mark)
+            cells = cells_of(piece, mark, quoting) if quoting != "none" else piece.rstrip(b"\r\n").split(mark)
         if piece.strip():
             width, found = width or len(cells), found + 1
             yield line, [cell.decode("utf-8", "replace") for cell in cells]
@@ -141,7 +138,7 @@ def split(data: bytes, mark: bytes, quoting: Quoting, limit: int) -> Iterator[tu
         text = text[end:]
 
 
-def _records(data: bytes, mark: bytes, quoting: Quoting, width: int) -> Iterator[tuple[int, int, _KINDS]]:
+def _records(data: bytes, mark: bytes, quoting: QuoteRule, width: int) -> Iterator[tuple[int, int, _KINDS]]:
     if quoting == "none":
         yield 0, data.find(b"\n") + 1 or len(data), "plain"
         return
@@ -151,9 +148,9 @@ def _records(data: bytes, mark: bytes, quoting: Quoting, width: int) -> Iterator
         yield start, end, kind
 
 
-def _walk(data: bytes, mark: bytes, quoting: Quoting, width: int) -> Iterator[tuple[int, int, _KINDS]]:
+def _walk(data: bytes, mark: bytes, quoting: QuoteRule, width: int) -> Iterator[tuple[int, int, _KINDS]]:
     """(start, end, kind) of what the block is made of: plain lines, records with quotes, lines with stray quotes."""
-    rules = _rules(mark, quoting)
+    rules = rules_of(mark, quoting)
     position = 0
     while position < len(data):
         found = rules.opening.search(data, position)
@@ -176,13 +173,13 @@ def _walk(data: bytes, mark: bytes, quoting: Quoting, width: int) -> Iterator[tu
         position = end
 
 
-def _sensible(record: bytes, mark: bytes, quoting: Quoting, width: int) -> bool:
+def _sensible(record: bytes, mark: bytes, quoting: QuoteRule, width: int) -> bool:
     """Whether a record of well-formed fields is one: of the width, its long fields no rows."""
     if not width:
         return True
-    if len(_cells(record, mark, quoting)) != width:
+    if len(cells_of(record, mark, quoting)) != width:
         return False
-    fields = _rules(mark, quoting).quoted.finditer(record)
+    fields = rules_of(mark, quoting).quoted.finditer(record)
     return not any(b"\n" in field.group() and _rows(record, *field.span(), mark, width) for field in fields)
 
 
@@ -199,109 +196,23 @@ def _rows(data: bytes, start: int, end: int, mark: bytes, width: int) -> bool:
     return 2 * like > len(lines)
 
 
-def _open(data: bytes, start: int, mark: bytes, quoting: Quoting, width: int) -> bool:
+def _open(data: bytes, start: int, mark: bytes, quoting: QuoteRule, width: int) -> bool:
     tail = data[start:]
-    if not _rules(mark, quoting).unclosed.fullmatch(tail):
+    if not rules_of(mark, quoting).unclosed.fullmatch(tail):
         return False
     return tail.count(b"\n") < _FEW or not _rows(tail, 0, len(tail), mark, width)
 
 
-def _meant(piece: bytes, mark: bytes, quoting: Quoting, width: int, kind: str) -> list[bytes] | None:
+def _meant(piece: bytes, mark: bytes, quoting: QuoteRule, width: int, kind: str) -> list[bytes] | None:
     """The cells of a record or a stray line; None: as Arrow reads it."""
-    if kind == "record" and quoting != "minimal" and (not width or _arrow_width(piece, mark, quoting) == width):
+    if kind == "record" and quoting != "minimal" and (not width or arrow_width(piece, mark, quoting) == width):
         return None
-    readings: list[Quoting] = [quoting, "backslash"] if quoting == "double" and b'\\"' in piece else [quoting]
+    readings: list[QuoteRule] = [quoting, "backslash"] if quoting == "double" and b'\\"' in piece else [quoting]
     for reading in readings:
-        cells = _cells(piece, mark, reading, strict=len(readings) > 1)
+        cells = cells_of(piece, mark, reading, strict=len(readings) > 1)
         if len(cells) == width:
             return cells
     literal = piece.rstrip(b"\r\n").split(mark)
     if len(literal) == width:
         return literal
     return None if kind == "record" and quoting != "minimal" else cells
-
-
-def _cells(piece: bytes, mark: bytes, quoting: Quoting, strict: bool = False) -> list[bytes]:
-    """The fields of one record. strict: [] where a field that starts with a quote is not well-formed."""
-    rules = _rules(mark, quoting)
-    piece = piece.removesuffix(b"\n").removesuffix(b"\r")
-    cells, position = [], 0
-    while True:
-        found = rules.quoted.match(piece, position)
-        if found:
-            end = found.end()
-            inner = found.group(1)
-            needed = b'""' in inner or mark in inner or b"\n" in inner
-            if quoting == "minimal" and not needed:
-                cells.append(found.group())
-            else:
-                if quoting == "backslash":
-                    inner = re.sub(rb"\\([\s\S])", rb"\1", inner)
-                cells.append(inner.replace(b'""', b'"'))
-        else:
-            if strict and piece.startswith(b'"', position):
-                return []
-            end = piece.find(mark, position)
-            end = len(piece) if end < 0 else end
-            cells.append(piece[position:end])
-        if end >= len(piece):
-            return cells
-        position = end + 1
-
-
-def _arrow_width(piece: bytes, mark: bytes, quoting: Quoting) -> int:
-    """How many columns Arrow finds: after a closing quote it goes on to the next delimiter."""
-    piece = piece.removesuffix(b"\n").removesuffix(b"\r")
-    width, position = 0, -1
-    while position < len(piece):
-        field_ = _rules(mark, quoting).field.match(piece, position + 1)
-        assert field_, "a field may be empty"
-        position = field_.end()
-        width += 1
-        if not piece.startswith(mark, position):
-            break
-    return width
-
-
-def _quoted(cells: list[bytes], mark: bytes) -> bytes:
-    quoted = [b'"' + cell.replace(b'"', b'""') + b'"' if b'"' in cell or mark in cell or b"\n" in cell else cell
-              for cell in cells]  # fmt: skip
-    return mark.join(quoted) + b"\n"
-
-
-@dataclass(frozen=True)
-class _Rules:
-    opening: re.Pattern
-    """A quote that may be syntax."""
-    quoted: re.Pattern
-    """A well-formed quoted field."""
-    field: re.Pattern
-    """A field as Arrow delimits it, if its quote is closed."""
-    line: re.Pattern
-    """A line whose quotes are closed on it, if not well; Arrow ends its record there."""
-    record: re.Pattern
-    """A record of well-formed fields, over any number of lines."""
-    unclosed: re.Pattern
-    """A record whose last field is open."""
-
-
-@lru_cache
-def _rules(mark: bytes, quoting: Quoting) -> _Rules:
-    end = re.escape(mark)
-    if quoting == "backslash":
-        inner, inline = rb'[^"\\]*(?:(?:\\[\s\S]|"")[^"\\]*)*', rb'[^"\\\n]*(?:(?:\\.|"")[^"\\\n]*)*'
-    else:
-        inner, inline = rb'[^"]*(?:""[^"]*)*', rb'[^"\n]*(?:""[^"\n]*)*'
-    plain = rb'(?!")[^%b\n]*' % end
-    field_ = rb'(?:"%b"|%b)' % (inner, plain)
-    line = rb'(?:"%b"(?!")[^%b\n]*|%b)' % (inline, end, plain)
-    whole = rb'(?:"%b"(?!")[^%b\n]*|%b)' % (inner, end, plain)
-    fields = rb"%b(?:%b%b)*" % (field_, end, field_)
-    return _Rules(
-        opening=re.compile(rb'(?:^|(?<=%b))"' % end if quoting == "minimal" else rb'"', re.MULTILINE),
-        quoted=re.compile(rb'"(%b)"(?=%b|\r?\n|\Z)' % (inner, end)),
-        field=re.compile(whole),
-        line=re.compile(rb"%b(?:%b%b)*\r?\n?" % (line, end, line)),
-        record=re.compile(rb"%b\r?(?:\n|\Z)" % fields),
-        unclosed=re.compile(rb'(?:%b%b)*"%b' % (field_, end, inner)),
-    )
