@@ -1,14 +1,13 @@
-"""Exact top 10 of a large catalogue against serve.shortlist and against a faiss index, with their recall.
+"""Exact top 10 of a large catalogue against a faiss index, with its recall (the shortlist: serving_scale.py).
 
     pip install faiss-cpu==1.15.1
     python benchmarks/approximate.py --items 1000000 --out benchmarks/results/approximate.json
 
 score(u, i) = <u, e_i> + w * max_t <v_t, v_i> = max_t <[u, w v_t], [e_i, v_i]>: one inner-product index over
 the concatenated vectors (128 + 384 dimensions) holds the whole score. Each history item is a query of its own; their
-candidates are joined and scored exactly. A shortlist (Ranker) is the same without an index: every scorer puts forward
-its best items, the content score by the leading 64 dimensions of v, and their union is scored exactly. Items are drawn
-around random centres, as embeddings of real items are: on vectors without structure no index finds neighbours. The
-vectors are not of a trained model; u is the mean of the history's e, moved by the same noise for all.
+candidates are joined and scored exactly. Items are drawn around random centres, as embeddings of real items are: on
+vectors without structure no index finds neighbours. The vectors are not of a trained model; u is the mean of the
+history's e, moved by the same noise for all.
 """
 
 import argparse
@@ -116,14 +115,8 @@ def main() -> None:
         "items": options.items, "noise": options.noise, "cells": options.cells, "threads": 1,
         "load_average": round(os.getloadavg()[0], 1),
         "exact": {"p50_ms": p50, "vectors_mb": options.items * (USER + RAW) * 4 // 10**6},
-        "shortlist": [], "approximate": [],
+        "approximate": [],
     }  # fmt: skip
-    for listed in (100, 1000, 4000):
-        ranker = Ranker(model, shortlist=listed)
-        ranker.top_k(histories[0], K)  # the first call also reduces the vectors
-        p50, found = timed(lambda history, ranker=ranker: ranker.top_k(history, K)[0], histories)
-        result["shortlist"].append({"listed": listed, "p50_ms": p50, "recall_at_10": recall(found, exact)})
-        print(result["shortlist"][-1], flush=True)
 
     both = torch.cat([views, units], 1)[FIRST_ITEM:].numpy()
     start = time.perf_counter()

@@ -13,7 +13,7 @@ from quality_rows import read
 from quality_runs import recipe_of
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.names import HISTORY_RULES, history_rule
+from llmcfsr_merlin.dataset.names import HISTORY_RULES
 from llmcfsr_merlin.evaluation.groups import LAST_PAIR, SHUFFLED, SUMMARY_GROUPS
 
 FOCUS, METRIC = "llm_cfsr", "ndcg@10"
@@ -58,7 +58,7 @@ class Page:
     def __init__(self, dataset, split, rows, runs, paired, published):
         self.dataset, self.split, self.slug, self.title = dataset, split, f"{dataset}-{split}", SPLITS[split]
         self.rows = rows
-        served = history_rule(Config.load(recipe_of(dataset)).evaluate.exclude_history)
+        served = Config.load(recipe_of(dataset)).evaluate.history
         known = set(rows["rule"])
         self.rules = [rule for rule in sorted(HISTORY_RULES, key=lambda one: one != served) if rule in known]
         keys = ["protocol", "rule", "model", "group", "metric"]

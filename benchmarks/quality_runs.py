@@ -28,7 +28,6 @@ from llmcfsr_merlin.dataset.names import (
     TRAIN_HISTORY,
     VECTORS,
     VOCABULARY,
-    history_rule,
 )
 from llmcfsr_merlin.evaluation.measure import measure, summary_masks
 from llmcfsr_merlin.evaluation.ranks import RECIPE, SEED, ScoreFunction, read_ranks
@@ -97,7 +96,7 @@ class Bench:
             config = config.with_settings(tried[0]["settings"])
         config, folder = config.with_settings({"train.seed": seed}), self.folder / f"{name}-{seed}"
         if not config.model.network:  # fitted in the time that reading it would take
-            about = {"model": config.model.model_dump(), "train": config.train.model_dump(exclude={"device"})}
+            about = {"model": config.model.model_dump(), "train": config.train.identity()}
             rows, done = self._rank(dataset, config, folder, lambda scratch: _fit(dataset, config, scratch)[0], about)
             return rows, self._given(config, done, done, tried), tried
         fitted = self._train(dataset, config, folder)
@@ -188,7 +187,7 @@ class Bench:
 
         settings = {
             "model": config.model.trained_by(),
-            "train": config.train.model_dump(exclude={"device"}),
+            "train": config.train.identity(),
             "exclude_history": config.evaluate.exclude_history,
             "tail_item": config.evaluate.tail_item,
         }
@@ -218,7 +217,7 @@ class Bench:
         def scores() -> ScoreFunction:
             with tempfile.TemporaryDirectory() as scratch:
                 ranker = Ranker(model(Path(scratch)), bulk=True)
-                return ranker.by_history(history_rule(config.evaluate.exclude_history))
+                return ranker.by_history(config.evaluate.history)
 
         def work(out: Path) -> dict:
             models = {config.model.name: scores}

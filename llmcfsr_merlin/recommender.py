@@ -24,7 +24,7 @@ from llmcfsr_merlin.runtime.layout import CARD
 from llmcfsr_merlin.runtime.manifest import MANIFEST, Manifest, hash_json, seal
 from llmcfsr_merlin.scoring.checkpoint import describe, load_model, save_model
 from llmcfsr_merlin.scoring.ranker import Ranker, pad
-from llmcfsr_merlin.scoring.search.tables import take_tables
+from llmcfsr_merlin.scoring.search.bound_tables import take_tables
 
 _log = logging.getLogger(__name__)
 _MODEL = (VOCABULARY, MODEL_CONFIG, MODEL_WEIGHTS)

@@ -20,8 +20,8 @@ def _run(arguments: Namespace) -> int:
 
     from llmcfsr_merlin.cli.recipe_arguments import config_of, directory_of
     from llmcfsr_merlin.planning.checks import check_recipe
-    from llmcfsr_merlin.planning.forecast import said_seconds
     from llmcfsr_merlin.runtime.console import show
+    from llmcfsr_merlin.runtime.progress import said_seconds
 
     config = config_of(arguments)
     directory = directory_of(arguments, config)

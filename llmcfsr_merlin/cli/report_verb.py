@@ -17,7 +17,7 @@ def _arguments(parser: ArgumentParser) -> None:
 
 def _run(arguments: Namespace) -> None:
     """Write RUN/report/report.html: metrics, training curves, paired tests and example users."""
-    from llmcfsr_merlin.cli.results import paired, read_metrics, said_ties
+    from llmcfsr_merlin.cli.results import paired, read_metrics, said_returns, said_ties
     from llmcfsr_merlin.config.load import Config
     from llmcfsr_merlin.dataset import examples
     from llmcfsr_merlin.dataset.names import CASES, RANKS
@@ -60,6 +60,7 @@ def _run(arguments: Namespace) -> None:
             negatives=said_negatives(directory / "evaluate" / CASES),
             served=served,
             tied=said_ties(directory),
+            returning=said_returns(directory),
             histories={name: epochs for name, path in curves.items() if (epochs := _epochs(path))},
             comparisons={
                 base: paired(ranks, settings.model.name, ranks, base, directory, settings)

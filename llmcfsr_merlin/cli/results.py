@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmcfsr_merlin.dataset.names import CASES, ITEM, METRICS, history_rule
+from llmcfsr_merlin.dataset.names import CASES, ITEM, METRICS
 from llmcfsr_merlin.runtime.console import show
 
 if TYPE_CHECKING:
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
     from llmcfsr_merlin.config.load import Config
     from llmcfsr_merlin.runtime.manifest import Manifest
+
+_RULES = {
+    "kept": "whether people return is learned by the scorer `repeats`",
+    "masked": "such items are not recommended (evaluate.exclude_history)",
+}
 
 
 def show_stages(manifests: Mapping[str, "Manifest"]) -> None:
@@ -34,10 +39,13 @@ def show_results(config: "Config", directory: Path) -> str:
 
     metrics, served = read_metrics(config, directory)
     negatives = said_negatives(directory / "evaluate" / CASES)
-    for table in result_tables(metrics, negatives=negatives, served=served):
+    names = [f"{metric}@{k}" for k in config.evaluate.shown_ks for metric in ("hr", "ndcg")]
+    for table in result_tables(metrics, names=names, negatives=negatives, served=served):
         show(table)
     if (tied := said_ties(directory)) and (artefact := artefact_table(metrics, served, tied)):
         show(artefact)
+    if returning := said_returns(directory):
+        print(f"{returning}; history {served}: {_RULES[served]}")
     return json_line(metrics)
 
 
@@ -45,8 +53,19 @@ def read_metrics(config: "Config", directory: Path) -> tuple[list[dict], str]:
     """The metric rows of a run, and the history rule that its recipe serves by."""
     from llmcfsr_merlin.evaluation.groups import with_history
 
-    served = history_rule(config.evaluate.exclude_history)
+    served = config.evaluate.history
     return with_history(json.loads((directory / "evaluate" / METRICS).read_text()), served), served
+
+
+def said_returns(directory: Path) -> str:
+    """How many validation targets the user had before; "" if an earlier version trained the model."""
+    from llmcfsr_merlin.runtime.manifest import Manifest
+
+    counts = Manifest.load(directory / "train").counts
+    if not counts.get("validation targets"):
+        return ""
+    repeated, targets = counts["repeated targets"], counts["validation targets"]
+    return f"{repeated / targets:.1%} of {targets:,} validation targets repeat an item of the history"
 
 
 def said_ties(directory: Path) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from llmcfsr_merlin.config.presets import presets
 from llmcfsr_merlin.config.section import Section
@@ -11,15 +11,18 @@ from llmcfsr_merlin.config.section import Section
 class EvaluateConfig(Section):
     """Ranking quality on the test items (stage `evaluate`)."""
 
-    ks: tuple[int, ...] = (5, 10, 20)
+    ks: tuple[int, ...] = Field((5, 10, 20), min_length=1)
     """Cut-offs K of HR@K and NDCG@K."""
+    shown_ks: tuple[int, ...] = (10,)
+    """Which of them the printed tables show; metrics.json and the JSON line have all."""
     protocols: tuple[Literal["full", "sampled"], ...] = ("full", "sampled")
     """full: rank the target among all items; sampled: among sampled_negatives."""
     sampled_negatives: int = Field(100, ge=1)
     """Negatives drawn per user, none of them in the user's sequence (protocol sampled)."""
     exclude_history: bool = False
-    """History rule of the deployment: exclude the user's history (never the target) from full ranking. It
-    selects epochs and score weights; both rules are measured, each with score weights calibrated for it."""
+    """History rule of the deployment: whether the items of a user's history are left out of what is recommended.
+    Training selects epochs and score weights by it, the served model has these weights, and both rules are measured,
+    each with weights of its own. false: the scorer `repeats` learns from the log whether people return."""
     tail_item: int = Field(4, ge=1)
     """An item with fewer interactions is a tail item (papers: Yelp 13, Fashion 4, Beauty 4)."""
     tail_user: int = Field(9, ge=1)
@@ -35,6 +38,18 @@ class EvaluateConfig(Section):
     """Users ranked per batch."""
     seed: int = 42
     """Seed of the sampled negatives."""
+
+    @property
+    def history(self) -> str:
+        """The history rule, masked or kept, that training chooses by, the tables begin with and people are served by
+        (names.HISTORY_RULES)."""
+        return "masked" if self.exclude_history else "kept"
+
+    @model_validator(mode="after")
+    def _measured(self) -> "EvaluateConfig":
+        if missing := [k for k in self.shown_ks if k not in self.ks]:
+            raise ValueError(f"expected shown_ks among ks ({', '.join(map(str, self.ks))}), found {missing[0]}")
+        return self
 
     @field_validator("baselines")
     @classmethod

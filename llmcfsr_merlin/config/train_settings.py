@@ -68,10 +68,18 @@ class TrainConfig(Section):
     """Allowed relative drop of validation NDCG@10 for the rank of items that training never saw."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: mixed precision; the weights stay float32."""
+    report_to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Tools that follow every training (the model, trained baselines, embed.tune): local files go to RUN/logs; MLflow
+    and Weights & Biases go where their own environment variables say if these are set."""
     seed: int = 42
     """Seed of weights, shuffling, negatives and dropout."""
     device: str = "auto"
     """auto: the GPU if there is one; or cpu, cuda."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tool(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("align_to")
     @classmethod
@@ -84,3 +92,7 @@ class TrainConfig(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         return known_or_own(name, LOSSES)
+
+    def identity(self) -> dict:
+        """The settings that decide what is trained: not on what it runs, nor who follows it."""
+        return self.model_dump(exclude={"device", "report_to"})

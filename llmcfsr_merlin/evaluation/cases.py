@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD, SEQUENCES, USER
 from llmcfsr_merlin.dataset.user_histories import lists_of, read_histories
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.progress import Progress
 
 CANDIDATES = "candidates"  # column: list of int64, the negatives' encoded ids
 TIE = "tie"  # column: float64 in [0, 1), the user's place in ties (metrics.rank_of_target)
@@ -100,7 +100,7 @@ def write_cases(
         ]
     )
     written = 0
-    with pq.ParquetWriter(path, schema) as writer, tqdm(desc="candidates", unit=" users", disable=None) as progress:
+    with pq.ParquetWriter(path, schema) as writer, Progress(None, "candidates", "users") as progress:
         for block in read_histories(Path(prepare) / SEQUENCES, _BLOCK):
             users, sequences, drawn = [], [], []
             for position, target in block.cases(split):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import ITEMS, LEXICAL, SEQUENCES, VECTORS, VOCABULARY, history_rule
+from llmcfsr_merlin.dataset.names import ITEMS, LEXICAL, SEQUENCES, VECTORS, VOCABULARY
 from llmcfsr_merlin.evaluation.measure import measure
 from llmcfsr_merlin.evaluation.ranks import ScoreFunction
 from llmcfsr_merlin.recommender import Recommender
@@ -30,7 +30,7 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
         dataset = Dataset(run_dir / "prepare", run_dir / "embed", config.prepare.max_length)
         device = str(choose_device(config.train.device))
         allow = [*config.model.extensions, *(name for other in others.values() for name in other.model.extensions)]
-        rule = history_rule(config.evaluate.exclude_history)
+        rule = config.evaluate.history
         models = {name: partial(_trained, run_dir / folder, device, allow, rule) for name, folder in folders.items()}
         for name, other in others.items():
             if name not in folders:
@@ -46,7 +46,7 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
         users = next(row["count"] for row in metrics if row["group"] == "overall")
         return {"users": users, "recipes": list(models)}
 
-    settings = {"name": config.name, "seed": config.train.seed} | config.evaluate.model_dump()
+    settings = {"name": config.name, "seed": config.train.seed} | config.evaluate.model_dump(exclude={"shown_ks"})
     fitted = [other.model for name, other in others.items() if name not in folders]
     settings["fitted"] = [model.model_dump() for model in fitted]
     inputs: dict[str, Sequence[str]] = {"prepare": [VOCABULARY, SEQUENCES, *(["train/", "valid/"] if fitted else [])]}
@@ -72,4 +72,4 @@ def _fitted(config: Config, dataset: Dataset, scratch: Path) -> ScoreFunction:
         tail_item=settings.tail_item,
     )  # fmt: skip
     shutil.rmtree(scratch)
-    return Ranker(model, bulk=True).by_history(history_rule(settings.exclude_history))
+    return Ranker(model, bulk=True).by_history(settings.history)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.names import METRICS, history_rule
+from llmcfsr_merlin.dataset.names import METRICS
 from llmcfsr_merlin.evaluation.groups import with_history
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.manifest import Manifest
@@ -20,4 +20,4 @@ def measured(config: Config, run_dir: Path, model: Manifest) -> list[dict]:
     if evaluated.inputs.get("train") != model.identity:
         return []
     rows = json.loads((run_dir / "evaluate" / METRICS).read_text())
-    return with_history(rows, history_rule(config.evaluate.exclude_history))
+    return with_history(rows, config.evaluate.history)

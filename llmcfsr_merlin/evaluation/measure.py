@@ -10,7 +10,7 @@ import pandas as pd
 from llmcfsr_merlin.config.evaluate_settings import EvaluateConfig
 from llmcfsr_merlin.dataset.catalogue_order import catalogue_order
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import CASES, FIRST_ITEM, METRICS, RANKS, VOCABULARY, history_rule
+from llmcfsr_merlin.dataset.names import CASES, FIRST_ITEM, METRICS, RANKS, VOCABULARY
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.evaluation.cases import said_negatives, write_cases
 from llmcfsr_merlin.evaluation.groups import (
@@ -95,7 +95,7 @@ def compare_runs(
     """
     frames = []
     for path, name in ((ranks, recipe), (base_ranks, base)):
-        frame = read_ranks(path, name, history_rule(settings.exclude_history))
+        frame = read_ranks(path, name, settings.history)
         if frame.empty:
             known = ", ".join(sorted(read_ranks(path)[RECIPE].unique()))
             raise InputError(f"{path}: expected ranks of recipe {name!r}, found {known}")

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, HISTORY_RULES, KEPT, MASKED, PAD, USER
 from llmcfsr_merlin.evaluation.cases import Cases, read_cases
 from llmcfsr_merlin.evaluation.lists import ItemFacts, ListSums
 from llmcfsr_merlin.evaluation.metrics import check_scores, counts, place, rank_of_target
+from llmcfsr_merlin.runtime.progress import Progress
 from llmcfsr_merlin.scoring.ranker import select_top_k
 
 # Histories int64 [B, L] -> scores float32 [B, V]; or history rule -> scores, if the rules have weights of their own.
@@ -81,7 +81,7 @@ def rank_users(
     found: list[dict[str, np.ndarray]] = []
     total = pq.read_metadata(cases).num_rows
     batch_size = max(1, min(batch_size, SCORES_HELD // n_items))
-    with tqdm(total=total, desc=name, unit=" users", disable=None) as progress:
+    with Progress(total, name, "users") as progress:
         for batch in read_cases(cases, max_length, batch_size, shuffle):
             scores = scorer(torch.from_numpy(batch.histories))
             if isinstance(scores, Tensor):

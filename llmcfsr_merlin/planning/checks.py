@@ -14,6 +14,7 @@ from llmcfsr_merlin.runtime.doctor import Check
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.free_memory import available_memory, said_size
 from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.runtime.watch import require
 from llmcfsr_merlin.text.language_models import ModelSource, resolve
 from llmcfsr_merlin.training.procedures import PROCEDURES, fit_of, resolved, training_procedure
 
@@ -83,6 +84,10 @@ def _machine(config: Config) -> Iterator[Check]:
             yield Check("trainer", "ok", f"train.procedure={name}")
         except (InputError, MissingDependency) as error:
             yield Check("trainer", "error", *_split(str(error)))
+    try:
+        require(config.train.report_to)
+    except MissingDependency as error:
+        yield Check("report_to", "error", *_split(str(error)))
     wanted = {"train.device": config.train.device, "embed.device": config.embed.device}
     for setting, device in wanted.items():
         try:

@@ -12,6 +12,7 @@ from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, ITEMS
 from llmcfsr_merlin.planning.log_facts import Log, Sizes
 from llmcfsr_merlin.planning.trials import Encoding, TrainingSpeed, time_encoding, time_training
+from llmcfsr_merlin.runtime.progress import said_seconds
 from llmcfsr_merlin.text.language_models import ModelSource
 from llmcfsr_merlin.training.fit import default_batch_size
 from llmcfsr_merlin.training.memory import training_bytes
@@ -103,13 +104,6 @@ def item_rows(data: Prepared, count: int = _SAMPLED) -> list[dict]:
         found += table.take(places).to_pylist()
     found = [row for row in found if any(value for name, value in row.items() if name != ITEM)]
     return found[:: max(1, len(found) // count)][:count]
-
-
-def said_seconds(seconds: float) -> str:
-    """A duration in words: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def training_rows(data: Prepared, max_length: int) -> Sequence[np.ndarray]:

@@ -6,7 +6,6 @@ them on the engine. Nothing large travels between workers: they share the run di
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-from tqdm import tqdm
 
 from llmcfsr_merlin.runtime.clusters import cluster_client, joined
 from llmcfsr_merlin.runtime.console import rendered
@@ -29,6 +27,7 @@ from llmcfsr_merlin.runtime.free_memory import (
     said_size,
     usable_gpus,
 )
+from llmcfsr_merlin.runtime.progress import Progress, announced
 
 if TYPE_CHECKING:
     from llmcfsr_merlin.config.cluster_settings import ClusterConfig
@@ -69,14 +68,13 @@ class Engine:
         """
         results: list = [None] * len(tasks)
         start = time.perf_counter()
-        quiet = not sys.stderr.isatty()
-        with clear_failures(stage), tqdm(total=len(tasks), desc=stage, unit="part", disable=quiet, leave=False) as bar:
+        with clear_failures(stage), Progress(len(tasks), stage, "parts") as progress:
             for index, result in self._run(function, tasks):
                 results[index] = result
-                bar.update()
-                if rows and not quiet:
-                    done = rows * bar.n / len(tasks)
-                    bar.set_postfix_str(f"{done / max(time.perf_counter() - start, 1e-9):,.0f} rows/s")
+                if rows:
+                    done = rows * (progress.n + 1) / len(tasks)
+                    progress.say(f"{done / max(time.perf_counter() - start, 1e-9):,.0f} rows/s")
+                progress.update()
         self._done(stage, f"{len(tasks)} part{'s' * (len(tasks) != 1)}", start, rows)
         return results
 
@@ -84,7 +82,8 @@ class Engine:
     def step(self, stage: str, rows: int) -> Iterator[None]:
         """Time work that this process does in one go, and report it as `map` does."""
         start = time.perf_counter()
-        yield
+        with announced(stage):
+            yield
         self._done(stage, "in memory", start, rows)
 
     def say(self, line: str) -> None:

@@ -16,6 +16,7 @@ from llmcfsr_merlin.runtime.layout import BASELINES, CARD, FORMATS, RECORD, STAG
 
 MANIFEST = "manifest.json"
 KEY = ".key"  # the stage's key, in a directory that the stage is still working on
+ATTEMPTS = ".attempts"  # beside it: the time that attempts at the stage have taken so far
 # Packages whose version can change a stage's output.
 _RECORDED = (
     "nvtabular",
@@ -40,9 +41,9 @@ class Manifest:
     """The record of a finished stage.
 
     `key` hashes its configuration and inputs, `counts` holds what the stage reports (rows in, dropped, out, ...),
-    `files` maps each file (relative path) to its sha256, `seconds` is wall time and `peak_memory_mb` the peak
-    resident memory of the process and its children while it ran. `inputs`: the identity of each input stage.
-    `format`: of what it wrote, as in layout.FORMATS.
+    `files` maps each file (relative path) to its sha256, `seconds` is the wall time of all attempts and
+    `peak_memory_mb` the peak resident memory of the process and its children while it ran. `inputs`: the identity of
+    each input stage. `format`: of what it wrote, as in layout.FORMATS.
     """
 
     stage: str
@@ -138,7 +139,7 @@ def seal(
     directory = Path(directory)
     open_to_umask(directory)
     names = [str(path.relative_to(directory)) for path in sorted(directory.rglob("*")) if path.is_file()]
-    names = [name for name in names if name not in (MANIFEST, CHECKSUMS, KEY)]
+    names = [name for name in names if name not in (MANIFEST, CHECKSUMS, KEY, ATTEMPTS)]
     if not names:
         raise InputError(f"expected files of stage {stage} in {directory}, found none: run the same command again")
     for name in names:

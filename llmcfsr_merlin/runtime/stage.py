@@ -6,12 +6,16 @@ configuration, of its format and of the manifests it read); a stage with the sam
 skipped.
 """
 
+import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 
 import psutil
 
@@ -20,10 +24,11 @@ from llmcfsr_merlin.runtime.failures import clear_failures, machine_failure
 from llmcfsr_merlin.runtime.files import remove, remove_temporary, sha256_file, sync, write_json
 from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.lock import run_lock
-from llmcfsr_merlin.runtime.manifest import KEY, MANIFEST, Manifest, format_of, hash_json, seal
+from llmcfsr_merlin.runtime.manifest import ATTEMPTS, KEY, MANIFEST, Manifest, format_of, hash_json, seal
 from llmcfsr_merlin.runtime.ownership import claim, discard, standing
 
 _log = logging.getLogger(__name__)
+_NOTED = 5.0  # seconds between two notes of the time so far
 
 __all__ = ["MANIFEST", "Manifest", "hash_json", "run_stage", "seal", "sha256_file", "write_json"]
 
@@ -101,8 +106,8 @@ def _run_stage(
     elif partial.exists():
         remove(partial, KEY)
     _begin(partial, key)
-    start = time.perf_counter()
-    with _PeakMemory() as memory:
+    earlier = Attempts.read(partial) if resumed else Attempts()
+    with _Watched(partial, earlier) as spent:
         try:
             counts = work(partial)
         except Exception as error:
@@ -117,8 +122,11 @@ def _run_stage(
             remove(partial, KEY)
             _begin(partial, key)
             counts = work(partial)
+    (partial / ATTEMPTS).unlink(missing_ok=True)
     identities = {name: manifest.identity for name, manifest in read.items()}
-    manifest = seal(partial, stage, key, counts, time.perf_counter() - start, memory.peak_mb, identities)
+    if earlier.count:
+        counts = counts | {"attempts": earlier.count + 1}
+    manifest = seal(partial, stage, key, counts, spent.seconds, spent.peak_mb, identities)
     _replace(final, partial, old)
     return manifest, True
 
@@ -150,22 +158,62 @@ def _kept(final: Path) -> Path:
     return final.with_name(f"{final.name}.kept")
 
 
-class _PeakMemory:
-    """Peak resident memory of this process and its children in MiB, sampled five times a second."""
+@dataclass(frozen=True)
+class Attempts:
+    """What earlier attempts at a stage took: wall seconds of all together, and the highest peak memory in MiB."""
 
-    def __enter__(self) -> "_PeakMemory":
-        self.peak_mb = 0
+    count: int = 0
+    seconds: float = 0.0
+    peak_mb: int = 0
+
+    @classmethod
+    def read(cls, partial: Path) -> "Attempts":
+        """Of a directory that a stage left behind; none if its file is missing or cannot be read."""
+        try:
+            found = cls(**json.loads((partial / ATTEMPTS).read_text()))
+            return found if found.seconds >= 0 else cls()
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    def write(self, partial: Path) -> None:
+        with suppress(OSError):  # what it says is not worth a failed stage
+            write_json(partial / ATTEMPTS, asdict(self))
+
+
+class _Watched:
+    """Time and peak resident memory (this process and its children, five times a second) of a stage's attempts.
+
+    Both are noted in the partial directory every few seconds, so that an attempt counts also if it is killed.
+    """
+
+    def __init__(self, partial: Path, earlier: Attempts):
+        self._partial, self._earlier, self.peak_mb = partial, earlier, earlier.peak_mb
+
+    def __enter__(self) -> "_Watched":
+        self._start = time.perf_counter()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
+        self._end = time.perf_counter()
+        if error is not None:
+            self._note()
+
+    @property
+    def seconds(self) -> float:
+        """Of all attempts."""
+        return self._earlier.seconds + getattr(self, "_end", time.perf_counter()) - self._start
+
+    def _note(self) -> None:
+        if (self._partial / KEY).is_file():
+            Attempts(self._earlier.count + 1, round(self.seconds, 2), self.peak_mb).write(self._partial)
 
     def _watch(self) -> None:
-        me = psutil.Process()
+        me, noted = psutil.Process(), self._start
         while True:
             total = 0
             for process in [me, *me.children(recursive=True)]:
@@ -174,5 +222,8 @@ class _PeakMemory:
                 except psutil.Error:
                     continue
             self.peak_mb = max(self.peak_mb, total >> 20)
+            if time.perf_counter() > noted + _NOTED:
+                noted = time.perf_counter()
+                self._note()
             if self._stop.wait(0.2):
                 return

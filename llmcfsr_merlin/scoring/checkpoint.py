@@ -50,19 +50,22 @@ def state(model: Ensemble) -> dict[str, Tensor]:
 
 
 def load_state(model: Ensemble, tensors: dict[str, Tensor]) -> None:
-    """Load the result of `state` into the modules of the same model; ValueError if names or shapes differ."""
+    """Give the result of `state` to the modules of the same model; ValueError if names or shapes differ.
+
+    The tensors are taken, not copied: of a file they stay memory-mapped, one copy for all processes that read it.
+    """
     taken = set()
-    for name, buffer in model.vectors.named_buffers():
+    for name, buffer in list(model.vectors.named_buffers()):
         if tensors[f"vectors/{name}"].shape != buffer.shape:
             raise ValueError(f"vectors/{name} has shape {tuple(tensors[f'vectors/{name}'].shape)}")
-        buffer.copy_(tensors[f"vectors/{name}"])
+        setattr(model.vectors, name, tensors[f"vectors/{name}"])
         taken.add(f"vectors/{name}")
     for name, part in model.scorers.items():
         own = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
         for key in part.DATA_SIZED:
             if key in own:
                 setattr(part, key, torch.empty_like(own[key]))
-        part.load_state_dict(own, strict=True)
+        part.load_state_dict(own, strict=True, assign=True)
         taken |= {f"{name}/{key}" for key in own}
     if taken != set(tensors):
         raise ValueError(f"{sorted(set(tensors) - taken)[0]} belongs to no scorer of the model")

@@ -2,6 +2,7 @@
 name."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -11,6 +12,7 @@ from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.progress import announced
 from llmcfsr_merlin.scoring.compiled import Compiler
 from llmcfsr_merlin.scoring.registry import scorer_class
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
@@ -52,10 +54,11 @@ class Ensemble(nn.Module):
         for name in ("semantic", "lexical"):
             if getattr(vectors, name) is not None:
                 getattr(vectors, name).copy_(torch.from_numpy(dataset.vectors(name)))
-        scorers = {
-            name: scorer_class(name).fit(settings, dataset, vectors, context)
-            for name, settings in config.scorers.items()
-        }
+        scorers = {}
+        for name, settings in config.scorers.items():
+            kind = scorer_class(name)
+            with nullcontext() if kind.SAYS_PROGRESS else announced(f"scorer {name}"):
+                scorers[name] = kind.fit(settings, dataset, vectors, context)
         return cls(config, scorers, dataset.shape, vectors).eval()
 
     @classmethod

@@ -9,7 +9,7 @@ from torch import Tensor
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.ensemble import Ensemble
-from llmcfsr_merlin.scoring.search.search import Found, Search
+from llmcfsr_merlin.scoring.search.best_items import Found, Search
 
 _BLOCK, _BLOCKS_FROM = 128, 16  # items of a block; blocks for each place, from which on it is faster
 _SPARE = 32  # positions beyond k that are checked for ties
@@ -32,7 +32,7 @@ class Ranker:
                  shard: tuple[int, int] | None = None):  # fmt: skip
         """bulk: many histories will be scored.
 
-        shortlist: most items that one history's answer scores exactly, the others are bounded (search/search.py); on
+        shortlist: most items that are scored for a history, the others are bounded (search/best_items.py); on
         a GPU, or 0: every item is scored. uncertain: what is done if that does not prove the top k. answer: return
         the best that were found; exact: score every item. shard: (number from 1, how many): rank that part of the
         catalogue alone, all of it exactly.

@@ -105,6 +105,8 @@ class Scorer(nn.Module, Generic[SettingsT]):
     HISTORY_ONLY: ClassVar[bool] = False
     """Whether its features are 0 for every item that the history does not hold. Calibration weighs them for the rule
     that keeps the history, and leaves them at 0 for the one that masks it."""
+    SAYS_PROGRESS: ClassVar[bool] = False
+    """Whether `fit` says how far it is; of the others it is logged that they still run."""
     PER_ITEM: ClassVar[tuple[str, ...]] = ()
     """Dotted names of the parameters and buffers whose first dimension is V."""
     DATA_SIZED: ClassVar[tuple[str, ...]] = ()

@@ -6,6 +6,7 @@ from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
 from llmcfsr_merlin.evaluation.figures_of import measured
 from llmcfsr_merlin.runtime.layout import resource
+from llmcfsr_merlin.runtime.progress import announced
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage, sha256_file
 from llmcfsr_merlin.serving.repository import export
 from llmcfsr_merlin.training.model_card import write_card
@@ -18,7 +19,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     trained = Path(run_dir) / "train"
 
     def work(directory: Path) -> dict:
-        counts = export(trained, directory / MODEL_REPOSITORY, config.serve)
+        with announced("export"):
+            counts = export(trained, directory / MODEL_REPOSITORY, config.serve)
         model = Manifest.load(trained)
         write_card(directory, config, Path(run_dir), trained, model.counts, measured(config, Path(run_dir), model))
         return counts

@@ -25,6 +25,7 @@ from llmcfsr_merlin.scoring.ensemble import Ensemble
 OPSET = 17
 TOLERANCE = 1e-4
 _LARGEST = 1 << 25  # numbers of a matrix that is copied for products: 128 MB. Beyond, reading it takes the time anyway
+_COMPARED = 200_000  # items up to which all scores are compared
 _log = logging.getLogger("llmcfsr_merlin")
 
 
@@ -34,11 +35,15 @@ def compile_model(model: Ensemble) -> None:
     Raises MissingDependency without its packages, and InputError if scores differ from torch's by more than TOLERANCE.
     """
     sample = _sample(model.shape.n_items, model.shape.max_length)
+    # Of a large catalogue no product is compiled, and its vectors may be left on the disk: some items will do.
+    items = torch.arange(FIRST_ITEM, min(model.shape.n_items, _COMPARED)).expand(len(sample), -1)
+    asked = None if model.shape.n_items <= _COMPARED else items
+    real = slice(FIRST_ITEM if asked is None else 0, None)
     with torch.no_grad():
-        wanted = model.scores(sample)
+        wanted = model.scores(sample, asked)[:, real]
         model.compile(OnnxCompiler(torch.get_num_threads()))
-        difference = float((model.scores(sample) - wanted)[:, FIRST_ITEM:].abs().max())
-    if not difference <= TOLERANCE * max(float(wanted[:, FIRST_ITEM:].abs().max()), 1.0):
+        difference = float((model.scores(sample, asked)[:, real] - wanted).abs().max())
+    if not difference <= TOLERANCE * max(float(wanted.abs().max()), 1.0):
         raise InputError(f"ONNX Runtime's scores differ from torch's by {difference:.1e}: export serve.engine=torch")
 
 

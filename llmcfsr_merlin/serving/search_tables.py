@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmcfsr_merlin.scoring.checkpoint import load_model
 from llmcfsr_merlin.scoring.ensemble import Ensemble
-from llmcfsr_merlin.scoring.search.tables import SEAL, extends, take_tables, write_tables
+from llmcfsr_merlin.scoring.search.bound_tables import SEAL, extends, take_tables, write_tables
 from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
 
 _log = logging.getLogger(__name__)

@@ -16,6 +16,8 @@ from llmcfsr_merlin.dataset.item_vectors import vectors_array, vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, ITEM, LEXICAL, VECTOR, VECTORS
 from llmcfsr_merlin.dataset.vector_checks import check_finite
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.progress import announced
+from llmcfsr_merlin.runtime.watch import Watch
 from llmcfsr_merlin.text.enrichment import Enricher
 from llmcfsr_merlin.text.item_encoder import REDUCTION, TUNED, WORDS, EncoderRecipe, ItemEncoder
 from llmcfsr_merlin.text.language_models import ModelSource, resolve
@@ -39,6 +41,7 @@ from llmcfsr_merlin.text.workers import run_workers, worker_device
 _log = logging.getLogger(__name__)
 
 ENRICHED = "enriched"
+_NOBODY = Watch()
 FIT_ROWS = 200_000  # the reduction and the lexical vectors are fitted on at most this many rows, spread evenly
 
 
@@ -50,15 +53,16 @@ def embed_table(
     out: Path,
     previous: Path | None = None,
     sequences_dir: Path | None = None,
+    watch: Watch = _NOBODY,
 ) -> dict:
     """Encode the items of a vocabulary into `out` and return the counts for the manifest.
 
     items_dir: part-*.parquet of item_id and attributes. vocabulary_ids: raw ids in order of their encoded ids; other
     items are not encoded, ids without metadata get the mean vector. previous: an earlier result, whose vectors (and
-    tuned weights) are reused if recipe and prompt are unchanged. sequences_dir: for co-occurrence pairs in tuning. A
-    killed call resumes when it is called again with the same `out`. Writes `vectors/`, `encoded/` (before the
-    reduction), encoder.json, reduction.safetensors and, if asked for, `lexical/` with words.safetensors, `tuned/`
-    (weights) and `enriched/` (attributes written by a model).
+    tuned weights) are reused if recipe and prompt are unchanged. sequences_dir: for co-occurrence pairs in tuning.
+    watch: the tools that follow the tuning. A killed call resumes when it is called again with the same `out`. Writes
+    `vectors/`, `encoded/` (before the reduction), encoder.json, reduction.safetensors and, if asked for, `lexical/`
+    with words.safetensors, `tuned/` (weights) and `enriched/` (attributes written by a model).
     """
     start = time.perf_counter()
     shards, counts, absent = plan_shards(items_dir, vocabulary_ids)
@@ -68,7 +72,7 @@ def embed_table(
     record = None
     if config.tune.enabled:
         encoder = ItemEncoder(recipe, source, device=config.device, enricher=_enricher(config, recipe, out))
-        record = tune_stage(config, encoder, shards, vocabulary_ids, sequences_dir, out, previous)
+        record = tune_stage(config, encoder, shards, vocabulary_ids, sequences_dir, out, previous, watch)
         recipe = replace(recipe, tuned={"key": record["key"], "sha256": record["sha256"]})
     tuned_at = time.perf_counter()
     run_workers(_encode_worker, config.workers, config, recipe, source, shards, out, previous)
@@ -180,7 +184,8 @@ def write_lexical(out: Path, dimension: int, shards: Sequence[Shard], encoder: I
     _log.info("  lexical vectors ...")
     step = max(1, -(-sum(int(shard.keep.sum()) for shard in shards) // FIT_ROWS))
     sample = [prompt for shard in shards for prompt in encoder.prompts(read_rows(shard).to_pylist()[::step])]
-    lexical = Lexical.fit(sample, dimension)
+    with announced("lexical vectors"):
+        lexical = Lexical.fit(sample, dimension)
     if lexical is None:
         return 0
     lexical.save(out / WORDS)

@@ -8,6 +8,7 @@ from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.names import ITEM, ITEMS, SEQUENCES, VOCABULARY
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import MANIFEST, Manifest, run_stage
+from llmcfsr_merlin.runtime.watch import LOGS, Watch
 from llmcfsr_merlin.text.embed import ENRICHED, embed_table
 from llmcfsr_merlin.text.item_encoder import TUNED
 from llmcfsr_merlin.text.language_models import resolve
@@ -31,6 +32,7 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
             out=out,
             previous=None if force else _whole(run_dir / "embed"),
             sequences_dir=run_dir / "prepare" / SEQUENCES,
+            watch=Watch(config.train.report_to, run_dir / LOGS, f"{config.name}/embed.tune"),
         )
 
     inputs = {"ingest": [ITEMS], "prepare": [VOCABULARY, SEQUENCES]}

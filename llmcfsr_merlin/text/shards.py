@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from llmcfsr_merlin.dataset.item_vectors import match_ids, vectors_array, vectors_column
 from llmcfsr_merlin.dataset.names import HAS_TEXT, ITEM, VECTOR
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import whole
+from llmcfsr_merlin.runtime.progress import Progress
 from llmcfsr_merlin.text.item_encoder import ItemEncoder
 
 ENCODED = "encoded"  # part-*.parquet of ITEM, VECTOR before the reduction, HAS_TEXT, CONTENT
@@ -135,7 +135,7 @@ def encode_shards(
     out.mkdir(parents=True, exist_ok=True)
     mine = [shard for shard in shards if shard.number % workers == worker]
     total = int(sum(shard.keep.sum() for shard in mine))
-    with tqdm(total=total, desc="encode", unit="item", disable=None if worker == 0 else True, smoothing=0.1) as bar:
+    with Progress(total, "encode", "items", shown=worker == 0) as bar:
         for shard in mine:
             path = shard_path(out, shard)
             done = bar.n

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from llmcfsr_merlin.dataset.names import HISTORY_RULES, KEPT, MASKED, history_rule
+from llmcfsr_merlin.runtime.progress import Progress
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.training.validation_ranks import (
     Point,
@@ -54,7 +56,8 @@ def calibrate(
         late = {place: grid for place, grid in enumerate(grids) if model.features[place].feature.untrained}
         grids = [() if place in late else grid for place, grid in enumerate(grids)]
         groups = tail, np.zeros_like(tail) if untrained is None else untrained
-        coarse, whole = (_Measured(model, some, groups) for some in (batches.coarse(), batches))
+        progress = Progress(None, "score weights", "validation users ranked")
+        coarse, whole = (_Measured(model, _Counted(some, progress), groups) for some in (batches.coarse(), batches))
         for rule in (MASKED, KEPT):  # what was measured for one is known for the other, which starts from it
             open_to = [() if rule == MASKED and place in of_history else grid for place, grid in enumerate(grids)]
             measured = whole.of(rule)
@@ -69,6 +72,18 @@ def calibrate(
     model.set_weights(chosen[history_rule(exclude_history)])
     model.history_weights = chosen
     return model.weights
+
+
+class _Counted:
+    """Batches whose users are counted as they are taken."""
+
+    def __init__(self, batches: ValidationBatches, progress: Progress):
+        self._batches, self._progress = batches, progress
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for histories, targets in self._batches:
+            yield histories, targets
+            self._progress.update(len(targets))
 
 
 class _Values(NamedTuple):

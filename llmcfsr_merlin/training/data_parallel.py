@@ -31,6 +31,7 @@ from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import remove, save_tensors, write_json
 from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.runtime.watch import Watch
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.scorer import ItemVectors
 from llmcfsr_merlin.training.checkpoints import whole_checkpoints
@@ -54,6 +55,7 @@ class _Job:
     work: Path
     item_table: torch.Tensor | None
     exclude_history: bool
+    watch: Watch
     checkpoint: str | None
     rendezvous: str
 
@@ -93,6 +95,7 @@ def fit_in_processes(trainer: str, network: DualViewNetwork, training: Training,
         work,
         None if auxiliary.item_table is None else auxiliary.item_table.cpu(),
         training.exclude_history,
+        training.watch,
         max(common, key=lambda name: int(name.rsplit("-", 1)[1]), default=None),
         f"rendezvous-{uuid.uuid4().hex}",
     )
@@ -162,6 +165,7 @@ def _work(rank: int, job: _Job, said: Connection) -> None:
             {"train": [str(job.work / f"share-{rank}.parquet")], "valid": job.valid},
             folder,
             exclude_history=job.exclude_history,
+            watch=job.watch if rank == 0 else Watch(),
             report=(lambda line: said.send_bytes(line.encode())) if rank == 0 else lambda line: None,
         )
         checkpoint = None if job.checkpoint is None else str(folder / job.checkpoint)

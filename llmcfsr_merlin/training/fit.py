@@ -16,11 +16,14 @@ from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import ITEM, history_rule
 from llmcfsr_merlin.runtime.free_memory import available_memory
 from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.runtime.watch import Watch, require
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.scorer import FitContext
 from llmcfsr_merlin.training.calibration import ValidationBatches, calibrate
 from llmcfsr_merlin.training.memory import check_memory, ranked_users
 from llmcfsr_merlin.training.procedures import Training, training_procedure
+
+_NOBODY = Watch()
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ def fit_model(
     tail_item: int = 1,
     report: Callable[[str], None] = lambda line: None,
     warm: WarmStart | None = None,
+    watch: Watch = _NOBODY,
 ) -> tuple[Ensemble, list[dict]]:
     """Fit every scorer of a model and calibrate their weights; returns the model and its training history.
 
@@ -51,9 +55,10 @@ def fit_model(
     model, for train.align_to. exclude_history: choose epochs and weights without the user's own items (the weights of
     the other rule are calibrated too, for evaluation). tail_item: an item with fewer training interactions is a tail
     item, for train.tail_tolerance. warm: what training goes on from. The history has one dict per epoch
-    (epoch, loss, hr@10, ndcg@10, seconds), none if no scorer is trained.
+    (epoch, loss, hr@10, ndcg@10, seconds), none if no scorer is trained. watch: the tools that follow the training.
     """
     device = choose_device(train.device)
+    require(watch.tools)
     dataset = dataset.reading(model.reads)
     files = dataset.files("train") if warm is None else warm.files
     train = train.model_copy(update={"batch_size": train.batch_size or default_batch_size(_rows(files))})
@@ -61,7 +66,8 @@ def fit_model(
     work.mkdir(parents=True, exist_ok=True)
     valid = validation_sample(dataset, work, train)
     procedure = training_procedure(train.procedure)
-    training = Training(train, dataset, {"train": files, "valid": valid}, work, item_table, exclude_history, report)
+    split = {"train": files, "valid": valid}
+    training = Training(train, dataset, split, work, item_table, exclude_history, report, watch)
     torch.manual_seed(train.seed)
     context = FitContext(work, partial(procedure, training), report, device=device)
     if warm is not None:

@@ -10,7 +10,7 @@ import yaml
 
 from llmcfsr_merlin import __version__
 from llmcfsr_merlin.config.load import Config
-from llmcfsr_merlin.dataset.names import KEPT, MASKED, MODEL_CONFIG, TRAIN_HISTORY, history_rule
+from llmcfsr_merlin.dataset.names import KEPT, MASKED, MODEL_CONFIG, TRAIN_HISTORY
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import CARD
 from llmcfsr_merlin.runtime.manifest import Manifest
@@ -48,7 +48,7 @@ def card_text(
     metrics: Sequence[dict] = (),
 ) -> str:
     """The card. description: as in model.json. history: a dict per epoch of the training. Others: as in write_card."""
-    served, data = history_rule(config.evaluate.exclude_history), _counts(run_dir / "prepare")
+    served, data = config.evaluate.history, _counts(run_dir / "prepare")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,

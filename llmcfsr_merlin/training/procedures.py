@@ -15,6 +15,7 @@ from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.extensions import load_class
+from llmcfsr_merlin.runtime.watch import Watch
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
 PROCEDURES = {
@@ -34,6 +35,7 @@ class Training(NamedTuple):
     item_table: np.ndarray | None = None
     exclude_history: bool = False
     report: Callable[[str], None] = lambda line: None
+    watch: Watch = Watch()
 
 
 def resolved(name: str) -> str:

@@ -20,11 +20,13 @@ from llmcfsr_merlin.dataset.names import (
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import BASELINES
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
+from llmcfsr_merlin.runtime.watch import LOGS, Watch
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.scorers.network import NetworkScorer
 from llmcfsr_merlin.training.fit import counts_of, fit_model
 from llmcfsr_merlin.training.model_card import write_card
 from llmcfsr_merlin.training.procedures import resolved
+from llmcfsr_merlin.training.validation_ranks import repeated_targets
 
 _log = logging.getLogger(__name__)
 
@@ -64,18 +66,25 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
             exclude_history=config.evaluate.exclude_history,
             tail_item=config.evaluate.tail_item,
             report=lambda line: _log.info("  %s", line),
+            watch=Watch(config.train.report_to, run_dir / LOGS, f"{config.name}/{stage}"),
         )
         shutil.rmtree(checkpoints)
         shutil.copy2(dataset.prepared / VOCABULARY, out / VOCABULARY)
         save_model(model, out, dataset.vocabulary.hash)
         write_json(out / TRAIN_HISTORY, history)
-        counts = counts_of(model, history)
+        repeated, targets = repeated_targets(dataset.files("valid"))
+        counts = counts_of(model, history) | {"repeated targets": repeated, "validation targets": targets}
+        if stage == "train":
+            _log.info(
+                "  %.1f%% of %s validation targets repeat an item of the history, which is %s",
+                100 * repeated / max(targets, 1), f"{targets:,}", config.evaluate.history,
+            )  # fmt: skip
         write_card(out, config, run_dir, out, counts)
         return counts
 
     settings = {
         "model": config.model.trained_by(),
-        "train": config.train.model_dump(exclude={"device"}) | {"procedure": resolved(config.train.procedure)},
+        "train": config.train.identity() | {"procedure": resolved(config.train.procedure)},
         "max_length": config.prepare.max_length,
         "exclude_history": config.evaluate.exclude_history,
     }

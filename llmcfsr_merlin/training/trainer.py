@@ -31,6 +31,8 @@ from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors
 from llmcfsr_merlin.runtime.machine import choose_device
+from llmcfsr_merlin.runtime.progress import Progress
+from llmcfsr_merlin.runtime.reporters import reporters
 from llmcfsr_merlin.runtime.supported import fits
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.training.averaging import WeightAverage
@@ -196,6 +198,11 @@ def run_trainer(
     if train.average:
         average = trainer.average = WeightAverage(network, train.average * len(trainer.get_train_dataloader()))
         trainer.add_callback(_Averaging(average))
+    trainer.args.run_name = training.watch.name
+    for reporter in reporters(training.watch):
+        trainer.add_callback(reporter)
+    if not sys.stderr.isatty():
+        trainer.add_callback(_Steps())
     trainer.remove_callback(PrinterCallback)  # it prints dictionaries; _EpochReport logs one line instead
     if checkpoint is not None:
         for callback in trainer.callback_handler.callbacks:
@@ -233,6 +240,16 @@ class Order(TrainerCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._batches.set_epoch(round(state.epoch or 0))
+
+
+class _Steps(TrainerCallback):
+    """Logs how far a training is where no terminal shows the Trainer's own bar."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._progress = Progress(state.max_steps, "training", "steps", start=state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._progress.update(state.global_step - self._progress.n)
 
 
 class _EpochReport(TrainerCallback):

@@ -45,6 +45,17 @@ class ValidationBatches:
         return ValidationBatches(self.files, self.size, self.device, every)
 
 
+def repeated_targets(files: Sequence[str]) -> tuple[int, int]:
+    """How many rows of some validation files end with an item that is also before in the row, and how many rows."""
+    repeated = rows = 0
+    for file in files:
+        for block in pq.ParquetFile(file).iter_batches(columns=[ITEM]):
+            lists = lists_of(block.column(0)) if block.num_rows else []
+            repeated += sum(bool((row[:-1] == row[-1]).any()) for row in lists)
+            rows += len(lists)
+    return repeated, rows
+
+
 @torch.inference_mode()
 def validation_ranks(
     model: Ensemble, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point]

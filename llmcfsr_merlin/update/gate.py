@@ -7,7 +7,7 @@ import numpy as np
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset import examples
-from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY, RANKS, history_rule
+from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY, RANKS
 from llmcfsr_merlin.evaluation.ranks import read_ranks
 from llmcfsr_merlin.evaluation.significance import compare, distinct_cases
 from llmcfsr_merlin.runtime.errors import InputError
@@ -44,7 +44,7 @@ def gate(config: Config, run: Path) -> Manifest:
 def quality(config: Config, run: Path) -> dict:
     """NDCG@10 of full ranking on the held-out interactions: value, that of yesterday's model (base), the interval of
     their difference (low, high) and count, by the deployment's history rule."""
-    rule = history_rule(config.evaluate.exclude_history)
+    rule = config.evaluate.history
     ours, theirs = (read_ranks(run / "evaluate" / RANKS, name, rule) for name in (config.model.name, GROWN))
     everybody = {"overall": np.ones(len(distinct_cases(theirs)), bool)}
     rows = compare(ours, theirs, everybody, (10,), seed=config.evaluate.seed)

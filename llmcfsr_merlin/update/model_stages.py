@@ -24,9 +24,9 @@ from llmcfsr_merlin.dataset.names import (
     SEQUENCES,
     TITLE,
     TRAIN_HISTORY,
+    USER,
     VECTORS,
     VOCABULARY,
-    history_rule,
 )
 from llmcfsr_merlin.dataset.prepare.day import retired_items
 from llmcfsr_merlin.dataset.raw.additions import catalogue_ids
@@ -39,6 +39,7 @@ from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
+from llmcfsr_merlin.runtime.watch import LOGS, Watch
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.serving.item_table import LONGEST, titles_of, write_titles
@@ -126,13 +127,14 @@ def train(config: Config, run: Path, paths: tuple[Path, ...]) -> Manifest:
         checkpoints = out / ".checkpoints"
         checkpoints.mkdir(exist_ok=True)
         start = load_model(run / GROWN, dataset.vocabulary.hash, allow=config.model.extensions)
-        rows = sum(pq.read_metadata(path).num_rows for path in dataset.files("valid"))
-        warm = WarmStart(start, [str(_rows(run, checkpoints, update.replay))], rows >= update.calibrate_from)
+        users = sum(len(pq.read_table(path, columns=[USER])[USER].unique()) for path in dataset.files("valid"))
+        warm = WarmStart(start, [str(_rows(run, checkpoints, update.replay))], users >= update.calibrate_from)
         if not warm.calibrate:
-            _log.info("  %d held-out interactions (update.calibrate_from): yesterday's score weights stay", rows)
+            _log.info("  %d held-out users (update.calibrate_from): yesterday's score weights stay", users)
         model, history = fit_model(
             config.model, _schedule(config), dataset, checkpoints, exclude_history=config.evaluate.exclude_history,
             tail_item=config.evaluate.tail_item, report=lambda line: _log.info("  %s", line), warm=warm,
+            watch=Watch(config.train.report_to, run / LOGS, f"{config.name}/update"),
         )  # fmt: skip
         shutil.rmtree(checkpoints)
         catalogue = catalogue_ids(paths, config.data) if update.retire == "missing" else None
@@ -149,7 +151,7 @@ def train(config: Config, run: Path, paths: tuple[Path, ...]) -> Manifest:
 
     settings = {
         "model": config.model.trained_by(), "exclude_history": config.evaluate.exclude_history,
-        "train": config.train.model_dump(exclude={"device"}) | {"procedure": resolved(config.train.procedure)},
+        "train": config.train.identity() | {"procedure": resolved(config.train.procedure)},
         "update": update.model_dump(exclude={"max_loss", "check_served", "held_out", "min_item"}),
         "tail_item": config.evaluate.tail_item, "max_length": config.prepare.max_length,
         "catalogue": [fingerprint(path) for path in paths] if update.retire == "missing" else [],
@@ -224,7 +226,7 @@ def evaluate(config: Config, run: Path) -> Manifest:
 
 def ranker(config: Config, folder: Path) -> ScoreFunction:
     """The scoring function of a sealed model, for evaluation."""
-    rule = history_rule(config.evaluate.exclude_history)
+    rule = config.evaluate.history
     device = str(choose_device(config.train.device))
     return Recommender.load(folder, device, bulk=True, allow=config.model.extensions).ranker.by_history(rule)
 
@@ -232,7 +234,7 @@ def ranker(config: Config, folder: Path) -> ScoreFunction:
 def quality_of_day(config: Config, run: Path) -> float | None:
     """NDCG@10 of yesterday's model on the day's interactions, by the deployment's history rule; None if there were
     none with a history."""
-    rule = history_rule(config.evaluate.exclude_history)
+    rule = config.evaluate.history
     rows = json.loads((run / ASKED / METRICS).read_text())
     found = (row["value"] for row in rows if _is(row, protocol="full", group="overall", metric="ndcg@10"))
     ruled = (row["value"] for row in rows if _is(row, protocol="full", group="overall", metric="ndcg@10", history=rule))

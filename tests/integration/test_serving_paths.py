@@ -158,16 +158,31 @@ def test_integer_ids(tmp_path):
 
 @triton
 @pytest.mark.parametrize("layout", ["ensemble", "merged"])
-def test_a_served_shortlist_answers_as_the_library_with_one(tmp_path, layout):
-    """Five of 400 items by 64 of 192 dimensions: exact answers differ, so the setting is seen to reach the server."""
+def test_a_served_shortlist_answers_as_the_library_with_one_and_says_what_is_proven(tmp_path, layout):
+    """Five of 400 random items at most prove nothing for some histories: the setting is seen to reach the server."""
     ids = [f"B{i:03d}" for i in range(400)]
     trained = write_model(tmp_path / "train", ids, dimension=192)
     export(trained, tmp_path / "repo", ServeConfig(layout=layout, shortlist=5))
     histories = [[ids[i], ids[(7 * i + 3) % 400]] for i in range(40)] + [["zzz"], []]
     with Server(tmp_path / "repo", threads=1) as server:
         assert check_served(trained, server.grpc_url, histories, 4, shortlist=5).passed
-        assert not check_served(trained, server.grpc_url, histories, 4).passed
-        assert check_served(trained, server.grpc_url, histories, 7, shortlist=5).passed, "a longer list is exact"
+        with Client(server.grpc_url) as client:
+            served = client.answer(histories, 4)
+            filtered = client.answer(histories, 4, exclude_seen=True, deny=ids[:200])
+            every = client.answer(histories, 12)
+        library = Recommender.load(trained, shortlist=5)
+        assert (served.exact == library.answer(histories, 4).exact).all() and not served.exact.all()
+        assert served.exact[-2:].all(), "the most popular items are certain"
+        assert (filtered.exact == library.answer(histories, 4, exclude_seen=True, deny=ids[:200]).exact).all()
+        assert (filtered.items != None).all()  # noqa: E711 - elementwise
+        assert every.exact.all(), "more than the shortlist: every item is scored"
+        full = Recommender.load(trained).answer(histories, 4)
+        close = np.isclose(full.scores, served.scores, atol=1e-4).all(1)
+        assert close[served.exact].all()
+        text = urllib.request.urlopen(server.metrics_url, timeout=30).read().decode()
+        counted = sum(float(line.split()[-1]) for line in text.splitlines()
+                      if line.startswith("llmcfsr_uncertain_answers{"))  # fmt: skip
+        assert counted == 2 * (~served.exact).sum() + (~filtered.exact).sum()
 
 
 @triton

@@ -100,8 +100,8 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
         report["split"] = written.report(cut)
     if written.cut > _MUCH_CUT * train.sum():
         _log.warning(
-            "prepare.max_length=%d leaves out %s of the training data, the oldest of long histories (more takes "
-            "longer to train)", settings.max_length, f"{written.cut / train.sum():.0%}",
+            "prepare.max_length=%d leaves out %s of the training data, the oldest of long histories",
+            settings.max_length, f"{written.cut / train.sum():.0%}",
         )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
     report |= {"shuffle_mb": disk >> 20, "output_mb": folder_size(out) >> 20}

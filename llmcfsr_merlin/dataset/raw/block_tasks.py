@@ -1,6 +1,6 @@
 """What ingest does with each block of a file, as functions of no arguments that threads or processes call."""
 
-import sys
+import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 from functools import partial
@@ -9,7 +9,6 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.dataset.raw.fields.times import TimeReader
@@ -23,6 +22,7 @@ from llmcfsr_merlin.dataset.raw.interactions import Cleaned, Rules, clean
 from llmcfsr_merlin.dataset.raw.metadata import ItemReader
 from llmcfsr_merlin.dataset.raw.records import JsonParser
 from llmcfsr_merlin.dataset.raw.tally import Place, Tally
+from llmcfsr_merlin.runtime.progress import Progress
 
 _BATCH = 65_536  # Parquet rows per task
 _SAMPLE = 1 << 16  # bytes of a text file from which the time format is detected
@@ -131,13 +131,10 @@ def _damage(reader: LineReader, counts: Tally, prefix: str) -> None:
 
 
 def _progress(reader: LineReader) -> Iterator[Block]:
-    """The blocks of a file with a progress bar of bytes and rows per second."""
-    path = reader.source.path
-    quiet = not sys.stderr.isatty()
-    with tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
+    """The blocks of a file with their progress in bytes, and rows per second."""
+    path, start = reader.source.path, time.monotonic()
+    with Progress(path.stat().st_size, path.name, "B") as progress:
         for block in reader:
             yield block
-            bar.update(reader.position - bar.n)
-            if not quiet:
-                rate = reader.lines / max(bar.format_dict["elapsed"], 1e-9)
-                bar.set_postfix_str(f"{rate:,.0f} rows/s")
+            progress.say(f"{reader.lines / max(time.monotonic() - start, 1e-9):,.0f} rows/s")
+            progress.update(reader.position - progress.n)

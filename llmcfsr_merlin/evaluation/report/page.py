@@ -43,6 +43,7 @@ def write_report(
     negatives: int | str = 100,
     served: str = KEPT,
     tied: str = "",
+    returning: str = "",
     ablation: Sequence[str] = (),
     histories: Mapping[str, Sequence[dict]] | None = None,
     comparisons: Mapping[str, Sequence[dict]] | None = None,
@@ -52,6 +53,7 @@ def write_report(
 
     metrics: rows of `group_metrics`, several datasets and seeds allowed. served: the history rule that comes first and
     that figures show. tied: what is known of the log's times if it calls for the order artefact, else "".
+    returning: how many people return to an item, in a sentence without a full stop.
     focus: recipe that is highlighted. base: recipe that relative differences refer to. ablation: recipes that each
     switch one part of `focus` off; they have a table of their own. histories: recipe -> epochs, as in
     figures.training_figure. comparisons: recipe -> rows of `significance.compare` of focus against it. examples: a few
@@ -112,6 +114,7 @@ def write_report(
             metric_names=metric_names,
             served=served,
             tied=tied,
+            returning=returning,
             datasets=datasets,
             artefact_meaning=MEANING,
             artefact_metrics=METRICS,

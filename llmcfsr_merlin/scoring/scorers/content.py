@@ -62,13 +62,13 @@ class ContentScorer(Scorer[ContentSettings]):
 
     def prepare(self, bulk: bool = False) -> None:
         """bulk: the cosines of all pairs of items are computed once if they fit in 2 GB; a GPU is faster without."""
-        self._units = self._unit_vectors()
-        self._product = None
-        bulk = bulk and self.span is None and not self._units.is_cuda and len(self._units) ** 2 <= _BULK
-        self._similarity = self._units @ self._units.T if bulk else None
+        self._units = self._product = None
+        bulk = bulk and self.span is None and self.coldness.device.type == "cpu" and self.shape.n_items**2 <= _BULK
+        self._similarity = self.units @ self.units.T if bulk else None
 
     def compile(self, compiler: Compiler) -> None:
-        self._product = compiler.product(self.units)
+        if self._neighbours is None:  # with a shortlist the whole catalogue is hardly ever compared
+            self._product = compiler.product(self.units)
 
     @property
     def units(self) -> Tensor:
@@ -82,9 +82,9 @@ class ContentScorer(Scorer[ContentSettings]):
         return unit_vectors(self.vectors, self.settings.lexical_share, self.span)
 
     def _units_of(self, items: Tensor) -> Tensor:
-        """Of encoded ids [...]: [..., D]."""
-        if self.span is None:
-            return self.units[items]
+        """Of encoded ids [...]: [..., D]; out of the vectors as they are, which may be memory-mapped, if need be."""
+        if self.span is None and self._units is not None:
+            return self._units[items]
         return unit_vectors(self.vectors, self.settings.lexical_share, items)
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
@@ -186,7 +186,7 @@ class ContentScorer(Scorer[ContentSettings]):
         real = history[0][history[0] >= FIRST_ITEM]
         if not len(real):
             return torch.zeros(len(items))
-        cosines = self.units[items] @ self.units[real].T  # [C, L]: several times faster than its transpose on some CPUs
+        cosines = self._units_of(items) @ self._units_of(real).T  # [C, L]: faster than its transpose on some CPUs
         if not self.settings.match_itself:
             cosines = cosines.masked_fill(items[:, None] == real, _HIDDEN)
         best = cosines.amax(1)

@@ -1,5 +1,7 @@
 """The trained dual-view network as a scorer: the inner product of the user's state and each item's views."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from llmcfsr_merlin.scoring.compiled import Compiler, Function
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.given_views import CompiledStates
 from llmcfsr_merlin.scoring.network.small_batches import SmallBatches, can_record
-from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Report, Scorer, Shape
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 
 
@@ -21,6 +23,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
 
     Settings = NetworkSettings
     FEATURES = (Feature("network"),)
+    SAYS_PROGRESS = True
     PER_ITEM = (
         "network.items.collaborative.weight",
         "network.items.confidence",
@@ -31,6 +34,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         super().__init__(settings, shape, vectors)
         self.network = DualViewNetwork(settings, shape.n_items, shape.max_length, vectors)
         self._candidates: Tensor | None = None
+        self._given = False  # whether the candidates were read from a file
         self._small: SmallBatches | None = None
         self._compiled: CompiledStates | None = None
         self._product: Function | None = None
@@ -48,7 +52,8 @@ class NetworkScorer(Scorer[NetworkSettings]):
         return scorer
 
     def prepare(self, bulk: bool = False) -> None:
-        self._candidates = self.network.catalogue(self.span)
+        if not self._given:
+            self._candidates = self.network.catalogue(self.span)
         self._small = None if bulk else SmallBatches(self.network.user_states, self.network.max_length)
         self._compiled = self._product = None
 
@@ -59,6 +64,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
     def _apply(self, *arguments: Any, **options: Any) -> "NetworkScorer":
         # Their device and dtype move with the weights.
         self._candidates = self._small = self._compiled = self._product = None
+        self._given = False
         return super()._apply(*arguments, **options)
 
     @property
@@ -90,6 +96,13 @@ class NetworkScorer(Scorer[NetworkSettings]):
             return self._small(histories)
         return self.network.user_states(histories)
 
+    def tables(self, known: Scorer | None, folder: Path, report: Report) -> dict[str, Tensor]:
+        """The views of all items: read from a file they need neither time nor memory of a process's own."""
+        return {"catalogue": self.catalogue.cpu()}
+
+    def take_tables(self, tables: Mapping[str, Tensor]) -> None:
+        self._candidates, self._given = tables["catalogue"].to(self.weights.device), True
+
     def bound_columns(self) -> Tensor:
         return self.catalogue
 
@@ -113,6 +126,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         if self.network.items.collaborative is not None:
             self.network.items.collaborative.num_embeddings = self.shape.n_items
         self._candidates = self._small = self._compiled = self._product = None
+        self._given = False
 
     @classmethod
     def memory_bytes(cls, settings: NetworkSettings, shape: Shape) -> int:

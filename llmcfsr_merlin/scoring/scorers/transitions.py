@@ -1,7 +1,8 @@
 """Item-to-item transitions: which items follow which in the training sequences."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from llmcfsr_merlin.config.scorer_settings import TransitionSettings
 from llmcfsr_merlin.dataset.catalogue_order import ascending_share
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
-from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Report, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.content import unit_vectors
 from llmcfsr_merlin.scoring.scorers.transition_counts import BACKWARD, count_transitions
 from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on, fits
@@ -56,6 +57,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
         self.register_buffer("next_weights", torch.zeros(table))
         self._borrowers: tuple[Tensor, Tensor, Tensor] | None = None
         self._borrows: bool | None = None
+        self._given = False  # whether the borrowers were read from a file
 
     @classmethod
     def fit(
@@ -81,9 +83,9 @@ class TransitionScorer(Scorer[TransitionSettings]):
         return scorer
 
     def prepare(self, bulk: bool = False) -> None:
-        self._borrowers = self._borrows = None
-        if self.borrows:
-            self._borrowers = self._nearest()
+        self._borrows = None
+        if not self._given:
+            self._borrowers = self._nearest() if self.borrows else None
 
     def graph(self, batch_size: int = 64) -> nn.Module:
         self.prepare()  # or what is asked once would be a part of the traced graph
@@ -155,9 +157,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
         own = self._own(histories)
-        return [
-            self._added(known * own, own, borrowed) if borrowed else known * own for known, borrowed in weightings
-        ]
+        return [self._added(known * own, own, borrowed) if borrowed else known * own for known, borrowed in weightings]
 
     def _added(self, total: Tensor, own: Tensor, weight: Tensor | float) -> Tensor:
         """total [B, V] with what is borrowed of own [B, V], times a weight."""
@@ -175,11 +175,20 @@ class TransitionScorer(Scorer[TransitionSettings]):
         sums = sums.scatter_add(1, self.next_items[histories].long().flatten(1), weights.flatten(1))
         return sums.mul(100).log1p()
 
+    def tables(self, known: Scorer | None, folder: Path, report: Report) -> dict[str, Tensor]:
+        """Who borrows from whom, where that counts."""
+        names = ("borrowers", "lenders", "cosines")
+        return dict(zip(names, (part.cpu() for part in self.borrowers))) if self.borrows else {}
+
+    def take_tables(self, tables: Mapping[str, Tensor]) -> None:
+        borrowers, lenders, cosines = (tables[name] for name in ("borrowers", "lenders", "cosines"))
+        self._borrowers, self._given = (borrowers, lenders, cosines), True
+
     def bound_columns(self) -> Tensor:
         """The cosine by which an item borrows at most."""
-        without, _, cosines = self.borrowers
         column = torch.zeros(self.shape.n_items, int(self.borrows))
         if self.borrows:
+            without, _, cosines = self.borrowers
             column[without, 0] = cosines.amax(1)
         return column
 
@@ -197,8 +206,10 @@ class TransitionScorer(Scorer[TransitionSettings]):
     def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
         first = row * self.shape.n_items
         total = value_of(bound.keys, bound.lifts, first + items)
+        if not self.borrows or bound.own is None:
+            return total
         without, near, cosines = self.borrowers
-        if self.borrows and len(without) and bound.own is not None:
+        if len(without):
             place = torch.searchsorted(without, items).clamp_max(len(without) - 1)
             lacks = without[place] == items
             lent = value_of(bound.keys, bound.own, first + near[place[lacks]]) * cosines[place[lacks]]
@@ -217,7 +228,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     def append_items(self, new: NewItems) -> None:
         super().append_items(new)
-        self._borrowers = None
+        self._borrowers, self._given = None, False
 
     @classmethod
     def memory_bytes(cls, settings: TransitionSettings, shape: Shape) -> int:

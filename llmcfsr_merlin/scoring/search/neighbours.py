@@ -82,17 +82,6 @@ def find_neighbours(
     return found
 
 
-def prove(table: Neighbours, units: Tensor, rows: Tensor) -> None:
-    """Compare some items int64 [N] with all and write what is near them into the table."""
-    for some in rows.split(max(_ROOM // len(units), 16)):
-        cosines = units[some] @ units[FIRST_ITEM:].T
-        cosines.scatter_(1, some[:, None].to(cosines.device) - FIRST_ITEM, -2.0)
-        best = cosines.topk(table.items.shape[1], dim=1)
-        table.items[some] = (best.indices + FIRST_ITEM).int().cpu()
-        table.cosines[some] = rounded_up(best.values.cpu())
-        table.cut[some], table.proven[some] = best.values[:, -1].cpu() + COSINE_NOISE, True
-
-
 def _blocks(
     n_items: int, before: int, old: Neighbours | None, cells: Cells | None
 ) -> Iterator[tuple[Tensor, Neighbours | None]]:

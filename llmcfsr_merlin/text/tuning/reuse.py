@@ -14,6 +14,7 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
 from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import hash_json, sha256_file, write_json
+from llmcfsr_merlin.runtime.watch import Watch
 from llmcfsr_merlin.text.item_encoder import TUNED, EncoderRecipe, ItemEncoder
 from llmcfsr_merlin.text.language_models import ModelSource
 from llmcfsr_merlin.text.prompts import Attributes
@@ -25,6 +26,7 @@ from llmcfsr_merlin.text.workers import run_workers, worker_device
 
 RECORD = "tune.json"
 KEY = ".key"
+_NOBODY = Watch()
 HOLDOUT = "holdout.json"  # raw ids of the items that were not tuned on
 
 
@@ -36,11 +38,13 @@ def tune_stage(
     sequences_dir: Path | None,
     out: Path,
     previous: Path | None = None,
+    watch: Watch = _NOBODY,
 ) -> dict:
     """Fine-tune the model of `encoder` on the items of `shards` into out/tuned and return the record for the manifest.
 
     sequences_dir: part-*.parquet of lists of encoded ids (whole histories); their validation and test items are never
     paired. previous: an earlier result, reused if settings, model, items and pairs are unchanged.
+    watch: the tools that follow it.
     """
     items, codes = gather_items(encoder, shards, vocabulary_ids, config.tune.max_items)
     neighbours = None
@@ -65,7 +69,7 @@ def tune_stage(
         shutil.rmtree(folder, ignore_errors=True)  # a checkpoint with other settings or items
         folder.mkdir(parents=True)
         (folder / KEY).write_text(key)
-    run_workers(_tune_worker, config.workers, config, encoder.recipe, encoder.source, items, neighbours, folder)
+    run_workers(_tune_worker, config.workers, config, encoder.recipe, encoder.source, items, neighbours, folder, watch)
     record = json.loads((folder / RECORD).read_text())
     weights = folder / (ADAPTER if (folder / ADAPTER).is_file() else "model.safetensors")
     held = codes[holdout_positions(items, config.tune.holdout, config.tune.seed)]
@@ -122,12 +126,13 @@ def _tune_worker(
     items: list[Attributes],
     neighbours: Neighbours | None,
     folder: Path,
+    watch: Watch,
 ) -> None:
     device = worker_device(config.device, rank) if workers > 1 else config.device
     if config.tune.method == "full":
         recipe = replace(recipe, dtype="float32")  # bfloat16 weights lose small updates
     base = ItemEncoder(recipe, source, batch_size=config.batch_size, device=device)
-    record = tune(base.encoder, items, base.prompter, config.tune, folder, neighbours)
+    record = tune(base.encoder, items, base.prompter, config.tune, folder, neighbours, watch)
     if rank == 0:
         write_json(folder / RECORD, record)
 

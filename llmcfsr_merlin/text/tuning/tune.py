@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from llmcfsr_merlin.config.tune_settings import TuneConfig
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
+from llmcfsr_merlin.runtime.progress import Progress
+from llmcfsr_merlin.runtime.reporters import Reporting
+from llmcfsr_merlin.runtime.watch import Watch
 from llmcfsr_merlin.text.encoder import TextEncoder
 from llmcfsr_merlin.text.prompts import Attributes, Prompter
 from llmcfsr_merlin.text.tuning.contrastive import Embedder, cached_backward, info_nce, length_chunks
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint"
 BEST = "best.safetensors"
+_NOBODY = Watch()
+_LOGGED = 10  # steps between two reported losses
 
 
 @dataclass
@@ -88,10 +92,12 @@ def tune(
     settings: TuneConfig,
     out: Path,
     neighbours: Neighbours | None = None,
+    watch: Watch = _NOBODY,
 ) -> dict:
     """Fine-tune `encoder.model`, write the best weights into the folder `out` and return what the manifest records.
 
     items: attributes of each item; only those of two or more are held out. neighbours: by position in `items`.
+    watch: the tools that follow the loss and the attribute retrieval.
     A killed call resumes from its last checkpoint when called again with the same `out`. `out` ends up as a folder that
     transformers (full) or peft (lora) loads.
     """
@@ -138,6 +144,7 @@ def tune(
         score = attribute_retrieval(encoder, holdout, prompter, settings.seed) if main else 0.0
         score = float(accelerator.gather(torch.tensor([score], device=accelerator.device)).max())
         state.history = (*state.history, (state.step, round(score, 6)))
+        reporting.log(state.step, eval_retrieval=score)
         if score > state.best:
             state.best, state.best_step, state.stale = score, state.step, 0
             if main:
@@ -151,9 +158,10 @@ def tune(
         accelerator.wait_for_everyone()
         return state.stale >= settings.patience
 
+    reporting = Reporting(watch if main else _NOBODY, out, **settings.model_dump())
     clock = [time.perf_counter()]
     stop = evaluate() if state.step == 0 else state.stale >= settings.patience
-    with tqdm(total=total, initial=state.step, desc="tune", unit="step", disable=None if main else True) as bar:
+    with Progress(total, "tune", "steps", shown=main, start=state.step) as bar:
         while state.step < total and not stop:
             first = state.step * settings.accumulation
             optimizer.zero_grad()
@@ -174,10 +182,13 @@ def tune(
                 raise InputError(
                     f"embed.tune: the loss became {loss} at step {state.step}: lower tune.learning_rate or use float32"
                 )
+            bar.say(f"loss {loss / settings.accumulation:.3f}, retrieval {state.best:.3f}")
             bar.update()
-            bar.set_postfix(loss=f"{loss / settings.accumulation:.3f}", retrieval=f"{state.best:.3f}")
+            if state.step % _LOGGED == 0:
+                reporting.log(state.step, loss=loss / settings.accumulation)
             if state.step % settings.evaluate_every == 0 or state.step == total:
                 stop = evaluate()
+    reporting.close()
     load_weights(out / BEST, trained)
     model.eval()
     if settings.gradient_checkpointing:

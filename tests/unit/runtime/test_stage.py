@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -280,3 +281,29 @@ def test_sealed_files_have_the_modes_of_the_umask(umask, file, folder, tmp_path)
     subprocess.run([sys.executable, "-c", code, str(tmp_path), umask], check=True)
     for path in (tmp_path / "run").rglob("*"):
         assert path.stat().st_mode & 0o777 == (folder if path.is_dir() else file), path
+
+
+def test_the_time_of_all_attempts_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmcfsr_merlin.runtime.stage._NOTED", 0.0)
+
+    def killed(out):
+        (out / "half").write_text("x")
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            stage(tmp_path, work=killed, resumable=True)
+    manifest, _ = stage(tmp_path, resumable=True)
+    assert manifest.seconds > 1.0 and manifest.counts["attempts"] == 3
+    assert ".attempts" not in manifest.files and not (tmp_path / manifest.stage / ".attempts").exists()
+    assert "attempts" not in stage(tmp_path, force=True)[0].counts  # nothing was taken over
+
+
+def test_an_attempt_that_was_killed_counts_up_to_its_last_note(tmp_path):
+    from llmcfsr_merlin.runtime.stage import Attempts
+
+    Attempts(2, 100.0, 77).write(tmp_path)
+    assert Attempts.read(tmp_path) == Attempts(2, 100.0, 77)
+    (tmp_path / ".attempts").write_text("{")
+    assert Attempts.read(tmp_path) == Attempts.read(tmp_path / "nowhere") == Attempts()

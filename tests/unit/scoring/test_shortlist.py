@@ -10,8 +10,8 @@ from llmcfsr_merlin.scoring.ranker import Ranker, pad
 from llmcfsr_merlin.scoring.scorer import NewItems
 from llmcfsr_merlin.scoring.scorers import content
 from llmcfsr_merlin.scoring.search import screen
-from llmcfsr_merlin.scoring.search.neighbours import find_neighbours, prove, rounded_up
-from llmcfsr_merlin.scoring.search.tables import extends, take_tables, write_tables
+from llmcfsr_merlin.scoring.search.bound_tables import extends, take_tables, write_tables
+from llmcfsr_merlin.scoring.search.neighbours import find_neighbours, rounded_up
 from tests.models import model_config, random_model
 
 K, ITEMS = 8, 300
@@ -51,7 +51,7 @@ def narrow(request, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("most", [9, 40, 299])
+@pytest.mark.parametrize("most", [9, 60, 299])
 def test_what_is_said_to_be_exact_is_the_full_ranking(seed, most, narrow, monkeypatch):
     monkeypatch.setattr(content, "NEIGHBOURS", 12)
     model, histories = world(seed)
@@ -155,8 +155,6 @@ def test_cells_find_most_neighbours_and_prove_nothing(monkeypatch):
     assert not rough.proven[FIRST_ITEM:].any() and exact.proven.all()
     same = [len(set(a) & set(b)) for a, b in zip(rough.items[3:].tolist(), exact.items[3:].tolist())]
     assert sum(same) > 0.95 * 10 * 597
-    prove(rough, units, torch.arange(FIRST_ITEM, 600))
-    assert torch.equal(rough.items, exact.items) and rough.proven.all()
 
 
 def test_what_is_not_proven_is_not_called_exact():

@@ -12,6 +12,7 @@ from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.tune_settings import TuneConfig
 from llmcfsr_merlin.dataset.item_vectors import load_item_table
 from llmcfsr_merlin.runtime.errors import InputError
+from llmcfsr_merlin.runtime.watch import Watch
 from llmcfsr_merlin.text import enrichment
 from llmcfsr_merlin.text.embed import embed_table
 from llmcfsr_merlin.text.item_encoder import ItemEncoder, encode_items
@@ -160,3 +161,15 @@ def test_settings_that_contradict_are_refused():
         Config.load(None, ["embed.tune.enabled=true", "embed.quantisation=4bit"])
     with pytest.raises(InputError, match="needs reduction"):
         Config.load(None, ["embed.dimension=8"])
+
+
+def test_tuning_is_followed_by_report_to(config, items_dir, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    watch = Watch(("tensorboard",), tmp_path / "logs", "shop/embed.tune")
+    counts = embed(config, items_dir, tmp_path / "a", watch=watch)
+    events = EventAccumulator(str(tmp_path / "logs" / "tensorboard" / "shop-embed.tune"))
+    events.Reload()
+    found = [event.value for event in events.Scalars("eval/retrieval")]
+    assert found == pytest.approx([score for _, score in counts["tuned"]["history"]], abs=1e-5)

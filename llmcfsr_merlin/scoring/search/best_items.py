@@ -54,15 +54,16 @@ class Search:
         upper[:FIRST_ITEM] = -torch.inf
         if blocked is not None:
             upper = upper.masked_fill_(blocked, -torch.inf)
-        items = _largest(upper, max(4 * k, _FIRST))
+        items = _largest(upper, min(max(4 * k, _FIRST), self.most))
         scores = self._scores(bounds, row, history, items)
         least = scores.topk(k).values[-1] if len(scores) >= k else scores.new_tensor(-torch.inf)
         upper[items] = -torch.inf
         least = least - _NOISE * (1 + least.abs()) if len(scores) >= k else least
         others = _at_least(upper, float(least))
-        exact = len(others) <= self.most
+        left = self.most - len(items)
+        exact = len(others) <= left
         if not exact:
-            others = others[upper[others].topk(self.most).indices]
+            others = others[upper[others].topk(left).indices]
         if len(others):
             items = torch.cat([items, others])
             scores = torch.cat([scores, self._scores(bounds, row, history, others)])
