@@ -35,7 +35,7 @@ SIGNATURES = {
     "scoring.scorer:Scorer.memory_bytes": "(settings, shape)",
     "scoring.scorer:Scorer.graph": "(self, batch_size)",
     "scoring.ensemble:Ensemble.scores": "(self, histories, items)",
-    "scoring.ensemble:Ensemble.explain": "(self, histories, items)",
+    "scoring.ensemble:Ensemble.explain": "(self, histories, items, weights)",
 }
 
 
