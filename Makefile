@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $(VENV)/.installing
 	$(INSTALL) pip setuptools wheel
 	$(INSTALL) --no-deps $(UNRESOLVED)
-	$(INSTALL) $(if $(filter current,$(PROFILE)),--no-warn-conflicts) -e '.[merlin,serve,gateway,explore,onnx,report,tune,encoders,search,test]'
+	$(INSTALL) $(if $(filter current,$(PROFILE)),--no-warn-conflicts) -e '.[merlin,serve,gateway,explore,onnx,report,tune,encoders,search,watch,test]'
 	@$(BIN)/python -c 'import sys, llmcfsr_merlin.runtime.doctor as d; sys.exit(d.shared_python() is None)' || $(LIBPYTHON)
 	@mv $(VENV)/.installing $@
 

@@ -34,12 +34,22 @@ def draw(rows: list[dict], path: Path) -> None:
     quality.set_ylabel("NDCG@10, each interaction of the slice")
     quality.set_xticks(days)
     quality.legend(frameon=False)
-    for arm, key, shift in (("updated", "update_seconds", -0.2), ("anew", "anew_seconds", 0.2)):
-        means = [np.mean([row[key] for row in rows if row["day"] == day]) for day in days]
-        cost.bar(np.array(days) + shift, means, 0.38, color=ARMS[arm][1])
-    cost.set_title("processor seconds: all of an update, one training anew", loc="left", fontsize=9)
+    timed = days[1:]
+    bottom = np.zeros(len(timed))
+    stages = {
+        "training": ("train",), "data": ("ingest", "prepare", "embed", "yesterday"), "measuring": ("day", "evaluate")
+    }  # fmt: skip
+    for (label, names), shade in zip(stages.items(), (1.0, 0.6, 0.3)):
+        means = [np.mean([sum(row["update_seconds"][name] for name in names) for row in rows if row["day"] == day])
+                 for day in timed]  # fmt: skip
+        cost.bar(np.array(timed) - 0.2, means, 0.38, bottom, color=ARMS["updated"][1], alpha=shade, label=label)
+        bottom += means
+    anew = [np.mean([row["anew_seconds"] for row in rows if row["day"] == day]) for day in timed]
+    cost.bar(np.array(timed) + 0.2, anew, 0.38, color=ARMS["anew"][1], label="training anew")
+    cost.legend(frameon=False, fontsize=8)
+    cost.set_title("processor seconds of a day", loc="left", fontsize=10)
     cost.set_xlabel("slice that is learned")
-    cost.set_xticks(days)
+    cost.set_xticks(timed)
     for axis in (quality, cost):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

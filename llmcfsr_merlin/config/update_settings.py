@@ -19,8 +19,8 @@ class UpdateConfig(Section):
     held_out: float = Field(0.2, gt=0, lt=1)
     """Share of the day's users whose interactions of the day are trained on tomorrow: half of them choose the epoch and
     the score weights, half decide whether the model may go out."""
-    calibrate_from: int = Field(500, ge=1)
-    """Held-out interactions from which on the score weights are calibrated anew; with fewer, yesterday's stay."""
+    calibrate_from: int = Field(300, ge=1)
+    """Held-out users that choose from which on they choose score weights too; with fewer, yesterday's weights stay."""
     min_item: int = Field(1, ge=1)
     """Interactions on the day that make an unknown item known; an item of the day's catalogue needs none."""
     max_loss: float = Field(0.05, ge=0, lt=1)

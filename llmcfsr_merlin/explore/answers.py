@@ -90,7 +90,7 @@ class RunModel:
         blocked = recommender.blocked(encoded, [exclude_seen], [None], [None])
         weights = weights or self.weights(exclude_seen)
         if encoded.fallback[0] or weights == self.ensemble.weights:
-            items, scores = recommender.rank(encoded, k, blocked)
+            items, scores, _ = recommender.rank(encoded, k, blocked)
             reasons = recommender.reasons(encoded, items)[0]
             shares = [reason.shares if reason else {} for reason in reasons]
             matches = [reason.match if reason else None for reason in reasons]

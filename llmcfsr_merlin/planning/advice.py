@@ -18,6 +18,7 @@ _CUT = 0.05  # of the training interactions that max_length may leave out before
 _FEWEST = 200  # rows of validation and of test for a temporal split
 _RETURNS = 0.005  # of the validation targets: below it nobody returns
 _TIED = 0.05  # of the steps
+_MOST_TIED = 0.5  # of users' last steps, in a log of days
 _IN_ORDER = 0.9  # of tied steps that go up in the catalogue: sorted by item
 _TAIL = 0.8  # of the items, and of the users, are the tail
 
@@ -121,6 +122,10 @@ def _ties(lines: Lines, facts: Facts, sizes: Sizes, kept: Log, say: Say) -> None
     if facts.ascending is not None and max(facts.ascending, 1 - facts.ascending) >= _IN_ORDER:
         lines.put("ties", "shuffle", f"{tied}, sorted by item there: an order in which nobody clicked", 1)
         say("ties", f"shuffle: {tied}, sorted by item")
+        return
+    if facts.whole_days and sizes.tied_last > _MOST_TIED * len(kept.first):
+        lines.put("ties", "shuffle", f"{tied}: the times are days, and which item was the last of one is not known", 1)
+        say("ties", f"shuffle: {tied}")
         return
     lines.comment(f"{tied}; the order of the file is kept (source). If it means nothing: shuffle.", 1)
     lines.put("ties", "source", indent=1)

@@ -10,6 +10,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.stage import MANIFEST, Manifest, hash_json
 
 FOLDER = "bundle"  # inside <model>/<version>/
+GRAPHS = {"torchscript": "model.pt", "onnx": "model.onnx"}  # instead of it, files that Triton's backends look for
 _ALL = (VOCABULARY, MODEL_CONFIG, MODEL_WEIGHTS)
 # encode and decode hold no weights, so a step of a large model stays small.
 FILES = {

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.recommender import Recommender
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.serving.bundle import Bundle
+from llmcfsr_merlin.serving.bundle import GRAPHS, Bundle
 from llmcfsr_merlin.serving.onnx_engine import import_onnxruntime, write_onnx
-from llmcfsr_merlin.serving.repository import GRAPHS
 from llmcfsr_merlin.serving.request import Limits
 from llmcfsr_merlin.serving.steps import NO_LIST, Rank, Tensors
 

@@ -11,12 +11,11 @@ from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import resource
-from llmcfsr_merlin.serving.bundle import FOLDER, Bundle
+from llmcfsr_merlin.serving.bundle import FOLDER, GRAPHS, Bundle
 from llmcfsr_merlin.serving.item_table import write_items
 from llmcfsr_merlin.serving.search_tables import write_search
 
 CONFIG = "config.pbtxt"
-GRAPHS = {"torchscript": "model.pt", "onnx": "model.onnx"}  # file names that Triton's backends look for
 FRONT = "recommend"  # the model that clients call, in every layout
 EXPLAIN = "explain"  # the same with reasons: layout ensemble, format python
 

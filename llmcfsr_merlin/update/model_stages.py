@@ -24,6 +24,7 @@ from llmcfsr_merlin.dataset.names import (
     SEQUENCES,
     TITLE,
     TRAIN_HISTORY,
+    USER,
     VECTORS,
     VOCABULARY,
 )
@@ -126,10 +127,10 @@ def train(config: Config, run: Path, paths: tuple[Path, ...]) -> Manifest:
         checkpoints = out / ".checkpoints"
         checkpoints.mkdir(exist_ok=True)
         start = load_model(run / GROWN, dataset.vocabulary.hash, allow=config.model.extensions)
-        rows = sum(pq.read_metadata(path).num_rows for path in dataset.files("valid"))
-        warm = WarmStart(start, [str(_rows(run, checkpoints, update.replay))], rows >= update.calibrate_from)
+        users = sum(len(pq.read_table(path, columns=[USER])[USER].unique()) for path in dataset.files("valid"))
+        warm = WarmStart(start, [str(_rows(run, checkpoints, update.replay))], users >= update.calibrate_from)
         if not warm.calibrate:
-            _log.info("  %d held-out interactions (update.calibrate_from): yesterday's score weights stay", rows)
+            _log.info("  %d held-out users (update.calibrate_from): yesterday's score weights stay", users)
         model, history = fit_model(
             config.model, _schedule(config), dataset, checkpoints, exclude_history=config.evaluate.exclude_history,
             tail_item=config.evaluate.tail_item, report=lambda line: _log.info("  %s", line), warm=warm,

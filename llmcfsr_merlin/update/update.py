@@ -96,6 +96,8 @@ def update(
 def _check(config: Config, previous: Path, run: Path) -> None:
     for stage in ("prepare", "train", *(("embed",) if config.model.reads else ())):
         Manifest.load(previous / stage)
+    if config.data.format == "synthetic":
+        raise InputError("data.format=synthetic generates its log: expected a recipe that reads files, as --day does")
     if run.resolve() == previous.resolve():
         raise InputError(f"expected a new run directory for the day, found yesterday's ({run}): name another --run")
     if updated_by(run) is None and (run / "prepare").exists():

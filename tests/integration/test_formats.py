@@ -11,9 +11,9 @@ import pytest
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.serving.bundle import Bundle
+from llmcfsr_merlin.serving.bundle import GRAPHS, Bundle
 from llmcfsr_merlin.serving.graph import check_graph, run_graph
-from llmcfsr_merlin.serving.repository import GRAPHS, export, format_of, publish
+from llmcfsr_merlin.serving.repository import export, format_of, publish
 from llmcfsr_merlin.serving.request import Limits
 from llmcfsr_merlin.serving.server import Server, find_tritonserver
 from llmcfsr_merlin.serving.steps import Decode, Encode, Recommend

@@ -141,6 +141,8 @@ def test_what_does_not_fit_is_said(folder, first, tmp_path):
         update(config, day, folder / "one", folder / "one")
     with pytest.raises(InputError, match=r"expected a finished stage in .*none/prepare"):
         update(config, day, tmp_path / "none", tmp_path / "two")
+    with pytest.raises(InputError, match=r"data\.format=synthetic generates its log"):
+        update(config.with_settings({"data.format": "synthetic"}), day, folder / "one", tmp_path / "two")
     with pytest.raises(InputError, match=r"expected prepare\.max_length 12 as in"):
         update(config.with_settings({"prepare.max_length": 9}), day, folder / "one", tmp_path / "two")
     with pytest.raises(InputError, match=r"update\.retire=missing: expected a catalogue in data\.items"):

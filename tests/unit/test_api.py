@@ -26,7 +26,8 @@ SIGNATURES = {
     "serving.client:Client.recommend": "(self, histories, k, **filters)",
     "serving.client:Client.answer": "(self, histories, k, *, exclude_seen, allow, deny)",
     "pipeline:run_stages": "(config, run_dir, stages, *, force, report)",
-    "training.fit:fit_model": "(model, train, dataset, work, *, item_table, exclude_history, tail_item, report, warm)",
+    "training.fit:fit_model": "(model, train, dataset, work, *, item_table, exclude_history, tail_item, report, warm, "
+    "watch)",
     "scoring.scorer:Scorer": "(settings, shape, vectors)",
     "scoring.scorer:Scorer.fit": "(settings, dataset, vectors, context)",
     "scoring.scorer:Scorer.forward": "(self, histories, items)",
@@ -35,7 +36,7 @@ SIGNATURES = {
     "scoring.scorer:Scorer.memory_bytes": "(settings, shape)",
     "scoring.scorer:Scorer.graph": "(self, batch_size)",
     "scoring.ensemble:Ensemble.scores": "(self, histories, items)",
-    "scoring.ensemble:Ensemble.explain": "(self, histories, items)",
+    "scoring.ensemble:Ensemble.explain": "(self, histories, items, weights)",
 }
 
 

@@ -112,7 +112,7 @@ def make_router(asking: Asking, rates: Rates, telemetry: Telemetry) -> tuple[API
 
     @router.get("/metrics", summary="Counters for Prometheus", responses=problems(401, 429), response_class=Response)
     async def metrics() -> Response:
-        return Response(telemetry.exposition(asking), media_type=CONTENT_TYPE)
+        return Response(telemetry.exposition(asking.slots, asking.cache, asking.replicas.all), media_type=CONTENT_TYPE)
 
     return router, [question, questions, ProblemDetails]
 

@@ -1,11 +1,13 @@
 """What the gateway counts, for Prometheus. No label comes from a request's content."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-if TYPE_CHECKING:
-    from llmcfsr_merlin.serving.gateway.asking import Asking
+from llmcfsr_merlin.serving.gateway.answer_cache import AnswerCache
+from llmcfsr_merlin.serving.gateway.replica import Replica
+from llmcfsr_merlin.serving.gateway.slots import Slots
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -31,13 +33,13 @@ class Telemetry:
         self._up = Gauge("replica_up", "1: asked, 0: put aside", ["replica"], **common)
         self._ejections = Gauge("replica_ejections", "Times that it was put aside", ["replica"], **common)
 
-    def exposition(self, asking: "Asking") -> bytes:
-        """The text that Prometheus reads."""
-        self._in_flight.set(asking.slots.held)
-        self._queued.set(asking.slots.waiting)
-        self._cached.set(len(asking.cache))
-        self._hits.set(asking.cache.hits)
-        for replica in asking.replicas.all:
+    def exposition(self, slots: Slots, cache: AnswerCache, replicas: Sequence[Replica]) -> bytes:
+        """The text that Prometheus reads, with what these hold now."""
+        self._in_flight.set(slots.held)
+        self._queued.set(slots.waiting)
+        self._cached.set(len(cache))
+        self._hits.set(cache.hits)
+        for replica in replicas:
             self._up.labels(replica.address).set(replica.ready)
             self._ejections.labels(replica.address).set(replica.ejections)
         return generate_latest(self.registry)

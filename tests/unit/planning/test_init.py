@@ -157,6 +157,13 @@ def test_ties_sorted_by_item_are_shuffled(tmp_path):
     assert config.prepare.ties == "shuffle" and "sorted by item" in draft.text
 
 
+def test_a_log_of_days_in_which_most_last_steps_are_tied_is_shuffled(tmp_path):
+    log = shop_log()
+    log["bought_at"] = 1_500_000_000 // DAY * DAY + DAY * (log.index % 8 // 6)
+    draft, config = drafted(tmp_path, log)
+    assert config.prepare.ties == "shuffle" and "the times are days" in draft.text
+
+
 def test_long_histories_get_a_longer_model(tmp_path):
     draft, config = drafted(tmp_path, shop_log(users=40, items=30, length=80))
     assert config.prepare.max_length == 100 and "50: 3" in draft.text  # of 78 training items, 51 are read
