@@ -125,14 +125,14 @@ class Client:
 
         Raises InputError if the server gives no reasons.
         """
-        (history,), items, _ = check_question([history], 1, items) if len(items) else ([history], None, None)
-        if items is None:
+        if not len(items):
             return []
+        (history,), asked, _ = check_question([history], 1, items)
         if not self._call(lambda: self._connection.is_model_ready(EXPLAIN)):
             raise InputError(
                 f"the server at {self.url} gives no reasons: export with serve.layout=ensemble and serve.format=python"
             )
-        texts = _texts([items])
+        texts = _texts([asked or []])
         tensors = {
             "HISTORY": _texts([history]),
             "ALLOW": texts,
