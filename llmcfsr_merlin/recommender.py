@@ -269,7 +269,7 @@ class Recommender:
 
     @torch.inference_mode()
     def reasons(self, encoded: Encoded, items: np.ndarray) -> list[list[Reason | None]]:
-        """A reason for each of items, encoded ids int64 [B, k] as `rank` gives them; None where none is left."""
+        """A reason for each of items, encoded ids int64 [B, k] as `rank` gives them; None if none is left."""
         model, device = self.ranker.model, self.ranker.device
         histories, asked = encoded.item_ids.to(device), torch.from_numpy(items).to(device)
         shares = {name: share.float().cpu().numpy() for name, share in model.explain(histories, asked).items()}

@@ -34,7 +34,7 @@ def _run(arguments: Namespace) -> int:
     show(table)
     if found.plan is not None:
         plan = Table(
-            title="what a run would do (times within a factor of two, on this machine as busy as it is)",
+            title="what a run would do (times within a factor of two to three, on this machine as busy as it is)",
             title_justify="left",
         )
         for column in ("stage", "does", "about", "estimated from"):
@@ -55,4 +55,4 @@ def _run(arguments: Namespace) -> int:
     return 0
 
 
-VERB = Verb("check", "say what a run of a recipe would do, need and stumble over", _arguments, _run)
+VERB = Verb("check", "check a recipe before a run: what it would do, what it needs, likely problems", _arguments, _run)

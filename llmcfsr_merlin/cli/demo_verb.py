@@ -20,6 +20,7 @@ def _run(arguments: Namespace) -> int:
     from llmcfsr_merlin.dataset import examples
     from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
     from llmcfsr_merlin.pipeline import run_stages
+    from llmcfsr_merlin.runtime.layout import BASELINES
     from llmcfsr_merlin.serving import Client, Server
     from llmcfsr_merlin.serving.parity import check_served
 
@@ -36,6 +37,8 @@ def _run(arguments: Namespace) -> int:
         histories = [sequence[:-1] for sequence in examples.sequences(directory).values()]
         parity = check_served(directory, server.grpc_url, histories, shortlist=config.serve.shortlist)
     print(f"served = offline for {parity.equal + parity.ties} of {parity.histories} users")
+    models = [directory, *(path for path in sorted((directory / BASELINES).glob("*")) if path.is_dir())]
+    print(f"look around:       llmcfsr explore {' '.join(map(str, models))}   (then http://127.0.0.1:8050)")
     print(f"serve it yourself: llmcfsr serve {directory}")
     question = json.dumps({"history": sequence[:2], "k": 5})
     print(f"and query it:      curl -s --json '{question}' localhost:8000/recommend")

@@ -12,12 +12,12 @@ def _arguments(parser: ArgumentParser) -> None:
         "runs", nargs="*", type=Path, metavar="RUN",
         help="run directories, or models in them (runs/demo/baselines/sasrec); the first has the items and test users",
     )  # fmt: skip
-    parser.add_argument("--url", help="a gateway to ask too, or alone, e.g. http://localhost:8000")
+    parser.add_argument("--url", help="a running gateway to show as well, or on its own, e.g. http://localhost:8000")
     parser.add_argument("--api-key", type=Path, metavar="FILE", help="file that holds a key for the gateway")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on (default: loopback only); the page asks for no password",
+        help="address to listen on (default: loopback only); the page has no login",
     )
     parser.add_argument("--page-port", type=int, default=8050, help="default 8050; 0 takes a free one")
 
@@ -36,4 +36,4 @@ def _run(arguments: Namespace) -> None:
     serve(explorer, taken, arguments.host, lambda address: print(f"explore: {address}", flush=True))
 
 
-VERB = Verb("explore", "a local page to try runs out: items, users, reasons, score weights", _arguments, _run)
+VERB = Verb("explore", "try out runs on a local web page: items, users, reasons, score weights", _arguments, _run)

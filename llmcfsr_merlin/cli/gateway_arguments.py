@@ -13,16 +13,16 @@ def add_gateway(parser: ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
     parser.add_argument("--gateway-port", type=int, default=8000, help="default 8000; 0 takes a free one")
     keys = parser.add_mutually_exclusive_group()
-    keys.add_argument("--api-keys", type=Path, metavar="FILE", help="`name key` a line; needed beyond loopback")
-    keys.add_argument("--no-api-keys", action="store_true", help="let everybody ask who reaches --host")
-    parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="a page that may ask (none)")
+    keys.add_argument("--api-keys", type=Path, metavar="FILE", help="one `name key` per line; needed beyond loopback")
+    keys.add_argument("--no-api-keys", action="store_true", help="let everybody who reaches --host send requests")
+    parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="of pages that may send requests")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. gateway.timeout=2")
-    parser.add_argument("--log-requests", action="store_true", help="one line a request, without its content")
+    parser.add_argument("--log-requests", action="store_true", help="one line per request, without its content")
     parser.add_argument("--start-timeout", type=float, default=120, metavar="SECONDS", help="default 120")
 
 
 def gateway_options(arguments: Namespace) -> "GatewayOptions":
-    """Settings are those of the run, where it is one, changed by --set."""
+    """Settings are those of the run, if it is one, changed by --set."""
     from llmcfsr_merlin.config.load import Config
     from llmcfsr_merlin.runtime.errors import InputError
     from llmcfsr_merlin.runtime.layout import RECORD

@@ -9,12 +9,12 @@ from llmcfsr_merlin.cli.verb import Verb
 def _arguments(parser: ArgumentParser) -> None:
     add_gateway(parser)
     servers = parser.add_mutually_exclusive_group(required=True)
-    servers.add_argument("--replica", action="append", metavar="HOST:PORT", help="gRPC of a server; again for another")
+    servers.add_argument("--replica", action="append", metavar="HOST:PORT", help="gRPC of a server; may be repeated")
     servers.add_argument(
         "--shard",
         action="append",
         metavar="HOST:PORT[,HOST:PORT]",
-        help="gRPC of the servers of shard 1; again for shard 2, ... (`llmcfsr serve --shard`)",
+        help="gRPC addresses of the servers of shard 1; repeat for shard 2, ... (`llmcfsr serve --shard`)",
     )
 
 

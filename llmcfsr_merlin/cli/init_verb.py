@@ -8,9 +8,9 @@ from llmcfsr_merlin.cli.verb import Verb
 
 def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument("log", help="file, folder of Parquet or quoted pattern: CSV, TSV, JSON lines, Parquet; .gz too")
-    parser.add_argument("items", nargs="?", help="the same, of item attributes")
+    parser.add_argument("items", nargs="?", help="item attributes, in one of the same forms")
     parser.add_argument("--out", type=Path, default=Path("shop.yaml"), help="recipe to write (default shop.yaml)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting that is decided")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="fix a setting")
 
 
 def _run(arguments: Namespace) -> None:
@@ -40,4 +40,4 @@ def _run(arguments: Namespace) -> None:
     print(f"wrote {out}; next: llmcfsr check {out}")
 
 
-VERB = Verb("init", "look at a log and write a commented recipe for it", _arguments, _run)
+VERB = Verb("init", "inspect a log and write a commented recipe for it", _arguments, _run)

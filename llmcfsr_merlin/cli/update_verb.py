@@ -9,11 +9,11 @@ from llmcfsr_merlin.cli.verb import Verb
 
 
 def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", help="recipe name or YAML file, as yesterday's run was made with")
+    parser.add_argument("recipe", help="recipe name or YAML file that yesterday's run was made with")
     parser.add_argument("--day", action="append", required=True, metavar="FILE", help="the day's log; may be repeated")
     parser.add_argument("--from", type=Path, required=True, dest="previous", metavar="RUN", help="yesterday's run")
     parser.add_argument("--run", type=Path, required=True, help="new run directory")
-    parser.add_argument("--items", type=Path, metavar="FILE", help="new items, recommended before anybody had them")
+    parser.add_argument("--items", type=Path, metavar="FILE", help="new items, recommended before any interaction")
     parser.add_argument("--publish", type=Path, metavar="RUN", help="the run or repository that is served")
     parser.add_argument("--url", help="Triton's HTTP address of its server, which loads the new version")
     parser.add_argument("--key-file", type=Path, help="the file of its line `ready:`")
@@ -45,4 +45,4 @@ def _run(arguments: Namespace) -> None:
     print(json.dumps(line | {"seconds": done.seconds}))
 
 
-VERB = Verb("update", "update yesterday's model by a day's log and publish it if it passes the gate", _arguments, _run)
+VERB = Verb("update", "update a model with a new day's log and publish it if it passes the gate", _arguments, _run)

@@ -89,6 +89,8 @@ class RunModel:
         encoded = recommender.encode([list(history)])
         blocked = recommender.blocked(encoded, [exclude_seen], [None], [None])
         weights = weights or self.weights(exclude_seen)
+        shares: Sequence[Mapping[str, float]]
+        matches: Sequence[str | None]
         if encoded.fallback[0] or weights == self.ensemble.weights:
             items, scores, _ = recommender.rank(encoded, k, blocked)
             reasons = recommender.reasons(encoded, items)[0]

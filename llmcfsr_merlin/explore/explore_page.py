@@ -1,5 +1,6 @@
 """The page of one visitor: widgets that pass clicks to a Session and show what the Explorer makes of it."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +10,7 @@ from nicegui import ui
 
 from llmcfsr_merlin.explore.explorer import Explorer
 from llmcfsr_merlin.explore.held_out_users import GROUPS, HeldOutUser
-from llmcfsr_merlin.explore.page_parts import (
-    act,
-    box,
-    card,
-    colours,
-    found_items,
-    heading,
-    in_thread,
-    pick,
-    ranks,
-    text,
-)
+from llmcfsr_merlin.explore.page_parts import act, box, card, colours, found_items, heading, pick, ranks, text
 from llmcfsr_merlin.explore.weight_panel import WeightPanel
 from llmcfsr_merlin.runtime.errors import InputError
 
@@ -94,7 +84,7 @@ class ExplorePage:
         self._searched += 1
         mine = self._searched
         try:
-            found = await in_thread(self._explorer.items.search, asked[:200], _FOUND)
+            found = await asyncio.to_thread(self._explorer.items.search, asked[:200], _FOUND)
         except InputError as error:
             ui.notify(str(error), type="negative")
             return
@@ -142,7 +132,7 @@ class ExplorePage:
     async def _find_user(self, user: str) -> None:
         assert self._explorer.users is not None
         try:
-            found = await in_thread(self._explorer.users.find, user)
+            found = await asyncio.to_thread(self._explorer.users.find, user)
         except InputError as error:
             ui.notify(str(error), type="negative")
             return
@@ -157,14 +147,14 @@ class ExplorePage:
         self._asked += 1
         mine, session = self._asked, self._session
         asked = replace(session, history=list(session.history), weights=dict(session.weights))
-        cards = await in_thread(self._explorer.cards, asked)
-        titles = await in_thread(
+        cards = await asyncio.to_thread(self._explorer.cards, asked)
+        titles = await asyncio.to_thread(
             lambda: [self._explorer.items.title_of(item) for item in asked.history[-_HISTORY_TITLES:]]
         )
         user = asked.user
         target = ""
         if user is not None:
-            target = await in_thread(self._explorer.items.title_of, user.target)
+            target = await asyncio.to_thread(self._explorer.items.title_of, user.target)
         if mine != self._asked:
             return
         self._show_history(titles, len(asked.history))

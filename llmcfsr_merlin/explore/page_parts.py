@@ -1,9 +1,8 @@
 """The parts of the page: elements with text. Nothing from data is HTML or Markdown: labels escape what they show."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
 
-from nicegui import run, ui
+from nicegui import ui
 
 from llmcfsr_merlin.explore.answers import Rank
 from llmcfsr_merlin.explore.explorer import Card, Row
@@ -11,14 +10,6 @@ from llmcfsr_merlin.explore.titled_items import FoundItem
 
 # Of the parts of a score, in order; they differ for colour-blind eyes by lightness too.
 _COLOURS = ("#0f766e", "#f59e0b", "#2563eb", "#db2777", "#84cc16", "#7c3aed", "#94a3b8", "#ea580c", "#0891b2")
-
-
-Found = TypeVar("Found")
-
-
-async def in_thread(work: Callable[..., Found], *arguments: object) -> Found:
-    """The result of `work`, which takes a while; NiceGUI gives None instead only while it shuts down."""
-    return cast(Found, await run.io_bound(work, *arguments))
 
 
 def box(classes: str, tag: str = "div") -> ui.element:

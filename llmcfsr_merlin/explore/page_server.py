@@ -15,9 +15,9 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def check_installed() -> None:
     """MissingDependency without the extra `explore`."""
-    # Why NiceGUI: it stands on the gateway's FastAPI and uvicorn, pins neither pandas nor numpy (with either profile's
-    # pins, pip takes Gradio back to 3.18 of 2023), ships every file that a page loads, sends no telemetry, runs one
-    # handler for a click instead of the whole script (Streamlit), and shows text as text unless told otherwise.
+    # Why NiceGUI: it stands on the gateway's FastAPI and uvicorn, pins neither pandas nor numpy (by either profile's
+    # pins pip takes Gradio back to 3.18, of 2023), ships every file that a page loads, sends no telemetry, runs one
+    # handler for a click where Streamlit runs the whole script, and shows text as text unless told otherwise.
     try:
         import nicegui  # noqa: F401
     except ImportError as error:

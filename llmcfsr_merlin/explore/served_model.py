@@ -1,4 +1,4 @@
-"""A running gateway (`llmcfsr serve`) as one column of the page, and as its catalogue where no run is given."""
+"""A running gateway (`llmcfsr serve`) as one column of the page, and as its catalogue if no run is given."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -18,7 +18,7 @@ _MOST_WORDS = 8  # of a query: each one is a pass over the titles
 
 @dataclass(frozen=True)
 class FoundItem:
-    """An item by its raw id. title: None without one. interactions: None where it is not known."""
+    """An item by its raw id. title: None without one. interactions: None if unknown."""
 
     item: str
     title: str | None

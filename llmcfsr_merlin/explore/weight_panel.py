@@ -1,5 +1,6 @@
 """Sliders for a run's score weights and the head/tail trade-off, and the validation figures that go with them."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ from nicegui import ui
 
 from llmcfsr_merlin.explore.explorer import OpenedRun, Session
 from llmcfsr_merlin.explore.live_validation import TOLERANCES, Figures
-from llmcfsr_merlin.explore.page_parts import act, box, heading, in_thread, text
+from llmcfsr_merlin.explore.page_parts import act, box, heading, text
 
 _COLUMNS = {"NDCG@10": "overall", "HR@10": "hr", "head NDCG@10": "head", "tail NDCG@10": "tail"}
 
@@ -23,8 +24,8 @@ class WeightPanel:
         with box("panel weights"):
             heading("Score weights")
             text(
-                "A score is the sum of its parts, each times a weight. Move a weight, or trade the head for the tail: "
-                "the lists above follow, and so do the figures of validation users.", "soft", "p",
+                "A score is the sum of its parts, each times a weight. Move one, or trade the head for the tail: the "
+                "lists above follow, and so do the figures of validation users.", "soft", "p",
             )  # fmt: skip
             if len(runs) > 1:
                 labels = [one.model.label for one in runs]
@@ -44,7 +45,7 @@ class WeightPanel:
         with self._body, box("soft waiting"):
             ui.spinner(size="sm")
             text(" scoring validation users ...")
-        validation = await in_thread(self._run.validation)
+        validation = await asyncio.to_thread(self._run.validation)
         self._body.clear()
         with self._body:
             with box("sliders"):
@@ -90,7 +91,7 @@ class WeightPanel:
     async def _trade(self, event: Any) -> None:
         tolerance = float(event.args) / 100
         self._given.set_text("searching ...")
-        weights = await in_thread(self._run.trade_off, self._session.exclude_seen, tolerance)
+        weights = await asyncio.to_thread(self._run.trade_off, self._session.exclude_seen, tolerance)
         if self._trade_slider.value != event.args:  # it has been moved on meanwhile
             return
         self._session.weights[self._run.model.label] = weights
@@ -121,7 +122,7 @@ class WeightPanel:
             self._given.set_text("")
         calibrated = self._run.model.weights(self._session.exclude_seen)
         before, now = [
-            await in_thread(self._run.figures, one, self._session.exclude_seen) for one in (calibrated, weights)
+            await asyncio.to_thread(self._run.figures, one, self._session.exclude_seen) for one in (calibrated, weights)
         ]
         if mine == self._asked:
             self._figures(before, now)

@@ -18,8 +18,8 @@ _ROWS = 1000  # of Parquet; of text, what fits the first 64 KiB
 
 @dataclass(frozen=True)
 class Head:
-    """columns: name -> its values in the first rows, None where there is none. headless: a delimited file whose first
-    line is data; its columns then have made-up names. partitions: columns that stand in the names of folders."""
+    """columns: name -> its values in the first rows, None if there is none. headless: a delimited file whose first
+    line is data; its columns then have generated names. partitions: columns that stand in the names of folders."""
 
     source: Source
     columns: dict[str, list]

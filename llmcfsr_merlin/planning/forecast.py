@@ -19,12 +19,11 @@ from llmcfsr_merlin.training.memory import training_bytes
 
 _SAMPLED = 48  # items encoded
 _ROWS = 4096  # training rows drawn from
-# Calibration ranks the validation users at some hundred points of score weights, most of them by a quarter of the
-# users; a ranking by all scorers takes longer than by the network. Measured on Beauty with llm_cfsr, in rankings of all
-# validation users by the network alone.
-_CALIBRATION = 40.0
+# Calibration ranks the validation users at some hundred points of score weights, most of them by a quarter of them,
+# with all scorers. In rankings of all validation users by the network alone it took about 75 on two small logs.
+_CALIBRATION = 75.0
 _RANKINGS = {"evaluate": 4.0}  # both history rules, lists and candidates beside the ranks
-_START = {"prepare": 5.0, "train": 10.0, "evaluate": 8.0, "export": 15.0}  # imports, and loading what was written
+_START = {"prepare": 8.0, "train": 10.0, "evaluate": 8.0, "export": 15.0}  # imports, and loading what was written
 _VECTOR_COPIES, _ITEM_ROW = 2, 40  # stored before and after the reduction; ids and flags of a row
 _CHECKPOINTS = 3 * 3  # of weights and two moments each: the last, the best, and one being written
 

@@ -83,7 +83,7 @@ def discard(folder: Path, kept: Path) -> None:
 
 
 def claim_results(folder: Path, names: Iterable[str]) -> None:
-    """Make a folder ready for results of this project; InputError where files of these names there are somebody else's.
+    """Make a folder ready for results of this project; InputError if files of these names there are somebody else's.
 
     names: glob patterns of the files to be written.
     """

@@ -23,5 +23,5 @@ class Compiler(Protocol):
         """
 
     def product(self, matrix: Tensor) -> Function | None:
-        """x float [n, D] -> x @ matrix.T, float [n, V], for a matrix [V, D]; None where a second copy of the matrix,
+        """x float [n, D] -> x @ matrix.T, float [n, V], for a matrix [V, D]; None if a second copy of the matrix,
         which the runtime keeps in its own order, is not worth its memory."""

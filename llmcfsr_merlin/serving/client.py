@@ -127,12 +127,12 @@ class Client:
         """
         if not len(items):
             return []
-        (history,), allow, _ = check_question([history], 1, items)
+        (history,), asked, _ = check_question([history], 1, items)
         if not self._call(lambda: self._connection.is_model_ready(EXPLAIN)):
             raise InputError(
                 f"the server at {self.url} gives no reasons: export with serve.layout=ensemble and serve.format=python"
             )
-        texts = _texts([allow or []])
+        texts = _texts([asked or []])
         tensors = {
             "HISTORY": _texts([history]),
             "ALLOW": texts,

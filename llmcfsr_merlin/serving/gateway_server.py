@@ -40,7 +40,7 @@ class GatewayServer:
     """Context manager that owns a gateway in front of `replicas`, host:port of their gRPC.
 
     repository: an export like theirs, for titles and popular items. Raises MissingDependency without the extra
-    `gateway`, InputError where the port is taken, the keys cannot be read, or it does not start within `timeout` s.
+    `gateway`, InputError if the port is taken, the keys cannot be read, or it does not start within `timeout` s.
     """
 
     def __init__(self, repository: Path, options: GatewayOptions, timeout: float = 60.0):

@@ -30,7 +30,7 @@ _KNOWN = 50_000  # titles kept as they are answered
 
 def title_table(trained: Path) -> pa.Table | None:
     """ITEM and TITLE, as they were read, of a trained model's items: those that it was sealed with, else those of its
-    run; None where there are none."""
+    run; None if there are none."""
     trained = Path(trained)
     if (trained / TITLES).is_file():
         return pq.read_table(trained / TITLES)
@@ -50,7 +50,7 @@ def titles_of(trained: Path) -> dict[str, str]:
 
 
 def write_titles(folder: Path, titles: Mapping[str, str]) -> None:
-    """Write the titles of a model that has no run with all its items; nothing where there are none."""
+    """Write the titles of a model that has no run with all its items; nothing if there are none."""
     if titles:
         pq.write_table(pa.table({ITEM: list(titles), TITLE: list(titles.values())}), folder / TITLES)
 
@@ -82,7 +82,7 @@ class ItemTable:
     """
 
     def __init__(self, folder: Path):
-        """Raises InputError where the table is missing or was changed."""
+        """Raises InputError if the table is missing or was changed."""
         folder = Path(folder)
         if not (folder / SEAL).is_file():
             raise InputError(f"expected {folder / SEAL}, found none: export anew (`llmcfsr export --force`)")

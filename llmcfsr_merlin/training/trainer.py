@@ -243,7 +243,7 @@ class Order(TrainerCallback):
 
 
 class _Steps(TrainerCallback):
-    """Logs how far a training is where no terminal shows the Trainer's own bar."""
+    """Logs how far a training is if no terminal shows the Trainer's own bar."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._progress = Progress(state.max_steps, "training", "steps", start=state.global_step)

@@ -119,7 +119,7 @@ class Written:
     def of(
         cls, xp: ModuleType, rows: dict[str, Rows], first: Array, segment: Array, codes: Array, parts: Parts | None
     ) -> "Written":
-        """From the rows of each split, and where users start, the segments and the codes of all interactions."""
+        """From the rows of each split, where users start, and the segments and encoded item ids of all interactions."""
         train = to_host(count(xp, codes[segment == 0], 1))
         counts = {name: len(at.owner) for name, at in rows.items()}
         cut = int((rows["train"].start - first[rows["train"].owner]).sum())

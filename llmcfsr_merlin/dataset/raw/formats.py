@@ -41,7 +41,7 @@ class Format:
     """Of delimited metadata."""
 
     def parser(self, source: Source) -> JsonParser | DelimitedParser | ParquetParser:
-        """The parser of one log file; InputError where a field is missing."""
+        """The parser of one log file; InputError if a field is missing."""
         names, dialect = self._columns(source, self.text)
         parted = [name for name in source.partitions if name not in names]
         headless = dialect is not None and dialect.guessed and len(names) == 2

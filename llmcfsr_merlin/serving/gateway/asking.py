@@ -1,4 +1,4 @@
-"""From questions to answers: the cache, the queue, the replicas, and the popular items where none answers."""
+"""From questions to answers: the cache, the queue, the replicas, and the popular items if none answers."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ class Asking:
             self.served = served(self.catalogue.repository)
 
     async def answer(self, rows: Sequence[Row]) -> list[dict]:
-        """One answer a row. Requests of as many rows as Triton takes are in flight at once."""
+        """One answer per row. Requests of as many rows as Triton takes are in flight at once."""
         if any(row.explain for row in rows) and not self.served.explains:
             raise invalid_fields(
                 [("explain", "this model gives no reasons: export with serve.layout=ensemble and serve.format=python")]

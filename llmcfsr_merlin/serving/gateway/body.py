@@ -11,7 +11,7 @@ _CLOSE = {"connection": "close"}  # what is left of the body would be read as th
 
 
 async def json_of(request: Request, most: int) -> Any:
-    """The body as Python values; Problem where it is larger than `most` bytes, or no JSON."""
+    """The body as Python values; Problem if it is larger than `most` bytes, or no JSON."""
     length = None
     kind = b""
     for name, value in request.scope["headers"]:

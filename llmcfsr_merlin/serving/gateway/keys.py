@@ -13,7 +13,7 @@ _LINE = re.compile(r"([\w.@-]{1,64})[ \t:]+([!-~]+)")
 
 
 class Keys:
-    """The keys of a file, one `name key` a line; empty lines and those with # are left out.
+    """The keys of a file, one `name key` per line; empty lines and those that start with # are ignored.
 
     A file of changed content or mode is read again (`refresh`), so that keys come and go without a restart. Raises
     InputError if the file cannot be read, if others may read it, or if a line is none; once per change.
@@ -83,7 +83,7 @@ def sent_key(headers: list[tuple[bytes, bytes]]) -> bytes | None:
 
 
 def check_exposure(host: str, keys: object, open_to_all: bool) -> None:
-    """InputError where everybody of a network would reach the gateway and that was not asked for."""
+    """InputError if everybody in the network could reach the gateway and that was not asked for."""
     try:
         loopback = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host).is_loopback
     except ValueError:

@@ -23,12 +23,12 @@ class Reason(BaseModel):
 class Item(BaseModel):
     id: str
     score: float
-    title: str | None = Field(None, description="left out where it is not known")
+    title: str | None = Field(None, description="left out if it is not known")
     reasons: Reason | None = Field(None, description="where `explain` asked for them")
 
 
 class Answer(BaseModel):
-    items: list[Item] = Field(description="best first; fewer than k where no more are left")
+    items: list[Item] = Field(description="best first; fewer than k if no more are left")
     unknown: int = Field(description="ids of the history that the model does not know")
     fallback: bool = Field(description="true: nothing of the history was known, these are the most popular items")
     degraded: bool = Field(description="true: no model server answered, these are the most popular items")
@@ -37,7 +37,7 @@ class Answer(BaseModel):
 
 
 class Answers(BaseModel):
-    answers: list[Answer] = Field(description="one a user, in the order of the request")
+    answers: list[Answer] = Field(description="one per user, in the order of the request")
 
 
 class CatalogueItem(BaseModel):

@@ -18,7 +18,7 @@ class Rates:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, caller: str, tokens: int = 1) -> None:
-        """Take tokens of a caller; Problem with Retry-After where it has too few. What is more than ever fits into a
+        """Take tokens of a caller; Problem with Retry-After if it has too few. What is more than ever fits into a
         bucket is let through from a full one, and paid afterwards."""
         if not self.rate:
             return

@@ -61,7 +61,7 @@ class Replicas:
         return read(await self.ask(message(rows), deadline), rows)
 
     async def ask(self, request: Any, deadline: float) -> Any:
-        """The answer of one replica, by `deadline` (time.monotonic()); Problem where there is none to be had."""
+        """The answer of one replica, by `deadline` (time.monotonic()); Problem if there is none to be had."""
         tried: set[Replica] = set()
         while (replica := self._next(tried)) is not None:
             left = deadline - time.monotonic()

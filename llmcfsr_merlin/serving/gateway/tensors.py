@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
 
 class Found(NamedTuple):
-    """One user's answer. scores: float32; reasons: Reason as a dictionary an item, None where not asked."""
+    """One user's answer. scores: float32; reasons: Reason as a dictionary per item, None if not asked for."""
 
     items: list[str]
     scores: np.ndarray
@@ -55,7 +55,7 @@ def message(rows: Sequence[Row]) -> Any:
 
 
 def read(reply: Any, rows: Sequence[Row]) -> list[Found]:
-    """A ModelInferResponse as one answer a row; ValueError where it is not the answer to these rows."""
+    """A ModelInferResponse as one answer per row; ValueError if it is not the answer to these rows."""
     found = {output.name: (output.shape, raw) for output, raw in zip(reply.outputs, reply.raw_output_contents)}
     if found["ITEMS"][0][0] != len(rows):
         raise ValueError("the answer has another number of rows")

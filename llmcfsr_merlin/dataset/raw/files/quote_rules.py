@@ -51,7 +51,7 @@ def rules_of(mark: bytes, quoting: QuoteRule) -> Rules:
 
 
 def cells_of(piece: bytes, mark: bytes, quoting: QuoteRule, strict: bool = False) -> list[bytes]:
-    """The fields of one record. strict: [] where a field that starts with a quote is not well-formed."""
+    """The fields of one record. strict: [] if a field that starts with a quote is not well-formed."""
     rules = rules_of(mark, quoting)
     piece = piece.removesuffix(b"\n").removesuffix(b"\r")
     cells, position = [], 0
