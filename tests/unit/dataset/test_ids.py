@@ -34,7 +34,7 @@ IDS = [
     ("[new]", "[new]"), ("{x}", "{x}"), ("[/2 pack]", "[/2 pack]"), ("a,b", "a,b"), ("-abc", "-abc"), ("NA", "NA"),
     (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
 ]  # fmt: skip
-NO_IDS = [[1, 2], ("a",), {"a": 1}, {"a", "b"}, np.array([1, 2]), "[1, 2]", '{"a": "b"}', '["a"]']
+NO_IDS = [[1, 2], ("a",), {"a": 1}, {"a"}, np.array([1, 2]), "[1, 2]", '{"a": "b"}', '["a"]']
 
 
 @pytest.mark.parametrize("given, expected", IDS, ids=lambda value: repr(value)[:20])
