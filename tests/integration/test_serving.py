@@ -196,7 +196,7 @@ def test_random_requests(server, trained):
             assert moved.mean() < 0.02, "more than ties moved"
 
 
-@pytest.mark.parametrize("server", ["ensemble"], indirect=True)
+@pytest.mark.parametrize("server", [("ensemble", "onnxruntime")], indirect=True, ids=["ensemble"])
 def test_different_lengths_join_one_forward(server):
     def executions() -> int:
         model = "rank"
