@@ -4,7 +4,7 @@
 
 Histories are those of the model's own users. The engines take turns in short rounds, so that other load on the machine
 meets both; processor time, which waiting for a core does not lengthen, stands beside wall time. The key `engines` of
-the file is replaced.
+the file is replaced, with --shortlist `engines_shortlist`.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def main() -> None:
     result["load_average_after"] = round(os.getloadavg()[0], 1)
     if options.out:
         whole = json.loads(options.out.read_text()) if options.out.is_file() else {}
-        options.out.write_text(json.dumps(whole | {"engines": result}, indent=1) + "\n")
+        options.out.write_text(json.dumps(whole | {"engines_shortlist" if options.shortlist else "engines": result}, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

@@ -23,7 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -141,11 +140,6 @@ def library(ranker: Ranker) -> Ask:
     return ask
 
 
-def own_memory_mb() -> int:
-    """Memory of this process that is its own: not that of mapped files, which all instances share."""
-    return round(psutil.Process().memory_full_info().uss / 1e6)
-
-
 @torch.inference_mode()
 def measure(folder: Path, histories: list[Tensor], options: argparse.Namespace, scratch: Path) -> list[dict]:
     model = load_model(folder)
@@ -159,7 +153,7 @@ def measure(folder: Path, histories: list[Tensor], options: argparse.Namespace, 
         write_tables(model, tables, scratch / "building")
         wall, busy = time.perf_counter() - start, time.process_time() - cpu
         print(f"{items} items: tables in {wall:.0f} s, {busy:.0f} s of a core", flush=True)
-    before, start, cpu = own_memory_mb(), time.perf_counter(), time.process_time()
+    start, cpu = time.perf_counter(), time.process_time()
     if not options.asked_only:
         model = load_model(folder)
         take_tables(model, tables)
@@ -174,8 +168,7 @@ def measure(folder: Path, histories: list[Tensor], options: argparse.Namespace, 
         )
     lacking = asked[~content.neighbours.proven[asked]]
     ranker = Ranker(model, shortlist=options.shortlist)
-    load = {"load_s": round(time.perf_counter() - start, 1), "load_cpu_s": round(time.process_time() - cpu, 1),
-            "own_memory_mb": own_memory_mb() - before}  # fmt: skip
+    load = {"load_s": round(time.perf_counter() - start, 1), "load_cpu_s": round(time.process_time() - cpu, 1)}
     about = {"items": items, "shortlist": options.shortlist, "columns": ranker._search._screen.rounded.shape[1]}
     start = time.process_time()
     found, tops = {}, None
