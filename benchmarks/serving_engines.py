@@ -124,7 +124,8 @@ def main() -> None:
     result["load_average_after"] = round(os.getloadavg()[0], 1)
     if options.out:
         whole = json.loads(options.out.read_text()) if options.out.is_file() else {}
-        options.out.write_text(json.dumps(whole | {"engines_shortlist" if options.shortlist else "engines": result}, indent=1) + "\n")
+        whole["engines_shortlist" if options.shortlist else "engines"] = result
+        options.out.write_text(json.dumps(whole, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
