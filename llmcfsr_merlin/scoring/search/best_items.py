@@ -51,7 +51,7 @@ class Search:
         self, bounds: list[Bound], row: int, history: Tensor, k: int, blocked: Tensor | None
     ) -> tuple[Tensor, Tensor, bool]:
         upper = self._upper(bounds, row)
-        upper[:FIRST_ITEM] = -torch.inf
+        upper[:FIRST_ITEM] = upper[self.model.retired] = -torch.inf
         if blocked is not None:
             upper = upper.masked_fill_(blocked, -torch.inf)
         items = _largest(upper, min(max(4 * k, _FIRST), self.most))

@@ -83,6 +83,16 @@ def test_filters_keep_k_results_and_the_proof(seed, narrow):
         assert not blocked.gather(1, found.items)[found.items > 0].any()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_retired_items_are_not_found(seed, narrow):
+    model, histories = world(seed)
+    gone = Ranker(model).top_k(histories, 3)[0].unique()
+    model.retire(gone[gone >= FIRST_ITEM].tolist())
+    exact, found = Ranker(model).find(histories, K), Ranker(model, shortlist=60).find(histories, K)
+    same(found, exact, Ranker(model).scores(histories))
+    assert not torch.isin(found.items[found.items > 0], gone).any() and (found.items > 0).all()
+
+
 def test_equal_scores_are_ordered_by_id():
     model, histories = world(3, {"network": 0.0, "content": 0.0, "content_cold": 0.0, "transitions": 0.0,
                                  "transitions_borrowed": 0.0, "popularity": 1.0})  # fmt: skip
