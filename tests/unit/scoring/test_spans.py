@@ -12,11 +12,15 @@ from tests.models import model_config, random_model
 ITEMS, LENGTH = 83, 12
 
 
+RETIRED = (5, 30, 41, 82)
+
+
 def model(**settings):
     found = random_model(model_config(**settings), ITEMS, LENGTH, lexical=8)
     for vectors in (found.vectors.semantic, found.vectors.lexical):
         if vectors is not None:
             vectors[40:50] = vectors[30:40]  # ties
+    found.retire(RETIRED)
     return found
 
 
@@ -39,6 +43,7 @@ def test_merged_shards_are_the_whole(settings):
         merged, places = torch.cat([part for _, part in parts], 1).sort(dim=1, descending=True, stable=True)
         found = torch.cat([own for own, _ in parts], 1).gather(1, places)
         assert torch.equal(found[:, :k], items) and torch.allclose(merged[:, :k], scores)
+        assert not torch.isin(items, torch.tensor(RETIRED)).any()
 
 
 def test_every_scorer_gives_the_items_of_a_span_what_it_gives_them_among_all():
