@@ -71,6 +71,9 @@ def add(page, text, title=None):
     """Search and click; waits until the history holds it."""
     before = page.locator(".history .pick").count()
     search(page, text)
+    shown = page.locator(".find .pick")  # a click on the list of the search before would be lost
+    words = text.lower().split()
+    until(lambda: {all(word in row.lower() for word in words) for row in shown.all_inner_texts()}, {True})
     found = page.locator(".find .pick", has_text=title or text).first
     found.click()
     page.wait_for_function(f"document.querySelectorAll('.history .pick').length == {before + 1}")
@@ -144,10 +147,9 @@ def test_a_slider_moves_the_list_and_the_validation_figures(opened, run):
         slider.press("ArrowRight")
     page.get_by_text("with changed weights").wait_for()
     until(lambda: titles(page) != before, True)
-    weights = explorer.runs[0].model.weights(False)
-    weights["content"] = float(
-        page.locator(".slider-head", has_text="content").first.locator("span").nth(1).inner_text()
-    )
+    weights, value = explorer.runs[0].model.weights(False), page.locator(".slider-head", has_text="content").first
+    until(lambda: (value.inner_text(), time.sleep(1))[0] == value.inner_text(), True)  # all ten have arrived
+    weights["content"] = float(value.locator("span").nth(1).inner_text())
     assert weights["content"] > 2
     figures = explorer.runs[0].figures(weights, False)
     last = page.locator(".figures tr").last.locator("td")

@@ -295,7 +295,7 @@ def test_the_time_of_all_attempts_is_counted(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             stage(tmp_path, work=killed, resumable=True)
     manifest, _ = stage(tmp_path, resumable=True)
-    assert manifest.seconds > 1.0 and manifest.counts["attempts"] == 3
+    assert manifest.seconds > 0.9 and manifest.counts["attempts"] == 3
     assert ".attempts" not in manifest.files and not (tmp_path / manifest.stage / ".attempts").exists()
     assert "attempts" not in stage(tmp_path, force=True)[0].counts  # nothing was taken over
 
