@@ -236,10 +236,5 @@ def quality_of_day(config: Config, run: Path) -> float | None:
     none with a history."""
     rule = config.evaluate.history
     rows = json.loads((run / ASKED / METRICS).read_text())
-    found = (row["value"] for row in rows if _is(row, protocol="full", group="overall", metric="ndcg@10"))
-    ruled = (row["value"] for row in rows if _is(row, protocol="full", group="overall", metric="ndcg@10", history=rule))
-    return next(ruled, next(found, None))
-
-
-def _is(row: dict, **wanted: str) -> bool:
-    return all(row.get(name) == value for name, value in wanted.items())
+    wanted = {"protocol": "full", "group": "overall", "metric": "ndcg@10", "history": rule}
+    return next((row["value"] for row in rows if wanted.items() <= row.items()), None)

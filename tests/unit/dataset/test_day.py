@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,23 +14,9 @@ from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.runtime.engine import Engine
 from llmcfsr_merlin.runtime.errors import InputError
+from tests.unit.dataset.day_logs import day, write
 
 SETTINGS = PrepareConfig(filter="none", max_length=6)
-
-
-def write(folder, log):
-    folder.mkdir()
-    pq.write_table(pa.Table.from_pandas(log, preserve_index=False), folder / "part-00000.parquet", row_group_size=100)
-    return folder
-
-
-def day(number: int, users: int, items: int, rows: int = 600) -> pd.DataFrame:
-    random = np.random.default_rng(number)
-    return pd.DataFrame({
-        USER: [f"u{x:03d}" for x in random.integers(0, users, rows)],
-        ITEM: [f"i{x}" for x in random.integers(0, items, rows)],
-        TIME: number * 100_000 + random.integers(0, 50, rows), ROW: np.arange(rows) + number * rows,
-    })  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """A gateway as a column of the page: the document and the answers of a gateway, from a stand-in on loopback."""
 
 import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,6 +11,7 @@ from llmcfsr_merlin.explore.answers import Rank
 from llmcfsr_merlin.explore.explorer import Explorer
 from llmcfsr_merlin.explore.served_model import ServedModel
 from llmcfsr_merlin.runtime.errors import InputError
+from tests.loopback import listening
 
 pytest.importorskip("httpx")
 DOCUMENT = (Path(__file__).parents[3] / "schemas" / "openapi.json").read_bytes()
@@ -56,19 +55,9 @@ class StandIn(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_):
-        pass
 
-
-@contextmanager
 def standing_in(**settings):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Changed", (StandIn,), settings))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    return listening(type("Changed", (StandIn,), settings))
 
 
 def test_a_gateway_alone_is_a_page_of_its_own():
