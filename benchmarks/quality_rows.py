@@ -80,11 +80,15 @@ def metric_rows(frame: pd.DataFrame) -> list[dict]:
 
 
 def made_by() -> dict[str, str]:
-    """Version and commit of the code that runs; a star if files other than those of docs/results differ from it."""
+    """Version and commit of the code that runs; a star if files other than those of docs/results differ from it; COMMIT of the
+    environment where the code came without git."""
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", f":(top,exclude){RESULTS}"]).returncode
-    return {"version": llmcfsr_merlin.__version__, "commit": commit + "*" * bool(changed) if commit else "unknown"}
+    return {
+        "version": llmcfsr_merlin.__version__,
+        "commit": commit + "*" * bool(changed) if commit else os.environ.get("COMMIT", "unknown"),
+    }
 
 
 @contextmanager

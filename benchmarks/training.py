@@ -123,6 +123,7 @@ def loop(prepared: Path, dual: bool) -> dict:
 
 def stock(prepared: Path, _dual: bool) -> dict:
     import torch
+
     importlib.import_module("llmcfsr_merlin.training.t4rec_compat")
     import transformers4rec.torch as tr
     from transformers4rec.torch.ranking_metric import NDCGAt

@@ -129,9 +129,7 @@ def ask(config: Config, run: Path, models: dict[str, Path], out: Path) -> dict[s
     return found
 
 
-def week(
-    name: str, seed: int, days: int, work: Path, overrides: list[str], data: Path, one_day: bool
-) -> list[dict]:
+def week(name: str, seed: int, days: int, work: Path, overrides: list[str], data: Path, one_day: bool) -> list[dict]:
     folder, share, settings = DATA[name]
     work = work / f"{name}-{seed}"
     work.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Draws benchmarks/results/update.json: quality on the next slice, and the processor time of each slice.
 
-    python benchmarks/update_figure.py benchmarks/results/update.json docs/results/update.png
+python benchmarks/update_figure.py benchmarks/results/update.json docs/results/update.png
 """
 
 import json

@@ -1,7 +1,7 @@
 """The figures of a run of the GPU kit beside their goals, as a table.
 
-    python benchmarks/gpu/report.py OUT/gpu.json           # print it
-    python benchmarks/gpu/report.py OUT/gpu.json --save    # and keep it: benchmarks/results/gpu/<date>-<card>[-2].json
+python benchmarks/gpu/report.py OUT/gpu.json           # print it
+python benchmarks/gpu/report.py OUT/gpu.json --save    # and keep it: benchmarks/results/gpu/<date>-<card>[-2].json
 """
 
 import argparse

@@ -128,6 +128,7 @@ def curve(files: dict, items: int, device: str, precision: str, work: Path, epoc
     work.mkdir(parents=True, exist_ok=True)
     training = training_of(files, work, config, epochs=epochs, device=device, precision=precision)
     if stop_after:
+
         def dying(line: str) -> None:
             if line.startswith(f"epoch {stop_after + 1}/"):
                 raise _Stop

@@ -40,9 +40,7 @@ class Client:
             else:
                 import tritonclient.grpc as triton
         except ImportError as error:
-            raise MissingDependency(
-                "the client needs tritonclient: pip install 'tritonclient[grpc,http]'"
-            ) from error
+            raise MissingDependency("the client needs tritonclient: pip install 'tritonclient[grpc,http]'") from error
         self._triton, self._grpc = triton, scheme == "grpc"
         self._address = address
         self._options = {"client_timeout": timeout} if self._grpc else {}

@@ -106,9 +106,7 @@ def import_onnxruntime(what: str) -> ModuleType:
         import onnx  # noqa: F401 - torch's exporter needs it
         import onnxruntime
     except ImportError as error:
-        raise MissingDependency(
-            f"{what} needs onnx and onnxruntime: pip install 'llmcfsr-merlin[onnx]'"
-        ) from error
+        raise MissingDependency(f"{what} needs onnx and onnxruntime: pip install 'llmcfsr-merlin[onnx]'") from error
     return onnxruntime
 
 

@@ -1,6 +1,6 @@
 """Training procedures by name; a baseline with its own procedure is a function, named `module:function`.
 
-    procedure(training, network) -> history: trains the network in place to its best epoch
+procedure(training, network) -> history: trains the network in place to its best epoch
 """
 
 import importlib.util

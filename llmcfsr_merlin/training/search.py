@@ -34,9 +34,7 @@ _log = logging.getLogger(__name__)
 TRIALS, BEST, JOURNAL = "trials.json", "best.yaml", "journal.log"
 
 
-def search(
-    config: Config, run_dir: Path, space: dict[str, list], trials: int, out: Path | None = None
-) -> list[dict]:
+def search(config: Config, run_dir: Path, space: dict[str, list], trials: int, out: Path | None = None) -> list[dict]:
     """Train up to `trials` settings from `space` and rank the validation items with each; returns them, best first.
 
     config: the recipe, whose own settings are the first trial. run_dir: a run with the stages prepare and embed (the
@@ -79,7 +77,7 @@ def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int, 
                 trial.set_user_attr("found", old.user_attrs["found"])
                 return old.value
         _log.info("trial %d of %d: %s", len(finished()) + 1, trials, _said(settings))
-        found = _try(config.with_settings(settings), dataset, out / f"trial-{trial.number}")
+        found = try_on_validation(config.with_settings(settings), dataset, out / f"trial-{trial.number}")
         _log.info("  validation NDCG@10 %.4f, tail %.4f", found["ndcg@10"], found["tail ndcg@10"])
         trial.set_user_attr("found", found)
         return found["ndcg@10"]
@@ -90,8 +88,8 @@ def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int, 
     return json.loads((out / TRIALS).read_text())
 
 
-def _try(config: Config, dataset: Dataset, work: Path) -> dict:
-    """Train one setting and rank the validation items."""
+def try_on_validation(config: Config, dataset: Dataset, work: Path) -> dict:
+    """Train one setting, in the folder `work` that is removed again, and rank the validation items."""
     start = time.perf_counter()
     exclude = config.evaluate.exclude_history
     model, history = fit_model(
@@ -107,6 +105,7 @@ def _try(config: Config, dataset: Dataset, work: Path) -> dict:
     return {
         "ndcg@10": round(float(ndcg(ranks)), 5), "hr@10": round(float((ranks < 10).mean()), 5),
         "tail ndcg@10": round(float(ndcg(ranks[tail])), 5) if tail.any() else 0.0,
+        "network ndcg@10": round(max((epoch["ndcg@10"] for epoch in history), default=0.0), 5),
         "epochs": len(history), **{f"weight {name}": weight for name, weight in model.weights.items()},
         "seconds": round(time.perf_counter() - start),
     }  # fmt: skip

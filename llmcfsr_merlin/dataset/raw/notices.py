@@ -32,4 +32,3 @@ def warn(counts: dict, unmatched: tuple[list[str], list[str]]) -> None:
             f"metadata was found for {found:,} of {counts['items']:,} items: check that data.items and the log name "
             f"items alike (only in metadata: {of_metadata}; only in the log: {of_log})"
         )
-

@@ -200,9 +200,7 @@ def draw_map(vectors: np.ndarray, has_text: np.ndarray, items: Catalogue, path: 
             y,
             s=9,
             color=pyplot.cm.tab10(number),
-            label="{} ({})".format(
-                name.replace("$", r"\$"), (label == number).sum()
-            ),  # matplotlib parses "$" as math
+            label="{} ({})".format(name.replace("$", r"\$"), (label == number).sum()),  # matplotlib parses "$" as math
             linewidths=0,
         )
     axes.set(xticks=[], yticks=[], title=f"{len(rows)} of {len(items.ids)} items, {vectors.shape[1]} dimensions, t-SNE")

@@ -54,9 +54,7 @@ def cached(name: str) -> Path:
             f"{name}: expected it in {encoder_folder(name)}, found {found}: run `llmcfsr encoders get {name}`"
         )
     if (bad := damage(encoder)) is not None:
-        raise InputError(
-            f"{encoder_folder(name) / bad} is damaged: run `llmcfsr encoders get {name}` to restore it"
-        )
+        raise InputError(f"{encoder_folder(name) / bad} is damaged: run `llmcfsr encoders get {name}` to restore it")
     return encoder_folder(name)
 
 

@@ -36,9 +36,7 @@ def load_weights(path: Path, trained: Parameters) -> None:
             parameter.copy_(stored[name])
 
 
-def save_checkpoint(
-    folder: Path, trained: Parameters, optimizer: Optimizer, schedule: LambdaLR, state: dict
-) -> None:
+def save_checkpoint(folder: Path, trained: Parameters, optimizer: Optimizer, schedule: LambdaLR, state: dict) -> None:
     """Write weights, both moments of AdamW, the schedule's step and `state` into one file."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"weight/{name}": parameter.detach() for name, parameter in trained.items()}
@@ -49,9 +47,7 @@ def save_checkpoint(
     _write(folder / CHECKPOINT_FILE, tensors, header)
 
 
-def load_checkpoint(
-    folder: Path, trained: Parameters, optimizer: Optimizer, schedule: LambdaLR, fresh: dict
-) -> dict:
+def load_checkpoint(folder: Path, trained: Parameters, optimizer: Optimizer, schedule: LambdaLR, fresh: dict) -> dict:
     """Restore what `save_checkpoint` wrote and return its `state`; `fresh` if there is no checkpoint.
 
     An unreadable checkpoint, or one of other weights, is removed.
