@@ -80,8 +80,10 @@ def metric_rows(frame: pd.DataFrame) -> list[dict]:
 
 
 def made_by() -> dict[str, str]:
-    """Version and commit of the code that runs; a star if files other than those of docs/results differ from it; COMMIT of the
-    environment where the code came without git."""
+    """Version and commit of the code that runs; a star if files other than those of docs/results differ from it.
+
+    Where the code came without git, the commit is COMMIT of the environment.
+    """
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", f":(top,exclude){RESULTS}"]).returncode

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 from quality_rows import made_by
 
@@ -164,7 +165,7 @@ class Bench:
             "most_epochs": config.train.epochs if network else 0, "patience": config.train.patience if network else 0,
             "epochs": fitted.counts.get("epochs", 0), "fit_seconds": round(fitted.seconds),
             "rank_seconds": round(ranked.seconds), "weights": json.dumps(fitted.counts.get("weights", {})),
-            **{key: ranked.counts.get(key, "unknown") for key in ("version", "commit")},
+            **{key: ranked.counts.get(key, "unknown") for key in ("version", "commit")}, "device": device_name(),
         }  # fmt: skip
 
     def _train(self, dataset: Dataset, config: Config, folder: Path, stage: str = "train") -> Manifest:
@@ -231,6 +232,10 @@ class Bench:
             inputs[trained] = []
         done = run_stage(folder, "evaluate", settings, inputs, work)[0]
         return json.loads((folder / "evaluate" / METRICS).read_text()), done
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def _load(config: Config, folder: Path) -> Ensemble:
