@@ -11,9 +11,10 @@ from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import resource
+from llmcfsr_merlin.scoring.checkpoint import load_model
+from llmcfsr_merlin.scoring.search.bound_tables import write_tables
 from llmcfsr_merlin.serving.bundle import FOLDER, GRAPHS, Bundle
 from llmcfsr_merlin.serving.item_table import write_items
-from llmcfsr_merlin.serving.search_tables import write_search
 
 CONFIG = "config.pbtxt"
 FRONT = "recommend"  # the model that clients call, in every layout
@@ -163,7 +164,7 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
             shutil.rmtree(partial, ignore_errors=True)
             bundle.copy(partial / FOLDER, name)
             if serve.shortlist and name in ("rank", FRONT):
-                write_search(bundle, partial / FOLDER, repository, name)
+                write_tables(load_model(bundle.directory), partial / FOLDER)
             if name == ("decode" if serve.layout == "ensemble" else FRONT):
                 write_items(partial, bundle)
             if graph:
