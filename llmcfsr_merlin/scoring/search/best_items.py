@@ -5,7 +5,8 @@ Scorer.excess: both are at least the score of i. Then for any items of which the
 with b(i) < t or c(i) < t can be among the best k. So
 
 1. b of all items; c of the `_FIRST` largest of these; the exact scores of the best of those give a first t;
-2. c of every other item with b(i) >= t: few, and what it reads is in memory, one byte a number;
+2. c of every other item with b(i) >= t, in waves, the largest b first; what it reads is in memory, one byte a number.
+   The exact scores of the best of a wave raise t;
 3. the exact scores of those with c(i) >= t, best first, while t rises. If none is left, the answer is the exact top k.
 
 Only `most` items are scored exactly: if that leaves some out, the answer is not proven.
@@ -22,6 +23,8 @@ from llmcfsr_merlin.scoring.search.bound import Bound
 
 _BLOCK = 128
 _FIRST = 256  # items that are looked at closely before there is a k-th score, or 8 k
+_WIDER = 16  # times as many in each wave of the others
+_SAMPLED = 64  # of the best of a wave, to tell how many there are
 _PART = 32  # items that are scored together, or 2 k; then twice as many, and so on
 _NOISE = 1e-5  # of float32 scores, relative, and absolute
 
@@ -58,41 +61,59 @@ class Search:
 
 
 class _Row:
-    """The search for one history."""
+    """The search for one history. waiting, bound: items with closer bounds that are not scored yet."""
 
     def __init__(self, search: Search, bounds: list[Bound], row: int, history: Tensor):
         self._most, self._history, self._row = search.most, history, row
         self._parts = list(zip(search._parts, bounds))
         self._upper = self._bound_all(search._ceiling.clone())
+        self.items, self.scores = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+        self.waiting, self.bound, self.least = self.items, self.scores, -torch.inf
 
     def best(self, k: int, blocked: Tensor | None) -> tuple[Tensor, Tensor, bool]:
         upper = self._upper if blocked is None else self._upper.masked_fill_(blocked, -torch.inf)
-        least = -torch.inf
-        first = _largest(upper, max(8 * k, _FIRST))
-        waiting, bound = self._closer(first, upper[first], least)
+        wave, part = max(8 * k, _FIRST), max(2 * k, _PART)
+        first = _largest(upper, wave)
+        self._look(first, upper[first])
+        self._score(part, k)
         upper[first] = -torch.inf
-        items, scores = waiting[:0], bound[:0]
-        part, left, more = max(2 * k, _PART), self._most, True
-        while len(waiting) or more:
-            place = bound.topk(min(part, left, len(bound))).indices
-            if len(place):
-                items = torch.cat([items, waiting[place]])
-                scores = torch.cat([scores, self._scores(waiting[place])])
-                left -= len(place)
-                bound[place] = -torch.inf
-            if len(scores) >= k:
-                least = float(scores.topk(k).values[-1])
-                least -= _NOISE * (1 + abs(least))
-            if more:
-                others = _at_least(upper, least)
-                others, close = self._closer(others, upper[others], least)
-                waiting, bound, more = torch.cat([waiting, others]), torch.cat([bound, close]), False
-            kept = (bound >= least) & (bound > -torch.inf)
-            waiting, bound = waiting[kept], bound[kept]
-            if not left:
-                break
+        cut = torch.inf
+        while cut > self.least:
+            wave *= _WIDER
+            cut = max(_about(upper, wave), self.least)
+            chosen = _at_least(upper, cut)
+            self._look(chosen, upper[chosen])
+            upper[chosen] = -torch.inf
+            self._score(part, k)
+        while len(self.waiting) and len(self.items) < self._most:
             part *= 2
-        return *_ordered(items, scores, k), not len(waiting)
+            self._score(part, k)
+        return *_ordered(self.items, self.scores, k), not len(self.waiting)
+
+    def _look(self, items: Tensor, bound: Tensor) -> None:
+        """Let those of items wait whose closer bound is not below `least`."""
+        for part, own in self._parts:
+            if len(items) and (excess := part.excess(own, self._row, self._history, items)) is not None:
+                bound = bound - excess
+                kept = bound >= self.least
+                items, bound = items[kept], bound[kept]
+        self.waiting, self.bound = torch.cat([self.waiting, items]), torch.cat([self.bound, bound])
+
+    def _score(self, count: int, k: int) -> None:
+        """Score the `count` best of those that wait, if `most` allows, and drop what cannot be among the best k now."""
+        place = self.bound.topk(min(count, self._most - len(self.items), len(self.bound))).indices
+        chosen = self.waiting[place]
+        total = torch.zeros(len(chosen))
+        if len(chosen):
+            for part, bound in self._parts:
+                total += part.rescore(bound, self._row, self._history, chosen)
+        self.items, self.scores = torch.cat([self.items, chosen]), torch.cat([self.scores, total])
+        if len(self.scores) >= k:
+            self.least = float(self.scores.topk(k).values[-1])
+            self.least -= _NOISE * (1 + abs(self.least))
+        kept = self.bound >= self.least
+        kept[place] = False
+        self.waiting, self.bound = self.waiting[kept], self.bound[kept]
 
     def _bound_all(self, total: Tensor) -> Tensor:
         """Float [V]: no item scores more."""
@@ -102,21 +123,6 @@ class _Row:
             if len(bound.keys):
                 own = slice(*torch.searchsorted(bound.keys, torch.tensor([first, first + len(total)])).tolist())
                 total.index_add_(0, bound.keys[own] - first, bound.lifts[own])
-        return total
-
-    def _closer(self, items: Tensor, bound: Tensor, least: float) -> tuple[Tensor, Tensor]:
-        """Those of items whose closer bound is not below `least`, and these bounds."""
-        for part, own in self._parts:
-            if len(items) and (excess := part.excess(own, self._row, self._history, items)) is not None:
-                bound = bound - excess
-                kept = bound >= least
-                items, bound = items[kept], bound[kept]
-        return items, bound
-
-    def _scores(self, items: Tensor) -> Tensor:
-        total = torch.zeros(len(items))
-        for part, bound in self._parts:
-            total += part.rescore(bound, self._row, self._history, items)
         return total
 
 
@@ -150,3 +156,11 @@ def _at_least(upper: Tensor, least: float) -> Tensor:
     looked = torch.cat([looked, torch.arange(blocks * _BLOCK, len(upper))])
     values = upper[looked]
     return looked[(values >= least) & (values > -torch.inf)]
+
+
+def _about(upper: Tensor, count: int) -> float:
+    """A number that about `count` of V are not below, by a sample."""
+    if len(upper) <= count:
+        return -torch.inf
+    sample = upper[:: max(count // _SAMPLED, 1)]
+    return float(sample.topk(min(_SAMPLED, len(sample))).values[-1])

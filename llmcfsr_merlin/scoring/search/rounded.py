@@ -26,6 +26,7 @@ from llmcfsr_merlin.scoring.search.products import LEVELS, products
 WIDTH = 128  # bytes of a vector that every query reads at most
 ROOM = 100_000_000  # bytes of all vectors that every query reads at most
 _FINE = 1 << 24  # bytes of `head` up to which it is read at both steps
+_DENSE = 4  # a row that is picked costs as much as so many in order
 _SLACK = 1e-6  # of float32 sums, relative to the product of norms
 _CHUNK, _SAMPLE = 1 << 14, 100_000
 
@@ -99,18 +100,17 @@ class Rounded(NamedTuple):
 
     def excess(self, query: Query, items: Tensor) -> Tensor:
         """By how much `add_upper` adds too much for items int64 [C], as far as all coordinates tell: float32 [C]."""
-        head, passes = self.head.index_select(0, items), self._passes
-        norms = head[:, self.leading].float()
+        leading, passes = self.leading, self._passes
+        norms = self.head[:, leading].index_select(0, items).float()
         over = torch.full_like(norms, query.spare[passes - 1] - query.spare[2])
-        found = products(query.rest, self.rest.index_select(0, items))
-        for row, step in enumerate(query.steps):
-            over.sub_(found[row], alpha=step)
+        for row, found in enumerate(_of_items(query.rest, self.rest, items)):
+            over.sub_(found, alpha=query.steps[row])
             if row < passes:
-                over.add_(norms, alpha=step * int(query.head[row, self.leading]))
-            else:  # what has not been read of the head at the fine steps
-                finer = query.head[row : row + 1].clone()
-                finer[:, self.leading] = 0
-                over.sub_(products(finer, head)[0], alpha=step)
+                over.add_(norms, alpha=query.steps[row] * int(query.head[row, leading]))
+        if passes == 1:  # the head has not been read at the fine steps yet
+            finer = query.head[1:].clone()
+            finer[:, leading] = 0
+            over.sub_(_of_items(finer, self.head, items)[0], alpha=query.steps[1])
         return over
 
     def near(self, queries: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ class Rounded(NamedTuple):
         step = (scaled.abs().amax(1, keepdim=True) / LEVELS).clamp_min(1e-30)
         whole = (scaled / step).round()
         asked = whole.to(torch.int8)
-        found = torch.cat([products(asked, self.rest.index_select(0, some)) for some in items.split(_CHUNK)], 1)
+        found = _of_items(asked, self.rest, items)
         _, _, error, _, norm, longest = self.limits.tolist()
         off = (scaled - step * whole).norm(dim=1) * norm + scaled.norm(dim=1) * error
         off += _SLACK * queries.norm(dim=1) * (longest + float(self.center.norm()))
@@ -166,6 +166,13 @@ def round_vectors(rows: Callable[[slice], Tensor], count: int, queries: Tensor |
         of_row = wrong[:, :leading], wrong, lead, torch.cat([lead, whole[:, leading:]], 1)
         limits = torch.maximum(limits, torch.stack([part.norm(dim=1).max() for part in of_row]))
     return Rounded(first, rest, center, back, scale, torch.cat([norm_step[None], limits, most[1:]]))
+
+
+def _of_items(queries: Tensor, rows: Tensor, items: Tensor) -> Tensor:
+    """Products [M, C] of int8 [M, D] with the rows of items int64 [C]. Of many, all rows are read: that is faster."""
+    if len(items) * _DENSE > len(rows):
+        return torch.cat([products(queries, part) for part in rows.split(_CHUNK)], 1).index_select(1, items)
+    return torch.cat([products(queries, rows.index_select(0, some)) for some in items.split(_CHUNK)], 1)
 
 
 def _slices(start: int, stop: int) -> list[slice]:
