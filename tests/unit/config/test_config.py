@@ -49,7 +49,7 @@ WAYS = {
     "code": lambda _: Config(train=TrainConfig(epochs=3), model=ModelConfig(name="mine", scorers=NETWORK)),
     "code, then a model": lambda _: Config(train={"epochs": 3}, model={"scorers": NETWORK}).with_model("llm_esr"),
     "code with a model's name": lambda _: Config(
-        train=TrainConfig(epochs=3, loss="bce", distil=0.1), model=ModelConfig(**ESR)
+        train=TrainConfig(epochs=3, patience=40, loss="bce", distil=0.1), model=ModelConfig(**ESR)
     ),
     "with_settings": lambda _: Config().with_settings(OWN),
     "with_settings of a model": lambda _: Config.load(None, model="llmemb").with_settings(OWN),
