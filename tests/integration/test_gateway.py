@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.skipif(find_tritonserver() is None, reason="no tritonserver in PATH nor in nvidia-pytriton"),
 ]
 
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = write_model(tmp_path_factory.mktemp("run") / "train", history_rule="masked")

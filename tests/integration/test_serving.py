@@ -47,7 +47,7 @@ def server(request, trained, tmp_path_factory):
     serve = ServeConfig(layout=layout, engine=engine, max_batch_size=16, max_top_k=50)
     export(trained, folder / "made", serve)
     # Triton writes the path into a line for bash.
-    repository = (folder / "made").rename(folder / "moved here; R&D, it's \"(1)\" `x` $HOME *\n")
+    repository = (folder / "made").rename(folder / 'moved here; R&D, it\'s "(1)" `x` $HOME *\n')
     subprocess.run(["chmod", "-R", "a-w", str(repository)], check=True)
     with Server(repository, threads=1, timeout=60) as running:
         running.layout = layout
