@@ -21,7 +21,8 @@ class StatesOfGivenViews(nn.Module):
     def __init__(self, network: DualViewNetwork):
         super().__init__()
         self.network = DualViewNetwork(network.config, FIRST_ITEM, network.max_length, network.items.vectors)
-        own = {name: weight for name, weight in network.state_dict().items() if not name.startswith("items.")}
+        per_item = ("items.", "output.")
+        own = {name: weight for name, weight in network.state_dict().items() if not name.startswith(per_item)}
         self.network.load_state_dict(own, strict=False)
         self.views = _GivenViews()
         self.network.add_module("items", self.views)
