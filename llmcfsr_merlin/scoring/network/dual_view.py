@@ -17,6 +17,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.attention import CrossAttention, Packing, PairFusion
 from llmcfsr_merlin.scoring.network.backbones import POST_NORM_EPSILON, Backbone, block_class
 from llmcfsr_merlin.scoring.network.item_views import MASK, ItemViews
+from llmcfsr_merlin.scoring.network.prior_items import with_prior_items
 
 if TYPE_CHECKING:
     from llmcfsr_merlin.scoring.scorer import ItemVectors
@@ -75,6 +76,10 @@ class DualViewNetwork(nn.Module):
             self.output.weight.data[:, hidden:] = 0
         if self.post_norm:
             self.apply(_start_as_bert)
+        alone = config.model_copy(update={"prior_items": 0})
+        self.backwards = DualViewNetwork(alone, n_items, max_length, vectors) if config.prior_items else None
+        if self.backwards is not None:
+            self.backwards.requires_grad_(False)
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +93,8 @@ class DualViewNetwork(nn.Module):
     def initialise(self, train_counts: Tensor) -> None:
         """Initialise what depends on the training counts int64 [V] and the frozen vectors."""
         self.items.initialise(self.config, train_counts)
+        if self.backwards is not None:
+            self.backwards.initialise(train_counts)
 
     @torch.no_grad()
     def start_from(self, other: "DualViewNetwork") -> None:
@@ -158,6 +165,8 @@ class DualViewNetwork(nn.Module):
 
     def user_states(self, histories: Tensor) -> Tensor:
         """histories int64 [B, L] right-padded -> state after the last real item, [B, views * d]."""
+        if self.backwards is not None:
+            histories = with_prior_items(self.backwards, histories, self.config.prior_items, self.config.prior_length)
         lengths = (histories != PAD).sum(1)
         if self.left_padded:
             histories = left_padded(histories, self.max_length)
@@ -184,7 +193,7 @@ class DualViewNetwork(nn.Module):
 
     def packed_user_states(self, histories: Tensor) -> Tensor:
         """The same, without computing padding if the backbone allows; no history may be empty."""
-        if self.masked or self.left_padded:
+        if self.masked or self.left_padded or self.backwards is not None:
             return self.user_states(histories)
         packing = Packing(histories != PAD)
         return self.encode(self.embed(histories, packing), packing)[packing.lengths.cumsum(0) - 1]

@@ -53,7 +53,9 @@ class CompiledStates:
 
     @classmethod
     def by(cls, compiler: Compiler, network: DualViewNetwork) -> "CompiledStates | None":
-        """None if the compiler cannot run this network."""
+        """None if the compiler cannot run this network, or if it ranks the catalogue to extend a history."""
+        if network.backwards is not None:
+            return None
         length = min(3, network.max_length)
         histories = torch.full((2, length), FIRST_ITEM, device=network.device)
         histories[1, 1:] = PAD

@@ -119,6 +119,8 @@ class NetworkScorer(Scorer[NetworkSettings]):
         return self.network.items.semantic is not None
 
     def check_new_items(self) -> None:
+        if self.network.backwards is not None:
+            raise InputError("a network with prior_items ranks the items of its training: a new item needs retraining")
         if self.network.items.null_space is not None:
             raise InputError("each item of a null_space view has a trained row: a new item needs retraining")
 
@@ -139,7 +141,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         if block_class(settings.backbone).OWN_OUTPUT:
             weights += shape.n_items * (settings.hidden + 1)
         candidates = shape.n_items * settings.hidden * len(settings.views)
-        return 4 * (6 * weights + 2 * candidates)
+        return 4 * (6 * weights + 2 * candidates) * (2 if settings.prior_items else 1)
 
     def graph(self, batch_size: int = 64) -> nn.Module:
         return _Graph(self)
