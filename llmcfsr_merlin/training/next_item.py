@@ -15,6 +15,7 @@ from llmcfsr_merlin.training.data_parallel import fit_in_processes
 from llmcfsr_merlin.training.distillation import Distillation, similar_users
 from llmcfsr_merlin.training.objective import Auxiliary
 from llmcfsr_merlin.training.procedures import Training, fit_of
+from llmcfsr_merlin.training.reversed_pretraining import pretrain_reversed
 
 
 def by_transformers4rec(training: Training, network: DualViewNetwork) -> list[dict]:
@@ -31,6 +32,8 @@ def _train(training: Training, network: DualViewNetwork, trainer: str) -> list[d
     """Train until validation NDCG@10 (full ranking) stops improving, in train.processes processes."""
     settings = training.settings
     fit, distillation = fit_of(trainer), None
+    if settings.pretrain == "reversed":
+        training = pretrain_reversed(training, network, fit)
     if settings.distil:
         distillation = _distillation(training, network)
     table = training.item_table
