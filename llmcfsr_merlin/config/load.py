@@ -61,8 +61,8 @@ class Config(Schema):
         """The same settings with another model, as load(..., model) would give, e.g. for a baseline.
 
         Everything stays except the section `model` and the current preset's `train` settings; the sizes that models
-        share (hidden, layers, heads, dropout) stay too, and so does a given train.epochs or train.patience. It does not matter whether the settings come from a recipe,
-        code, with_settings or a run.
+        share (hidden, layers, heads, dropout) stay too, and so does a given train.epochs or train.patience. It does not
+        matter whether the settings come from a recipe, code, with_settings or a run.
         """
         return self._of(_own(self._recipe) | self._overrides | self._changed(), preset(model), {}, model)
 

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llmcfsr_merlin.config.section import Section, known_or_own
 
-BACKBONES = ("sasrec", "sasrec_post_norm", "bert4rec", "gru4rec", "bsarec")
+BACKBONES = ("sasrec", "sasrec_post_norm", "bert4rec", "gru4rec", "bsarec", "caser")
 
 
 class NetworkSettings(Section):
@@ -16,7 +16,9 @@ class NetworkSettings(Section):
     backbone: str = "sasrec"
     """sasrec: causal attention, next-item training; sasrec_post_norm: the same in BERT's block (post-norm, GELU,
     feed-forward 4d, N(0, .02) init); bert4rec: bidirectional attention, masked training; gru4rec: GRU; bsarec: a
-    frequency filter beside attention, needs train.samples=prefixes; or `module:Class` of your own block."""
+    frequency filter beside attention, needs train.samples=prefixes; caser: convolutions over the latest five items
+    (half of hidden) and a user factor of the whole history (the other half), needs layers=1 and
+    train.samples=prefixes; or `module:Class` of your own block."""
     views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative",)
     """null_space (alone): whitened leading directions of the vectors, frozen, beside trainable ones (AlphaFuse)."""
     hidden: int = Field(64, ge=4)
@@ -30,6 +32,11 @@ class NetworkSettings(Section):
     positions: Literal["from_start", "from_end"] = "from_start"
     """from_end: the latest item of a history always has the last position, as in code that pads on the left (bsarec
     always does)."""
+    prior_items: int = Field(0, ge=0)
+    """Most items that are put before a history shorter than prior_length, one after another the best by a second
+    network of the same kind that reads backwards (ASReP; needs train.pretrain=reversed); 0: none."""
+    prior_length: int = Field(18, ge=1)
+    """Length to which prior_items extend a history."""
     cross_attention: Literal["residual", "replace"] = "residual"
     """residual: a view adds what it attends to in the other; replace: the output replaces the view (LLM-ESR)."""
     fuse_embedding: bool = False
@@ -61,6 +68,8 @@ class NetworkSettings(Section):
             )
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        if self.backbone == "caser" and self.layers != 1:
+            raise ValueError(f"backbone caser has one layer: set layers=1, found {self.layers}")
         return self
 
     @property

@@ -14,6 +14,7 @@ from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import ITEM, history_rule
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.free_memory import available_memory
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.runtime.watch import Watch, require
@@ -63,6 +64,13 @@ def fit_model(
     dataset = dataset.reading(model.reads)
     files = dataset.files("train") if warm is None else warm.files
     train = train.model_copy(update={"batch_size": train.batch_size or default_batch_size(_rows(files))})
+    if warm is not None:
+        train = train.model_copy(update={"pretrain": None})
+    elif model.network and bool(model.network.prior_items) != (train.pretrain == "reversed"):
+        raise InputError(
+            "model.scorers.network.prior_items and train.pretrain=reversed need each other: found "
+            f"{model.network.prior_items} and {train.pretrain}"
+        )
     check_memory(model, dataset.shape, _free_memory(device) // (train.processes if device.type == "cpu" else 1))
     work.mkdir(parents=True, exist_ok=True)
     valid = validation_sample(dataset, work, train)

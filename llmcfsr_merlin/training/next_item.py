@@ -10,11 +10,13 @@ from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.training.attribute_pretraining import pretrain_on_attributes
 from llmcfsr_merlin.training.checkpoints import whole_checkpoints
 from llmcfsr_merlin.training.data_parallel import fit_in_processes
 from llmcfsr_merlin.training.distillation import Distillation, similar_users
 from llmcfsr_merlin.training.objective import Auxiliary
 from llmcfsr_merlin.training.procedures import Training, fit_of
+from llmcfsr_merlin.training.reversed_pretraining import pretrain_reversed
 
 
 def by_transformers4rec(training: Training, network: DualViewNetwork) -> list[dict]:
@@ -31,6 +33,10 @@ def _train(training: Training, network: DualViewNetwork, trainer: str) -> list[d
     """Train until validation NDCG@10 (full ranking) stops improving, in train.processes processes."""
     settings = training.settings
     fit, distillation = fit_of(trainer), None
+    if settings.pretrain == "reversed":
+        training = pretrain_reversed(training, network, fit)
+    elif settings.pretrain == "attributes":
+        pretrain_on_attributes(training, network)
     if settings.distil:
         distillation = _distillation(training, network)
     table = training.item_table

@@ -12,7 +12,7 @@ from llmcfsr_merlin.scoring.ranker import Ranker
 from tests.models import model_config, random_model
 
 ROWS, LENGTH, DIMENSION = 60, 12, 16
-IDS_ONLY = ("sasrec", "bert4rec", "gru4rec", "bsarec", "sasrec_prefix", "cl4srec")
+IDS_ONLY = ("sasrec", "bert4rec", "gru4rec", "bsarec", "sasrec_prefix", "cl4srec", "caser", "asrep", "s3rec")
 LEVELS = ("fuse_embedding", "fuse_sequence", "fuse_prediction")
 VARIANTS = {
     "llm_cfsr": {},
@@ -138,6 +138,7 @@ BASELINES = {
     "sasrec_post_norm": {"backbone": "sasrec_post_norm"},
     "from_end": {"positions": "from_end"},
     "bsarec": {"backbone": "bsarec", "views": ("collaborative",), "pca_init": False},
+    "caser": {"backbone": "caser", "layers": 1, "views": ("collaborative",), "pca_init": False},
     "null_space": {"views": ("null_space",)},
     "replace": {"cross_attention": "replace"},
 }
