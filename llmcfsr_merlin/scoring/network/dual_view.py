@@ -17,6 +17,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.attention import CrossAttention, Packing, PairFusion
 from llmcfsr_merlin.scoring.network.backbones import POST_NORM_EPSILON, Backbone, block_class
 from llmcfsr_merlin.scoring.network.item_views import MASK, ItemViews
+from llmcfsr_merlin.scoring.network.tail_maps import TailMaps
 
 if TYPE_CHECKING:
     from llmcfsr_merlin.scoring.scorer import ItemVectors
@@ -61,8 +62,13 @@ class DualViewNetwork(nn.Module):
         pair = dual and config.fuse_prediction
         self.fuse_user = PairFusion(hidden, heads) if pair else None
         self.fuse_candidate = PairFusion(hidden, heads) if pair else None
+        self.tail_maps = TailMaps(hidden) if config.tail_maps else None
         if self.post_norm:
             self.apply(_start_as_bert)
+        if config.initialisation == "xavier":
+            for weight in self.parameters():
+                if weight.dim() > 1:
+                    nn.init.xavier_normal_(weight)
 
     @property
     def device(self) -> torch.device:
@@ -142,6 +148,10 @@ class DualViewNetwork(nn.Module):
 
     def user_states(self, histories: Tensor) -> Tensor:
         """histories int64 [B, L] right-padded -> state after the last real item, [B, views * d]."""
+        states = self._states(histories)
+        return self.tail_maps(states, (histories != PAD).sum(1)) if self.tail_maps else states
+
+    def _states(self, histories: Tensor) -> Tensor:
         lengths = (histories != PAD).sum(1)
         if self.left_padded:
             histories = left_padded(histories, self.max_length)
@@ -165,9 +175,10 @@ class DualViewNetwork(nn.Module):
         return state if self.post_norm else self.norm(state)
 
     def packed_user_states(self, histories: Tensor) -> Tensor:
-        """The same, without computing padding if the backbone allows; no history may be empty."""
+        """The same before `tail_maps`, for training: without computing padding if the backbone allows; no history may
+        be empty."""
         if self.masked or self.left_padded:
-            return self.user_states(histories)
+            return self._states(histories)
         packing = Packing(histories != PAD)
         return self.encode(self.embed(histories, packing), packing)[packing.lengths.cumsum(0) - 1]
 
