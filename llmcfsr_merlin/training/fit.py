@@ -54,8 +54,9 @@ def fit_model(
 
     work: where checkpoints are kept; an interrupted training resumes from them. item_table: float32 [V, d] of a trained
     model, for train.align_to. exclude_history: choose epochs and weights without the user's own items (the weights of
-    the other rule are calibrated too, for evaluation). tail_item: an item with fewer training interactions is a tail
-    item, for train.tail_tolerance. warm: what training goes on from. The history has one dict per epoch
+    the other rule are calibrated too, for evaluation), and answer without them unless a question says otherwise.
+    tail_item: an item with fewer training interactions is a tail item, for train.tail_tolerance. warm: what training
+    goes on from. The history has one dict per epoch
     (epoch, loss, hr@10, ndcg@10, seconds), none if no scorer is trained. watch: the tools that follow the training.
     """
     device = choose_device(train.device)
@@ -81,6 +82,7 @@ def fit_model(
     if warm is not None:
         context = replace(context, start=warm.model.to(device).scorers)
     fitted = Ensemble.fit(model, dataset, context)
+    fitted.history_rule = history_rule(exclude_history)
     _warn_of_rest(train, context.history, report)
     if warm is not None and not warm.calibrate:
         fitted.set_weights(warm.model.weights)
@@ -94,7 +96,7 @@ def fit_model(
         )  # fmt: skip
         report(f"score weights calibrated on validation: {_weights_text(weights)}")
         for rule, other in fitted.history_weights.items():
-            if rule != history_rule(exclude_history):
+            if rule != fitted.history_rule:
                 report(f"for evaluation with the history {rule}: {_weights_text(other)}")
     return fitted, context.history
 

@@ -49,7 +49,7 @@ WAYS = {
     "code": lambda _: Config(train=TrainConfig(epochs=3), model=ModelConfig(name="mine", scorers=NETWORK)),
     "code, then a model": lambda _: Config(train={"epochs": 3}, model={"scorers": NETWORK}).with_model("llm_esr"),
     "code with a model's name": lambda _: Config(
-        train=TrainConfig(epochs=3, loss="bce", distil=0.1), model=ModelConfig(**ESR)
+        train=TrainConfig(epochs=3, patience=40, loss="bce", distil=0.1), model=ModelConfig(**ESR)
     ),
     "with_settings": lambda _: Config().with_settings(OWN),
     "with_settings of a model": lambda _: Config.load(None, model="llmemb").with_settings(OWN),
@@ -69,8 +69,10 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_is_applied_to_settings_of_any_origin_as_to_a_file(way, name, tmp_path):
     (tmp_path / "own.yaml").write_text(f"train: {{epochs: 3}}\n{HIDDEN}: 32\n")
-    expected = Config.load(tmp_path / "own.yaml", model=name) if has_network(name) else Config.load(
-        None, ["train.epochs=3"], name
+    expected = (
+        Config.load(tmp_path / "own.yaml", model=name)
+        if has_network(name)
+        else Config.load(None, ["train.epochs=3"], name)
     )
     found = WAYS[way](tmp_path).with_model(name)
     assert found.model_dump() == expected.model_dump()
