@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llmcfsr_merlin.config.section import Section, known_or_own
 
-BACKBONES = ("sasrec", "sasrec_original", "sasrec_post_norm", "bert4rec", "gru4rec", "bsarec")
+BACKBONES = ("sasrec", "sasrec_original", "sasrec_post_norm", "bert4rec", "gru4rec", "bsarec", "caser")
 
 
 class NetworkSettings(Section):
@@ -17,7 +17,9 @@ class NetworkSettings(Section):
     """sasrec: causal attention, next-item training; sasrec_original: the same in the block of its authors' code (each
     half adds to its normalised input, dropout of attention weights); sasrec_post_norm: in BERT's block (post-norm,
     GELU, feed-forward 4d, N(0, .02) init); bert4rec: bidirectional attention, masked training; gru4rec: GRU; bsarec: a
-    frequency filter beside attention, needs train.samples=prefixes; or `module:Class` of your own block."""
+    frequency filter beside attention, needs train.samples=prefixes; caser: convolutions over the latest five items
+    (half of hidden) and a user factor of the whole history (the other half), needs layers=1 and
+    train.samples=prefixes; or `module:Class` of your own block."""
     views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative",)
     """null_space (alone): whitened leading directions of the vectors, frozen, beside trainable ones (AlphaFuse)."""
     hidden: int = Field(64, ge=4)
@@ -34,6 +36,11 @@ class NetworkSettings(Section):
     initialisation: Literal["default", "xavier"] = "default"
     """xavier: every matrix of the network starts at Xavier's normal distribution, the item table as well unless it
     starts at the vectors (code that builds on pmixer's SASRec: MELT, LLM-ESR)."""
+    prior_items: int = Field(0, ge=0)
+    """Most items that are put before a history shorter than prior_length, one after another the best by a second
+    network of the same kind that reads backwards (ASReP; needs train.pretrain=reversed); 0: none."""
+    prior_length: int = Field(18, ge=1)
+    """Length to which prior_items extend a history."""
     cross_attention: Literal["residual", "replace"] = "residual"
     """residual: a view adds what it attends to in the other; replace: the output replaces the view, with two heads
     (LLM-ESR)."""
@@ -75,6 +82,8 @@ class NetworkSettings(Section):
             raise ValueError(f"hidden ({self.hidden}) must be even for cross_attention=replace, which has two heads")
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        if self.backbone == "caser" and self.layers != 1:
+            raise ValueError(f"backbone caser has one layer: set layers=1, found {self.layers}")
         return self
 
     @property

@@ -1,7 +1,7 @@
 """Items as people see them: ids, titles and counts of a served version, in a file that is memory-mapped.
 
 It stands beside the bundle in the version's folder: `items.arrow` (Arrow IPC, uncompressed, rows sorted by the bytes of
-the id) and `items.json` with its sha256 and the bundle that it belongs to.
+the id) and `items.json` with its sha256, the bundle that it belongs to and the model's history rule.
 """
 
 import json
@@ -15,7 +15,18 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, ITEMS, MODEL_CONFIG, TITLE, TITLES, VOCABULARY
+from llmcfsr_merlin.dataset.names import (
+    CODE,
+    COUNT,
+    FIRST_ITEM,
+    ITEM,
+    ITEMS,
+    MASKED,
+    MODEL_CONFIG,
+    TITLE,
+    TITLES,
+    VOCABULARY,
+)
 from llmcfsr_merlin.dataset.raw.fields.clean_text import clean
 from llmcfsr_merlin.dataset.raw.fields.ids import clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
@@ -72,13 +83,14 @@ def write_items(folder: Path, bundle: Bundle) -> None:
     table = pa.table(columns).combine_chunks()
     with pa.OSFile(str(folder / TABLE), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    write_json(folder / SEAL, {"bundle": bundle.hash, "sha256": sha256_file(folder / TABLE)})
+    sealed = {"bundle": bundle.hash, "sha256": sha256_file(folder / TABLE), "history_rule": bundle.history_rule}
+    write_json(folder / SEAL, sealed)
 
 
 class ItemTable:
     """The items of one version. Nothing is copied into memory but an order of int32 a item and the pages that are read.
 
-    version: of the bundle, as answers name it.
+    version: of the bundle, as answers name it. excludes_seen: as of Ensemble.
     """
 
     def __init__(self, folder: Path):
@@ -90,6 +102,7 @@ class ItemTable:
         if not (folder / TABLE).is_file() or sha256_file(folder / TABLE) != seal["sha256"]:
             raise InputError(f"{folder / TABLE} was changed after it was written (sha256 differs): export anew")
         self.version = version_name(int(seal["bundle"][:15], 16))
+        self.excludes_seen = seal.get("history_rule") == MASKED
         table = pa.ipc.open_file(pa.memory_map(str(folder / TABLE))).read_all()
         self._titles = table[TITLE]
         self._ids, self._names = _Column(table[ITEM].chunk(0)), _Column(table[TITLE].chunk(0))

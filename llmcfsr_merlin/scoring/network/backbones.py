@@ -22,11 +22,17 @@ class Backbone(nn.Module):
     in tests/unit/scoring/test_network.py).
     POST_NORM: its output is normalised. Then the network normalises what goes into the first block, not what comes out
     of the last one, adds positions to the item vectors as they are, and starts at N(0, .02), as BERT does.
+    PLAIN: reads item vectors as they are, without positions, dropout or norms around it. OWN_OUTPUT: candidates have a
+    table and a bias of their own, not the vectors that histories are read by. WINDOW: how many of the latest items a
+    sample needs at least, if there are as many. Only left-padded blocks have the last three.
     """
 
     MASKED: ClassVar[bool] = False
     LEFT_PADDED: ClassVar[bool] = False
     POST_NORM: ClassVar[bool] = False
+    PLAIN: ClassVar[bool] = False
+    OWN_OUTPUT: ClassVar[bool] = False
+    WINDOW: ClassVar[int | None] = None
 
     def __init__(self, hidden: int, heads: int, dropout: float):
         super().__init__()
@@ -122,6 +128,7 @@ BACKBONES = {
     "bert4rec": f"{_HERE}.backbones:MaskedBlock",
     "gru4rec": f"{_HERE}.backbones:RecurrentBlock",
     "bsarec": f"{_HERE}.bsarec:FilterBlock",
+    "caser": f"{_HERE}.caser:ConvolutionBlock",
 }
 
 

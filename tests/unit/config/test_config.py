@@ -69,8 +69,10 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_is_applied_to_settings_of_any_origin_as_to_a_file(way, name, tmp_path):
     (tmp_path / "own.yaml").write_text(f"train: {{epochs: 3}}\n{HIDDEN}: 32\n")
-    expected = Config.load(tmp_path / "own.yaml", model=name) if has_network(name) else Config.load(
-        None, ["train.epochs=3"], name
+    expected = (
+        Config.load(tmp_path / "own.yaml", model=name)
+        if has_network(name)
+        else Config.load(None, ["train.epochs=3"], name)
     )
     found = WAYS[way](tmp_path).with_model(name)
     assert found.model_dump() == expected.model_dump()

@@ -12,7 +12,7 @@ from llmcfsr_merlin.scoring.ranker import Ranker
 from tests.models import model_config, random_model
 
 ROWS, LENGTH, DIMENSION = 60, 12, 16
-IDS_ONLY = ("sasrec", "bert4rec", "gru4rec", "bsarec", "sasrec_prefix", "cl4srec", "melt")
+IDS_ONLY = ("sasrec", "bert4rec", "gru4rec", "bsarec", "sasrec_prefix", "cl4srec", "caser", "asrep", "melt", "cities")
 LEVELS = ("fuse_embedding", "fuse_sequence", "fuse_prediction")
 VARIANTS = {
     "llm_cfsr": {},
@@ -148,6 +148,7 @@ BASELINES = {
     "sasrec_original": {"backbone": "sasrec_original", "initialisation": "xavier"},
     "from_end": {"positions": "from_end"},
     "bsarec": {"backbone": "bsarec", "views": ("collaborative",), "pca_init": False},
+    "caser": {"backbone": "caser", "layers": 1, "views": ("collaborative",), "pca_init": False},
     "null_space": {"views": ("null_space",)},
     "replace": {"cross_attention": "replace"},
 }
