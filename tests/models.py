@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.config.old_settings import upgrade_settings
 from llmcfsr_merlin.config.scorer_settings import NetworkSettings
@@ -14,9 +15,17 @@ from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.scorer import ItemVectors
 
 
+def brief(name: str, epochs: int = 1) -> dict[str, int]:
+    """Settings for a few epochs of each training that a preset has."""
+    first = Config.load(None, model=name).train.pretrain_epochs
+    return {"train.epochs": epochs} | ({"train.pretrain_epochs": epochs} if first else {})
+
+
 def model_config(**settings) -> ModelConfig:
     """A whole llm_cfsr but for what is given, in flat keys: hidden, views, content_match, transition_neighbours, ..."""
-    return ModelConfig.model_validate(upgrade_settings({"hidden": 16, "transition_neighbours": 5} | settings))
+    model = upgrade_settings({"hidden": 16, "transition_neighbours": 5} | settings)
+    model["scorers"]["network"] |= {key: settings[key] for key in NetworkSettings.model_fields if key in settings}
+    return ModelConfig.model_validate(model)
 
 
 def random_model(

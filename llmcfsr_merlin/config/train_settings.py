@@ -55,6 +55,15 @@ class TrainConfig(Section):
     contrast: float = Field(0.0, ge=0)
     """Weight of the contrastive loss between two augmented views of a history, cropped, masked or reordered
     (CL4SRec)."""
+    enhance_users: float = Field(0.0, ge=0)
+    """Weight of the loss by which states of long histories teach those of short ones (MELT); needs
+    model.scorers.network.tail_maps."""
+    enhance_items: float = Field(0.0, ge=0)
+    """Weight of the loss by which rows of frequent items teach those of rare ones, which are inferred from their
+    contexts at the start of every epoch (MELT); needs model.scorers.network.tail_maps."""
+    pretrain_epochs: int = Field(0, ge=0)
+    """Most epochs of a first training without enhance_users and enhance_items, from whose best epoch the one with them
+    starts."""
     epochs: int = Field(16, ge=1)
     """Maximum number of epochs; training may stop earlier (patience)."""
     batch_size: int | None = Field(None, ge=1)

@@ -151,7 +151,8 @@ def _embed(config: Config, data: Prepared, encoding: Encoding | None) -> list[St
 
 def _train(config: Config, data: Prepared, speed: TrainingSpeed | None) -> StagePlan:
     size, steps = _batch(config, data)
-    does = f"{config.model.name}: at most {config.train.epochs} epochs of {steps:,} steps of {size}"
+    epochs = config.train.pretrain_epochs + config.train.epochs
+    does = f"{config.model.name}: at most {epochs} epochs of {steps:,} steps of {size}"
     if speed is None:
         return StagePlan("train", does, None, "no training row")
     if config.train.pretrain:
@@ -160,7 +161,7 @@ def _train(config: Config, data: Prepared, speed: TrainingSpeed | None) -> Stage
     epoch = steps * speed.step + users * speed.ranked
     calibration = _CALIBRATION * users * speed.ranked * (len(config.model.scorers) > 1)
     basis = f"{speed.step * 1000:,.0f} ms a step just now; {said_seconds(calibration)} of it for the score weights"
-    return StagePlan("train", does, _START["train"] + config.train.epochs * epoch + calibration, basis)
+    return StagePlan("train", does, _START["train"] + epochs * epoch + calibration, basis)
 
 
 def _evaluate(config: Config, data: Prepared, models: list[Config], speeds: Mapping) -> StagePlan:

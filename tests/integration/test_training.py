@@ -25,6 +25,7 @@ from llmcfsr_merlin.scoring.ranker import pad
 from llmcfsr_merlin.training import fit as training
 from llmcfsr_merlin.training import train_stage as train
 from llmcfsr_merlin.training.batches import Batches
+from tests.models import brief
 from tests.worlds import attribute_world, noise, write_ingest
 
 SMALL = ["train.negatives=64", "train.batch_size=64", "prepare.max_length=10"]
@@ -92,10 +93,10 @@ def noise_with_vectors(tmp_path_factory):
 @pytest.mark.parametrize("name", presets())
 def test_no_model_finds_anything_in_noise(name, noise_with_vectors):
     """Leak test of every recipe: the loss and the metric see the same future, a leak would show in either."""
-    overrides = [*SMALL, "train.epochs=3", "evaluate.sampled_negatives=50", "evaluate.baselines=[]"]
+    overrides = [*SMALL, "evaluate.sampled_negatives=50", "evaluate.baselines=[]"]
     if Config.load(None, model=name).model.network:
         overrides.append(HIDDEN)
-    config = Config.load(None, ["name=noise", *overrides], name)
+    config = Config.load(None, ["name=noise", *overrides], name).with_settings(brief(name, 3))
     manifest = train.run(config, noise_with_vectors)
     evaluate.run(config, noise_with_vectors)
     metrics = json.loads((noise_with_vectors / "evaluate" / "metrics.json").read_text())
@@ -241,9 +242,19 @@ def test_the_test_item_is_not_read_before_evaluation(learnable, tmp_path):
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("average", [0, 1])
-def test_a_killed_training_goes_on_to_the_same_weights(average, learnable, tmp_path, monkeypatch):
-    config = configured("train.epochs=4", f"train.average={average}")
+KILLED = {
+    "plain": [],
+    "averaged": ["train.average=1"],
+    "in two parts": [
+        "model.scorers.network.tail_maps=true", "train.pretrain_epochs=2", "train.enhance_users=0.1",
+        "train.enhance_items=0.4",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KILLED)
+def test_a_killed_training_goes_on_to_the_same_weights(kind, learnable, tmp_path, monkeypatch):
+    config = configured("train.epochs=4", *KILLED[kind])
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         copy_of(learnable, tmp_path / name)
