@@ -49,7 +49,7 @@ WAYS = {
     "code": lambda _: Config(train=TrainConfig(epochs=3), model=ModelConfig(name="mine", scorers=NETWORK)),
     "code, then a model": lambda _: Config(train={"epochs": 3}, model={"scorers": NETWORK}).with_model("llmemb"),
     "code with a model's name": lambda _: Config(
-        train=TrainConfig(epochs=3, loss="bce", align=0.01), model=ModelConfig(**EMB)
+        train=TrainConfig(epochs=3, patience=40, loss="bce", align=0.01), model=ModelConfig(**EMB)
     ),
     "with_settings": lambda _: Config().with_settings(OWN),
     "with_settings of a model": lambda _: Config.load(None, model="alphafuse").with_settings(OWN),
