@@ -290,9 +290,10 @@ class Recommender:
         ]  # fmt: skip
 
     def explain(self, history: Sequence, items: Sequence) -> list[Reason | None]:
-        """Why each of `items` (raw ids) has its score for a history of raw ids; None for an id that is unknown."""
+        """Why each of `items` has its score for a history, raw ids both; None for one that is unknown or retired."""
         encoded = self.encode([history])
         item_ids = np.array([self.vocabulary.encode(items)], np.int64)
+        item_ids[np.isin(item_ids, self.ranker.model.retired.cpu())] = 0
         return self.reasons(encoded, np.where(item_ids >= FIRST_ITEM, item_ids, 0))[0] if len(items) else []
 
     def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters: Any) -> pd.DataFrame:

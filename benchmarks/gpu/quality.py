@@ -58,7 +58,7 @@ def pack(bases: list[str], to: Path) -> None:
         source, target = RUNS / base / "base", to / base
         target.mkdir(parents=True, exist_ok=True)
         with tarfile.open(target / "base.tar.xz", "w:xz") as archive:
-            for name in ("config.json", "prepare", "embed"):
+            for name in ("config.json", "ingest/items", "prepare", "embed"):
                 if (source / name).exists():
                     archive.add(
                         source / name,

@@ -17,11 +17,13 @@ class TrainConfig(Section):
     """Training procedure: transformers4rec (next-item prediction with its Trainer over the Merlin dataloader),
     transformers (the same by transformers' own Trainer, without Merlin), auto (transformers4rec if it is installed), or
     your own `module:function`."""
-    pretrain: Literal["reversed", "plain"] | None = None
-    """Training before it, for as many epochs at most: reversed (ASReP: on reversed sequences; the result writes the
-    items that prior_items of the network puts before short histories, and is what training starts from); plain
-    (MELT: without enhance_users and enhance_items; its best epoch is what training starts from). An update goes on
-    without it."""
+    pretrain: Literal["reversed", "attributes", "plain"] | None = None
+    """Training before it, for train.epochs too, from whose weights it goes on: reversed (ASReP: on reversed sequences;
+    the result writes the items that prior_items of the network puts before short histories); attributes (S3-Rec:
+    masked items, segments and attributes, read both ways); plain (MELT: without enhance_users and enhance_items, to its
+    best epoch). An update does without it."""
+    attributes: tuple[str, ...] = ("categories", "brand")
+    """Columns of the items, texts or lists of texts, whose values pretrain=attributes predicts."""
     samples: Literal["sequences", "prefixes"] = "sequences"
     """Samples of an epoch. sequences: each training sequence, of which every item but the first is predicted (or
     some are masked); prefixes: each prefix of each sequence, of which the last item is predicted (BSARec,

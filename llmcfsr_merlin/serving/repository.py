@@ -20,17 +20,18 @@ FRONT = "recommend"  # the model that clients call, in every layout
 EXPLAIN = "explain"  # the same with reasons: layout ensemble, format python
 
 
-def export(trained: str | Path, repository: str | Path, serve: ServeConfig) -> dict:
+def export(trained: str | Path, repository: str | Path, serve: ServeConfig, earlier: Path | None = None) -> dict:
     """Write a new repository; returns counts for the manifest.
 
-    trained: a run directory or a folder with a sealed model. The repository holds all data that it needs inside its
-    model folders and no absolute paths: it can be moved, renamed and mounted read-only.
+    trained: a run directory or a folder with a sealed model. earlier: a run directory or repository whose tables of a
+    shortlist are extended, if the new model has the same items and more. The repository holds all data that it needs
+    inside its model folders and no absolute paths: it can be moved, renamed and mounted read-only.
     """
     bundle, repository = Bundle.open(trained), Path(repository)
     if repository.exists():
         raise InputError(f"expected no folder at {repository}, found one: use publish() to add a version")
     repository.mkdir(parents=True)
-    _write(bundle, repository, serve, version=1)
+    _write(bundle, repository, serve, version=1, earlier=earlier)
     return {"layout": serve.layout, "bundle": bundle.hash, "version": 1}
 
 
@@ -136,7 +137,14 @@ def _models(repository: Path) -> list[str]:
     return sorted(path.name for path in Path(repository).iterdir() if (path / CONFIG).is_file())
 
 
-def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -> None:
+def _with_tables(bundle: Bundle, repository: Path, earlier: Path | None) -> list[Path]:
+    """Model folders of repositories in which a shortlist's tables may stand: of this one, of the model's own run (built
+    once, published often) and of `earlier`."""
+    found = [repository, repository_of(bundle.directory.parent), *([] if earlier is None else [repository_of(earlier)])]
+    return [path for one in found for path in (one / "rank", one / FRONT) if path.is_dir()]
+
+
+def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int, earlier: Path | None = None) -> None:
     templates = resource("triton_repo") / serve.layout
     settings = {
         "max_batch_size": serve.max_batch_size,
@@ -163,7 +171,7 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -
             shutil.rmtree(partial, ignore_errors=True)
             bundle.copy(partial / FOLDER, name)
             if serve.shortlist and name in ("rank", FRONT):
-                write_search(bundle, partial / FOLDER, repository, name)
+                write_search(bundle, partial / FOLDER, _with_tables(bundle, repository, earlier))
             if name == ("decode" if serve.layout == "ensemble" else FRONT):
                 write_items(partial, bundle)
             if graph:

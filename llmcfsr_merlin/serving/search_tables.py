@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from llmcfsr_merlin.scoring.checkpoint import load_model
@@ -13,10 +14,11 @@ _log = logging.getLogger(__name__)
 _EVERY = 10  # seconds between lines of progress
 
 
-def write_search(bundle: Bundle, folder: Path, repository: Path, name: str) -> None:
-    """Build the tables of a bundle's model into `folder`; the step `name` of the repository may have earlier ones.
+def write_search(bundle: Bundle, folder: Path, steps: Iterable[Path]) -> None:
+    """Build the tables of a bundle's model into `folder`.
 
-    A build that was interrupted goes on: what is finished is kept beside the model.
+    steps: folders of models in repositories; versions of theirs may have tables that the new model's extend. A build
+    that was interrupted goes on: what is finished is kept beside the model.
     """
     model = load_model(bundle.directory)
     told = time.monotonic()
@@ -28,15 +30,14 @@ def write_search(bundle: Bundle, folder: Path, repository: Path, name: str) -> N
             _log.info("tables of the shortlist: %s of %s items", f"{done:,}", f"{of:,}")
 
     scratch = bundle.directory.parent / f".search-{bundle.hash[:12]}"
-    write_tables(model, folder, scratch, _before(model, repository / name), report)
+    write_tables(model, folder, scratch, _before(model, steps), report)
 
 
-def _before(model: Ensemble, step: Path) -> Ensemble | None:
-    """The newest served model whose items the new model extends, with its tables."""
-    versions = sorted((path for path in step.iterdir() if path.name.isdecimal()), key=lambda path: -int(path.name))
-    for version in versions:
-        if (version / FOLDER / SEAL).is_file():
-            known = load_model(version / FOLDER)
-            if extends(model, known) and take_tables(known, version / FOLDER):
-                return known
-    return None
+def _before(model: Ensemble, steps: Iterable[Path]) -> Ensemble | None:
+    """The model with tables whose items the new model extends; of several, one with the most items."""
+    best = None
+    for seal in (seal for step in steps for seal in step.glob(f"[0-9]*/{FOLDER}/{SEAL}")):
+        known = load_model(seal.parent)
+        if (best is None or known.shape.n_items > best.shape.n_items) and extends(model, known):
+            best = known if take_tables(known, seal.parent) else best
+    return best

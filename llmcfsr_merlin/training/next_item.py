@@ -12,6 +12,7 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.training.attribute_pretraining import pretrain_on_attributes
 from llmcfsr_merlin.training.checkpoints import whole_checkpoints
 from llmcfsr_merlin.training.context_inference import infer_rows
 from llmcfsr_merlin.training.data_parallel import fit_in_processes
@@ -39,6 +40,8 @@ def _train(training: Training, network: DualViewNetwork, trainer: str) -> list[d
     fit, distillation, tail = fit_of(trainer), None, None
     if settings.pretrain == "reversed":
         training = pretrain_reversed(training, network, fit)
+    elif settings.pretrain == "attributes":
+        pretrain_on_attributes(training, network)
     if settings.distil:
         distillation = _distillation(training, network)
     if settings.enhance_users or settings.enhance_items:
