@@ -4,7 +4,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.config.old_settings import upgrade_settings
 from llmcfsr_merlin.config.scorer_settings import NetworkSettings
@@ -13,12 +12,6 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.scorer import ItemVectors
-
-
-def brief(name: str, epochs: int = 1) -> dict[str, int]:
-    """Settings for a few epochs of each training that a preset has."""
-    first = Config.load(None, model=name).train.pretrain_epochs
-    return {"train.epochs": epochs} | ({"train.pretrain_epochs": epochs} if first else {})
 
 
 def model_config(**settings) -> ModelConfig:

@@ -33,14 +33,14 @@ class NetworkSettings(Section):
     positions: Literal["from_start", "from_end"] = "from_start"
     """from_end: the latest item of a history always has the last position, as in code that pads on the left (bsarec
     always does)."""
+    initialisation: Literal["default", "xavier"] = "default"
+    """xavier: every matrix of the network starts at Xavier's normal distribution, the item table as well unless it
+    starts at the vectors (code that builds on pmixer's SASRec: MELT, LLM-ESR)."""
     prior_items: int = Field(0, ge=0)
     """Most items that are put before a history shorter than prior_length, one after another the best by a second
     network of the same kind that reads backwards (ASReP; needs train.pretrain=reversed); 0: none."""
     prior_length: int = Field(18, ge=1)
     """Length to which prior_items extend a history."""
-    initialisation: Literal["default", "xavier"] = "default"
-    """xavier: every matrix of the network starts at Xavier's normal distribution, the item table as well unless it
-    starts at the vectors (code that builds on pmixer's SASRec: MELT, LLM-ESR)."""
     cross_attention: Literal["residual", "replace"] = "residual"
     """residual: a view adds what it attends to in the other; replace: the output replaces the view, with two heads
     (LLM-ESR)."""

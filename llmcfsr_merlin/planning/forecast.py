@@ -151,7 +151,7 @@ def _embed(config: Config, data: Prepared, encoding: Encoding | None) -> list[St
 
 def _train(config: Config, data: Prepared, speed: TrainingSpeed | None) -> StagePlan:
     size, steps = _batch(config, data)
-    epochs = config.train.pretrain_epochs + config.train.epochs
+    epochs = config.train.epochs * (1 if config.train.pretrain is None else 2)
     does = f"{config.model.name}: at most {epochs} epochs of {steps:,} steps of {size}"
     if speed is None:
         return StagePlan("train", does, None, "no training row")

@@ -14,6 +14,7 @@ from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.training.attribute_pretraining import pretrain_on_attributes
 from llmcfsr_merlin.training.checkpoints import whole_checkpoints
+from llmcfsr_merlin.training.context_inference import infer_rows
 from llmcfsr_merlin.training.data_parallel import fit_in_processes
 from llmcfsr_merlin.training.distillation import Distillation, similar_users
 from llmcfsr_merlin.training.objective import Auxiliary
@@ -33,7 +34,8 @@ def by_transformers(training: Training, network: DualViewNetwork) -> list[dict]:
 
 
 def _train(training: Training, network: DualViewNetwork, trainer: str) -> list[dict]:
-    """Train until validation NDCG@10 (full ranking) stops improving, in train.processes processes."""
+    """Train until validation NDCG@10 (full ranking) stops improving, in train.processes processes; what comes before
+    and after that."""
     settings = training.settings
     fit, distillation, tail = fit_of(trainer), None, None
     if settings.pretrain == "reversed":
@@ -44,29 +46,34 @@ def _train(training: Training, network: DualViewNetwork, trainer: str) -> list[d
         distillation = _distillation(training, network)
     if settings.enhance_users or settings.enhance_items:
         tail = _tail_training(training, network)
-    if settings.pretrain_epochs:
+    if settings.pretrain == "plain":
         _pretrain(training, network, trainer)
     table = training.item_table
     device = choose_device(settings.device)
     auxiliary = Auxiliary(None if table is None else torch.from_numpy(table).to(device), distillation, tail)
     if settings.processes > 1:
-        return fit_in_processes(trainer, network, training, auxiliary)
-    checkpoints = whole_checkpoints(training.work)
-    return fit(network, training, auxiliary, str(checkpoints[-1]) if checkpoints else None)
+        history = fit_in_processes(trainer, network, training, auxiliary)
+    else:
+        checkpoints = whole_checkpoints(training.work)
+        history = fit(network, training, auxiliary, str(checkpoints[-1]) if checkpoints else None)
+    if settings.infer_up_to:
+        counts = torch.from_numpy(training.dataset.train_counts)
+        infer_rows(network, training.files["train"], counts, settings)
+    return history
 
 
 def _pretrain(training: Training, network: DualViewNetwork, trainer: str) -> None:
     """The first training, without the losses on the tail; its result is kept for a resumed one."""
-    kept = training.work / "pretrained.safetensors"
+    work = training.work / "plain"
+    kept = work / "pretrained.safetensors"
     if not kept.is_file():
-        epochs = training.settings.pretrain_epochs
-        alone = {"epochs": epochs, "pretrain_epochs": 0, "enhance_users": 0.0, "enhance_items": 0.0}
-        work = training.work / "pretraining"
         work.mkdir(exist_ok=True)
-        training.report(f"first training, at most {epochs} epochs")
-        _train(training._replace(settings=training.settings.model_copy(update=alone), work=work), network, trainer)
+        without = {"pretrain": None, "enhance_users": 0.0, "enhance_items": 0.0, "infer_up_to": 0}
+        alone = training.settings.model_copy(update=without)
+        training.report("pre-training without the losses on the tail")
+        _train(training._replace(settings=alone, work=work), network, trainer)
         save_tensors({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}, kept)
-        training.report("second training, from its best epoch")
+        training.report("training goes on from its best epoch")
     network.load_state_dict(load_file(kept))
 
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from llmcfsr_merlin.config.train_settings import TrainConfig
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, PAD
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.tail_maps import TailMaps
+from llmcfsr_merlin.training.rows import rows_of
 
 _USERS, _ITEMS = 0.8, 0.78  # quantiles of the lengths and counts up to which a user and an item are of the tail
 _ROOM = 50  # interactions beyond the threshold of items over which the weight of an item turns
@@ -40,9 +40,7 @@ class TailTraining:
 
     def __init__(self, files: Sequence[str], counts: np.ndarray, settings: TrainConfig, max_length: int):
         """files: Parquet of the training rows. counts: training interactions, int64 [V]."""
-        lists = [pq.read_table(file, columns=[ITEM])[ITEM].combine_chunks() for file in files]
-        lengths = torch.from_numpy(np.concatenate([part.value_lengths().to_numpy() for part in lists])).long()
-        values = torch.from_numpy(np.concatenate([part.flatten().to_numpy() for part in lists])).long()
+        values, lengths = rows_of(files)
         self._values, self._settings, self._max_length = values, settings, max_length
         ends, kept = lengths.cumsum(0), lengths.clamp_max(max_length)
         self._histories = Parts(ends - kept, kept, torch.ones_like(kept))
@@ -135,7 +133,7 @@ class TailTraining:
 
 
 def _of(network: DualViewNetwork) -> tuple[TailMaps, Tensor]:
-    assert network.tail_maps is not None and network.items.collaborative is not None, "checked by the settings"
+    assert network.tail_maps is not None and network.items.collaborative is not None, "next_item refuses it"
     return network.tail_maps, network.items.collaborative.weight
 
 

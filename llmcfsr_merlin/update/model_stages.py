@@ -173,18 +173,16 @@ def catalogue_files(config: Config, items: Path | None) -> tuple[Path, ...]:
 
 
 def _schedule(config: Config) -> TrainConfig:
-    """The short schedule; a moving average that is as long, compared with it, as that of the whole training. The losses
-    on the tail are left out: a part of the log has too few contexts of rare items."""
+    """The short schedule; a moving average that is as long, compared with it, as that of the whole training."""
     train, update = config.train, config.update
     return train.model_copy(
         update={
-            "pretrain_epochs": 0, "enhance_users": 0.0, "enhance_items": 0.0,
             "epochs": update.epochs,
             "patience": update.epochs,
             "learning_rate": train.learning_rate * update.learning_rate,
             "average": train.average * update.epochs / train.epochs,
         }
-    )  # fmt: skip
+    )
 
 
 def _rows(run: Path, work: Path, replay: float) -> Path:

@@ -10,7 +10,6 @@ import pytest
 from llmcfsr_merlin import Config, Dataset, InputError, Recommender
 from llmcfsr_merlin.config.presets import presets
 from llmcfsr_merlin.dataset import ingest_stage
-from tests.models import brief
 from tests.worlds import attribute_world
 
 QUICK = {"train.epochs": 1, "train.device": "cpu"}
@@ -34,7 +33,7 @@ def dataset(frames):
 @pytest.mark.parametrize("model", [name for name in presets() if name != "llmemb"])
 def test_every_model_is_fitted_and_recommends(model, dataset, tmp_path):
     # Settings after the model: a preset's own epochs would win over those of the dataset.
-    fitted = Recommender.fit(dataset, config=dataset.config.with_model(model).with_settings(QUICK | brief(model)))
+    fitted = Recommender.fit(dataset, config=dataset.config.with_model(model).with_settings(QUICK))
     found = fitted.recommend([["i0001", "i0005"], ["i0002"]], k=3)
     assert found.groupby("history").size().tolist() == [3, 3] and np.isfinite(found["score"]).all()
     fitted.save(tmp_path / "model")

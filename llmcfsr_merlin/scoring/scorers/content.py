@@ -149,8 +149,9 @@ class ContentScorer(Scorer[ContentSettings]):
         return self._neighbours
 
     def tables(self, known: Scorer | None, folder: Path, report: Report) -> dict[str, Tensor]:
-        same = isinstance(known, ContentScorer) and known.settings.lexical_share == self.settings.lexical_share
-        before = known._neighbours if same else None
+        before = None
+        if isinstance(known, ContentScorer) and known.settings.lexical_share == self.settings.lexical_share:
+            before = known._neighbours
         self._neighbours = find_neighbours(self.units, NEIGHBOURS, before, folder, report)
         return self._neighbours._asdict()
 
