@@ -17,10 +17,11 @@ class TrainConfig(Section):
     """Training procedure: transformers4rec (next-item prediction with its Trainer over the Merlin dataloader),
     transformers (the same by transformers' own Trainer, without Merlin), auto (transformers4rec if it is installed), or
     your own `module:function`."""
-    pretrain: Literal["reversed", "attributes"] | None = None
+    pretrain: Literal["reversed", "attributes", "plain"] | None = None
     """Training before it, for train.epochs too, from whose weights it goes on: reversed (ASReP: on reversed sequences;
     the result writes the items that prior_items of the network puts before short histories); attributes (S3-Rec:
-    masked items, segments and attributes, read both ways). An update does without it."""
+    masked items, segments and attributes, read both ways); plain (MELT: without enhance_users and enhance_items, to its
+    best epoch). An update does without it."""
     attributes: tuple[str, ...] = ("categories", "brand")
     """Columns of the items, texts or lists of texts, whose values pretrain=attributes predicts."""
     samples: Literal["sequences", "prefixes"] = "sequences"
@@ -55,6 +56,15 @@ class TrainConfig(Section):
     contrast: float = Field(0.0, ge=0)
     """Weight of the contrastive loss between two augmented views of a history, cropped, masked or reordered
     (CL4SRec)."""
+    enhance_users: float = Field(0.0, ge=0)
+    """Weight of the loss by which states of long histories teach those of short ones (MELT); needs
+    model.scorers.network.tail_maps."""
+    enhance_items: float = Field(0.0, ge=0)
+    """Weight of the loss by which rows of frequent items teach those of rare ones, which are inferred from their
+    contexts at the start of every epoch (MELT); needs model.scorers.network.tail_maps."""
+    infer_up_to: int = Field(0, ge=0)
+    """After training, the table's rows of items with at most so many training interactions are inferred from their
+    contexts, by a network that learns it on the rows of all others (CITIES); 0: no row is."""
     epochs: int = Field(16, ge=1)
     """Maximum number of epochs; training may stop earlier (patience)."""
     batch_size: int | None = Field(None, ge=1)

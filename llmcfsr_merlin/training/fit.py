@@ -65,7 +65,9 @@ def fit_model(
     files = dataset.files("train") if warm is None else warm.files
     train = train.model_copy(update={"batch_size": train.batch_size or default_batch_size(_rows(files))})
     if warm is not None:
-        train = train.model_copy(update={"pretrain": None})
+        # A part of the log has too few contexts of rare items to learn from.
+        without = {"pretrain": None, "enhance_users": 0.0, "enhance_items": 0.0, "infer_up_to": 0}
+        train = train.model_copy(update=without)
     elif model.network and bool(model.network.prior_items) != (train.pretrain == "reversed"):
         raise InputError(
             "model.scorers.network.prior_items and train.pretrain=reversed need each other: found "

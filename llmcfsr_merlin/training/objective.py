@@ -18,6 +18,7 @@ from llmcfsr_merlin.training.distillation import Distillation
 from llmcfsr_merlin.training.losses import loss_function
 from llmcfsr_merlin.training.losses.alignment import alignment
 from llmcfsr_merlin.training.losses.contrast import contrast
+from llmcfsr_merlin.training.tail_training import TailTraining
 from llmcfsr_merlin.training.validation import split_last, split_latest
 
 # Losses with the same tensor shapes in every batch, so that a step can be captured as a CUDA graph.
@@ -30,6 +31,7 @@ class Auxiliary(NamedTuple):
 
     item_table: Tensor | None = None
     distillation: Distillation | None = None
+    tail: TailTraining | None = None
 
 
 _NOTHING = Auxiliary()
@@ -89,6 +91,8 @@ class Objective:
         if self.settings.l2:
             weights = (weight for weight in network.parameters() if weight.requires_grad)
             loss = loss + self.settings.l2 / 2 * sum(weight.square().sum() for weight in weights)
+        if self.auxiliary.tail is not None:
+            loss = loss + self.auxiliary.tail(network)
         return loss
 
     def predicted(self, items: Tensor) -> Predicted:
@@ -121,6 +125,7 @@ class Objective:
             and not self.settings.contrast
             and not self.settings.l2
             and self.auxiliary.distillation is None
+            and self.auxiliary.tail is None
             and all(isinstance(block, Block) for block in self.network.blocks)
         )
 

@@ -82,6 +82,23 @@ class PostNormBlock(Backbone):
         return self.norm_feed(x + self.drop(self.feed(x)))
 
 
+class OriginalBlock(Backbone):
+    """SASRec's block as its authors' code has it (arXiv 1808.09781; MELT and LLM-ESR build on it): each half adds to
+    its normalised input, from which the queries are made; keys and values are made from the input itself."""
+
+    def __init__(self, hidden: int, heads: int, dropout: float):
+        super().__init__(hidden, heads, dropout)
+        self.norm_attention, self.norm_feed = (nn.LayerNorm(hidden, eps=1e-8) for _ in range(2))
+        self.attention = Attention(hidden, heads, dropout)
+        self.feed = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, hidden))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
+        normal = self.norm_attention(x)
+        x = self.norm_feed(normal + self.attention(normal, x, packing, real))
+        return x + self.drop(self.feed(x))
+
+
 class RecurrentBlock(Backbone):
     """One GRU layer (GRU4Rec, arXiv 1511.06939) in place of a transformer block; it never reads padding."""
 
@@ -106,6 +123,7 @@ class MaskedBlock(Block):
 _HERE = "llmcfsr_merlin.scoring.network"
 BACKBONES = {
     "sasrec": f"{_HERE}.backbones:Block",
+    "sasrec_original": f"{_HERE}.backbones:OriginalBlock",
     "sasrec_post_norm": f"{_HERE}.backbones:PostNormBlock",
     "bert4rec": f"{_HERE}.backbones:MaskedBlock",
     "gru4rec": f"{_HERE}.backbones:RecurrentBlock",

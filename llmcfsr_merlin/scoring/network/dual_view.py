@@ -18,6 +18,7 @@ from llmcfsr_merlin.scoring.network.attention import CrossAttention, Packing, Pa
 from llmcfsr_merlin.scoring.network.backbones import POST_NORM_EPSILON, Backbone, block_class
 from llmcfsr_merlin.scoring.network.item_views import MASK, ItemViews
 from llmcfsr_merlin.scoring.network.prior_items import with_prior_items
+from llmcfsr_merlin.scoring.network.tail_maps import TailMaps
 
 if TYPE_CHECKING:
     from llmcfsr_merlin.scoring.scorer import ItemVectors
@@ -67,6 +68,7 @@ class DualViewNetwork(nn.Module):
         pair = dual and config.fuse_prediction
         self.fuse_user = PairFusion(hidden, heads) if pair else None
         self.fuse_candidate = PairFusion(hidden, heads) if pair else None
+        self.tail_maps = TailMaps(hidden) if config.tail_maps else None
         # Candidates of their own, [V, d + 1]: the last column is a bias, for which a state ends with 1.
         self.output = nn.Embedding(n_items, hidden + 1) if backbone.OWN_OUTPUT else None
         if self.output is not None:
@@ -76,6 +78,10 @@ class DualViewNetwork(nn.Module):
             self.output.weight.data[:, hidden:] = 0
         if self.post_norm:
             self.apply(_start_as_bert)
+        if config.initialisation == "xavier":
+            for weight in self.parameters():
+                if weight.dim() > 1:
+                    nn.init.xavier_normal_(weight)
         alone = config.model_copy(update={"prior_items": 0})
         self.backwards = DualViewNetwork(alone, n_items, max_length, vectors) if config.prior_items else None
         if self.backwards is not None:
@@ -165,6 +171,10 @@ class DualViewNetwork(nn.Module):
 
     def user_states(self, histories: Tensor) -> Tensor:
         """histories int64 [B, L] right-padded -> state after the last real item, [B, views * d]."""
+        states = self._states(histories)
+        return self.tail_maps(states, (histories != PAD).sum(1)) if self.tail_maps else states
+
+    def _states(self, histories: Tensor) -> Tensor:
         if self.backwards is not None:
             histories = with_prior_items(self.backwards, histories, self.config.prior_items, self.config.prior_length)
         lengths = (histories != PAD).sum(1)
@@ -192,9 +202,10 @@ class DualViewNetwork(nn.Module):
         return state if self.output is None else F.pad(state, (0, 1), value=1.0)
 
     def packed_user_states(self, histories: Tensor) -> Tensor:
-        """The same, without computing padding if the backbone allows; no history may be empty."""
+        """The same before `tail_maps`, for training: without computing padding if the backbone allows; no history may
+        be empty."""
         if self.masked or self.left_padded or self.backwards is not None:
-            return self.user_states(histories)
+            return self._states(histories)
         packing = Packing(histories != PAD)
         return self.encode(self.embed(histories, packing), packing)[packing.lengths.cumsum(0) - 1]
 
