@@ -74,7 +74,7 @@ def extended(network: DualViewNetwork, rows: Iterable[np.ndarray]) -> list[np.nd
     assert network.backwards is not None
     rows, made, size, config = list(rows), [], ranked_users(network.n_items), network.config
     for start in range(0, len(rows), size):
-        some = [torch.from_numpy(row) for row in rows[start : start + size]]
+        some = [torch.tensor(row) for row in rows[start : start + size]]
         padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=PAD).to(network.device)
         found = with_prior_items(network.backwards, padded, config.prior_items, config.prior_length).cpu().numpy()
         made += [row[row != PAD] for row in found]

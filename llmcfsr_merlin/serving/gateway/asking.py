@@ -13,6 +13,7 @@ from llmcfsr_merlin.serving.gateway.replicas import Replicas
 from llmcfsr_merlin.serving.gateway.slots import Slots
 from llmcfsr_merlin.serving.gateway.telemetry import Telemetry
 from llmcfsr_merlin.serving.gateway.tensors import Found, Row, kind
+from llmcfsr_merlin.serving.gateway.together import Together
 from llmcfsr_merlin.serving.item_table import version_name
 from llmcfsr_merlin.serving.repository import Served, served
 
@@ -26,6 +27,9 @@ class Asking:
         self.served: Served = served(catalogue.repository)
         self.cache = AnswerCache(settings.cache, settings.cache_seconds)
         self.slots = Slots(settings.in_flight, settings.queue)
+        self._together = Together(
+            replicas.find, lambda: settings.join_from * len(replicas.ready), lambda: self.served.max_rows
+        )
         replicas.changed = self.replicas_changed
 
     def replicas_changed(self) -> None:
@@ -83,6 +87,8 @@ class Asking:
         await self.slots.take(deadline - time.monotonic())
         try:
             with self.telemetry.triton.time():
+                if len(rows) == 1:
+                    return [await self._together.find(rows[0], deadline)]
                 return await self.replicas.find(rows, deadline)
         finally:
             self.slots.give()

@@ -58,9 +58,9 @@ def test_the_loss_is_three_targets_against_three_negatives_each(monkeypatch):
     pairs = [(row[:-3], target) for row in rows for target in row[-3:]]
     logits = [(network.output.weight @ state_of(network, history), target) for history, target in pairs]
     positive = torch.stack([-F.logsigmoid(scores[target]) for scores, target in logits]).mean()
-    negative = torch.stack([
-        -(1 - scores[drawn[0][:, place]].sigmoid()).log() for place, (scores, _) in enumerate(logits)
-    ]).mean()
+    negative = torch.stack(
+        [-(1 - scores[drawn[0][:, place]].sigmoid()).log() for place, (scores, _) in enumerate(logits)]
+    ).mean()
     assert drawn[0].shape == (3, len(pairs)) and int(drawn[0].min()) >= FIRST_ITEM
     assert float(found.detach()) == pytest.approx(float((positive + negative).detach()), rel=1e-4)
 
