@@ -35,12 +35,14 @@ class SelfSupervision(nn.Module):
         items: int64 [B, T], right-padded sequences; stream: int64 [N], what negative segments are cut from.
         """
         real = items != PAD
-        hidden = masked(real)
-        states, packing = read(network, items.masked_fill(hidden, MASK))
-        at, known = packing.pack(hidden), packing.pack(items)
+        hidden, own = masked(real), Packing(real)
+        at, known = own.pack(hidden), own.pack(items)
+        # One pass reads the four forms of each sequence: on a GPU the kernels of four would be launched one by one.
+        states, last = read(network, torch.cat([items.masked_fill(hidden, MASK), *segments(items, stream)]))
+        states = states[: len(known)]
         found = {
             "masked_item": self._masked_items(network, states[at], known[at]),
-            "segment": self._segments(network, items, stream),
+            "segment": self._segments(*last.chunk(4)[1:]),
         }
         if len(self.vectors.weight):
             found["attribute"] = self._attributes("attribute", states[~at], known[~at])
@@ -58,8 +60,7 @@ class SelfSupervision(nn.Module):
         views = network.candidates(torch.stack([items, negatives]))
         return _apart(*(self.maps["masked_item"](states) * views).sum(-1))
 
-    def _segments(self, network: DualViewNetwork, items: Tensor, stream: Tensor) -> Tensor:
-        context, positive, negative = (last_state(network, part) for part in segments(items, stream))
+    def _segments(self, context: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         context = self.maps["segment"](context)
         return _apart((context * positive).sum(-1), (context * negative).sum(-1))
 
@@ -69,17 +70,13 @@ def _apart(positive: Tensor, negative: Tensor) -> Tensor:
     return F.softplus(negative.sigmoid() - positive.sigmoid()).sum()
 
 
-def read(network: DualViewNetwork, items: Tensor) -> tuple[Tensor, Packing]:
-    """States of the real positions of items int64 [B, T], each of which has read all of them: float [M, d]."""
+def read(network: DualViewNetwork, items: Tensor) -> tuple[Tensor, Tensor]:
+    """States of the real positions of items int64 [B, T], each of which has read its whole row, float [M, d]; and those
+    of the rows' last items, float [B, d]."""
     real = items != PAD
     packing = Packing(real)
-    return network.encode(network.embed(items, packing), packing, real), packing
-
-
-def last_state(network: DualViewNetwork, items: Tensor) -> Tensor:
-    """The state of each row's last item, float [B, d]."""
-    states, packing = read(network, items)
-    return states[packing.lengths.cumsum(0) - 1]
+    states = network.encode(network.embed(items, packing), packing, real)
+    return states, states[packing.lengths.cumsum(0) - 1]
 
 
 def masked(real: Tensor) -> Tensor:
