@@ -1,6 +1,7 @@
 """Write the versions installed in an environment into a profile's constraints: `make lock`.
 
-A package with two pins (one for the older Python of the profile, one for the newer) keeps the other Python's pin.
+What the other Python of the profile has stays: a package with another version there, or none, gets a marker. What
+neither has any more goes once both have been locked.
 """
 
 import subprocess
@@ -29,16 +30,14 @@ def main(python: str, path: Path) -> None:
     ask = f"import sys; print(sys.version_info < ({newer.replace('.', ', ')}))"
     old_python = subprocess.check_output([python, "-c", ask], text=True)
     mine, other = ("<", ">=") if old_python.strip() == "True" else (">=", "<")
-    marker = f'python_version {other} "{newer}"'
-    others = {_name(line): line for line in path.read_text().splitlines() if marker in line}
+    here, there = (f'; python_version {sign} "{newer}"' for sign in (mine, other))
     frozen = subprocess.check_output([python, "-m", "pip", "freeze", "--all", "--exclude-editable"], text=True)
     pins = {_name(line): line.split("+")[0].strip() for line in frozen.splitlines() if "==" in line}
-    lines = list(others.values())
-    lines += [
-        f'{pin}; python_version {mine} "{newer}"' if name in others else pin
-        for name, pin in pins.items()
-        if name not in NOT_PINNED
-    ]
+    pins = {name: pin for name, pin in pins.items() if name not in NOT_PINNED}
+    old = [line for line in path.read_text().splitlines() if "==" in line and here not in line]
+    others = {_name(line): line.removesuffix(there) for line in old}  # a pin without a marker is the other Python's too
+    lines = [pin if others.get(name) == pin else pin + here for name, pin in pins.items()]
+    lines += [pin + there for name, pin in others.items() if pins.get(name) != pin]
     path.write_text(HEADER.format(pythons=pythons, name=path.name) + "\n".join(sorted(lines, key=str.lower)) + "\n")
 
 

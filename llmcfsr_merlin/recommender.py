@@ -234,15 +234,19 @@ class Recommender:
         histories: Sequence[Sequence],
         k: int = 10,
         *,
-        exclude_seen: bool = False,
+        exclude_seen: bool | None = None,
         allow: Sequence | None = None,
         deny: Sequence | None = None,
     ) -> Recommendations:
         """The top-k items per history as arrays; `allow` and `deny` are raw ids and apply to every row.
 
+        exclude_seen: leave the items of a history out of its answer; None: as the model was trained
+        (evaluate.exclude_history). It is a filter: the score weights stay those that the model was trained for.
         Raises InputError if a string is given instead of a list of ids: one history is [["a", "b"]].
         """
         histories, allow, deny = check_question(histories, k, allow, deny)
+        if exclude_seen is None:
+            exclude_seen = self.ranker.model.excludes_seen
         if not histories:
             return no_recommendations(k)
         parts = [
@@ -286,9 +290,10 @@ class Recommender:
         ]  # fmt: skip
 
     def explain(self, history: Sequence, items: Sequence) -> list[Reason | None]:
-        """Why each of `items` (raw ids) has its score for a history of raw ids; None for an id that is unknown."""
+        """Why each of `items` has its score for a history, raw ids both; None for one that is unknown or retired."""
         encoded = self.encode([history])
         item_ids = np.array([self.vocabulary.encode(items)], np.int64)
+        item_ids[np.isin(item_ids, self.ranker.model.retired.cpu())] = 0
         return self.reasons(encoded, np.where(item_ids >= FIRST_ITEM, item_ids, 0))[0] if len(items) else []
 
     def recommend(self, histories: Sequence[Sequence], k: int = 10, **filters: Any) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Stage embed: item attributes -> prompts -> language model -> semantic vectors.
 
-    python pipelines/embed.py beauty --run runs/beauty        # the same as `llmcfsr embed ...`
+python pipelines/embed.py beauty --run runs/beauty        # the same as `llmcfsr embed ...`
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Stage evaluate: the model and its baselines, ranked on the same stored cases.
 
-    python pipelines/evaluate.py beauty --run runs/beauty        # the same as `llmcfsr evaluate ...`
+python pipelines/evaluate.py beauty --run runs/beauty        # the same as `llmcfsr evaluate ...`
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Stage `export`: the trained model as a Triton model repository.
 
-    python pipelines/export.py beauty --run runs/beauty        # the same as `llmcfsr export ...`
+python pipelines/export.py beauty --run runs/beauty        # the same as `llmcfsr export ...`
 """
 
 import sys

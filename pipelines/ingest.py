@@ -1,6 +1,6 @@
 """Stage ingest: raw logs and item metadata -> Parquet of interactions and items.
 
-    python pipelines/ingest.py beauty --run runs/beauty        # the same as `llmcfsr ingest ...`
+python pipelines/ingest.py beauty --run runs/beauty        # the same as `llmcfsr ingest ...`
 """
 
 import sys

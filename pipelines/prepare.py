@@ -1,6 +1,6 @@
 """Stage prepare: interactions -> filtered, encoded, time-ordered sequences, leave-one-out splits, Merlin schema.
 
-    python pipelines/prepare.py beauty --run runs/beauty        # the same as `llmcfsr prepare ...`
+python pipelines/prepare.py beauty --run runs/beauty        # the same as `llmcfsr prepare ...`
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Stage train: sequences and item vectors -> the fitted model, and beside it the baselines that are trained.
 
-    python pipelines/train.py beauty --run runs/beauty        # the same as `llmcfsr train ...`
+python pipelines/train.py beauty --run runs/beauty        # the same as `llmcfsr train ...`
 """
 
 import sys

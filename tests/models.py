@@ -16,7 +16,9 @@ from llmcfsr_merlin.scoring.scorer import ItemVectors
 
 def model_config(**settings) -> ModelConfig:
     """A whole llm_cfsr but for what is given, in flat keys: hidden, views, content_match, transition_neighbours, ..."""
-    return ModelConfig.model_validate(upgrade_settings({"hidden": 16, "transition_neighbours": 5} | settings))
+    model = upgrade_settings({"hidden": 16, "transition_neighbours": 5} | settings)
+    model["scorers"]["network"] |= {key: settings[key] for key in NetworkSettings.model_fields if key in settings}
+    return ModelConfig.model_validate(model)
 
 
 def random_model(

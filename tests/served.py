@@ -1,5 +1,6 @@
 """A small sealed model of random weights for the tests of serving."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,14 @@ def write_model(
     seed: int = 0,
     dimension: int = DIMENSION,
     lexical: int | None = None,
+    history_rule: str | None = None,
+    retired: Sequence[int] = (),
     **settings,
 ) -> Path:
     """Vocabulary, weights and manifest in `directory`; settings as in tests.models, two views by default.
 
-    lexical: the dimension of lexical vectors, None: the model has none.
+    lexical: the dimension of lexical vectors, None: the model has none. history_rule: None as models of earlier
+    versions have it. retired: places in `ids`.
     """
     ids = IDS if ids is None else ids
     directory.mkdir(parents=True, exist_ok=True)
@@ -35,6 +39,8 @@ def write_model(
     model = random_model(
         model_config(**settings), len(ids) + 3, LENGTH, dimension, lexical, np.r_[0, 0, 0, counts], seed
     )
+    model.history_rule = history_rule
+    model.retire([place + 3 for place in retired])
     columns = {"item_id": ids, "code": np.arange(3, len(ids) + 3), "count": counts, "train_count": counts}
     pq.write_table(pa.table(columns), directory / "vocabulary.parquet")
     save_model(model, directory, Vocabulary.load(directory / "vocabulary.parquet").hash)

@@ -37,6 +37,7 @@ from llmcfsr_merlin.dataset.names import RANKS  # noqa: E402
 from llmcfsr_merlin.training.search import try_on_validation  # noqa: E402
 
 _TAR = 15 << 20
+_SAFELY: dict = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Debian 12's Python has no filters
 _UNREAD = ("encoded", "words.safetensors")  # of stage embed: for items that come later
 
 
@@ -57,7 +58,7 @@ def pack(bases: list[str], to: Path) -> None:
         source, target = RUNS / base / "base", to / base
         target.mkdir(parents=True, exist_ok=True)
         with tarfile.open(target / "base.tar.xz", "w:xz") as archive:
-            for name in ("config.json", "prepare", "embed"):
+            for name in ("config.json", "ingest/items", "prepare", "embed"):
                 if (source / name).exists():
                     archive.add(
                         source / name,
@@ -111,7 +112,7 @@ def run(jobs: Path, out: Path, data: Path, workers: int, seconds: float) -> None
         if not (target / "base").is_dir():
             target.mkdir(parents=True, exist_ok=True)
             with tarfile.open(archive) as packed:
-                packed.extractall(target, filter="data")
+                packed.extractall(target, **_SAFELY)
     lines = [line for line in jobs.read_text().splitlines() if line.strip() and not line.startswith("#")]
     work = Path("/tmp/quality-jobs") / str(os.getpid())
     waiting, running, done = list(enumerate(lines)), {}, 0
@@ -173,7 +174,7 @@ def merge(out: Path, results: Path) -> None:
         store("runs.csv", [{**of, "seed": job["seed"], **job["given"]}], results)
     for path in sorted(out.glob("ranks-*.tar")):
         with tarfile.open(fileobj=io.BytesIO(path.read_bytes())) as archive:
-            archive.extractall(RUNS, filter="data")
+            archive.extractall(RUNS, **_SAFELY)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--url", help="server, e.g. grpc://localhost:8001 or http://localhost:8000")
     parser.add_argument("--user", metavar="ID", help="use the history of this user of --run")
     parser.add_argument("-k", type=int, default=10, help="number of recommendations (default 10)")
-    parser.add_argument("--exclude-seen", action="store_true", help="exclude the items of the history")
+    parser.add_argument(
+        "--exclude-seen", action=BooleanOptionalAction,
+        help="leave out the items of the history, or keep them (default: as the model was trained)",
+    )  # fmt: skip
     for name, text in (("allow", "recommend only these items"), ("deny", "never recommend these items")):
         parser.add_argument(
             f"--{name}", action="append", default=[], metavar="ID", help=f"{text}; repeat it for more ids, or use a,b"

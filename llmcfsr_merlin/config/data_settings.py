@@ -47,6 +47,9 @@ class TableColumns(Section):
     """Column of the time: numbers or dates (data.time_unit, data.time_format); None: rows are taken in file order."""
     order: str | int | None = "order"
     """Column with the position in the user's history, used if the log has no time column."""
+    tie: str | int | None = None
+    """Column of whole numbers, 0 or more, by which a user's interactions of equal time are ordered (a sequence number);
+    None: as prepare.ties says. Times must be of whole seconds."""
     rating: str | int | None = "rating"
     """Column of the rating, for min_rating; it may be missing."""
     names: tuple[str, ...] = ()

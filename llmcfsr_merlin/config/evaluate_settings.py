@@ -21,8 +21,9 @@ class EvaluateConfig(Section):
     """Negatives drawn per user, none of them in the user's sequence (protocol sampled)."""
     exclude_history: bool = False
     """History rule of the deployment: whether the items of a user's history are left out of what is recommended.
-    Training selects epochs and score weights by it, the served model has these weights, and both rules are measured,
-    each with weights of its own. false: the scorer `repeats` learns from the log whether people return."""
+    Training selects epochs and score weights by it, the model records it, requests that say nothing of EXCLUDE_SEEN
+    follow it, and both rules are measured, each with weights of its own. false: the scorer `repeats` learns from the
+    log whether people return."""
     tail_item: int = Field(4, ge=1)
     """An item with fewer interactions is a tail item (papers: Yelp 13, Fashion 4, Beauty 4)."""
     tail_user: int = Field(9, ge=1)
@@ -41,7 +42,7 @@ class EvaluateConfig(Section):
 
     @property
     def history(self) -> str:
-        """The history rule, masked or kept, that training chooses by, the tables begin with and people are served by
+        """The history rule, masked or kept, that training chooses by, the tables begin with and requests follow
         (names.HISTORY_RULES)."""
         return "masked" if self.exclude_history else "kept"
 

@@ -22,6 +22,9 @@ class GatewayConfig(Section):
     """Users a second that one key may ask for (without keys: one address), twice as many at once; 0: no limit."""
     in_flight: int = Field(64, ge=1)
     """Requests that are at Triton at the same time, for each replica."""
+    join_from: int = Field(4, ge=0)
+    """Calls of single users at Triton, for each replica, from which on the next users go together with those who come
+    meanwhile, as soon as a call ends; 0: each goes alone."""
     queue: int = Field(256, ge=0)
     """Requests that wait for one of these to end; the next gets 503."""
     timeout: float = Field(10.0, gt=0, le=600)

@@ -25,6 +25,7 @@ _SECTIONS = ("data", "prepare", "train")  # keys of a record of any version
 # defines the model.
 _BASELINES = {"item_knn": "model.scorers.item_knn.", "ease": "model.scorers.ease."}  # only if the model has them
 _SHARED = ("hidden", "layers", "heads", "dropout")
+_BUDGET = ("train.epochs", "train.patience")  # what a recipe gives one model it gives all, whatever their presets say
 
 
 class Config(Schema):
@@ -60,8 +61,8 @@ class Config(Schema):
         """The same settings with another model, as load(..., model) would give, e.g. for a baseline.
 
         Everything stays except the section `model` and the current preset's `train` settings; the sizes that models
-        share (hidden, layers, heads, dropout) stay too. It does not matter whether the settings come from a recipe,
-        code, with_settings or a run.
+        share (hidden, layers, heads, dropout) stay too, and so does a given train.epochs or train.patience. It does not
+        matter whether the settings come from a recipe, code, with_settings or a run.
         """
         return self._of(_own(self._recipe) | self._overrides | self._changed(), preset(model), {}, model)
 
@@ -167,8 +168,12 @@ def _own(recipe: Settings) -> Settings:
 
 
 def _beneath(settings: Settings, model: Settings) -> Settings:
-    """Settings that a preset leaves visible: all that it does not set, but only the sizes of the section `model`."""
-    kept = {path: value for path, value in settings.items() if not path.startswith("model.") and path not in model}
+    """Settings that a preset leaves visible: all that it does not set and the budget of training, but only the sizes of
+    the section `model`."""
+    kept = {
+        path: value for path, value in settings.items()
+        if path in _BUDGET or not (path.startswith("model.") or path in model)
+    }  # fmt: skip
     kept |= {path: value for path, value in settings.items() if path.startswith(tuple(_BASELINES.values()))}
     scorers = model.get("model.scorers", {})
     if "network" in scorers:

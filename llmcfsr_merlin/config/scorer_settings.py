@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llmcfsr_merlin.config.section import Section, known_or_own
 
-BACKBONES = ("sasrec", "sasrec_post_norm", "bert4rec", "gru4rec", "bsarec")
+BACKBONES = ("sasrec", "sasrec_original", "sasrec_post_norm", "bert4rec", "gru4rec", "bsarec", "caser")
 
 
 class NetworkSettings(Section):
@@ -14,9 +14,12 @@ class NetworkSettings(Section):
     settings."""
 
     backbone: str = "sasrec"
-    """sasrec: causal attention, next-item training; sasrec_post_norm: the same in BERT's block (post-norm, GELU,
-    feed-forward 4d, N(0, .02) init); bert4rec: bidirectional attention, masked training; gru4rec: GRU; bsarec: a
-    frequency filter beside attention, needs train.samples=prefixes; or `module:Class` of your own block."""
+    """sasrec: causal attention, next-item training; sasrec_original: the same in the block of its authors' code (each
+    half adds to its normalised input, dropout of attention weights); sasrec_post_norm: in BERT's block (post-norm,
+    GELU, feed-forward 4d, N(0, .02) init); bert4rec: bidirectional attention, masked training; gru4rec: GRU; bsarec: a
+    frequency filter beside attention, needs train.samples=prefixes; caser: convolutions over the latest five items
+    (half of hidden) and a user factor of the whole history (the other half), needs layers=1 and
+    train.samples=prefixes; or `module:Class` of your own block."""
     views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative",)
     """null_space (alone): whitened leading directions of the vectors, frozen, beside trainable ones (AlphaFuse)."""
     hidden: int = Field(64, ge=4)
@@ -30,16 +33,30 @@ class NetworkSettings(Section):
     positions: Literal["from_start", "from_end"] = "from_start"
     """from_end: the latest item of a history always has the last position, as in code that pads on the left (bsarec
     always does)."""
+    initialisation: Literal["default", "xavier"] = "default"
+    """xavier: every matrix of the network starts at Xavier's normal distribution, the item table as well unless it
+    starts at the vectors (code that builds on pmixer's SASRec: MELT, LLM-ESR)."""
+    prior_items: int = Field(0, ge=0)
+    """Most items that are put before a history shorter than prior_length, one after another the best by a second
+    network of the same kind that reads backwards (ASReP; needs train.pretrain=reversed); 0: none."""
+    prior_length: int = Field(18, ge=1)
+    """Length to which prior_items extend a history."""
     cross_attention: Literal["residual", "replace"] = "residual"
-    """residual: a view adds what it attends to in the other; replace: the output replaces the view (LLM-ESR)."""
+    """residual: a view adds what it attends to in the other; replace: the output replaces the view, with two heads
+    (LLM-ESR)."""
     fuse_embedding: bool = False
     """Cross-attention between the views before the encoder."""
     fuse_sequence: bool = False
     """Cross-attention between the views between the encoder's blocks."""
     fuse_prediction: bool = False
     """Cross-attention between the views of the user state and of each candidate."""
+    tail_maps: bool = False
+    """Two linear maps that train.enhance_users and train.enhance_items train (MELT), one of which is added to the state
+    of a short history; needs views=[collaborative]."""
     pca_init: bool = False
     """Initialise the collaborative table with the PCA of the semantic vectors."""
+    pca_scaled: bool = True
+    """Scale each principal component to the same variance, 1 / hidden; false: leave them as they are (LLM-ESR)."""
     whiten: bool = False
     """Whiten the vectors before the adapter, only for the semantic view: other scorers read them as stored."""
     cold_shrinkage: float | None = Field(None, ge=0)
@@ -59,8 +76,14 @@ class NetworkSettings(Section):
                 "views must be [collaborative, semantic], or one of collaborative, semantic, null_space, "
                 f"found {list(self.views)}"
             )
+        if self.tail_maps and self.views != ("collaborative",):
+            raise ValueError(f"tail_maps needs views=[collaborative], found {list(self.views)}")
+        if self.cross_attention == "replace" and self.hidden % 2:
+            raise ValueError(f"hidden ({self.hidden}) must be even for cross_attention=replace, which has two heads")
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        if self.backbone == "caser" and self.layers != 1:
+            raise ValueError(f"backbone caser has one layer: set layers=1, found {self.layers}")
         return self
 
     @property

@@ -17,16 +17,29 @@ class TrainConfig(Section):
     """Training procedure: transformers4rec (next-item prediction with its Trainer over the Merlin dataloader),
     transformers (the same by transformers' own Trainer, without Merlin), auto (transformers4rec if it is installed), or
     your own `module:function`."""
+    pretrain: Literal["reversed", "attributes", "plain"] | None = None
+    """Training before it, for train.epochs too, from whose weights it goes on: reversed (ASReP: on reversed sequences;
+    the result writes the items that prior_items of the network puts before short histories); attributes (S3-Rec:
+    masked items, segments and attributes, read both ways); plain (MELT: without enhance_users and enhance_items, to its
+    best epoch). An update does without it."""
+    attributes: tuple[str, ...] = ("categories", "brand")
+    """Columns of the items, texts or lists of texts, whose values pretrain=attributes predicts."""
     samples: Literal["sequences", "prefixes"] = "sequences"
     """Samples of an epoch. sequences: each training sequence, of which every item but the first is predicted (or
     some are masked); prefixes: each prefix of each sequence, of which the last item is predicted (BSARec,
-    CL4SRec); prefixes of one item only for bsarec, which has a state without a history."""
+    CL4SRec); prefixes of one item only for bsarec, which has a state without a history; for caser, prefixes with a
+    whole window and its targets, or the whole of a shorter sequence."""
+    targets: int = Field(1, ge=1)
+    """Latest items of a prefix that are predicted, each from the state before all of them (Caser); more than 1 needs
+    bsarec or caser."""
     loss: str = "uniform_softmax"
     """uniform_softmax; sampled_softmax (each uniform negative stands for its share of the catalogue: an estimate of
     full_softmax at a fraction of its cost); full_softmax; bce; in_batch (the other targets of the batch as negatives,
     corrected by the log of how often each is drawn); or your own `module:function`."""
     negatives: int = Field(1024, ge=1)
     """Number of uniform negatives shared by a batch (uniform_softmax, sampled_softmax)."""
+    bce_negatives: int = Field(1, ge=1)
+    """Number of uniform negatives per target, whose losses are averaged (bce)."""
     mask: float = Field(0.3, gt=0, lt=1)
     """Share of the items that bert4rec masks in training."""
     align: float = Field(0.0, ge=0)
@@ -43,6 +56,15 @@ class TrainConfig(Section):
     contrast: float = Field(0.0, ge=0)
     """Weight of the contrastive loss between two augmented views of a history, cropped, masked or reordered
     (CL4SRec)."""
+    enhance_users: float = Field(0.0, ge=0)
+    """Weight of the loss by which states of long histories teach those of short ones (MELT); needs
+    model.scorers.network.tail_maps."""
+    enhance_items: float = Field(0.0, ge=0)
+    """Weight of the loss by which rows of frequent items teach those of rare ones, which are inferred from their
+    contexts at the start of every epoch (MELT); needs model.scorers.network.tail_maps."""
+    infer_up_to: int = Field(0, ge=0)
+    """After training, the table's rows of items with at most so many training interactions are inferred from their
+    contexts, by a network that learns it on the rows of all others (CITIES); 0: no row is."""
     epochs: int = Field(16, ge=1)
     """Maximum number of epochs; training may stop earlier (patience)."""
     batch_size: int | None = Field(None, ge=1)
@@ -58,6 +80,8 @@ class TrainConfig(Section):
     the weights themselves; 0: no averaging."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of AdamW."""
+    l2: float = Field(0.0, ge=0)
+    """Weight of half the squared norm of all trained weights in the loss: the weight decay of Adam."""
     patience: int = Field(5, ge=1)
     """Epochs without a better validation NDCG@10 before training stops."""
     validation_users: int = Field(10_000, ge=1)

@@ -4,13 +4,13 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.item_vectors import load_item_table, match_ids
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, ITEMS, VECTORS
+from llmcfsr_merlin.dataset.item_attributes import item_attributes
+from llmcfsr_merlin.dataset.item_vectors import load_item_table
+from llmcfsr_merlin.dataset.names import VECTORS
 from llmcfsr_merlin.evaluation.lists import ItemFacts
 from llmcfsr_merlin.runtime.free_memory import available_memory
 
@@ -27,7 +27,7 @@ def item_facts(dataset: Dataset) -> ItemFacts:
         users += len(block)
         item_users += np.bincount(np.concatenate([np.unique(one) for one in block]), minlength=len(train_counts))
     ids = dataset.vocabulary.ids.tolist()
-    return ItemFacts(train_counts, item_users, users, _vectors(dataset, ids), _categories(dataset, ids))
+    return ItemFacts(train_counts, item_users, users, _vectors(dataset, ids), _categories(dataset))
 
 
 def _vectors(dataset: Dataset, ids: list[str]) -> np.ndarray | None:
@@ -44,22 +44,10 @@ def _vectors(dataset: Dataset, ids: list[str]) -> np.ndarray | None:
     return vectors.astype(np.float32)
 
 
-def _categories(dataset: Dataset, ids: list[str]) -> sparse.csr_matrix | None:
-    wanted = pa.array(ids, type=pa.string())
-    rows, names = [], []
-    for path in sorted((Path(dataset.prepared).parent / "ingest" / ITEMS).glob("*.parquet")):
-        if CATEGORIES not in pq.read_schema(path).names:
-            continue
-        table = pq.read_table(path, columns=[ITEM, CATEGORIES])
-        codes = match_ids(table[ITEM].cast(pa.string()), wanted)
-        for code, of in zip(codes.tolist(), table[CATEGORIES].to_pylist()):
-            of = [of] if isinstance(of, str) else list(dict.fromkeys(name for name in of or () if name))
-            if code >= 0 and of:
-                rows.append(np.full(len(of), code + FIRST_ITEM))
-                names += of
-    if not names:
+def _categories(dataset: Dataset) -> sparse.csr_matrix | None:
+    """Each category's share of an item's."""
+    found = item_attributes(dataset, [CATEGORIES])
+    if found is None:
         return None
-    _, columns = np.unique(np.array(names), return_inverse=True)
-    shares = np.concatenate([np.full(len(of), 1 / len(of), np.float32) for of in rows])
-    shape = (len(ids) + FIRST_ITEM, int(columns.max()) + 1)
-    return sparse.csr_matrix((shares, (np.concatenate(rows), columns)), shape)
+    found.data /= np.repeat(found.getnnz(1), found.getnnz(1))
+    return found

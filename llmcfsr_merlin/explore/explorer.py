@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import history_rule
+from llmcfsr_merlin.dataset.names import MASKED, history_rule
 from llmcfsr_merlin.explore.answers import Model, Rank, Recommended, RunModel
 from llmcfsr_merlin.explore.held_out_users import HeldOutUser, HeldOutUsers
 from llmcfsr_merlin.explore.live_validation import Figures, LiveValidation
@@ -71,8 +71,8 @@ class Card:
 
 
 class Explorer:
-    """The runs (or the server) behind the page. exclude_seen: how the first run's recipe serves. users: test users of
-    the first run, None without one."""
+    """The runs (or the server) behind the page. exclude_seen: how the first run's model, or the server, answers. users:
+    test users of the first run, None without one."""
 
     def __init__(self, runs: Sequence[Path] = (), url: str | None = None, key_file: Path | None = None):
         """runs: run directories, or folders of trained models in them. InputError for what cannot be read."""
@@ -91,11 +91,12 @@ class Explorer:
         if self.runs:
             first = self.runs[0]
             self.items = RunItems.load(first.trained, first.model.recommender.vocabulary)
-            self.exclude_seen = first.config.evaluate.exclude_history
+            rule = first.model.ensemble.history_rule or first.config.evaluate.history
+            self.exclude_seen = rule == MASKED
             if (first.run / "prepare").is_dir():
                 self.users = HeldOutUsers(Dataset.load(first.run), first.config.evaluate)
         elif served is not None:
-            self.items = served
+            self.items, self.exclude_seen = served, served.excludes_seen
 
     def session(self) -> Session:
         return Session(exclude_seen=self.exclude_seen)

@@ -37,13 +37,16 @@ class ServedModel:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"--url: expected a gateway of `llmcfsr serve` at {url}, found another server") from error
         self._explains = True
-        self.features = self._features()
+        popular = [item["id"] for item in self._recommend({"history": [], "k": 1})["items"]]
+        self.features = self._features(popular)
+        # A history of one item that alone is allowed: nothing is left of it if the model leaves histories out.
+        alone = {"history": popular, "allow": popular, "k": 1}
+        self.excludes_seen = bool(popular) and not self._recommend(alone)["items"]
 
-    def _features(self) -> list[str]:
+    def _features(self, popular: list[str]) -> list[str]:
         """Names from a first answer; a model that gives no reasons has none."""
-        popular = self._recommend({"history": [], "k": 1})["items"]
         try:
-            asked = {"history": [popular[0]["id"]], "k": 1, "explain": True}
+            asked = {"history": popular, "k": 1, "explain": True}
             return list(self._recommend(asked)["items"][0]["reasons"]["shares"])
         except (InputError, IndexError):
             self._explains = False
@@ -69,7 +72,7 @@ class ServedModel:
     ) -> Rank:  # fmt: skip
         """Within as many items as the gateway gives."""
         deny = [item for item in history if item != target] if exclude_seen else []
-        answer = self._recommend({"history": list(history), "k": self.most, "deny": deny})
+        answer = self._recommend({"history": list(history), "k": self.most, "deny": deny, "exclude_seen": False})
         items = [one["id"] for one in answer["items"]]
         return Rank(items.index(target) + 1) if target in items else Rank(None, len(items))
 

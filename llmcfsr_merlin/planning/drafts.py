@@ -11,7 +11,6 @@ from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.config.layers import override
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.raw.files.source import find_files
-from llmcfsr_merlin.dataset.raw.records import ROLES
 from llmcfsr_merlin.planning.advice import advise
 from llmcfsr_merlin.planning.column_guesses import (
     Guess,
@@ -116,7 +115,7 @@ class _Drafting:
                 for name in head.columns
             ]
             lines.put("names", found["names"], "the file has no header line: names for its columns, in order", 2)
-        for role in ROLES:
+        for role in _DEFAULTS:
             guess = guesses[role]
             asked = self._asked(role)
             if asked is not None:

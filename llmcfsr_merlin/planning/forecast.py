@@ -151,14 +151,17 @@ def _embed(config: Config, data: Prepared, encoding: Encoding | None) -> list[St
 
 def _train(config: Config, data: Prepared, speed: TrainingSpeed | None) -> StagePlan:
     size, steps = _batch(config, data)
-    does = f"{config.model.name}: at most {config.train.epochs} epochs of {steps:,} steps of {size}"
+    epochs = config.train.epochs * (1 if config.train.pretrain is None else 2)
+    does = f"{config.model.name}: at most {epochs} epochs of {steps:,} steps of {size}"
     if speed is None:
         return StagePlan("train", does, None, "no training row")
+    if config.train.pretrain == "attributes":
+        return StagePlan("train", f"{does}, after pre-training", None, "not estimated with pre-training on attributes")
     users = min(data.sizes.rows["valid"], config.train.validation_users)
     epoch = steps * speed.step + users * speed.ranked
     calibration = _CALIBRATION * users * speed.ranked * (len(config.model.scorers) > 1)
     basis = f"{speed.step * 1000:,.0f} ms a step just now; {said_seconds(calibration)} of it for the score weights"
-    return StagePlan("train", does, _START["train"] + config.train.epochs * epoch + calibration, basis)
+    return StagePlan("train", does, _START["train"] + epochs * epoch + calibration, basis)
 
 
 def _evaluate(config: Config, data: Prepared, models: list[Config], speeds: Mapping) -> StagePlan:

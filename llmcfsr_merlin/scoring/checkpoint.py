@@ -30,14 +30,19 @@ def save_model(model: Ensemble, directory: Path, vocabulary_hash: str) -> None:
 
 def describe(model: Ensemble, vocabulary_hash: str) -> dict:
     """The description that model.json holds, from which `load_model` builds the model."""
-    return {
+    description: dict = {
         "format": FORMAT,
         "model": model.config.model_dump(mode="json"),
         "shape": model.shape._asdict(),
         "max_length": model.shape.max_length,
         "vocabulary": vocabulary_hash,
         "history_weights": model.history_weights,
-    } | ({"retired": model.retired.tolist()} if len(model.retired) else {})
+    }
+    if model.history_rule is not None:
+        description["history_rule"] = model.history_rule
+    if len(model.retired):
+        description["retired"] = model.retired.tolist()
+    return description
 
 
 def state(model: Ensemble) -> dict[str, Tensor]:
@@ -103,6 +108,9 @@ def load_model(
             model = Ensemble.empty(config, Shape(**description["shape"]))
         load_state(model, tensors)
         model.history_weights = _history_weights(description, model)
+        model.history_rule = description.get("history_rule")
+        if model.history_rule not in (None, *HISTORY_RULES):
+            raise ValueError(f"history_rule {model.history_rule!r}, expected {' or '.join(HISTORY_RULES)}")
         model.retire(description.get("retired", ()))
     except FileNotFoundError as error:
         raise InputError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.dataset.names import FIRST_ITEM, MASKED
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.progress import announced
 from llmcfsr_merlin.scoring.compiled import Compiler
@@ -40,6 +40,9 @@ class Ensemble(nn.Module):
         self.history_weights: dict[str, dict[str, float]] = {}
         """History rule (names.HISTORY_RULES) -> the score weights calibrated for it; empty if only
         `weights` are known."""
+        self.history_rule: str | None = None
+        """The rule that the model was trained by, and that a question which says nothing of it follows; None: of an
+        earlier version, which kept no record."""
         self.retired: Tensor
         self.register_buffer("retired", torch.zeros(0, dtype=torch.int64), persistent=False)
         self._active: list[Scorer] | None = None
@@ -93,6 +96,11 @@ class Ensemble(nn.Module):
     def weights(self) -> dict[str, float]:
         """Feature -> weight."""
         return {f.feature.name: float(self.scorers[f.scorer].weights[f.place]) for f in self.features}
+
+    @property
+    def excludes_seen(self) -> bool:
+        """Whether the items of a history are left out where a question does not say."""
+        return self.history_rule == MASKED
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Set the weights of some features, by name, for both history rules."""

@@ -23,11 +23,15 @@ FILES = {
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. hash: hex sha256 of the checksums of its files, the same in every step; tag: int64 of it."""
+    """A verified bundle. hash: hex sha256 of the checksums of its files, the same in every step; tag: int64 of it.
+
+    history_rule: as of Ensemble.
+    """
 
     directory: Path
     hash: str
     max_length: int
+    history_rule: str | None = None
 
     @property
     def tag(self) -> int:
@@ -46,7 +50,8 @@ class Bundle:
         if missing:
             raise InputError(f"expected a trained model in {directory}, found no {missing[0]}: run `llmcfsr train`")
         description = json.loads((directory / MODEL_CONFIG).read_text())
-        return cls(directory, hash_json({name: manifest.files[name] for name in _ALL}), description["max_length"])
+        identity = hash_json({name: manifest.files[name] for name in _ALL})
+        return cls(directory, identity, description["max_length"], description.get("history_rule"))
 
     def copy(self, target: Path, step: str) -> None:
         """Copy the files of one step, with the manifest, into `target` (created)."""

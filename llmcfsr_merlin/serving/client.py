@@ -73,7 +73,7 @@ class Client:
         histories: Sequence[Sequence],
         k: int = 10,
         *,
-        exclude_seen: bool = False,
+        exclude_seen: bool | None = None,
         allow: Sequence | None = None,
         deny: Sequence | None = None,
     ) -> Recommendations:
@@ -91,8 +91,9 @@ class Client:
             tensors = {
                 "HISTORY": _texts(part),
                 "TOP_K": np.full((len(part), 1), k, np.int32),
-                "EXCLUDE_SEEN": np.full((len(part), 1), exclude_seen),
             }
+            if exclude_seen is not None:
+                tensors["EXCLUDE_SEEN"] = np.full((len(part), 1), exclude_seen)
             tensors |= {name: _texts([ids] * len(part)) for name, ids in (("ALLOW", allow), ("DENY", deny)) if ids}
             parts.append(self._call(partial(self._ask, tensors)))
         items, scores, unknown, fallback, exact = (np.concatenate(arrays) for arrays in zip(*parts))
@@ -135,6 +136,7 @@ class Client:
             "HISTORY": _texts([history]),
             "ALLOW": texts,
             "TOP_K": np.full((1, 1), len(set(texts[0])), np.int32),
+            "EXCLUDE_SEEN": np.zeros((1, 1), bool),  # an item of the history has reasons too
         }
         found, reasons = self._call(lambda: self._ask(tensors, EXPLAIN, ("ITEMS", "REASONS")))
         told = {raw: Reason(**json.loads(text)) for raw, text in zip(found[0], reasons[0]) if raw}

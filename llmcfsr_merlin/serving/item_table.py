@@ -1,7 +1,7 @@
 """Items as people see them: ids, titles and counts of a served version, in a file that is memory-mapped.
 
 It stands beside the bundle in the version's folder: `items.arrow` (Arrow IPC, uncompressed, rows sorted by the bytes of
-the id) and `items.json` with its sha256 and the bundle that it belongs to.
+the id) and `items.json` with its sha256, the bundle that it belongs to, the model's history rule and its retired items.
 """
 
 import json
@@ -15,7 +15,18 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from llmcfsr_merlin.dataset.names import CODE, COUNT, FIRST_ITEM, ITEM, ITEMS, MODEL_CONFIG, TITLE, TITLES, VOCABULARY
+from llmcfsr_merlin.dataset.names import (
+    CODE,
+    COUNT,
+    FIRST_ITEM,
+    ITEM,
+    ITEMS,
+    MASKED,
+    MODEL_CONFIG,
+    TITLE,
+    TITLES,
+    VOCABULARY,
+)
 from llmcfsr_merlin.dataset.raw.fields.clean_text import clean
 from llmcfsr_merlin.dataset.raw.fields.ids import clean_id
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
@@ -60,25 +71,24 @@ def write_items(folder: Path, bundle: Bundle) -> None:
     vocabulary, titles = Vocabulary.load(bundle.directory / VOCABULARY), titles_of(bundle.directory)
     ids = vocabulary.ids.tolist()
     retired = json.loads((bundle.directory / MODEL_CONFIG).read_text()).get("retired", ())
-    counts = vocabulary.counts.copy()
-    counts[list(retired)] = 0  # the popular items are what is recommended while no server answers
     order = np.array(sorted(range(len(ids)), key=lambda place: ids[place].encode()))
     columns = {
         ITEM: pa.array([ids[place] for place in order], pa.large_string()),
         TITLE: pa.array([titles.get(ids[place]) for place in order], pa.large_string()),
-        COUNT: pa.array(counts[FIRST_ITEM:][order], pa.int64()),
+        COUNT: pa.array(vocabulary.counts[FIRST_ITEM:][order], pa.int64()),
         CODE: pa.array(order + FIRST_ITEM, pa.int64()),
     }
     table = pa.table(columns).combine_chunks()
     with pa.OSFile(str(folder / TABLE), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    write_json(folder / SEAL, {"bundle": bundle.hash, "sha256": sha256_file(folder / TABLE)})
+    sealed = {"bundle": bundle.hash, "sha256": sha256_file(folder / TABLE)}
+    write_json(folder / SEAL, sealed | {"history_rule": bundle.history_rule, "retired": list(retired)})
 
 
 class ItemTable:
     """The items of one version. Nothing is copied into memory but an order of int32 a item and the pages that are read.
 
-    version: of the bundle, as answers name it.
+    version: of the bundle, as answers name it. excludes_seen: as of Ensemble.
     """
 
     def __init__(self, folder: Path):
@@ -90,6 +100,7 @@ class ItemTable:
         if not (folder / TABLE).is_file() or sha256_file(folder / TABLE) != seal["sha256"]:
             raise InputError(f"{folder / TABLE} was changed after it was written (sha256 differs): export anew")
         self.version = version_name(int(seal["bundle"][:15], 16))
+        self.excludes_seen = seal.get("history_rule") == MASKED
         table = pa.ipc.open_file(pa.memory_map(str(folder / TABLE))).read_all()
         self._titles = table[TITLE]
         self._ids, self._names = _Column(table[ITEM].chunk(0)), _Column(table[TITLE].chunk(0))
@@ -98,7 +109,9 @@ class ItemTable:
         self._counts = table[COUNT].chunk(0).to_numpy()
         self._codes = table[CODE].chunk(0).to_numpy()
         self._total = max(int(self._counts.sum()), 1)
-        self._popular = np.lexsort((self._codes, -self._counts)).astype(np.int32)
+        self._stays = ~np.isin(self._codes, seal.get("retired", ()))
+        order = np.lexsort((self._codes, -self._counts)).astype(np.int32)
+        self._popular = order[self._stays[order]]
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -143,7 +156,8 @@ class ItemTable:
     def popular(
         self, k: int, without: Iterable[str] = (), only: Iterable[str] | None = None
     ) -> list[tuple[str, float]]:
-        """The k items with most interactions, and their share of all, as the model gives them to an empty history."""
+        """The k items with most interactions, and their share of all, as the model gives them to an empty history: what
+        is recommended while no server answers."""
         left_out = {self.find(raw) for raw in without}
         found: list[tuple[str, float]] = []
         for place in self._ordered(only):
@@ -157,7 +171,7 @@ class ItemTable:
     def _ordered(self, only: Iterable[str] | None) -> Iterator[int]:
         if only is None:
             return (int(place) for place in self._popular)
-        places = {place for raw in only if (place := self.find(raw)) is not None}
+        places = {place for raw in only if (place := self.find(raw)) is not None and self._stays[place]}
         return iter(sorted(places, key=lambda place: (-self._counts[place], self._codes[place])))
 
     def _place(self, raw: str) -> int | None:

@@ -32,10 +32,11 @@ class Row:
     deny: list[str]
 
 
-def parse(tensors: dict[str, np.ndarray], limits: Limits) -> list[Row]:
+def parse(tensors: dict[str, np.ndarray], limits: Limits, excludes_seen: bool = False) -> list[Row]:
     """Tensors of one request ([B, ...] each) to B rows; InputError names the field that is wrong.
 
-    Empty strings are padding, so that rows of different lengths fit one tensor.
+    excludes_seen: what a request without EXCLUDE_SEEN means. Empty strings are padding, so that rows of different
+    lengths fit one tensor.
     """
     if "HISTORY" not in tensors:
         raise InputError("HISTORY is missing: expected a BYTES tensor [rows, length] of raw item ids, oldest first")
@@ -50,7 +51,7 @@ def parse(tensors: dict[str, np.ndarray], limits: Limits) -> list[Row]:
     for k in ks:
         if not 1 <= k <= limits.max_top_k:
             raise InputError(f"TOP_K: expected 1 to {limits.max_top_k} (serve.max_top_k), found {k}")
-    seen = _column(tensors, "EXCLUDE_SEEN", False, count)
+    seen = _column(tensors, "EXCLUDE_SEEN", excludes_seen, count)
     allow: list = [None] * count
     if "ALLOW" in tensors:
         allow = _ids(tensors["ALLOW"])

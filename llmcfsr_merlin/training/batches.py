@@ -23,7 +23,8 @@ class Batches:
         shuffle: bool = False, seed: int = 0, prefixes: int | None = None,
     ):  # fmt: skip
         """files: Parquet with one list of encoded ids per row. seed: of the row order, which differs per epoch.
-        prefixes: each prefix of at least so many items is a row of the batches, with the number of its source row."""
+        prefixes: each prefix of at least so many items is a row of the batches, with the number of its source row, and
+        so is a whole row of fewer."""
         lists = [pq.read_table(file, columns=[ITEM])[ITEM].combine_chunks() for file in files]
         lengths = np.concatenate([part.value_lengths().to_numpy(zero_copy_only=False) for part in lists])
         values = np.concatenate([part.flatten().to_numpy(zero_copy_only=False) for part in lists]).astype(np.int32)
@@ -68,7 +69,11 @@ class Batches:
 
 
 def prefixes_of(lengths: np.ndarray, shortest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row lengths -> row and length, int64 [N], of each prefix of at least `shortest` items, in order."""
-    count = np.maximum(lengths.astype(np.int64) - shortest + 1, 0)
+    """Row lengths -> row and length, int64 [N], of each prefix of at least `shortest` items, in order.
+
+    A row of fewer items, but at least two, is one sample.
+    """
+    first = np.minimum(lengths.astype(np.int64), shortest)
+    count = np.where(first == shortest, lengths.astype(np.int64) - shortest + 1, first > 1)
     rows = np.repeat(np.arange(len(count)), count)
-    return rows, np.arange(len(rows)) - (count.cumsum() - count)[rows] + shortest
+    return rows, np.arange(len(rows)) - (count.cumsum() - count)[rows] + first[rows]

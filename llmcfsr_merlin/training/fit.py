@@ -14,6 +14,7 @@ from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.config.train_settings import TrainConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import ITEM, history_rule
+from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.free_memory import available_memory
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.runtime.watch import Watch, require
@@ -53,8 +54,9 @@ def fit_model(
 
     work: where checkpoints are kept; an interrupted training resumes from them. item_table: float32 [V, d] of a trained
     model, for train.align_to. exclude_history: choose epochs and weights without the user's own items (the weights of
-    the other rule are calibrated too, for evaluation). tail_item: an item with fewer training interactions is a tail
-    item, for train.tail_tolerance. warm: what training goes on from. The history has one dict per epoch
+    the other rule are calibrated too, for evaluation), and answer without them unless a question says otherwise.
+    tail_item: an item with fewer training interactions is a tail item, for train.tail_tolerance. warm: what training
+    goes on from. The history has one dict per epoch
     (epoch, loss, hr@10, ndcg@10, seconds), none if no scorer is trained. watch: the tools that follow the training.
     """
     device = choose_device(train.device)
@@ -62,6 +64,15 @@ def fit_model(
     dataset = dataset.reading(model.reads)
     files = dataset.files("train") if warm is None else warm.files
     train = train.model_copy(update={"batch_size": train.batch_size or default_batch_size(_rows(files))})
+    if warm is not None:
+        # A part of the log has too few contexts of rare items to learn from.
+        without = {"pretrain": None, "enhance_users": 0.0, "enhance_items": 0.0, "infer_up_to": 0}
+        train = train.model_copy(update=without)
+    elif model.network and bool(model.network.prior_items) != (train.pretrain == "reversed"):
+        raise InputError(
+            "model.scorers.network.prior_items and train.pretrain=reversed need each other: found "
+            f"{model.network.prior_items} and {train.pretrain}"
+        )
     check_memory(model, dataset.shape, _free_memory(device) // (train.processes if device.type == "cpu" else 1))
     work.mkdir(parents=True, exist_ok=True)
     valid = validation_sample(dataset, work, train)
@@ -73,6 +84,7 @@ def fit_model(
     if warm is not None:
         context = replace(context, start=warm.model.to(device).scorers)
     fitted = Ensemble.fit(model, dataset, context)
+    fitted.history_rule = history_rule(exclude_history)
     _warn_of_rest(train, context.history, report)
     if warm is not None and not warm.calibrate:
         fitted.set_weights(warm.model.weights)
@@ -86,7 +98,7 @@ def fit_model(
         )  # fmt: skip
         report(f"score weights calibrated on validation: {_weights_text(weights)}")
         for rule, other in fitted.history_weights.items():
-            if rule != history_rule(exclude_history):
+            if rule != fitted.history_rule:
                 report(f"for evaluation with the history {rule}: {_weights_text(other)}")
     return fitted, context.history
 

@@ -18,7 +18,8 @@ from llmcfsr_merlin.training.distillation import Distillation
 from llmcfsr_merlin.training.losses import loss_function
 from llmcfsr_merlin.training.losses.alignment import alignment
 from llmcfsr_merlin.training.losses.contrast import contrast
-from llmcfsr_merlin.training.validation import split_last
+from llmcfsr_merlin.training.tail_training import TailTraining
+from llmcfsr_merlin.training.validation import split_last, split_latest
 
 # Losses with the same tensor shapes in every batch, so that a step can be captured as a CUDA graph.
 _FIXED_SHAPES = ("uniform_softmax", "sampled_softmax", "bce", "full_softmax")
@@ -30,6 +31,7 @@ class Auxiliary(NamedTuple):
 
     item_table: Tensor | None = None
     distillation: Distillation | None = None
+    tail: TailTraining | None = None
 
 
 _NOTHING = Auxiliary()
@@ -62,6 +64,10 @@ class Objective:
             )
         if network.masked and settings.samples == "prefixes":
             raise InputError("train.samples=prefixes needs a causal backbone, found a masked one")
+        if settings.targets > 1 and not network.left_padded:
+            raise InputError(
+                f"train.targets={settings.targets} needs a backbone with a state for an empty history: set it to 1"
+            )
         self._recorded: dict[tuple[int, int], Callable[..., Tensor]] = {}
 
     def __call__(self, items: Tensor, users: Tensor | None = None, positions: int | None = None) -> Tensor:
@@ -82,6 +88,11 @@ class Objective:
             loss = loss + self.settings.distil * self.auxiliary.distillation(users, found.states[found.last])
         if self.settings.contrast:
             loss = loss + self.settings.contrast * contrast(network, split_last(items)[0])
+        if self.settings.l2:
+            weights = (weight for weight in network.parameters() if weight.requires_grad)
+            loss = loss + self.settings.l2 / 2 * sum(weight.square().sum() for weight in weights)
+        if self.auxiliary.tail is not None:
+            loss = loss + self.auxiliary.tail(network)
         return loss
 
     def predicted(self, items: Tensor) -> Predicted:
@@ -95,9 +106,11 @@ class Objective:
             hidden = packing.pack(hidden)
             return Predicted(states[hidden], packing.pack(items)[hidden])
         if self.settings.samples == "prefixes":
-            histories, targets = split_last(items)
-            states = network.packed_user_states(histories)
-            return Predicted(states, targets, torch.arange(len(targets), device=targets.device))
+            histories, targets = split_latest(items, self.settings.targets)
+            states, real = network.packed_user_states(histories), targets != PAD
+            if self.settings.targets == 1:
+                return Predicted(states, targets.squeeze(1), torch.arange(len(targets), device=targets.device))
+            return Predicted(states[real.nonzero()[:, 0]], targets[real], real.sum(1).cumsum(0) - 1)
         targets = items[:, 1:]
         packing = Packing(targets != PAD)  # every position that has a next item
         states = network.encode(network.embed(items[:, :-1], packing), packing)
@@ -110,7 +123,9 @@ class Objective:
             and positions * per_position <= _ROOM
             and not self.settings.align
             and not self.settings.contrast
+            and not self.settings.l2
             and self.auxiliary.distillation is None
+            and self.auxiliary.tail is None
             and all(isinstance(block, Block) for block in self.network.blocks)
         )
 
@@ -165,10 +180,13 @@ def predicted_positions(network: DualViewNetwork, rows: int, items: int) -> int:
 def shortest_prefix(network: DualViewNetwork, settings: TrainConfig) -> int | None:
     """Items of the shortest sample; None if samples are whole sequences.
 
-    Where a network reads padding, an empty history has a state that a first item can be predicted from.
+    Where a network reads padding, an empty history has a state that a first item can be predicted from. One with a
+    window slides it: shorter sequences give one sample.
     """
     if settings.samples == "sequences":
         return None
+    if network.window:
+        return network.window + settings.targets
     return 1 if network.left_padded else 2
 
 

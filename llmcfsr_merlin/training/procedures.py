@@ -38,6 +38,10 @@ class Training(NamedTuple):
     watch: Watch = Watch()
 
 
+Fit = Callable[..., list[dict]]
+"""fit(network, training, auxiliary, checkpoint) -> history, of a Trainer."""
+
+
 def resolved(name: str) -> str:
     """The procedure that `auto` selects on this machine."""
     if name != "auto":
@@ -56,8 +60,8 @@ def training_procedure(name: str) -> Callable[[Training, DualViewNetwork], list[
     raise InputError(f"train.procedure: expected auto, {', '.join(PROCEDURES)} or module:function, found {name!r}")
 
 
-def fit_of(name: str) -> Callable[..., list[dict]]:
-    """fit(network, training, auxiliary, checkpoint) of a Trainer; MissingDependency without its library."""
+def fit_of(name: str) -> Fit:
+    """The `fit` of a Trainer; MissingDependency without its library."""
     try:
         return import_module(f"llmcfsr_merlin.training.{_TRAINERS[name]}").fit
     except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ import numpy as np
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import (
+    ITEMS,
     LEXICAL,
     MODEL_CONFIG,
     MODEL_WEIGHTS,
@@ -93,6 +94,8 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
     inputs = {f"{up}prepare": [VOCABULARY, SCHEMA, "train/", "valid/"]}
     if config.model.reads:
         inputs[f"{up}embed"] = [VECTORS, LEXICAL]
+    if config.train.pretrain == "attributes":
+        inputs[f"{up}ingest"] = [f"{ITEMS}/"]
     if teacher:
         inputs[f"{up}{BASELINES}/{teacher.name}"] = [MODEL_CONFIG, MODEL_WEIGHTS]
     manifest, _ = run_stage(parent, stage, settings, inputs, work, force=force, resumable=True)

@@ -42,6 +42,7 @@ from llmcfsr_merlin.training.distillation import Distillation
 from llmcfsr_merlin.training.memory import ranked_users
 from llmcfsr_merlin.training.objective import Auxiliary
 from llmcfsr_merlin.training.procedures import Training
+from llmcfsr_merlin.training.tail_training import TailTraining
 
 BEST = "eval_/next-item/ndcg_at_10"
 _ARGUMENTS = TrainingArguments.__dataclass_fields__
@@ -198,6 +199,8 @@ def run_trainer(
     if train.average:
         average = trainer.average = WeightAverage(network, train.average * len(trainer.get_train_dataloader()))
         trainer.add_callback(_Averaging(average))
+    if auxiliary.tail is not None:
+        trainer.add_callback(_Rows(auxiliary.tail, network))
     trainer.args.run_name = training.watch.name
     for reporter in reporters(training.watch):
         trainer.add_callback(reporter)
@@ -230,6 +233,14 @@ class _Averaging(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._average.update()
+
+
+class _Rows(TrainerCallback):
+    def __init__(self, tail: TailTraining, network: DualViewNetwork):
+        self._tail, self._network = tail, network
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._tail.start_epoch(round(state.epoch or 0), self._network)
 
 
 class Order(TrainerCallback):

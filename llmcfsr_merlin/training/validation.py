@@ -10,10 +10,18 @@ from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
 def split_last(items: Tensor) -> tuple[Tensor, Tensor]:
     """items: int64 [B, T + 1] right-padded -> histories [B, T] without each row's last item, and the last items [B]."""
+    histories, last = split_latest(items, 1)
+    return histories, last.squeeze(1)
+
+
+def split_latest(items: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """items: int64 [B, T + 1] right-padded -> histories [B, T] without each row's latest `count` items, and these
+    [B, count], oldest first, after padding where a row has fewer."""
     lengths = (items != PAD).sum(1, keepdim=True)
-    last = items.gather(1, lengths - 1)
-    step = torch.arange(items.shape[1] - 1, device=items.device)
-    return items[:, :-1].masked_fill(step >= lengths - 1, PAD), last.squeeze(1)
+    step = torch.arange(max(items.shape[1] - 1, count), device=items.device)
+    places = lengths - count + step[:count]
+    latest = items.gather(1, places.clamp_min(0)).masked_fill(places < 0, PAD)
+    return items[:, :-1].masked_fill(step[: items.shape[1] - 1] >= lengths - count, PAD), latest
 
 
 def held_out_ranks(network: DualViewNetwork, items: Tensor, catalogue: Tensor, exclude_history: bool = False) -> Tensor:

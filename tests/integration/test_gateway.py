@@ -28,9 +28,10 @@ pytestmark = [
     pytest.mark.skipif(find_tritonserver() is None, reason="no tritonserver in PATH nor in nvidia-pytriton"),
 ]
 
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    folder = write_model(tmp_path_factory.mktemp("run") / "train")
+    folder = write_model(tmp_path_factory.mktemp("run") / "train", history_rule="masked")
     write_titles(folder, {raw: f"title of {raw}" for raw in IDS[::2]})
     seal(folder, "train", "key", {})
     return folder
@@ -63,9 +64,10 @@ HISTORIES = [
 
 @pytest.mark.parametrize(
     "filters",
-    [{}, {"exclude_seen": True}, {"deny": ["B001", "q"]}, {"allow": ["B004", "B001", "q"]}, {"allow": ["none known"]}],
+    [{}, {"exclude_seen": True}, {"exclude_seen": False}, {"deny": ["B001", "q"]}, {"allow": ["B004", "B001", "q"]},
+     {"allow": ["none known"]}],
     ids=str,
-)
+)  # fmt: skip
 def test_the_gateway_answers_what_the_library_does(served, trained, filters):
     offline = Recommender.load(trained)
     wanted = offline.answer(HISTORIES, 7, **filters)

@@ -32,7 +32,8 @@ def dataset(frames):
 
 @pytest.mark.parametrize("model", [name for name in presets() if name != "llmemb"])
 def test_every_model_is_fitted_and_recommends(model, dataset, tmp_path):
-    fitted = Recommender.fit(dataset, model, config=dataset.config.with_settings(QUICK))
+    # Settings after the model: a preset's own epochs would win over those of the dataset.
+    fitted = Recommender.fit(dataset, config=dataset.config.with_model(model).with_settings(QUICK))
     found = fitted.recommend([["i0001", "i0005"], ["i0002"]], k=3)
     assert found.groupby("history").size().tolist() == [3, 3] and np.isfinite(found["score"]).all()
     fitted.save(tmp_path / "model")

@@ -3,8 +3,10 @@
 import shutil
 
 import pytest
+import torch
 
 from llmcfsr_merlin.dataset import prepare_stage as prepare
+from llmcfsr_merlin.dataset.dataset import Dataset
 
 pytest.importorskip("optuna")
 from llmcfsr_merlin.config.load import Config
@@ -87,3 +89,11 @@ def test_goes_on_where_it_stopped(config, run, trials, monkeypatch):
 def test_a_space_that_does_not_fit(config, run, space, message):
     with pytest.raises(InputError, match=message):
         search(config, run, space, 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_network_alone_is_tried_on_a_gpu(config, run, tmp_path):
+    """Nothing of it is calibrated, which is what brings a model of several scorers to the device as a whole."""
+    found = module.try_on_validation(config, Dataset.load(run).without_test(), tmp_path / "work")
+    assert found["ndcg@10"] == pytest.approx(found["network ndcg@10"], abs=0.05) and found["epochs"] == 2

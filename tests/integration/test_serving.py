@@ -36,7 +36,7 @@ HISTORIES = [["B001", "B005"], [], ["zzz"], ["B002"] * 30, [None, "B003"], ["B00
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("train"))
+    return write_model(tmp_path_factory.mktemp("train"), history_rule="masked")
 
 
 @pytest.fixture(scope="module", params=[("ensemble", "onnxruntime"), ("merged", "torch")], ids=lambda pair: pair[0])
@@ -47,7 +47,7 @@ def server(request, trained, tmp_path_factory):
     serve = ServeConfig(layout=layout, engine=engine, max_batch_size=16, max_top_k=50)
     export(trained, folder / "made", serve)
     # Triton writes the path into a line for bash.
-    repository = (folder / "made").rename(folder / "moved here; R&D, it's \"(1)\" `x` $HOME *\n")
+    repository = (folder / "made").rename(folder / 'moved here; R&D, it\'s "(1)" `x` $HOME *\n')
     subprocess.run(["chmod", "-R", "a-w", str(repository)], check=True)
     with Server(repository, threads=1, timeout=60) as running:
         running.layout = layout
@@ -58,12 +58,25 @@ def server(request, trained, tmp_path_factory):
 @pytest.mark.parametrize("protocol", ["http_url", "grpc_url"])
 @pytest.mark.parametrize(
     "filters",
-    [{}, {"exclude_seen": True}, {"deny": ["B001", "q"]}, {"allow": ["B004", "B001", "q"]}, {"allow": ["none known"]}],
+    [{}, {"exclude_seen": True}, {"exclude_seen": False}, {"deny": ["B001", "q"]}, {"allow": ["B004", "B001", "q"]},
+     {"allow": ["none known"]}],
     ids=str,
-)
+)  # fmt: skip
 def test_served_equals_offline(server, trained, protocol, filters):
     found = check_served(trained, getattr(server, protocol), HISTORIES * 3, 7, **filters)
     assert (found.equal + found.ties, found.different) == (3 * len(HISTORIES), 0), found
+
+
+def test_a_request_that_says_nothing_leaves_out_what_the_model_was_trained_to_leave_out(server):
+    status, answer = ask(server, {"inputs": [tensor("HISTORY", [["B001", "B005"]]), tensor("TOP_K", [[50]], "INT32")]})
+    assert status == 200 and not {"B001", "B005"} & set(found_items(answer))
+    kept = tensor("EXCLUDE_SEEN", [[False]], "BOOL")
+    asked = [tensor("HISTORY", [["B001", "B005"]]), tensor("ALLOW", [["B001", "B005", "B009"]]), kept]
+    assert set(found_items(ask(server, {"inputs": asked})[1])) == {"B001", "B005", "B009", ""}
+
+
+def found_items(answer: dict) -> list[str]:
+    return next(one["data"] for one in answer["outputs"] if one["name"] == "ITEMS")
 
 
 def test_table_flags_and_padding(server, trained):

@@ -35,7 +35,7 @@ def ask(gateway: GatewayServer, **body) -> tuple[int, dict]:
 
 
 def test_three_shards_answer_as_one_server_and_a_missing_one_is_named(tmp_path):
-    trained = write_model(tmp_path / "train", lexical=8)
+    trained = write_model(tmp_path / "train", lexical=8, history_rule="masked", retired=[0, 31])
     export(trained, tmp_path / "repo", ServeConfig(max_top_k=60))  # one repository for all of them
     library = Recommender.load(trained)
     settings = GatewayConfig(patience=2.0, fallback=False)
@@ -43,7 +43,8 @@ def test_three_shards_answer_as_one_server_and_a_missing_one_is_named(tmp_path):
         servers = [owned.enter_context(Server(tmp_path / "repo", threads=1, shard=(n, 3))) for n in (1, 2, 3)]
         gateway = owned.enter_context(GatewayServer(tmp_path / "repo", GatewayOptions(port=0, settings=settings)))
         gateway.start([server.grpc_url.removeprefix("grpc://") for server in servers], sharded=True)
-        every = ({}, {"exclude_seen": True}, {"allow": ["B004", "B031", "B058"]}, {"deny": ["B000", "B001"]})
+        seen = ({"exclude_seen": True}, {"exclude_seen": False})
+        every = ({}, *seen, {"allow": ["B004", "B031", "B058"]}, {"deny": ["B000", "B001"]})
         for history in (["B001", "B059"], ["B030"], [], ["zzz"], IDS, ["B007"] * 30):
             for filters in every:
                 for k in (1, 10, 60):
@@ -51,6 +52,7 @@ def test_three_shards_answer_as_one_server_and_a_missing_one_is_named(tmp_path):
                     status, found = ask(gateway, history=history, k=k, explain=True, **filters)
                     left = [item for item in wanted.items[0] if item is not None]
                     assert status == 200 and [item["id"] for item in found["items"]] == left
+                    assert not {"B000", "B031"} & set(left), "retired, also where they are allowed"
                     scores = [item["score"] for item in found["items"]]
                     assert scores == pytest.approx(wanted.scores[0][: len(left)].tolist(), abs=1e-4)
                     assert found["exact"] and (found["fallback"], found["unknown"]) == (

@@ -241,9 +241,19 @@ def test_the_test_item_is_not_read_before_evaluation(learnable, tmp_path):
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("average", [0, 1])
-def test_a_killed_training_goes_on_to_the_same_weights(average, learnable, tmp_path, monkeypatch):
-    config = configured("train.epochs=4", f"train.average={average}")
+KILLED = {
+    "plain": [],
+    "averaged": ["train.average=1"],
+    "in two parts": [
+        "model.scorers.network.tail_maps=true", "train.pretrain=plain", "train.enhance_users=0.1",
+        "train.enhance_items=0.4",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KILLED)
+def test_a_killed_training_goes_on_to_the_same_weights(kind, learnable, tmp_path, monkeypatch):
+    config = configured("train.epochs=4", *KILLED[kind])
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         copy_of(learnable, tmp_path / name)
@@ -252,9 +262,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(average, learnable, tmp_p
     class Killed(BaseException):
         pass
 
+    left = [Killed] if config.train.pretrain is None else [Killed, None]  # in the second part
+
     def dies(line):
-        if line.startswith("epoch 3/"):
-            raise Killed
+        if line.startswith("epoch 3/") and (killed := left.pop()):
+            raise killed
 
     original = training.fit_model
     monkeypatch.setattr(train, "fit_model", lambda *a, **k: original(*a, **{**k, "report": dies}))

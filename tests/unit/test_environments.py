@@ -91,9 +91,7 @@ def requirements() -> list[tuple[str, str]]:
     return re.findall(r'"([A-Za-z][\w-]*)(?=[\[<>=,"])([^"]*)"', table)
 
 
-@pytest.mark.parametrize(
-    ("name", "other"), [("constraints.txt", ">= '3.12'"), ("constraints-current.txt", "< '3.12'")]
-)
+@pytest.mark.parametrize(("name", "other"), [("constraints.txt", ">= '3.12'"), ("constraints-current.txt", "< '3.12'")])
 def test_every_dependency_is_pinned(name, other):
     names = {package for package, rest in requirements() if f"python_version {other}" not in rest}
     text = (ROOT / name).read_text().lower()

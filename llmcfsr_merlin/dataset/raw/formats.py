@@ -126,6 +126,7 @@ def of(settings: DataConfig) -> Format:
             item=(columns.item,),
             time=_optional(columns.time),
             order=_optional(columns.order),
+            tie=_optional(columns.tie),
             rating=_optional(columns.rating),
             file_order=columns.time is None,
             needs_rating=rules.min_rating is not None or ("rating" in named and columns.rating is not None),
@@ -133,7 +134,7 @@ def of(settings: DataConfig) -> Format:
         )
         names = settings.item_columns
         item = columns.item if names.item is None else names.item
-        roles = (columns.user, columns.item, columns.time, columns.order, columns.rating)
+        roles = (columns.user, columns.item, columns.time, columns.order, columns.tie, columns.rating)
         placed = any(isinstance(name, int) for name in roles)
         text = Text("data.", settings.delimiter, settings.quoting, settings.header, columns.names, roles[:2], placed)
         item_text = Text(

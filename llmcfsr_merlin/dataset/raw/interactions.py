@@ -16,6 +16,7 @@ from llmcfsr_merlin.dataset.raw.fields.numbers import to_ratings
 from llmcfsr_merlin.dataset.raw.fields.times import EARLY, TimeReader, Times, to_integers
 from llmcfsr_merlin.dataset.raw.files.delimited import LINE
 from llmcfsr_merlin.dataset.raw.tally import Tally
+from llmcfsr_merlin.runtime.errors import InputError
 
 ARROW_SCHEMA = pa.schema(
     [
@@ -29,13 +30,15 @@ ARROW_SCHEMA = pa.schema(
 )
 _ROW_GROUP = 262_144
 _PART = 1_048_576
+_TIES = 1 << 50  # a sequence number below it is exact as a part of a second
 DROPPED = (
     "bad_lines", "not_utf8", "repeated_header", "no_user", "nested_user", "no_item", "nested_item", "no_time",
     "unreadable_time", "no_rating", "unreadable_rating", "below_min_rating", "outside_dates",
 )  # fmt: skip
 FILTERED = ("below_min_rating", "outside_dates")  # as the settings require
 # Rows that are kept, but may have been interpreted differently than intended.
-NOTED = ("times_before_1990", "times_in_future", "mixed_time_units", "unread_ratings", "ids_from_floats", "inexact_ids")
+NOTED = ("times_before_1990", "times_in_future", "mixed_time_units", "unread_ratings", "unread_ties", "ids_from_floats",
+         "inexact_ids")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,9 @@ def _clean(raw: pa.Table, first_row: int, rules: Rules, dropped: Tally, times: T
     read = _times(raw, times, rules)
     columns[TIME] = read.seconds if read else columns[ROW]
     columns[SUBSECOND] = pa.array(read.rest) if read else np.zeros(raw.num_rows)
+    if "tie" in raw.column_names:
+        columns[SUBSECOND], unread = _ties(raw["tie"], columns[SUBSECOND])
+        dropped["unread_ties"] += unread
     if read and "time" in raw.column_names:
         dropped["mixed_time_units"] += read.mixed
         if read.seconds.null_count:
@@ -157,6 +163,19 @@ def _times(raw: pa.Table, times: TimeReader, rules: Rules) -> Times | None:
             column = pc.if_else(_given(column, rules.nulls), column, None)
         return times(column)
     return to_integers(raw["order"]) if "order" in raw.column_names else None
+
+
+def _ties(column: pa.ChunkedArray, subsecond: pa.Array | np.ndarray) -> tuple[np.ndarray, int]:
+    """The numbers of data.columns.tie as parts of a second too small to be a time, and how many could not be read."""
+    if np.asarray(subsecond).any():
+        raise InputError(
+            "data.columns.tie: expected times of whole seconds beside it, found parts of seconds: leave it out, as "
+            "such times are ordered by themselves"
+        )
+    numbers = to_integers(column)
+    values = numbers.seconds.to_numpy(zero_copy_only=False).astype(np.float64)
+    unread = np.isnan(values) | (values < 0) | (values >= _TIES) | (numbers.rest != 0)
+    return np.where(unread, 0, values) / _TIES, int(unread.sum())
 
 
 def _given(column: pa.ChunkedArray, nulls: tuple[str, ...]) -> pa.ChunkedArray:

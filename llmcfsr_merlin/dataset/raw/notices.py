@@ -12,9 +12,10 @@ _NOTES = {
     "mixed_time_units": "are in another unit than the first rows of their file and were interpreted by their size: set "
     "data.time_unit if that is wrong",
     "unread_ratings": "are not numbers and were left empty",
+    "unread_ties": "are no whole numbers of 0 or more; their rows come first among those of equal time",
     "inexact_ids": "of users or items are floats above 2**53, where ids collide: write ids as integers or text",
 }
-_WHAT = {"times": "times", "mixed": "times", "unread": "ratings", "inexact": "ids"}
+_WHAT = {"mixed_time_units": "times", "unread_ratings": "ratings", "unread_ties": "ties", "inexact_ids": "ids"}
 
 
 def warn(counts: dict, unmatched: tuple[list[str], list[str]]) -> None:
@@ -24,7 +25,7 @@ def warn(counts: dict, unmatched: tuple[list[str], list[str]]) -> None:
     """
     for name, text in _NOTES.items():
         if counts.get(name):
-            _log.warning(f"{counts[name]:,} {_WHAT[name.partition('_')[0]]} {text}")
+            _log.warning(f"{counts[name]:,} {_WHAT.get(name, 'times')} {text}")
     found = counts.get("items_with_metadata", 0)
     if counts.get("metadata_read") and found < _JOINED * counts["items"]:
         of_metadata, of_log = ("; ".join(map(repr, ids)) or "none" for ids in unmatched)

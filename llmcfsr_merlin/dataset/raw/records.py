@@ -17,7 +17,7 @@ from llmcfsr_merlin.dataset.raw.files.source import Source, read_record
 from llmcfsr_merlin.dataset.raw.tally import Tally
 from llmcfsr_merlin.runtime.errors import InputError
 
-ROLES = ("user", "item", "time", "order", "rating")
+ROLES = ("user", "item", "time", "order", "tie", "rating")
 _FEW = 64  # up to so many lines are read in Python instead of bisected
 
 
@@ -33,6 +33,7 @@ class Layout:
     item: tuple[str | int, ...]
     time: tuple[str | int, ...]
     order: tuple[str | int, ...] = ()
+    tie: tuple[str | int, ...] = ()
     rating: tuple[str | int, ...] = ()
     hint: Callable[[set[str]], str] = lambda found: ""
     """The suggestion if a field is missing, given the fields found."""
@@ -55,6 +56,8 @@ class Layout:
             missing.append("time")
         if self.needs_rating and "rating" not in chosen:
             missing.append("rating")
+        if self.tie and "tie" not in chosen:
+            missing.append("tie")
         if missing:
             role = missing[0]
             names = " or ".join(map(str, (*getattr(self, role), *(self.order if role == "time" else ()))))

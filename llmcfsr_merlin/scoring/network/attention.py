@@ -148,14 +148,15 @@ class CrossAttention(nn.Module):
 
     Used at the embedding level (before the encoder) and at the sequence level (between its blocks). A position sees
     only the past of the other view, as in the encoder: anything else would leak the next item. replace: LLM-ESR's form,
-    where the query is the other view, the rest one's own, and the output takes the view's place.
+    where the query is the other view, the rest one's own, two heads whatever the encoder has, and the output takes the
+    view's place.
     """
 
     def __init__(self, hidden: int, heads: int, dropout: float, replace: bool = False):
         super().__init__()
         self.replace = replace
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(0 if replace else 2))
-        self.attend = nn.ModuleList(Attention(hidden, heads) for _ in range(2))
+        self.attend = nn.ModuleList(Attention(hidden, 2 if replace else heads) for _ in range(2))
         self.drop = nn.Dropout(dropout)
 
     def forward(self, views: list[Tensor], packing: Packing | None = None, real: Tensor | None = None) -> list[Tensor]:

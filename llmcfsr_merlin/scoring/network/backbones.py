@@ -22,11 +22,17 @@ class Backbone(nn.Module):
     in tests/unit/scoring/test_network.py).
     POST_NORM: its output is normalised. Then the network normalises what goes into the first block, not what comes out
     of the last one, adds positions to the item vectors as they are, and starts at N(0, .02), as BERT does.
+    PLAIN: reads item vectors as they are, without positions, dropout or norms around it. OWN_OUTPUT: candidates have a
+    table and a bias of their own, not the vectors that histories are read by. WINDOW: how many of the latest items a
+    sample needs at least, if there are as many. Only left-padded blocks have the last three.
     """
 
     MASKED: ClassVar[bool] = False
     LEFT_PADDED: ClassVar[bool] = False
     POST_NORM: ClassVar[bool] = False
+    PLAIN: ClassVar[bool] = False
+    OWN_OUTPUT: ClassVar[bool] = False
+    WINDOW: ClassVar[int | None] = None
 
     def __init__(self, hidden: int, heads: int, dropout: float):
         super().__init__()
@@ -76,6 +82,23 @@ class PostNormBlock(Backbone):
         return self.norm_feed(x + self.drop(self.feed(x)))
 
 
+class OriginalBlock(Backbone):
+    """SASRec's block as its authors' code has it (arXiv 1808.09781; MELT and LLM-ESR build on it): each half adds to
+    its normalised input, from which the queries are made; keys and values are made from the input itself."""
+
+    def __init__(self, hidden: int, heads: int, dropout: float):
+        super().__init__(hidden, heads, dropout)
+        self.norm_attention, self.norm_feed = (nn.LayerNorm(hidden, eps=1e-8) for _ in range(2))
+        self.attention = Attention(hidden, heads, dropout)
+        self.feed = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, hidden))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
+        normal = self.norm_attention(x)
+        x = self.norm_feed(normal + self.attention(normal, x, packing, real))
+        return x + self.drop(self.feed(x))
+
+
 class RecurrentBlock(Backbone):
     """One GRU layer (GRU4Rec, arXiv 1511.06939) in place of a transformer block; it never reads padding."""
 
@@ -100,10 +123,12 @@ class MaskedBlock(Block):
 _HERE = "llmcfsr_merlin.scoring.network"
 BACKBONES = {
     "sasrec": f"{_HERE}.backbones:Block",
+    "sasrec_original": f"{_HERE}.backbones:OriginalBlock",
     "sasrec_post_norm": f"{_HERE}.backbones:PostNormBlock",
     "bert4rec": f"{_HERE}.backbones:MaskedBlock",
     "gru4rec": f"{_HERE}.backbones:RecurrentBlock",
     "bsarec": f"{_HERE}.bsarec:FilterBlock",
+    "caser": f"{_HERE}.caser:ConvolutionBlock",
 }
 
 

@@ -17,6 +17,8 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.attention import CrossAttention, Packing, PairFusion
 from llmcfsr_merlin.scoring.network.backbones import POST_NORM_EPSILON, Backbone, block_class
 from llmcfsr_merlin.scoring.network.item_views import MASK, ItemViews
+from llmcfsr_merlin.scoring.network.prior_items import with_prior_items
+from llmcfsr_merlin.scoring.network.tail_maps import TailMaps
 
 if TYPE_CHECKING:
     from llmcfsr_merlin.scoring.scorer import ItemVectors
@@ -44,10 +46,14 @@ class DualViewNetwork(nn.Module):
         self.items = ItemViews(config, n_items, vectors)
         backbone = block_class(config.backbone)
         self.masked, self.left_padded, self.post_norm = backbone.MASKED, backbone.LEFT_PADDED, backbone.POST_NORM
+        self.window = backbone.WINDOW
         if self.left_padded and dual:
             raise InputError(f"backbone {config.backbone} reads padding: expected one view, found two")
-        self.position = nn.Embedding(max_length + self.masked, hidden)
-        nn.init.normal_(self.position.weight, std=0.02)
+        self.position: nn.Embedding | None = None
+        self.norm: nn.LayerNorm | None = None
+        if not backbone.PLAIN:
+            self.position = nn.Embedding(max_length + self.masked, hidden)
+            nn.init.normal_(self.position.weight, std=0.02)
         self.drop = nn.Dropout(dropout)
 
         def cross() -> CrossAttention:
@@ -57,25 +63,44 @@ class DualViewNetwork(nn.Module):
         self.blocks = nn.ModuleList(backbone(hidden, heads, dropout) for _ in range(config.layers))
         between = config.layers - 1 if dual and config.fuse_sequence else 0
         self.fuse_sequence = nn.ModuleList(cross() for _ in range(between))
-        self.norm = nn.LayerNorm(hidden, eps=POST_NORM_EPSILON if self.post_norm else 1e-5)
+        if not backbone.PLAIN:
+            self.norm = nn.LayerNorm(hidden, eps=POST_NORM_EPSILON if self.post_norm else 1e-5)
         pair = dual and config.fuse_prediction
         self.fuse_user = PairFusion(hidden, heads) if pair else None
         self.fuse_candidate = PairFusion(hidden, heads) if pair else None
+        self.tail_maps = TailMaps(hidden) if config.tail_maps else None
+        # Candidates of their own, [V, d + 1]: the last column is a bias, for which a state ends with 1.
+        self.output = nn.Embedding(n_items, hidden + 1) if backbone.OWN_OUTPUT else None
+        if self.output is not None:
+            nn.init.normal_(self.output.weight, std=1 / hidden)
+            if self.items.collaborative is not None:
+                nn.init.normal_(self.items.collaborative.weight, std=2 / hidden)
+            self.output.weight.data[:, hidden:] = 0
         if self.post_norm:
             self.apply(_start_as_bert)
+        if config.initialisation == "xavier":
+            for weight in self.parameters():
+                if weight.dim() > 1:
+                    nn.init.xavier_normal_(weight)
+        alone = config.model_copy(update={"prior_items": 0})
+        self.backwards = DualViewNetwork(alone, n_items, max_length, vectors) if config.prior_items else None
+        if self.backwards is not None:
+            self.backwards.requires_grad_(False)
 
     @property
     def device(self) -> torch.device:
-        return self.position.weight.device
+        return next(self.parameters()).device
 
     @property
     def width(self) -> int:
-        """Width of a state: views * d."""
-        return len(self.config.views) * self.config.hidden
+        """Width of a state: views * d, and one more for a bias."""
+        return len(self.config.views) * self.config.hidden + (self.output is not None)
 
     def initialise(self, train_counts: Tensor) -> None:
         """Initialise what depends on the training counts int64 [V] and the frozen vectors."""
         self.items.initialise(self.config, train_counts)
+        if self.backwards is not None:
+            self.backwards.initialise(train_counts)
 
     @torch.no_grad()
     def start_from(self, other: "DualViewNetwork") -> None:
@@ -84,11 +109,10 @@ class DualViewNetwork(nn.Module):
         Its rows of zeros are items that it was not trained on (NetworkScorer.append_items): they keep what they were
         initialised with. The confidence in an item follows the counts, the rest of the buffers the weights.
         """
-        ours, theirs = self.items.collaborative, other.items.collaborative
-        state = {name: tensor for name, tensor in other.state_dict().items() if name != "items.confidence"}
-        if ours is not None and theirs is not None:
-            trained = theirs.weight.any(1, keepdim=True)
-            state["items.collaborative.weight"] = torch.where(trained, theirs.weight, ours.weight)
+        ours, state = self.state_dict(), {**other.state_dict()}
+        state.pop("items.confidence", None)
+        for table in {"items.collaborative.weight", "output.weight"} & state.keys() & ours.keys():
+            state[table] = torch.where(state[table].any(1, keepdim=True), state[table], ours[table])
         missing, unexpected = self.load_state_dict(state, strict=False)
         if unexpected or set(missing) - {"items.confidence"}:
             raise ValueError(f"expected a network of the same settings, {(missing, unexpected)} differ")
@@ -98,6 +122,8 @@ class DualViewNetwork(nn.Module):
 
         For a left-padded backbone: as `left_padded` gives them.
         """
+        if self.norm is None:
+            return self.items(items)
         real = items != PAD if self.masked else None
         positions = self._positions(items, packing)
         if packing is not None:
@@ -111,6 +137,7 @@ class DualViewNetwork(nn.Module):
 
     def _positions(self, items: Tensor, packing: Packing | None) -> Tensor:
         """Position embeddings of items int64 [B, T]: [T, d], [B, T, d] or packed [M, d]."""
+        assert self.position is not None
         if self.config.positions == "from_end" and not self.left_padded:
             last = self.position.num_embeddings - 1
             ahead = last + 1 - (items != PAD).sum(1, keepdim=True)
@@ -131,17 +158,25 @@ class DualViewNetwork(nn.Module):
             views = list(block(torch.cat(views), shared, everywhere).chunk(count))  # one encoder reads both views
             if depth < len(self.fuse_sequence):
                 views = self.fuse_sequence[depth](views, packing, real)
-        if not self.post_norm:
+        if self.norm is not None and not self.post_norm:
             views = [self.norm(view) for view in views]
         return torch.cat(self.fuse_user(views) if self.fuse_user else views, dim=-1)
 
     def candidates(self, items: Tensor) -> Tensor:
         """Encoded ids int64 [...] as candidates, [..., views * d]: <state, candidate> is the score of the two views."""
+        if self.output is not None:
+            return self.output(items)
         views = self.items(items)
         return torch.cat(self.fuse_candidate(views) if self.fuse_candidate else views, dim=-1)
 
     def user_states(self, histories: Tensor) -> Tensor:
         """histories int64 [B, L] right-padded -> state after the last real item, [B, views * d]."""
+        states = self._states(histories)
+        return self.tail_maps(states, (histories != PAD).sum(1)) if self.tail_maps else states
+
+    def _states(self, histories: Tensor) -> Tensor:
+        if self.backwards is not None:
+            histories = with_prior_items(self.backwards, histories, self.config.prior_items, self.config.prior_length)
         lengths = (histories != PAD).sum(1)
         if self.left_padded:
             histories = left_padded(histories, self.max_length)
@@ -162,12 +197,15 @@ class DualViewNetwork(nn.Module):
             view = block(view, real=real)
         assert isinstance(last, Backbone)
         state = last.last(view, real)
-        return state if self.post_norm else self.norm(state)
+        if self.norm is not None and not self.post_norm:
+            state = self.norm(state)
+        return state if self.output is None else F.pad(state, (0, 1), value=1.0)
 
     def packed_user_states(self, histories: Tensor) -> Tensor:
-        """The same, without computing padding if the backbone allows; no history may be empty."""
-        if self.masked or self.left_padded:
-            return self.user_states(histories)
+        """The same before `tail_maps`, for training: without computing padding if the backbone allows; no history may
+        be empty."""
+        if self.masked or self.left_padded or self.backwards is not None:
+            return self._states(histories)
         packing = Packing(histories != PAD)
         return self.encode(self.embed(histories, packing), packing)[packing.lengths.cumsum(0) - 1]
 

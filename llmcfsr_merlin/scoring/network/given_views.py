@@ -21,7 +21,8 @@ class StatesOfGivenViews(nn.Module):
     def __init__(self, network: DualViewNetwork):
         super().__init__()
         self.network = DualViewNetwork(network.config, FIRST_ITEM, network.max_length, network.items.vectors)
-        own = {name: weight for name, weight in network.state_dict().items() if not name.startswith("items.")}
+        per_item = ("items.", "output.")
+        own = {name: weight for name, weight in network.state_dict().items() if not name.startswith(per_item)}
         self.network.load_state_dict(own, strict=False)
         self.views = _GivenViews()
         self.network.add_module("items", self.views)
@@ -52,7 +53,9 @@ class CompiledStates:
 
     @classmethod
     def by(cls, compiler: Compiler, network: DualViewNetwork) -> "CompiledStates | None":
-        """None if the compiler cannot run this network."""
+        """None if the compiler cannot run this network, or if it ranks the catalogue to extend a history."""
+        if network.backwards is not None:
+            return None
         length = min(3, network.max_length)
         histories = torch.full((2, length), FIRST_ITEM, device=network.device)
         histories[1, 1:] = PAD

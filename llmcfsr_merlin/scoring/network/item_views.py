@@ -92,7 +92,8 @@ class ItemViews(nn.Module):
             hidden = self.collaborative.embedding_dim
             top = basis[:, -hidden:].flip(1)
             scores = torch.cat([((part - center) @ top).float() for part in parts])
-            scores = scores / scores.std(0).clamp_min(1e-12) / math.sqrt(hidden)
+            if config.pca_scaled:
+                scores = scores / scores.std(0).clamp_min(1e-12) / math.sqrt(hidden)
             self.collaborative.weight[FIRST_ITEM:, : scores.shape[1]] = scores
 
     def forward(self, items: Tensor, adapter: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:

@@ -26,6 +26,7 @@ def can_record(network: DualViewNetwork, histories: Tensor) -> bool:
         and torch.is_inference_mode_enabled()
         and not torch.is_autocast_enabled()
         and not network.training
+        and network.backwards is None
         and all(type(block) in _BACKBONES for block in network.blocks)
     )
 

@@ -11,6 +11,7 @@ from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.compiled import Compiler, Function
+from llmcfsr_merlin.scoring.network.backbones import block_class
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.given_views import CompiledStates
 from llmcfsr_merlin.scoring.network.small_batches import SmallBatches, can_record
@@ -31,6 +32,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         "network.items.collaborative.weight",
         "network.items.confidence",
         "network.items.log_share",
+        "network.output.weight",
     )
 
     def __init__(self, settings: NetworkSettings, shape: Shape, vectors: ItemVectors):
@@ -138,6 +140,8 @@ class NetworkScorer(Scorer[NetworkSettings]):
         return self.network.items.semantic is not None
 
     def check_new_items(self) -> None:
+        if self.network.backwards is not None:
+            raise InputError("a network with prior_items ranks the items of its training: a new item needs retraining")
         if self.network.items.null_space is not None:
             raise InputError("each item of a null_space view has a trained row: a new item needs retraining")
 
@@ -146,6 +150,8 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self.network.n_items = self.shape.n_items
         if self.network.items.collaborative is not None:
             self.network.items.collaborative.num_embeddings = self.shape.n_items
+        if self.network.output is not None:
+            self.network.output.num_embeddings = self.shape.n_items
         self._candidates = self._small = self._compiled = self._product = self._rounded = None
         self._given = False
 
@@ -153,8 +159,10 @@ class NetworkScorer(Scorer[NetworkSettings]):
     def memory_bytes(cls, settings: NetworkSettings, shape: Shape) -> int:
         """Six values per weight: itself, its gradient, two Adam moments, and two more while a checkpoint is written."""
         weights = shape.n_items * settings.hidden if settings.views != ("semantic",) else 0
+        if block_class(settings.backbone).OWN_OUTPUT:
+            weights += shape.n_items * (settings.hidden + 1)
         candidates = shape.n_items * settings.hidden * len(settings.views)
-        return 4 * (6 * weights + 2 * candidates)
+        return 4 * (6 * weights + 2 * candidates) * (2 if settings.prior_items else 1)
 
     def graph(self, batch_size: int = 64) -> nn.Module:
         return _Graph(self)

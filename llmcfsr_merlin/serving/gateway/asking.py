@@ -12,7 +12,8 @@ from llmcfsr_merlin.serving.gateway.problems import Problem, invalid_fields
 from llmcfsr_merlin.serving.gateway.replicas import Replicas
 from llmcfsr_merlin.serving.gateway.slots import Slots
 from llmcfsr_merlin.serving.gateway.telemetry import Telemetry
-from llmcfsr_merlin.serving.gateway.tensors import Found, Row
+from llmcfsr_merlin.serving.gateway.tensors import Found, Row, kind
+from llmcfsr_merlin.serving.gateway.together import Together
 from llmcfsr_merlin.serving.item_table import version_name
 from llmcfsr_merlin.serving.repository import Served, served
 
@@ -26,6 +27,9 @@ class Asking:
         self.served: Served = served(catalogue.repository)
         self.cache = AnswerCache(settings.cache, settings.cache_seconds)
         self.slots = Slots(settings.in_flight, settings.queue)
+        self._together = Together(
+            replicas.find, lambda: settings.join_from * len(replicas.ready), lambda: self.served.max_rows
+        )
         replicas.changed = self.replicas_changed
 
     def replicas_changed(self) -> None:
@@ -83,6 +87,8 @@ class Asking:
         await self.slots.take(deadline - time.monotonic())
         try:
             with self.telemetry.triton.time():
+                if len(rows) == 1:
+                    return [await self._together.find(rows[0], deadline)]
                 return await self.replicas.find(rows, deadline)
         finally:
             self.slots.give()
@@ -104,8 +110,8 @@ class Asking:
 
 
 def _groups(rows: Sequence[Row], places: list[int], most: int) -> list[list[int]]:
-    """Places of rows that can be asked together: with a list of allowed items or without, with reasons or without."""
-    groups: dict[tuple[bool, bool], list[int]] = {}
+    """Places of rows that can be asked together, at most `most`."""
+    groups: dict[tuple[bool, ...], list[int]] = {}
     for place in places:
-        groups.setdefault((rows[place].allow is not None, rows[place].explain), []).append(place)
+        groups.setdefault(kind(rows[place]), []).append(place)
     return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]

@@ -39,7 +39,8 @@ class Catalogue:
     def popular_answer(self, row: Row) -> dict:
         """What a user gets while no model server answers: the popular items under the same filters, flagged."""
         table = self.table
-        without = row.deny + (row.history if row.exclude_seen else [])
+        left_out = table.excludes_seen if row.exclude_seen is None else row.exclude_seen
+        without = row.deny + (row.history if left_out else [])
         items = [{"id": raw, "score": score} for raw, score in table.popular(row.k, without, row.allow)]
         unknown = sum(table.find(raw) is None for raw in row.history)
         return {

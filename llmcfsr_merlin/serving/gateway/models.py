@@ -92,7 +92,9 @@ def question_models(limits: GatewayConfig, max_top_k: int) -> tuple[type[BaseMod
             description="raw item ids, oldest first"
         )
         k: Annotated[int, BeforeValidator(_whole)] = Field(DEFAULT_K, ge=1, le=max_top_k, description="how many items")
-        exclude_seen: bool = Field(False, description="leave out the items of the history")
+        exclude_seen: bool | None = Field(
+            None, description="leave out the items of the history; if not given, as the model was trained"
+        )
         allow: Annotated[list[one], Field(min_length=1, max_length=limits.max_list)] | None = Field(
             None, description="only these items"
         )

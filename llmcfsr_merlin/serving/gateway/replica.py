@@ -11,7 +11,7 @@ from llmcfsr_merlin.serving.channels import channel_options
 from llmcfsr_merlin.serving.gateway.tensors import Row, message, read
 from llmcfsr_merlin.serving.item_table import version_name
 
-_PROBE = [Row([], 1, False, None, [], False)]
+_PROBE = [Row([], 1, None, None, [], False)]
 # gRPC waits longer and longer before it connects again; a server that has started again is to be found at once.
 _RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 100),
               ("grpc.max_reconnect_backoff_ms", 500)]  # fmt: skip

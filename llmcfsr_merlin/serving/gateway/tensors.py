@@ -15,11 +15,11 @@ _OUTPUTS = ("ITEMS", "SCORES", "UNKNOWN", "FALLBACK", "BUNDLE", "EXACT")
 
 
 class Row(NamedTuple):
-    """One user's question: raw ids as texts; allow None: every item."""
+    """One user's question: raw ids as texts; exclude_seen None: as the model was trained; allow None: every item."""
 
     history: list[str]
     k: int
-    exclude_seen: bool
+    exclude_seen: bool | None
     allow: list[str] | None
     deny: list[str]
     explain: bool
@@ -37,14 +37,20 @@ class Found(NamedTuple):
     reasons: list[dict] | None
 
 
+def kind(row: Row) -> tuple[bool, bool, bool]:
+    """Rows of one kind can be asked together: each says whether the history is left out, or none of them; the same for
+    a list of allowed items, and for reasons."""
+    return row.exclude_seen is not None, row.allow is not None, row.explain
+
+
 def message(rows: Sequence[Row]) -> Any:
-    """A ModelInferRequest of rows that agree in having an allow list, and in `explain`."""
+    """A ModelInferRequest of rows of one `kind`."""
     count, explain = len(rows), rows[0].explain
     request = service_pb2.ModelInferRequest(model_name=EXPLAIN if explain else FRONT)
     _add_texts(request, "HISTORY", [row.history for row in rows])
     _add(request, "TOP_K", "INT32", (count, 1), struct.pack(f"<{count}i", *(row.k for row in rows)))
-    if any(row.exclude_seen for row in rows):
-        _add(request, "EXCLUDE_SEEN", "BOOL", (count, 1), bytes(row.exclude_seen for row in rows))
+    if rows[0].exclude_seen is not None:
+        _add(request, "EXCLUDE_SEEN", "BOOL", (count, 1), bytes(bool(row.exclude_seen) for row in rows))
     if rows[0].allow is not None:
         _add_texts(request, "ALLOW", [row.allow or [] for row in rows])
     if any(row.deny for row in rows):

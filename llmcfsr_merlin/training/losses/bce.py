@@ -1,4 +1,4 @@
-"""Binary cross-entropy with one negative: the papers' loss (SASRec, LLM-ESR)."""
+"""Binary cross-entropy with few negatives: the papers' loss (SASRec, LLM-ESR with one, Caser with three)."""
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,9 @@ from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
 
 def bce(network: DualViewNetwork, states: Tensor, targets: Tensor, settings: TrainConfig) -> Tensor:
-    """One uniform negative per position."""
-    negatives = torch.randint(FIRST_ITEM, network.n_items, targets.shape, device=targets.device)
-    views = network.candidates(torch.stack([targets, negatives]))
-    positive, negative = (states * views).sum(-1)
-    return F.softplus(-positive) + F.softplus(negative)
+    """settings.bce_negatives uniform negatives per position, of whose losses the mean counts."""
+    count = settings.bce_negatives
+    negatives = torch.randint(FIRST_ITEM, network.n_items, (count, *targets.shape), device=targets.device)
+    views = network.candidates(torch.cat([targets[None], negatives]))
+    positive, *others = (states * views).sum(-1)
+    return F.softplus(-positive) + torch.stack([F.softplus(negative) for negative in others]).mean(0)

@@ -16,12 +16,12 @@ HIDDEN = "model.scorers.network.hidden"
 
 
 def test_a_baseline_is_applied_to_the_recipe_not_to_the_model():
-    config = Config.load(None, ["train.epochs=3", f"{HIDDEN}=32"], "llm_esr")
-    assert (config.train.loss, config.train.distil, config.model.network.hidden) == ("bce", 0.1, 32)
+    config = Config.load(None, ["train.epochs=3", f"{HIDDEN}=32"], "llmemb")
+    assert (config.train.loss, config.train.align, config.model.network.hidden) == ("bce", 0.01, 32)
     baseline = config.with_model("sasrec")
-    assert (baseline.train.loss, baseline.train.distil) == ("sampled_softmax", 0)
+    assert (baseline.train.loss, baseline.train.align) == ("sampled_softmax", 0)
     assert (baseline.train.epochs, baseline.model.network.hidden) == (3, 32)
-    assert baseline.with_model("llm_esr").train == config.train
+    assert baseline.with_model("llmemb").train == config.train
 
 
 def recorded(config, folder) -> Config:
@@ -37,30 +37,30 @@ def written(folder, tree) -> Path:
 OWN = {"train.epochs": 3, HIDDEN: 32}
 OVERRIDES = ["train.epochs=3", f"{HIDDEN}=32"]
 NETWORK = {"network": {"hidden": 32}}
-ESR = Config.load(None, OVERRIDES, "llm_esr").model.model_dump(mode="json")
+EMB = Config.load(None, OVERRIDES, "llmemb").model.model_dump(mode="json")
 # Ways to the same settings, with another model applied in between or not.
 WAYS = {
     "a file": lambda folder: Config.load(folder / "own.yaml"),
     "a file that writes a model out": lambda folder: Config.load(
-        written(folder, {"train": {"epochs": 3, "loss": "bce", "distil": 0.1}, "model": ESR})
+        written(folder, {"train": {"epochs": 3, "loss": "bce", "align": 0.01}, "model": EMB})
     ),
-    "a file with a model": lambda folder: Config.load(folder / "own.yaml", model="llm_esr"),
-    "overrides": lambda _: Config.load(None, OVERRIDES, "llm_esr"),
+    "a file with a model": lambda folder: Config.load(folder / "own.yaml", model="llmemb"),
+    "overrides": lambda _: Config.load(None, OVERRIDES, "llmemb"),
     "code": lambda _: Config(train=TrainConfig(epochs=3), model=ModelConfig(name="mine", scorers=NETWORK)),
-    "code, then a model": lambda _: Config(train={"epochs": 3}, model={"scorers": NETWORK}).with_model("llm_esr"),
+    "code, then a model": lambda _: Config(train={"epochs": 3}, model={"scorers": NETWORK}).with_model("llmemb"),
     "code with a model's name": lambda _: Config(
-        train=TrainConfig(epochs=3, loss="bce", distil=0.1), model=ModelConfig(**ESR)
+        train=TrainConfig(epochs=3, patience=40, loss="bce", align=0.01), model=ModelConfig(**EMB)
     ),
     "with_settings": lambda _: Config().with_settings(OWN),
-    "with_settings of a model": lambda _: Config.load(None, model="llmemb").with_settings(OWN),
+    "with_settings of a model": lambda _: Config.load(None, model="alphafuse").with_settings(OWN),
     "with_settings, then a model": lambda _: Config().with_settings(OWN).with_model("alphafuse").with_settings(OWN),
-    "model_copy": lambda _: (config := Config.load(None, OVERRIDES[1:], model="llm_esr")).model_copy(
+    "model_copy": lambda _: (config := Config.load(None, OVERRIDES[1:], model="llmemb")).model_copy(
         update={"train": config.train.model_copy(update={"epochs": 3})}
     ),
     "a run": lambda folder: recorded(Config(train={"epochs": 3}, model={"scorers": NETWORK}), folder),
-    "a run of a model": lambda folder: recorded(Config.load(None, OVERRIDES, "llm_esr"), folder),
+    "a run of a model": lambda folder: recorded(Config.load(None, OVERRIDES, "llmemb"), folder),
     "a run of a model, of a run": lambda folder: recorded(
-        recorded(Config.load(None, OVERRIDES, "llm_esr"), folder).with_model("llmemb"), folder
+        recorded(Config.load(None, OVERRIDES, "llmemb"), folder).with_model("alphafuse"), folder
     ),
 }
 
@@ -69,8 +69,10 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_is_applied_to_settings_of_any_origin_as_to_a_file(way, name, tmp_path):
     (tmp_path / "own.yaml").write_text(f"train: {{epochs: 3}}\n{HIDDEN}: 32\n")
-    expected = Config.load(tmp_path / "own.yaml", model=name) if has_network(name) else Config.load(
-        None, ["train.epochs=3"], name
+    expected = (
+        Config.load(tmp_path / "own.yaml", model=name)
+        if has_network(name)
+        else Config.load(None, ["train.epochs=3"], name)
     )
     found = WAYS[way](tmp_path).with_model(name)
     assert found.model_dump() == expected.model_dump()
@@ -83,10 +85,10 @@ def has_network(name: str) -> bool:
 
 def test_what_the_caller_gave_under_a_model_comes_back_when_the_model_goes(tmp_path):
     """The recipe's own loss is not the model's, although they are equal."""
-    (tmp_path / "own.yaml").write_text("train: {loss: bce, distil: 0.5}")
-    config = Config.load(tmp_path / "own.yaml", model="llm_esr")
+    (tmp_path / "own.yaml").write_text("train: {loss: bce, align: 0.5}")
+    config = Config.load(tmp_path / "own.yaml", model="llmemb")
     for same in (config, recorded(config, tmp_path), config.with_settings({"train.epochs": 2})):
-        assert (same.train.distil, same.with_model("gru4rec").train.distil) == (0.1, 0.5)
+        assert (same.train.align, same.with_model("gru4rec").train.align) == (0.01, 0.5)
         assert same.with_model("gru4rec").train.loss == "bce"
 
 
@@ -141,7 +143,7 @@ def test_a_scorer_is_one_line_of_yaml_and_null_removes_one(tmp_path):
 
 
 def test_an_override_wins_over_the_model():
-    assert Config.load(None, ["train.loss=full_softmax"], "llm_esr").train.loss == "full_softmax"
+    assert Config.load(None, ["train.loss=full_softmax"], "llmemb").train.loss == "full_softmax"
 
 
 @pytest.mark.parametrize("name", presets())
@@ -178,7 +180,7 @@ def test_an_unknown_recipe_or_model_lists_what_there_is():
 
 
 def test_settings_are_recorded_in_the_run_and_read_again(tmp_path):
-    config = Config.load(None, ["train.epochs=3"], "llm_esr")
+    config = Config.load(None, ["train.epochs=3"], "llmemb")
     config.record(tmp_path)
     assert Config.recorded(tmp_path).model_dump() == config.model_dump()
     (tmp_path / "config.json").write_text("{")

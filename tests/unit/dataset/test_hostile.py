@@ -46,7 +46,9 @@ FILES = {
     ),
     "unreadable time": ("table", b"user_id,item_id,timestamp\nu,a,last week\n", r"1 unreadable_time.*'last week'"),
     "strange times": (
-        "table", b"user_id,item_id,timestamp\nu,a,/Date(1)/\n", r"is '/Date\(1\)/': set data.time_format"
+        "table",
+        b"user_id,item_id,timestamp\nu,a,/Date(1)/\n",
+        r"is '/Date\(1\)/': set data.time_format",
     ),
     "lists as text": ("table", b'user_id,item_id,timestamp\nu,"[1, 2]",1\n', r"1 nested_item.*explode"),
     "header only": ("table", b"user_id,item_id,timestamp\n", r"none left of 0 rows"),

@@ -16,6 +16,7 @@ def test_reserved_ids(tmp_path):
     log = pd.DataFrame({ITEM: ["b", "b", "b", "a", "a", "c"]})
     workflow = nvt.Workflow([ITEM] >> nvt.ops.Categorify(out_path=str(tmp_path)))
     workflow.fit(Dataset(log, cpu=True))
+
     def codes(*ids):
         return workflow.transform(Dataset(pd.DataFrame({ITEM: [*ids]}), cpu=True)).compute()[ITEM].tolist()
 

@@ -218,3 +218,37 @@ def test_random_moments_of_all_notations_agree(tmp_path):
         assert TimeReader.of(column, form)(column).seconds.to_pylist() == moments.tolist(), form
     pq.write_table(pa.table({"user_id": ["u"] * 300, "item_id": ["i"] * 300, "timestamp": moments}), tmp_path / "log")
     assert run(tmp_path / "out", interactions=str(tmp_path / "log"))[1][TIME].tolist() == moments.tolist()
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_column_orders_what_happened_at_one_time(kind, tmp_path):
+    frame = pd.DataFrame({"user_id": "u", "item_id": list("abcde"), "timestamp": [1_600_000_000] * 4 + [1_500_000_000],
+                          "line": [3, 1, 2, 10, 99]})  # fmt: skip
+    path = tmp_path / f"log.{kind}"
+    if kind == "csv":
+        frame.to_csv(path, index=False)
+    elif kind == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_parquet(path)
+    log = run(tmp_path / "out", interactions=str(path), columns={"tie": "line"})[1]
+    assert "".join(log.sort_values([TIME, SUBSECOND, ROW])[ITEM]) == "ebcad"
+    assert set(log[TIME]) == {1_600_000_000, 1_500_000_000}
+
+
+def test_a_tie_column_that_is_missing_unreadable_or_beside_parts_of_seconds(tmp_path, capsys):
+    lines = [
+        "user_id,item_id,timestamp,line",
+        "u,a,1600000000,5",
+        "u,b,1600000000,",
+        "u,c,1600000000,-1",
+        "u,d,1600000000,2",
+    ]
+    path = str(write(tmp_path / "log.csv", lines))
+    counts, log, _ = run(tmp_path / "a", interactions=path, columns={"tie": "line"})
+    assert counts["unread_ties"] == 2 and "".join(log.sort_values([TIME, SUBSECOND, ROW])[ITEM]) == "bcda"
+    with pytest.raises(InputError, match=r"a field seq \(tie\), found user_id, item_id, timestamp, line"):
+        run(tmp_path / "b", interactions=path, columns={"tie": "seq"})
+    path = str(write(tmp_path / "parts.csv", [lines[0], "u,a,1600000000.5,5", "u,b,1600000000.25,6"]))
+    with pytest.raises(InputError, match="expected times of whole seconds"):
+        run(tmp_path / "c", interactions=path, columns={"tie": "line"})

@@ -76,9 +76,7 @@ def test_a_repeated_target_stays_in_when_history_is_excluded(tmp_path):
     train = write_prepare(tmp_path, {"a": [3, 4, 3]}, 8, parts=1)
     write_cases(tmp_path, tmp_path / "cases.parquet", 8, negatives=2)
     scores = torch.tensor([[0, 0, 0, 0.9, 1.0, 0.5, 0.2, 0.8]])
-    result = rank_users(
-        lambda _: scores, tmp_path / "cases.parquet", train_counts=train, max_length=5, ks=(2,)
-    )
+    result = rank_users(lambda _: scores, tmp_path / "cases.parquet", train_counts=train, max_length=5, ks=(2,))
     assert result.ranks["rank_full_masked"].tolist() == [1]
 
 
@@ -86,9 +84,7 @@ def test_excluded_history_is_not_cut(tmp_path):
     train = write_prepare(tmp_path, {"a": [3, 4, 5, 6]}, 8, parts=1)
     write_cases(tmp_path, tmp_path / "cases.parquet", 8, negatives=1)
     scores = torch.tensor([[0, 0, 0, 0.9, 0.8, 0.7, 0.5, 0.1]])
-    result = rank_users(
-        lambda _: scores, tmp_path / "cases.parquet", train_counts=train, max_length=1, ks=(2,)
-    )
+    result = rank_users(lambda _: scores, tmp_path / "cases.parquet", train_counts=train, max_length=1, ks=(2,))
     assert result.ranks["rank_full_masked"].tolist() == [1]
 
 

@@ -21,7 +21,7 @@ TITLES = {f"i{place}": f"<b>item</b> {place}" for place in range(30)}
 class StandIn(BaseHTTPRequestHandler):
     """Answers all items in order but those denied; explains them if `explains`."""
 
-    explains, key = True, None
+    explains, key, excludes_seen = True, None, False
 
     def do_GET(self):
         where = urlsplit(self.path)
@@ -40,8 +40,10 @@ class StandIn(BaseHTTPRequestHandler):
             return self._say(401, {"detail": "expected an API key"})
         if asked.get("explain") and not self.explains:
             return self._say(422, {"detail": "this model gives no reasons"})
-        out = set(asked.get("deny", [])) | set(asked["history"] if asked.get("exclude_seen") else [])
-        items = [{"id": item, "title": TITLES[item], "score": 2.0} for item in TITLES if item not in out]
+        seen = asked["history"] if asked.get("exclude_seen", self.excludes_seen) else []
+        out = {*asked.get("deny", []), *seen}
+        left = [item for item in asked.get("allow", TITLES) if item not in out]
+        items = [{"id": item, "title": TITLES[item], "score": 2.0} for item in left]
         if asked.get("explain"):
             for item in items:
                 item["reasons"] = {"shares": {"network": 1.5, "content": 0.5}, "match": "i3"}
@@ -73,8 +75,15 @@ def test_a_gateway_alone_is_a_page_of_its_own():
         assert explorer.items.title_of("i29") == "<b>item</b> 29" and explorer.items.title_of("other") == "other"
 
 
-def test_ranks_reach_as_far_as_the_gateway_answers():
-    with standing_in() as url:
+def test_the_page_starts_with_the_history_rule_of_the_gateway():
+    for rule in (True, False):
+        with standing_in(excludes_seen=rule) as url:
+            assert Explorer(url=url).session().exclude_seen is rule
+
+
+@pytest.mark.parametrize("excludes_seen", [False, True])
+def test_ranks_reach_as_far_as_the_gateway_answers(excludes_seen):
+    with standing_in(excludes_seen=excludes_seen) as url:
         model = ServedModel(url)
         assert model.most == 100
         assert model.rank(["i0", "i4"], "i4", True) == Rank(4)  # i0 is left out, the target never

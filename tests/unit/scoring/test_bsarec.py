@@ -124,7 +124,14 @@ def test_two_views_are_refused_where_padding_is_read():
 
 
 @pytest.mark.parametrize("form", ["traced", "onnx"])
-@pytest.mark.parametrize("settings", [{"backbone": "bsarec", "heads": 1}, {"backbone": "sasrec_post_norm"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"backbone": "bsarec", "heads": 1},
+        {"backbone": "sasrec_post_norm"},
+        {"backbone": "caser", "layers": 1},
+    ],
+)
 def test_the_graph_is_the_model(settings, form, tmp_path):
     network = {"hidden": HIDDEN, "positions": "from_end", **settings}
     model = random_model(ModelConfig(scorers={"network": network}), 40, 12)

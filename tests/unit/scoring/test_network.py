@@ -12,7 +12,9 @@ from llmcfsr_merlin.scoring.ranker import Ranker
 from tests.models import model_config, random_model
 
 ROWS, LENGTH, DIMENSION = 60, 12, 16
-IDS_ONLY = ("sasrec", "bert4rec", "gru4rec", "bsarec", "sasrec_prefix", "cl4srec")
+IDS_ONLY = (
+    "sasrec", "bert4rec", "gru4rec", "bsarec", "sasrec_prefix", "cl4srec", "caser", "asrep", "s3rec", "melt", "cities",
+)  # fmt: skip
 LEVELS = ("fuse_embedding", "fuse_sequence", "fuse_prediction")
 VARIANTS = {
     "llm_cfsr": {},
@@ -130,14 +132,25 @@ def test_whitened_vectors_have_unit_covariance_and_pca_starts_the_table():
     torch.testing.assert_close(items(torch.arange(FIRST_ITEM, ROWS))[1], items.semantic(whitened), rtol=1e-4, atol=1e-5)
     start = items.collaborative.weight[FIRST_ITEM:]
     assert torch.corrcoef(start.T).triu(1).abs().max() < 1e-3  # principal components do not correlate
+    torch.testing.assert_close(start.std(0), torch.full((start.shape[1],), start.shape[1] ** -0.5), rtol=1e-4, atol=0)
+
+
+def test_unscaled_principal_components_keep_what_they_explain():
+    items = network_of(build(hidden=DIMENSION, pca_scaled=False)).items
+    start, vectors = items.collaborative.weight[FIRST_ITEM:], items.vectors.semantic[FIRST_ITEM:]
+    centred = vectors - vectors.mean(0)
+    torch.testing.assert_close(start @ start.T, centred @ centred.T, rtol=1e-4, atol=1e-4)
+    assert (start.std(0).diff() < 0).all()
 
 
 BASELINES = {
     "gru4rec": {"backbone": "gru4rec"},
     "bert4rec": {"backbone": "bert4rec"},
     "sasrec_post_norm": {"backbone": "sasrec_post_norm"},
+    "sasrec_original": {"backbone": "sasrec_original", "initialisation": "xavier"},
     "from_end": {"positions": "from_end"},
     "bsarec": {"backbone": "bsarec", "views": ("collaborative",), "pca_init": False},
+    "caser": {"backbone": "caser", "layers": 1, "views": ("collaborative",), "pca_init": False},
     "null_space": {"views": ("null_space",)},
     "replace": {"cross_attention": "replace"},
 }
@@ -152,7 +165,7 @@ def test_baselines_ignore_padding_and_the_batch(name):
         torch.testing.assert_close(together[row : row + 1], ranker.scores(histories(alone)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sasrec_post_norm", "from_end"])
+@pytest.mark.parametrize("name", ["sasrec_post_norm", "sasrec_original", "from_end"])
 def test_packed_states_of_baselines_equal_padded_ones(name):
     network = network_of(build(**BASELINES[name]))
     codes = histories([5, 9, 30, 8], [7], [4, 4, 6])
@@ -164,7 +177,9 @@ def test_packed_states_of_baselines_equal_padded_ones(name):
     torch.testing.assert_close(last, network.user_states(codes), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "sasrec_post_norm", "from_end", "null_space", "replace"])
+@pytest.mark.parametrize(
+    "name", ["gru4rec", "sasrec_post_norm", "sasrec_original", "from_end", "null_space", "replace"]
+)
 def test_causal_baselines_do_not_leak(name):
     network = network_of(build(**BASELINES[name]))
     base = torch.randint(FIRST_ITEM, ROWS, (4, 10))

@@ -46,9 +46,16 @@ def test_they_are_recommended_no_more_and_histories_with_them_work(folders, shor
 def test_what_serves_without_the_library_knows_them(folders, tmp_path):
     bundle = Bundle.open(folders[1])
     write_items(tmp_path, bundle)
-    popular = [item for item, _ in ItemTable(tmp_path).popular(10)]
-    assert not {IDS[place] for place in GONE} & set(popular) and popular[0] == IDS[1]
-    recommender = Recommender.load(folders[1])
+    table, recommender = ItemTable(tmp_path), Recommender.load(folders[1])
+    gone = [IDS[place] for place in GONE]
+    for allowed in (None, [*gone, IDS[9], IDS[2]], gone):
+        wanted = recommender.answer([[]], len(IDS), allow=allowed)
+        left = [item for item in wanted.items[0] if item is not None]
+        popular = table.popular(len(IDS), (), allowed)
+        assert [item for item, _ in popular] == left and not set(gone) & set(left)
+        np.testing.assert_allclose([share for _, share in popular], wanted.scores[0][: len(left)], rtol=1e-6)
+    assert table.item(table.find(IDS[0]))["interactions"] == len(IDS), "what is retired was bought all the same"
+    assert recommender.explain([IDS[3]], [IDS[0], IDS[1]])[0] is None
     graph = RankGraph(recommender, bundle.tag, 10, 4).eval()
     codes = torch.tensor([[3, 10, 6] + [0] * 9, [0] * 12])
     none = torch.tensor([[0], [0]]), torch.tensor([[-1], [-1]]), torch.full((2, 1), bundle.tag)

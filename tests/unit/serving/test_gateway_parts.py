@@ -27,7 +27,7 @@ from llmcfsr_merlin.serving.gateway.models import question_models, read
 from llmcfsr_merlin.serving.gateway.problems import KINDS, Problem
 from llmcfsr_merlin.serving.gateway.rates import Rates
 from llmcfsr_merlin.serving.gateway.slots import Slots
-from llmcfsr_merlin.serving.gateway.tensors import Row, message
+from llmcfsr_merlin.serving.gateway.tensors import Row, kind, message
 from tests.gateways import texts
 from tests.served import DIMENSION, IDS, write_model
 
@@ -178,7 +178,7 @@ def test_the_cache_forgets_by_age_size_and_version():
     assert cache.get(rows[2], {"v1", "v0"})["k"] == 3
     assert cache.get(rows[2], {"v2"}) is None
     for other in (ROW._replace(history=["b", "a"], k=3), rows[2]._replace(exclude_seen=True),
-                  rows[2]._replace(allow=["a"]), rows[2]._replace(deny=["a"]),
+                  rows[2]._replace(exclude_seen=None), rows[2]._replace(allow=["a"]), rows[2]._replace(deny=["a"]),
                   rows[2]._replace(explain=True)):  # fmt: skip
         assert cache.get(other, {"v1"}) is None
     now[0] = 10.5
@@ -234,10 +234,10 @@ def test_a_good_question_is_read_and_many_are_named_by_place():
 
 
 def test_problems_are_of_rfc_9457():
-    for kind, (status, title) in KINDS.items():
-        response = Problem(kind, "why").response()
+    for name, (status, title) in KINDS.items():
+        response = Problem(name, "why").response()
         assert (response.status_code, response.media_type) == (status, "application/problem+json")
-        assert title.encode() in response.body and f"urn:llmcfsr:problem:{kind}".encode() in response.body
+        assert title.encode() in response.body and f"urn:llmcfsr:problem:{name}".encode() in response.body
 
 
 def test_rows_of_different_lengths_become_one_message():
@@ -247,6 +247,9 @@ def test_rows_of_different_lengths_become_one_message():
     assert texts(sent["HISTORY"][1], 3) == [[b"a", b"b", b""], [b"", b"", b""], ["é".encode() * 3, b"", b"x"]]
     assert sent["HISTORY"][0] == [3, 3] and np.frombuffer(sent["TOP_K"][1], "<i4").tolist() == [3, 5, 3]
     assert sent["EXCLUDE_SEEN"][1] == b"\0\0\1" and set(sent) == {"HISTORY", "TOP_K", "EXCLUDE_SEEN"}
+    silent = message([row._replace(exclude_seen=None) for row in rows])
+    assert {one.name for one in silent.inputs} == {"HISTORY", "TOP_K"}
+    assert kind(ROW) != kind(ROW._replace(exclude_seen=None)), "who says nothing is asked apart from who does"
     assert message([ROW._replace(explain=True)]).model_name == EXPLAIN
 
 

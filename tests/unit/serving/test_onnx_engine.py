@@ -25,6 +25,7 @@ MODELS = {
     "two views": {},
     "masked, its mask read as an item": {"backbone": "bert4rec"},
     "left padded": {"backbone": "bsarec", "views": ("collaborative",)},
+    "candidates of their own": {"backbone": "caser", "layers": 1, "views": ("collaborative",)},
     "recurrent, a frozen view": {"backbone": "gru4rec", "views": ("null_space",)},
 }
 

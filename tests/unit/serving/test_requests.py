@@ -102,6 +102,7 @@ def test_a_server_cleans_ids_as_the_library_does(run, raw):
     from llmcfsr_merlin.serving.request import Limits
 
     step = Encode.__new__(Encode)
+    step.excludes_seen = False
     trained = Recommender.load(run)
     step.tag, step.max_length, step.limits, step.vocabulary = 1, 12, Limits(), trained.vocabulary
     tensors = {"HISTORY": [[b"a", raw.encode()]], "ALLOW": [[raw.encode()]], "DENY": [[raw.encode()]]}
