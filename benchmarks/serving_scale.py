@@ -5,9 +5,8 @@
 
 TRAINED: a sealed model. TEST.parquet: encoded sequences (prepare/test); their histories, without the last item, are
 asked.
-A size above the model's own is a grown catalogue (benchmarks/grown_catalogue.py). Beyond --compare-all items the table
-of nearest items is made by cells, and then the rows of the histories' items are compared with all, as a GPU does with
-every row: what is proven is what is proven with a full table. The list `scale` of --out is replaced, the rest stays.
+A size above the model's own is a grown catalogue (benchmarks/grown_catalogue.py). The rows of the measured sizes in the
+list `scale` of --out are replaced, the rest stays.
 
 Times are of one thread. cpu_ms are processor times of the same calls: on a machine that does other things too, they
 say what an idle one would need. faiss: IndexIVFFlat over [views, content weight * unit vector], one query a history
@@ -32,9 +31,8 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.checkpoint import load_model
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import Ranker, pad
-from llmcfsr_merlin.scoring.scorers.content import NEIGHBOURS, ContentScorer, unit_vectors
-from llmcfsr_merlin.scoring.search import neighbours
-from llmcfsr_merlin.scoring.search.bound_tables import take_tables, write_tables
+from llmcfsr_merlin.scoring.scorers.content import unit_vectors
+from llmcfsr_merlin.scoring.search.bound_tables import SEAL, take_tables, write_tables
 
 K = 10
 Ask = Callable[[Tensor], tuple[Tensor, bool]]  # one history -> items [K] and whether they are proven
@@ -116,22 +114,6 @@ def faiss_alone(model: Ensemble, cells: int, probes: int) -> Ask:
     return ask
 
 
-def prove(content: ContentScorer, rows: Tensor, chunk: int = 1 << 16) -> None:
-    """Compare the rows with all items, part by part."""
-    units, count = content._units_of(rows), content.shape.n_items
-    values, items = torch.zeros(len(rows), 0), torch.zeros(len(rows), 0, dtype=torch.int64)
-    for start in range(FIRST_ITEM, count, chunk):
-        some = torch.arange(start, min(start + chunk, count))
-        cosines = (content._units_of(some) @ units.T).T.masked_fill(rows[:, None] == some, -2.0)
-        best = cosines.topk(min(NEIGHBOURS, len(some)), dim=1)
-        values, items = torch.cat([values, best.values], 1), torch.cat([items, some[best.indices]], 1)
-        top = values.topk(min(NEIGHBOURS, values.shape[1]), dim=1)
-        values, items = top.values, items.gather(1, top.indices)
-    table = content.neighbours
-    table.items[rows], table.cosines[rows] = items.int(), neighbours.rounded_up(values)
-    table.cut[rows], table.proven[rows] = values[:, -1] + neighbours.COSINE_NOISE, True
-
-
 def library(ranker: Ranker) -> Ask:
     def ask(history: Tensor) -> tuple[Tensor, bool]:
         found = ranker.find(history, K)
@@ -140,58 +122,50 @@ def library(ranker: Ranker) -> Ask:
     return ask
 
 
+def memory() -> dict[str, float]:
+    """Of this process, in MB: its own, and what is mapped from files and in memory, which other processes share."""
+    told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    own, mapped = (int(told[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile"))
+    return {"memory_mb": round(own), "mapped_mb": round(mapped)}
+
+
 @torch.inference_mode()
-def measure(folder: Path, histories: list[Tensor], options: argparse.Namespace, scratch: Path) -> list[dict]:
-    model = load_model(folder)
-    items, rows = model.shape.n_items - FIRST_ITEM, []
-    tables = scratch / "tables"
-    if options.asked_only:
-        model.set_weights({"transitions_borrowed": 0.0})
-    elif not (tables / "search.json").is_file():
+def measure(folder: Path, histories: list[Tensor], options: argparse.Namespace, tables: Path) -> list[dict]:
+    built: dict[str, float] = {}
+    if not (tables / SEAL).is_file():
         tables.mkdir(parents=True, exist_ok=True)
         start, cpu = time.perf_counter(), time.process_time()
-        write_tables(model, tables, scratch / "building")
-        wall, busy = time.perf_counter() - start, time.process_time() - cpu
-        print(f"{items} items: tables in {wall:.0f} s, {busy:.0f} s of a core", flush=True)
+        write_tables(load_model(folder), tables)
+        built = {
+            "tables_s": round(time.perf_counter() - start, 1), "tables_cpu_s": round(time.process_time() - cpu, 1)
+        }  # fmt: skip
+        print(folder.name, built, flush=True)
+    before = memory()
     start, cpu = time.perf_counter(), time.process_time()
-    if not options.asked_only:
-        model = load_model(folder)
-        take_tables(model, tables)
-    content = model.scorers["content"]
-    asked = torch.cat(histories, 1).unique()
-    if options.asked_only:
-        content._neighbours = neighbours.Neighbours(
-            torch.zeros(model.shape.n_items, NEIGHBOURS, dtype=torch.int32),
-            torch.zeros(model.shape.n_items, NEIGHBOURS, dtype=torch.float16),
-            torch.ones(model.shape.n_items),
-            torch.zeros(model.shape.n_items, dtype=torch.bool),
-        )
-    lacking = asked[~content.neighbours.proven[asked]]
+    model = load_model(folder)
+    take_tables(model, tables)
     ranker = Ranker(model, shortlist=options.shortlist)
     load = {"load_s": round(time.perf_counter() - start, 1), "load_cpu_s": round(time.process_time() - cpu, 1)}
-    about = {"items": items, "shortlist": options.shortlist, "columns": ranker._search._screen.rounded.shape[1]}
-    start = time.process_time()
-    found, tops = {}, None
-    if len(lacking):
-        if not options.asked_only:
-            found["shortlist, table by cells"] = timed(library(ranker), histories)
-        prove(content, lacking)
-        about["rows_proven_s"] = round(time.process_time() - start, 1)
-    found["shortlist"] = timed(library(ranker), histories)
+    items = model.shape.n_items - FIRST_ITEM
+    about = {"items": items, "shortlist": options.shortlist}
+    found = {"shortlist": timed(library(ranker), histories)}
+    load |= built | {name: value - before[name] for name, value in memory().items()}
     if items <= options.compare_exact:
         full = Ranker(model)
         found["exact"] = timed(library(full), histories)
         tops = found["exact"][1]
         del full
-        content._units = None
+        model.scorers["content"]._units = None
     else:
         tops = exact_tops(model, histories)
     if items <= options.compare_faiss:
         for probes in (4, 32):
             found[f"faiss alone, {probes} probes"] = timed(faiss_alone(model, options.cells, probes), histories)
+    rows = []
     for path, (times, lists) in found.items():
-        rows.append({"path": path, **about, **times, "recall_at_10": recall(lists, tops),
-                     **(load if path.startswith("shortlist") else {})})  # fmt: skip
+        busy = {"load_average": round(os.getloadavg()[0], 1)}
+        rows.append({"path": path, **about, **times, "recall_at_10": recall(lists, tops), **busy,
+                     **(load if path == "shortlist" else {})})  # fmt: skip
         print(rows[-1], flush=True)
     return rows
 
@@ -204,18 +178,12 @@ def main() -> None:
     parser.add_argument("--histories", type=int, default=300)
     parser.add_argument("--shortlist", type=int, default=1000)
     parser.add_argument("--cells", type=int, default=256, help="of the faiss index")
-    parser.add_argument("--compare-all", type=int, default=neighbours.MOST, help="most items compared all with all")
-    parser.add_argument(
-        "--asked-only", action="store_true",
-        help="tables of the asked histories' items alone (as those of all would have them), no borrowed transitions",
-    )  # fmt: skip
     parser.add_argument("--compare-exact", type=int, default=200_000, help="most items of a timed exact path")
     parser.add_argument("--compare-faiss", type=int, default=200_000, help="most items of a faiss index")
     parser.add_argument("--folder", type=Path, help="keeps the catalogues and tables")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    neighbours.MOST = options.compare_all
     real = load_model(options.trained).shape.n_items - FIRST_ITEM
     sequences = [one[:-1] for one in pq.read_table(options.test)["item_id"].to_pylist() if len(one) > 1]
     random = np.random.default_rng(0)
@@ -236,7 +204,7 @@ def main() -> None:
         sizes = {row["items"] for row in rows}
         kept = [row for row in result.get("scale", []) if row["items"] not in sizes]
         result["scale"] = sorted(kept + rows, key=lambda row: row["items"])
-        result["scale_load_average"] = round(os.getloadavg()[0], 1)
+        result.pop("scale_load_average", None)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

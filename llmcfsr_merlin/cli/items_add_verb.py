@@ -33,7 +33,7 @@ def _run(arguments: Namespace) -> None:
             arguments.run, arguments.out / "train", rows, lambda _: encode_items(embedded, rows)[0],
             lambda _: encode_words(embedded, rows), settings.data.null_values,
         )  # fmt: skip
-        export_stage.run(settings, arguments.out, earlier=arguments.run)
+        export_stage.run(settings, arguments.out)
     print(f"{counts['items_added']} items added to {counts['items_before']}: llmcfsr serve {arguments.out}")
 
 

@@ -18,7 +18,6 @@ from llmcfsr_merlin.scoring.compiled import Compiler
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 
 SettingsT = TypeVar("SettingsT", bound=Section)
-Report = Callable[[int, int], None]
 WEIGHT_GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -167,29 +166,35 @@ class Scorer(nn.Module, Generic[SettingsT]):
     def weights_changed(self) -> None:
         """Forget what was computed for other weights: they may have been set."""
 
-    def tables(self, known: "Scorer | None", folder: Path, report: Report) -> dict[str, Tensor]:
-        """What `bound` reads that takes long to make: by name, for `take_tables`. {}: nothing.
-
-        known: the same scorer of a model whose items are the leading ones of this, with its tables. folder: keeps what
-        is finished, so that a build that was interrupted goes on there. report: called with items done and of all.
-        """
+    def tables(self) -> dict[str, Tensor]:
+        """What `bound` reads that takes long to make: by name, for `take_tables`. {}: nothing."""
         return {}
 
     def take_tables(self, tables: Mapping[str, Tensor]) -> None:
         """Use what `tables` made."""
 
-    def bound_columns(self) -> Tensor:
-        """What `bound` reads of each item with the weights as they are: float [V, D], D may be 0."""
-        return torch.zeros(self.shape.n_items, 0)
+    def ceiling(self) -> Tensor:
+        """The part of `bound` that is the same for all histories, with the weights as they are: float [V]."""
+        return torch.zeros(self.shape.n_items)
 
     def bound(self, histories: Tensor) -> Bound:
         """What the scorer can give to each item at most, without scoring all of them (serve.shortlist; on a CPU).
 
         Unless a scorer knows better, it scores every item: exact, and as slow as a full ranking.
         """
-        rows, device = len(histories), histories.device
-        none = torch.zeros(rows, 0, device=device), torch.zeros(rows, device=device)
-        return Bound(*none, *nothing_listed(), dense=self.weighted(histories))
+        return Bound(*nothing_listed(), dense=self.weighted(histories))
+
+    def add_bound(self, bound: Bound, row: int, total: Tensor) -> None:
+        """Add what the scorer can give in row `row` to float [V], besides its ceiling and what is listed."""
+        if bound.dense is not None:
+            total += bound.dense[row]
+
+    def excess(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor | None:
+        """By how much the bound of items int64 [C] is at least too high, from what is in memory: float [C].
+
+        None: it knows no more. `rescore` reads full vectors, of fewer items.
+        """
+        return None
 
     def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
         """The weighted scores of items int64 [C] for one history int64 [1, L], row `row` of what was bounded."""

@@ -17,8 +17,8 @@ from llmcfsr_merlin.training.model_card import write_card
 _log = logging.getLogger(__name__)
 
 
-def run(config: Config, run_dir: Path, *, force: bool = False, earlier: Path | None = None) -> Manifest:
-    """Write `run_dir/export/model_repo` from the model in `run_dir/train`. earlier: as in repository.export."""
+def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
+    """Write `run_dir/export/model_repo` from the model in `run_dir/train`."""
     templates = sorted(path for path in resource("triton_repo").rglob("*") if path.suffix in (".pbtxt", ".py"))
     settings = config.serve.model_dump() | {"templates": [sha256_file(path) for path in templates]}
     trained = Path(run_dir) / "train"
@@ -30,7 +30,7 @@ def run(config: Config, run_dir: Path, *, force: bool = False, earlier: Path | N
                 "requests without EXCLUDE_SEEN get items of their history: %s", remake(trained, "train", force=True),
             )  # fmt: skip
         with announced("export"):
-            counts = export(trained, directory / MODEL_REPOSITORY, config.serve, earlier)
+            counts = export(trained, directory / MODEL_REPOSITORY, config.serve)
         model = Manifest.load(trained)
         write_card(directory, config, Path(run_dir), trained, model.counts, measured(config, Path(run_dir), model))
         return counts

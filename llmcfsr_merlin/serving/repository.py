@@ -11,27 +11,27 @@ from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.dataset.names import MODEL_REPOSITORY
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.layout import resource
+from llmcfsr_merlin.scoring.checkpoint import load_model
+from llmcfsr_merlin.scoring.search.bound_tables import write_tables
 from llmcfsr_merlin.serving.bundle import FOLDER, GRAPHS, Bundle
 from llmcfsr_merlin.serving.item_table import write_items
-from llmcfsr_merlin.serving.search_tables import write_search
 
 CONFIG = "config.pbtxt"
 FRONT = "recommend"  # the model that clients call, in every layout
 EXPLAIN = "explain"  # the same with reasons: layout ensemble, format python
 
 
-def export(trained: str | Path, repository: str | Path, serve: ServeConfig, earlier: Path | None = None) -> dict:
+def export(trained: str | Path, repository: str | Path, serve: ServeConfig) -> dict:
     """Write a new repository; returns counts for the manifest.
 
-    trained: a run directory or a folder with a sealed model. earlier: a run directory or repository whose tables of a
-    shortlist are extended, if the new model has the same items and more. The repository holds all data that it needs
-    inside its model folders and no absolute paths: it can be moved, renamed and mounted read-only.
+    trained: a run directory or a folder with a sealed model. The repository holds all data that it needs inside its
+    model folders and no absolute paths: it can be moved, renamed and mounted read-only.
     """
     bundle, repository = Bundle.open(trained), Path(repository)
     if repository.exists():
         raise InputError(f"expected no folder at {repository}, found one: use publish() to add a version")
     repository.mkdir(parents=True)
-    _write(bundle, repository, serve, version=1, earlier=earlier)
+    _write(bundle, repository, serve, version=1)
     return {"layout": serve.layout, "bundle": bundle.hash, "version": 1}
 
 
@@ -137,14 +137,7 @@ def _models(repository: Path) -> list[str]:
     return sorted(path.name for path in Path(repository).iterdir() if (path / CONFIG).is_file())
 
 
-def _with_tables(bundle: Bundle, repository: Path, earlier: Path | None) -> list[Path]:
-    """Model folders of repositories in which a shortlist's tables may stand: of this one, of the model's own run (built
-    once, published often) and of `earlier`."""
-    found = [repository, repository_of(bundle.directory.parent), *([] if earlier is None else [repository_of(earlier)])]
-    return [path for one in found for path in (one / "rank", one / FRONT) if path.is_dir()]
-
-
-def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int, earlier: Path | None = None) -> None:
+def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int) -> None:
     templates = resource("triton_repo") / serve.layout
     settings = {
         "max_batch_size": serve.max_batch_size,
@@ -171,7 +164,7 @@ def _write(bundle: Bundle, repository: Path, serve: ServeConfig, version: int, e
             shutil.rmtree(partial, ignore_errors=True)
             bundle.copy(partial / FOLDER, name)
             if serve.shortlist and name in ("rank", FRONT):
-                write_search(bundle, partial / FOLDER, _with_tables(bundle, repository, earlier))
+                write_tables(load_model(bundle.directory), partial / FOLDER)
             if name == ("decode" if serve.layout == "ensemble" else FRONT):
                 write_items(partial, bundle)
             if graph:

@@ -62,7 +62,7 @@ def update(
         model_stages.ASKED: lambda: model_stages.ask(config, run),
         "train": lambda: model_stages.train(config, run, catalogue),
         "evaluate": lambda: model_stages.evaluate(config, run),
-        "export": lambda: export_stage.run(config, run, earlier=previous),
+        "export": lambda: export_stage.run(config, run),
         "gate": lambda: gate.gate(config, run),
     }
     if not config.model.reads:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +11,12 @@ from llmcfsr_merlin.config.scorer_settings import ContentSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.compiled import Compiler, Function
-from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Report, Scorer, Shape
-from llmcfsr_merlin.scoring.search.bound import Bound, largest_by_key
-from llmcfsr_merlin.scoring.search.neighbours import COSINE_NOISE, Neighbours, find_neighbours
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
+from llmcfsr_merlin.scoring.search.rounded import Rounded, round_vectors
 
 COLD_COUNT = 3  # training interactions at which an item's coldness is one half
-NEIGHBOURS = 64  # nearest items of each that the table holds
+_COSINE_NOISE = 1e-5  # of a float32 cosine
 _BULK = 500_000_000  # largest table of all item-item cosines that is kept: 2 GB
 _ROOM = 1 << 22  # cosines held at once while the catalogue is read in parts
 _GPU_ROOM = 1 << 28  # the same on a GPU: 1 GB
@@ -50,7 +49,7 @@ class ContentScorer(Scorer[ContentSettings]):
         self._units: Tensor | None = None
         self._similarity: Tensor | None = None
         self._product: Function | None = None
-        self._neighbours: Neighbours | None = None
+        self._rounded: Rounded | None = None
 
     @classmethod
     def fit(
@@ -142,46 +141,40 @@ class ContentScorer(Scorer[ContentSettings]):
         return histories.gather(1, best.indices).masked_fill((items < FIRST_ITEM) | (best.values == _HIDDEN), 0)
 
     @property
-    def neighbours(self) -> Neighbours:
-        """The table of each item's nearest items; built when it is first needed, if it was not loaded."""
-        if self._neighbours is None or len(self._neighbours.cut) != self.shape.n_items:
-            self._neighbours = find_neighbours(self.units, NEIGHBOURS, self._neighbours)
-        return self._neighbours
+    def rounded(self) -> Rounded:
+        """Vectors of unit norm in one byte a number. Made when they are first needed."""
+        if self._rounded is None:
+            self._rounded = round_vectors(
+                lambda own: unit_vectors(self.vectors, self.settings.lexical_share, own).cpu(), self.shape.n_items
+            )
+        return self._rounded
 
-    def tables(self, known: Scorer | None, folder: Path, report: Report) -> dict[str, Tensor]:
-        before = None
-        if isinstance(known, ContentScorer) and known.settings.lexical_share == self.settings.lexical_share:
-            before = known._neighbours
-        self._neighbours = find_neighbours(self.units, NEIGHBOURS, before, folder, report)
-        return self._neighbours._asdict()
+    def tables(self) -> dict[str, Tensor]:
+        return self.rounded._asdict()
 
     def take_tables(self, tables: Mapping[str, Tensor]) -> None:
-        self._neighbours = Neighbours(**tables)
+        self._rounded = Rounded(**tables)
 
-    def bound_columns(self) -> Tensor:
-        """What a cosine of 1 and of -1 can give."""
-        weights = self.item_weights()
-        return torch.stack([weights.clamp_min(0), (-weights).clamp_min(0)], 1)[:, : 1 + self._may_subtract()]
-
-    def _may_subtract(self) -> bool:
-        return min(float(self.weights[0]), float(self.weights.sum())) < 0
+    def ceiling(self) -> Tensor:
+        """What a cosine of 1, or of -1, gives."""
+        return self.item_weights().abs() * (1 + _COSINE_NOISE)
 
     def bound(self, histories: Tensor) -> Bound:
-        """What is near an item of the history is listed; what is not is no nearer than the table's last of each."""
-        table, real = self.neighbours, histories >= FIRST_ITEM
-        cut = table.cut[histories].masked_fill(~real, 0).amax(1).clamp_min(0)
-        near, cosines = table.items[histories].long(), table.cosines[histories].float() + COSINE_NOISE
-        if self.settings.match_itself:
-            near = torch.cat([near, histories.unsqueeze(2)], 2)
-            cosines = torch.cat([cosines, torch.full_like(cosines[..., :1], 1 + COSINE_NOISE)], 2)
-        row, step, place = ((cosines > cut[:, None, None]) & real.unsqueeze(2) & (near >= FIRST_ITEM)).nonzero().T
-        items = near[row, step, place]
-        keys, best = largest_by_key(row * self.shape.n_items + items, cosines[row, step, place])
-        lifts = self._weights_of(keys % self.shape.n_items).clamp_min(0) * (best - cut[keys // self.shape.n_items])
-        some = real.any(1).float()
-        query = torch.stack([cut, some], 1)[:, : 1 + self._may_subtract()]
-        proven = (table.proven[histories] | ~real).all(1)
-        return Bound(query, torch.zeros(len(histories)), keys, lifts, proven=proven)
+        return Bound(*nothing_listed())
+
+    def excess(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
+        weights = self._weights_of(items)
+        most = weights.abs() * (1 + _COSINE_NOISE)
+        real = history[0][history[0] >= FIRST_ITEM]
+        if not len(real):
+            return most
+        cosines, off = self.rounded.near(self._units_of(real), items)
+        sign = torch.where(weights >= 0, 1.0, -1.0)
+        cosines = cosines + off * sign
+        if not self.settings.match_itself:
+            cosines = cosines.masked_fill(items == real[:, None], _HIDDEN)
+        best = cosines.amax(0)
+        return most - weights * best.masked_fill(best == _HIDDEN, 0.0)
 
     def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
         real = history[0][history[0] >= FIRST_ITEM]
@@ -200,7 +193,7 @@ class ContentScorer(Scorer[ContentSettings]):
     def append_items(self, new: NewItems) -> None:
         self.coldness = torch.cat([self.coldness, self.coldness.new_ones(new.count)])
         super().append_items(new)
-        self._units = self._similarity = self._product = None
+        self._units = self._similarity = self._product = self._rounded = None
 
     @classmethod
     def memory_bytes(cls, settings: ContentSettings, shape: Shape) -> int:

@@ -1,7 +1,6 @@
 """The trained dual-view network as a scorer: the inner product of the user's state and each item's views."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,14 +8,18 @@ from torch import Tensor, nn
 
 from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.compiled import Compiler, Function
 from llmcfsr_merlin.scoring.network.backbones import block_class
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.given_views import CompiledStates
 from llmcfsr_merlin.scoring.network.small_batches import SmallBatches, can_record
-from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Report, Scorer, Shape
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
+from llmcfsr_merlin.scoring.search.rounded import Rounded, round_vectors
+
+_ASKED, _STEPS = 2000, 8  # random histories, and their longest: what rounded views are turned for
 
 
 class NetworkScorer(Scorer[NetworkSettings]):
@@ -37,6 +40,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self.network = DualViewNetwork(settings, shape.n_items, shape.max_length, vectors)
         self._candidates: Tensor | None = None
         self._given = False  # whether the candidates were read from a file
+        self._rounded: Rounded | None = None
         self._small: SmallBatches | None = None
         self._compiled: CompiledStates | None = None
         self._product: Function | None = None
@@ -55,7 +59,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
 
     def prepare(self, bulk: bool = False) -> None:
         if not self._given:
-            self._candidates = self.network.catalogue(self.span)
+            self._candidates, self._rounded = self.network.catalogue(self.span), None
         self._small = None if bulk else SmallBatches(self.network.user_states, self.network.max_length)
         self._compiled = self._product = None
 
@@ -65,7 +69,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
 
     def _apply(self, *arguments: Any, **options: Any) -> "NetworkScorer":
         # Their device and dtype move with the weights.
-        self._candidates = self._small = self._compiled = self._product = None
+        self._candidates = self._small = self._compiled = self._product = self._rounded = None
         self._given = False
         return super()._apply(*arguments, **options)
 
@@ -98,21 +102,38 @@ class NetworkScorer(Scorer[NetworkSettings]):
             return self._small(histories)
         return self.network.user_states(histories)
 
-    def tables(self, known: Scorer | None, folder: Path, report: Report) -> dict[str, Tensor]:
-        """The views of all items: read from a file they need neither time nor memory of a process's own."""
-        return {"catalogue": self.catalogue.cpu()}
+    def tables(self) -> dict[str, Tensor]:
+        """The views of all items, in full and rounded."""
+        return {"catalogue": self.catalogue.cpu()} | self.rounded._asdict()
 
     def take_tables(self, tables: Mapping[str, Tensor]) -> None:
         self._candidates, self._given = tables["catalogue"].to(self.weights.device), True
+        self._rounded = Rounded(**{name: tables[name] for name in Rounded._fields})
 
-    def bound_columns(self) -> Tensor:
-        return self.catalogue
+    @property
+    def rounded(self) -> Rounded:
+        """The views in one byte a number, turned for states of random histories. Made when they are first needed."""
+        if self._rounded is None:
+            random = torch.Generator().manual_seed(0)
+            histories = torch.randint(FIRST_ITEM, self.shape.n_items, (_ASKED, _STEPS), generator=random)
+            histories *= torch.arange(_STEPS) < torch.randint(1, _STEPS + 1, (_ASKED, 1), generator=random)
+            asked = self.network.user_states(histories[:, : self.shape.max_length].to(self.weights.device))
+            self._rounded = round_vectors(lambda own: self.catalogue[own].cpu(), self.shape.n_items, asked.cpu())
+        return self._rounded
 
     def bound(self, histories: Tensor) -> Bound:
-        return Bound(self.weights * self.states(histories), torch.zeros(len(histories)), *nothing_listed())
+        states = self.weights * self.states(histories)
+        return Bound(*nothing_listed(), asked=[self.rounded.query(state) for state in states], own=states)
+
+    def add_bound(self, bound: Bound, row: int, total: Tensor) -> None:
+        self.rounded.add_upper(bound.asked[row], total)
+
+    def excess(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
+        return self.rounded.excess(bound.asked[row], items)
 
     def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
-        return self.catalogue[items] @ bound.query[row]
+        assert bound.own is not None
+        return self.catalogue[items] @ bound.own[row]
 
     @property
     def scores_new_items(self) -> bool:
@@ -131,7 +152,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
             self.network.items.collaborative.num_embeddings = self.shape.n_items
         if self.network.output is not None:
             self.network.output.num_embeddings = self.shape.n_items
-        self._candidates = self._small = self._compiled = self._product = None
+        self._candidates = self._small = self._compiled = self._product = self._rounded = None
         self._given = False
 
     @classmethod

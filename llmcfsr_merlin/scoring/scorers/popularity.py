@@ -38,9 +38,8 @@ class PopularityScorer(Scorer[PopularitySettings]):
     def of_span(self, histories: Tensor, span: slice) -> Tensor:
         return (self.weights[0] * self.log_counts[span]).expand(len(histories), -1)
 
-    def bound_columns(self) -> Tensor:
-        return self.log_counts[:, None]
+    def ceiling(self) -> Tensor:
+        return self.weights[0] * self.log_counts
 
     def bound(self, histories: Tensor) -> Bound:
-        rows = len(histories)
-        return Bound(self.weights.expand(rows, 1), torch.zeros(rows), *nothing_listed())
+        return Bound(*nothing_listed())

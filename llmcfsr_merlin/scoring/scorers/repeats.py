@@ -9,7 +9,7 @@ from llmcfsr_merlin.config.scorer_settings import RepeatSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scorer
-from llmcfsr_merlin.scoring.search.bound import Bound, largest_by_key
+from llmcfsr_merlin.scoring.search.bound import Bound
 
 RECENCY = 0.8  # decay per step into the past, as in the scorer `transitions`
 _GRID = (-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0)
@@ -72,5 +72,6 @@ class RepeatScorer(Scorer[RepeatSettings]):
         values = torch.einsum("f,fbl->bl", self.weights, self._of(histories, histories))
         rows = torch.arange(len(histories))[:, None]
         real = histories >= FIRST_ITEM
-        listed = largest_by_key((rows * self.shape.n_items + histories)[real], values[real])
-        return Bound(torch.zeros(len(histories), 0), torch.zeros(len(histories)), *listed)
+        keys, values = (rows * self.shape.n_items + histories)[real], values[real]
+        once, place = torch.unique(keys, return_inverse=True)
+        return Bound(once, values.new_zeros(len(once)).scatter(0, place, values))  # the same at each of its steps

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from llmcfsr_merlin.config.scorer_settings import TransitionSettings
 from llmcfsr_merlin.dataset.catalogue_order import ascending_share
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
-from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Report, Scorer, Shape
+from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.content import unit_vectors
 from llmcfsr_merlin.scoring.scorers.transition_counts import BACKWARD, count_transitions
 from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on, fits
@@ -175,7 +174,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
         sums = sums.scatter_add(1, self.next_items[histories].long().flatten(1), weights.flatten(1))
         return sums.mul(100).log1p()
 
-    def tables(self, known: Scorer | None, folder: Path, report: Report) -> dict[str, Tensor]:
+    def tables(self) -> dict[str, Tensor]:
         """Who borrows from whom, where that counts."""
         names = ("borrowers", "lenders", "cosines")
         return dict(zip(names, (part.cpu() for part in self.borrowers))) if self.borrows else {}
@@ -184,24 +183,24 @@ class TransitionScorer(Scorer[TransitionSettings]):
         borrowers, lenders, cosines = (tables[name] for name in ("borrowers", "lenders", "cosines"))
         self._borrowers, self._given = (borrowers, lenders, cosines), True
 
-    def bound_columns(self) -> Tensor:
-        """The cosine by which an item borrows at most."""
-        column = torch.zeros(self.shape.n_items, int(self.borrows))
-        if self.borrows:
-            without, _, cosines = self.borrowers
-            column[without, 0] = cosines.amax(1)
-        return column
-
     def bound(self, histories: Tensor) -> Bound:
         """Exact for what follows the history, a bound for what borrows from that."""
-        rows, n_items = len(histories), self.shape.n_items
+        n_items = self.shape.n_items
         weights = self._decayed(histories).flatten(1)
         row, place = weights.nonzero(as_tuple=True)
         keys, sums = sum_by_key(row * n_items + self.next_items[histories].flatten(1)[row, place], weights[row, place])
         own = sums.mul(100).log1p()
-        most = torch.zeros(rows).scatter_reduce(0, keys // n_items, own, "amax")
-        query = most[:, None] * self.weights[1].clamp_min(0) if self.borrows else torch.zeros(rows, 0)
-        return Bound(query, torch.zeros(rows), keys, self.weights[0] * own, own=own)
+        return Bound(keys, self.weights[0] * own, own=own)
+
+    def add_bound(self, bound: Bound, row: int, total: Tensor) -> None:
+        """What borrows gets the largest of the row at most, times its largest cosine."""
+        if self.borrows and bound.own is not None:
+            first = row * self.shape.n_items
+            own = slice(*torch.searchsorted(bound.keys, torch.tensor([first, first + self.shape.n_items])).tolist())
+            without, _, cosines = self.borrowers
+            if own.start < own.stop and len(without):
+                most = bound.own[own].amax() * self.weights[1].clamp_min(0)
+                total.index_add_(0, without, cosines[:, 0] * most)
 
     def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
         first = row * self.shape.n_items

@@ -1,27 +1,28 @@
 """What a scorer can tell of all items without scoring them: the interface between scorers and the search."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from llmcfsr_merlin.scoring.search.rounded import Query
+
 
 class Bound(NamedTuple):
-    """For row b and item i, at least the weighted score of i:
+    """For row b and item i, at least the weighted score of i is
 
-        <query[b], columns[i]> + constant[b] + (lift of b and i, if listed) + dense[b, i]
+        ceiling[i] + (lift of b and i, if listed) + what Scorer.add_bound adds
 
-    query: float [B, D] for the scorer's `bound_columns`, float [V, D]. keys: int64 [N], b * V + i of listed items,
-    ascending, each once; lifts: float [N]. dense: float [B, V] or None. proven: bool [B], whether it holds for sure
-    (None: all). own: float [N], what the scorer needs of the listed items to score them, or None.
+    ceiling: Scorer.ceiling, float [V]. keys: int64 [N], b * V + i of listed items, ascending, each once; lifts: float
+    [N]. dense: float [B, V] or None, what add_bound adds by default. asked, own: for the scorer's own methods, what it
+    asks rounded vectors in each row, and a tensor.
     """
 
-    query: Tensor
-    constant: Tensor
     keys: Tensor
     lifts: Tensor
     dense: Tensor | None = None
-    proven: Tensor | None = None
+    asked: Sequence[Query] = ()
     own: Tensor | None = None
 
 
@@ -36,12 +37,6 @@ def value_of(keys: Tensor, values: Tensor, wanted: Tensor) -> Tensor:
 def nothing_listed() -> tuple[Tensor, Tensor]:
     """keys and lifts of a scorer that lists no item."""
     return torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-
-
-def largest_by_key(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys once each, ascending, with the largest of their values."""
-    once, place = torch.unique(keys, return_inverse=True)
-    return once, values.new_full((len(once),), -torch.inf).scatter_reduce(0, place, values, "amax")
 
 
 def sum_by_key(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

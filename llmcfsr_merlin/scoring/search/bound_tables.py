@@ -1,44 +1,30 @@
 """The tables of the scorers' bounds on disk: safetensors beside a sealed model, memory-mapped when they are read."""
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors, sha256_file, write_json
+from llmcfsr_merlin.runtime.progress import announced
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 
 TABLES, SEAL = "search.safetensors", "search.json"
+FORMAT = 2  # format 1: tables of nearest items
 
 
-def write_tables(
-    model: Ensemble,
-    folder: Path,
-    scratch: Path,
-    known: Ensemble | None = None,
-    report: Callable[[int, int], None] = lambda done, of: None,
-) -> None:
-    """Build the tables of a model and write them into `folder`; nothing if its scorers have none.
-
-    scratch: a folder (created, removed when all is done) where an interrupted build goes on. known: a model with tables
-    whose items are the leading ones of `model`, with the same vectors: only what is new is compared.
-    """
-    tensors: dict[str, Tensor] = {}
+def write_tables(model: Ensemble, folder: Path) -> None:
+    """Build the tables of a model and write them into `folder`; nothing if its scorers have none."""
+    tensors: dict[str, torch.Tensor] = {}
     for name, part in model.scorers.items():
-        before = None if known is None else known.scorers.get(name)
-        (scratch / name).mkdir(parents=True, exist_ok=True)
-        with torch.inference_mode():
-            made = part.tables(before, scratch / name, report)
-        tensors |= {f"{name}/{key}": tensor.contiguous() for key, tensor in made.items()}
+        with torch.inference_mode(), announced(f"tables of the shortlist: {name}"):
+            tensors |= {f"{name}/{key}": tensor.contiguous() for key, tensor in part.tables().items()}
     if tensors:
         save_tensors(tensors, folder / TABLES)
-        write_json(folder / SEAL, {"sha256": sha256_file(folder / TABLES), "items": model.shape.n_items})
-    shutil.rmtree(scratch, ignore_errors=True)
+        seal = {"format": FORMAT, "items": model.shape.n_items, "sha256": sha256_file(folder / TABLES)}
+        write_json(folder / SEAL, seal)
 
 
 def take_tables(model: Ensemble, folder: Path) -> bool:
@@ -46,6 +32,8 @@ def take_tables(model: Ensemble, folder: Path) -> bool:
     if not (folder / SEAL).is_file():
         return False
     seal = json.loads((folder / SEAL).read_text())
+    if seal.get("format") != FORMAT:
+        raise InputError(f"{folder / TABLES} is of another version of this package: export again")
     if seal["items"] != model.shape.n_items or sha256_file(folder / TABLES) != seal["sha256"]:
         raise InputError(f"{folder / TABLES} is damaged or belongs to another model: export again")
     tensors = load_file(str(folder / TABLES))
@@ -54,13 +42,3 @@ def take_tables(model: Ensemble, folder: Path) -> bool:
         if own:
             part.take_tables(own)
     return True
-
-
-def extends(model: Ensemble, known: Ensemble) -> bool:
-    """Whether the items of `known` are the leading ones of `model`, by their vectors."""
-    pairs = [(getattr(model.vectors, name), getattr(known.vectors, name)) for name in ("semantic", "lexical")]
-    return all(
-        (new is None and old is None)
-        or (new is not None and old is not None and len(old) <= len(new) and torch.equal(new[: len(old)], old))
-        for new, old in pairs
-    )
