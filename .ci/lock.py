@@ -36,13 +36,18 @@ def main(python: str, path: Path) -> None:
     pins = {name: pin for name, pin in pins.items() if name not in NOT_PINNED}
     old = [line for line in path.read_text().splitlines() if "==" in line and here not in line]
     others = {_name(line): line.removesuffix(there) for line in old}  # a pin without a marker is the other Python's too
-    lines = [pin if others.get(name) == pin else pin + here for name, pin in pins.items()]
-    lines += [pin + there for name, pin in others.items() if pins.get(name) != pin]
+    same = {name for name, pin in pins.items() if _version(pin) == _version(others.get(name, ""))}
+    lines = [pin if name in same else pin + here for name, pin in pins.items()]
+    lines += [pin + there for name, pin in others.items() if name not in same]
     path.write_text(HEADER.format(pythons=pythons, name=path.name) + "\n".join(sorted(lines, key=str.lower)) + "\n")
 
 
 def _name(line: str) -> str:
     return line.split("==")[0].strip().lower().replace("_", "-").replace(".", "-")
+
+
+def _version(line: str) -> str:
+    return line.partition("==")[2]
 
 
 if __name__ == "__main__":
