@@ -3,6 +3,7 @@
 import json
 import time
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -124,17 +125,23 @@ def test_start_and_end_hold_for_dates_in_digits(tmp_path):
         run(tmp_path / "b", interactions=path, end="2017-12-31")
 
 
+def write_frame(frame: pd.DataFrame, path: Path) -> None:
+    """In the format that the name ends with."""
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_parquet(path)
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_moments_of_one_second_keep_their_order_and_are_no_duplicates(kind, tmp_path):
     frame = pd.DataFrame({"user_id": "u", "item_id": list("abcda"),
                           "timestamp": [1_600_000_000_000 + ms for ms in (900, 100, 500, 1000, 901)]})  # fmt: skip
     path = tmp_path / f"log.{kind}"
-    if kind == "csv":
-        frame.to_csv(path, index=False)
-    elif kind == "jsonl":
-        frame.to_json(path, orient="records", lines=True)
-    else:
-        frame.assign(timestamp=pd.to_datetime(frame["timestamp"], unit="ms")).to_parquet(path)
+    typed = frame.assign(timestamp=pd.to_datetime(frame["timestamp"], unit="ms"))
+    write_frame(typed if kind == "parquet" else frame, path)
     counts, log, _ = run(tmp_path / "out", interactions=str(path), duplicates="drop")
     assert counts["duplicates_dropped"] == 0
     assert "".join(log.sort_values([TIME, SUBSECOND, ROW])[ITEM]) == "bcaad"
@@ -225,12 +232,7 @@ def test_a_column_orders_what_happened_at_one_time(kind, tmp_path):
     frame = pd.DataFrame({"user_id": "u", "item_id": list("abcde"), "timestamp": [1_600_000_000] * 4 + [1_500_000_000],
                           "line": [3, 1, 2, 10, 99]})  # fmt: skip
     path = tmp_path / f"log.{kind}"
-    if kind == "csv":
-        frame.to_csv(path, index=False)
-    elif kind == "jsonl":
-        frame.to_json(path, orient="records", lines=True)
-    else:
-        frame.to_parquet(path)
+    write_frame(frame, path)
     log = run(tmp_path / "out", interactions=str(path), columns={"tie": "line"})[1]
     assert "".join(log.sort_values([TIME, SUBSECOND, ROW])[ITEM]) == "ebcad"
     assert set(log[TIME]) == {1_600_000_000, 1_500_000_000}
