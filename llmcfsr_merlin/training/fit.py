@@ -83,14 +83,14 @@ def fit_model(
     context = FitContext(work, partial(procedure, training), report, device=device)
     if warm is not None:
         context = replace(context, start=warm.model.to(device).scorers)
-    fitted = Ensemble.fit(model, dataset, context)
+    fitted = Ensemble.fit(model, dataset, context).to(device)  # a Trainer moves its network there alone
     fitted.history_rule = history_rule(exclude_history)
     _warn_of_rest(train, context.history, report)
     if warm is not None and not warm.calibrate:
         fitted.set_weights(warm.model.weights)
         fitted.history_weights = warm.model.history_weights
     elif len(fitted.features) > 1:
-        batches = ValidationBatches(valid, ranked_users(dataset.shape.n_items), fitted.to(device).device)
+        batches = ValidationBatches(valid, ranked_users(dataset.shape.n_items), fitted.device)
         counts = dataset.train_counts
         weights = calibrate(
             fitted, batches, counts < tail_item, train.tail_tolerance, exclude_history, counts == 0,

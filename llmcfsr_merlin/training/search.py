@@ -21,7 +21,6 @@ from llmcfsr_merlin.dataset.names import LEXICAL, SCHEMA, SPLITS, VECTORS, VOCAB
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.files import remove, remove_temporary
 from llmcfsr_merlin.runtime.lock import run_lock
-from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.runtime.ownership import claim_results
 from llmcfsr_merlin.runtime.stage import Manifest, hash_json, write_json
 from llmcfsr_merlin.training.calibration import ValidationBatches, ndcg, validation_ranks
@@ -98,7 +97,6 @@ def try_on_validation(config: Config, dataset: Dataset, work: Path) -> dict:
         report=lambda line: _log.info("  %s", line),
     )  # fmt: skip
     shutil.rmtree(work)
-    model.to(choose_device(config.train.device))  # one without weights to calibrate has not been there as a whole
     batches = ValidationBatches(dataset.files("valid"), config.evaluate.batch_size, model.device)
     model.prepare(bulk=True)
     targets, found = validation_ranks(model, batches, [tuple(model.weights.values())])

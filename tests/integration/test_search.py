@@ -94,6 +94,6 @@ def test_a_space_that_does_not_fit(config, run, space, message):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_network_alone_is_tried_on_a_gpu(config, run, tmp_path):
-    """Nothing of it is calibrated, which is what brings a model of several scorers to the device as a whole."""
+    """Nothing of it is calibrated: the Trainer brings the network to the device, and who brings the rest?"""
     found = module.try_on_validation(config, Dataset.load(run).without_test(), tmp_path / "work")
     assert found["ndcg@10"] == pytest.approx(found["network ndcg@10"], abs=0.05) and found["epochs"] == 2
