@@ -12,14 +12,24 @@ from hypothesis import strategies as st
 
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SEQUENCES, SPLITS, SUBSECOND, TIME, TRAIN_COUNT, USER
+from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SEQUENCES, SPLITS, SUBSECOND, TIED, TIME, TRAIN_COUNT, USER
 from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import read_schema
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.evaluation.cases import read_cases, write_cases
 from llmcfsr_merlin.runtime.engine import Engine
 from llmcfsr_merlin.runtime.errors import InputError
-from tests.property.test_prepare import SINGLE, SMALL, cluster, content, in_memory, logs, read, write_log  # noqa: F401
+from tests.property.test_prepare import (  # noqa: F401
+    SINGLE,
+    SMALL,
+    cluster,
+    content,
+    in_memory,
+    logs,
+    marks,
+    read,
+    write_log,
+)
 from tests.property.test_prepare import reference as filtered
 
 START = 1_000_000_000  # 2001: a log of positions is refused
@@ -43,6 +53,9 @@ def reference(log: pd.DataFrame, config: PrepareConfig) -> dict[str, list]:
             asked = [place for place, segment in enumerate(segments) if segment == number and segments[0] < number]
             asked = {"last": asked[-1:], "first": asked[:1], "all": asked}[config.targets]
             rows[SPLITS[number]] += [(user, items[: place + 1]) for place in asked]
+    same = marks(kept)
+    rows |= {f"{SEQUENCES} {TIED}": [same[user] for user, *_ in rows[SEQUENCES]]}
+    rows |= {f"train {TIED}": [same[user][: len(items)] for user, items in rows["train"]]}
     return rows | {"cut": [log[TIME].min(), valid, test]}
 
 
@@ -69,6 +82,9 @@ def check(log: pd.DataFrame, config: PrepareConfig, tmp: Path, parts: int, rows:
     sequences = read(out, SEQUENCES)
     assert sequences[ITEM].map(list).tolist() == [[code[i] for i in items] for _, items, _ in expected[SEQUENCES]]
     segments = [marks for *_, marks in expected[SEQUENCES]]
+    assert sequences[TIED].map(list).tolist() == expected[f"{SEQUENCES} {TIED}"]
+    train = [[False, *same[-long:][1:]] for same in expected[f"train {TIED}"]]
+    assert read(out, "train")[TIED].map(list).tolist() == train
     assert sequences["train_items"].tolist() == [marks.count(0) for marks in segments]
     assert sequences["valid_items"].tolist() == [len(marks) - marks.count(2) for marks in segments]
     seen = [item for _, items, marks in expected[SEQUENCES] for item, mark in zip(items, marks) if mark == 0]
@@ -187,10 +203,13 @@ def test_dates_are_days_in_utc(tmp_path):
     schema = read_schema(tmp_path / "out" / "schema.pbtxt")
     assert schema[ITEM].int_domain.max == 5 and schema[ITEM].value_count.max == 51
     for split in SPLITS:
-        assert pq.read_schema(next((tmp_path / "out" / split).iterdir())).names == schema.column_names
+        names = pq.read_schema(next((tmp_path / "out" / split).iterdir())).names
+        assert names == schema.column_names + ([TIED] if split == "train" else [])
     vocabulary = pd.read_parquet(tmp_path / "out" / "vocabulary.parquet").set_index("code")[ITEM]
     found = {
-        split: [(user, "".join(vocabulary[list(codes)])) for user, codes in read(tmp_path / "out", split).values]
+        split: [
+            (row[USER], "".join(vocabulary[list(row[ITEM])])) for _, row in read(tmp_path / "out", split).iterrows()
+        ]
         for split in SPLITS
     }
     assert found == {

@@ -35,6 +35,13 @@ def moments(xp: ModuleType, user: Array, time: Array, subsecond: Array | None) -
     return xp.cumsum(new, dtype="int32")
 
 
+def tied(xp: ModuleType, moment: Array) -> Array:
+    """Whether an interaction has the user and time of the one before it, bool, from the moments of sorted rows."""
+    found = xp.zeros(len(moment), bool)
+    found[1:] = moment[1:] == moment[:-1]
+    return found
+
+
 def tied_last(xp: ModuleType, user: Array, moment: Array) -> tuple[int, int]:
     """Users whose last two, and whose last three, interactions share one time; every user has at least three."""
     last = xp.concatenate([xp.flatnonzero(user[1:] != user[:-1]), xp.full(1, len(user) - 1, "int64")])
