@@ -136,13 +136,15 @@ def _pairs(steps: Steps, n_items: int) -> list[scipy.sparse.csr_matrix]:
         tied = moment[distance:] == moment[:-distance]
         for entries, some in zip(found, (pair & ~tied, pair & tied)):
             entries.append((np.full(some.sum(), distance**-0.5, np.float32), earlier[some], later[some]))
-    tables = []
-    for entries in found:
-        weight, *places = (
-            (np.concatenate(part) for part in zip(*entries)) if entries else (np.zeros(0, np.float32),) * 3
-        )
-        tables.append(scipy.sparse.csr_matrix((weight, places), (n_items, n_items), dtype=np.float32))
-    return tables
+    return [_table(entries, n_items) for entries in found]
+
+
+def _table(entries: list[tuple[np.ndarray, ...]], n_items: int) -> scipy.sparse.csr_matrix:
+    """[V, V], from pieces of (values, rows, columns); the values of one place are added."""
+    if not entries:
+        return scipy.sparse.csr_matrix((n_items, n_items), dtype=np.float32)
+    values, *places = (np.concatenate(part) for part in zip(*entries))
+    return scipy.sparse.csr_matrix((values, places), (n_items, n_items))
 
 
 def largest_of_each_row(table: scipy.sparse.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
