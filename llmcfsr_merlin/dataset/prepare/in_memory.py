@@ -221,18 +221,21 @@ class InMemory:
         return people, tables, parts, Written.of(xp, rows, first, segment, codes, parts)
 
     def _drop(
-        self, title: str, rows: int, *, number: int, keep: Array | None, min_user: int, raw: bool
+        self, title: str, rows: int, *, number: int, keep: Array | None, min_user: int, raw: bool, train: bool
     ) -> tuple[Array, int, int]:
         """A Round of filters.py over the whole arrays; self.at: the rows that are left, None for all."""
         with self._step(title, rows):
-            size = len(self.users)
-            of_item, both = survivors(self.xp, self.users, self.items, len(self.user_ids), keep, min_user, raw)
+            size, counted = len(self.users), None
+            if train and self.cut is not None:
+                counted = self.cut.segments(self.time if self.at is None else self.time[self.at]) == 0
+            of_item, both = survivors(self.xp, self.users, self.items, len(self.user_ids), keep, min_user, raw, counted)
             by_item = size - int(of_item.sum())
             left = int(both.sum())
             if left < size:
                 self.at = self.xp.flatnonzero(both) if self.at is None else self.at[both]
                 self.users, self.items = self.users[both], self.items[both]
-            return count(self.xp, self.items, self.distinct_items), by_item, size - by_item - left
+            items = self.items if counted is None else self.items[counted[both]]
+            return count(self.xp, items, self.distinct_items), by_item, size - by_item - left
 
     def _reads(self) -> list[Chunk]:
         """The partitions joined, as far as the ids of one column stay below the limit of a column."""
