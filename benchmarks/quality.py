@@ -30,6 +30,7 @@ CLOSED_FORM = ("popularity", "item_knn", "ease")  # the same for every seed
 MODELS = (
     *CLOSED_FORM, "gru4rec", "sasrec", "llm_init", "alphafuse", "llm_esr", "llm_cfsr", "bert4rec", "llmemb",
     "two_tower_ssl", "sasrec_prefix", "bsarec", "cl4srec", "caser", "asrep", "s3rec", "melt", "cities",
+    "emkd",
 )  # fmt: skip
 _NETWORK = "model.scorers.network"
 # llm_cfsr with one part taken away or added.

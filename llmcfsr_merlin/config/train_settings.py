@@ -23,7 +23,7 @@ class TrainConfig(Section):
     masked items, segments and attributes, read both ways); plain (MELT: without enhance_users and enhance_items, to its
     best epoch). An update does without it."""
     attributes: tuple[str, ...] = ("categories", "brand")
-    """Columns of the items, texts or lists of texts, whose values pretrain=attributes predicts."""
+    """Columns of the items, texts or lists of texts, whose values pretrain=attributes and copies predict."""
     samples: Literal["sequences", "prefixes"] = "sequences"
     """Samples of an epoch. sequences: each training sequence, of which every item but the first is predicted (or
     some are masked); prefixes: each prefix of each sequence, of which the last item is predicted (BSARec,
@@ -41,7 +41,10 @@ class TrainConfig(Section):
     bce_negatives: int = Field(1, ge=1)
     """Number of uniform negatives per target, whose losses are averaged (bce)."""
     mask: float = Field(0.3, gt=0, lt=1)
-    """Share of the items that bert4rec masks in training."""
+    """Share of the items that bert4rec and emkd mask in training."""
+    copies: int = Field(0, ge=0)
+    """Masked copies of each sequence by which the encoders of backbone emkd learn, each its items and attributes, and
+    from each other, in place of train.loss (EMKD); 0: train.loss of their summed scores."""
     align: float = Field(0.0, ge=0)
     """Weight of the contrastive loss between the two views of the batch's items (or align_to's table)."""
     align_to: str | None = None

@@ -94,7 +94,7 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
     inputs = {f"{up}prepare": [VOCABULARY, SCHEMA, "train/", "valid/"]}
     if config.model.reads:
         inputs[f"{up}embed"] = [VECTORS, LEXICAL]
-    if config.train.pretrain == "attributes":
+    if config.train.pretrain == "attributes" or config.train.copies:
         inputs[f"{up}ingest"] = [f"{ITEMS}/"]
     if teacher:
         inputs[f"{up}{BASELINES}/{teacher.name}"] = [MODEL_CONFIG, MODEL_WEIGHTS]

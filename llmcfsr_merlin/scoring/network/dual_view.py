@@ -15,7 +15,7 @@ from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.attention import CrossAttention, Packing, PairFusion
-from llmcfsr_merlin.scoring.network.backbones import POST_NORM_EPSILON, Backbone, block_class
+from llmcfsr_merlin.scoring.network.backbones import Backbone, block_class
 from llmcfsr_merlin.scoring.network.item_views import MASK, ItemViews
 from llmcfsr_merlin.scoring.network.prior_items import with_prior_items
 from llmcfsr_merlin.scoring.network.tail_maps import TailMaps
@@ -50,7 +50,7 @@ class DualViewNetwork(nn.Module):
         if self.left_padded and dual:
             raise InputError(f"backbone {config.backbone} reads padding: expected one view, found two")
         self.position: nn.Embedding | None = None
-        self.norm: nn.LayerNorm | None = None
+        self.norm: nn.Module | None = None
         if not backbone.PLAIN:
             self.position = nn.Embedding(max_length + self.masked, hidden)
             nn.init.normal_(self.position.weight, std=0.02)
@@ -64,7 +64,7 @@ class DualViewNetwork(nn.Module):
         between = config.layers - 1 if dual and config.fuse_sequence else 0
         self.fuse_sequence = nn.ModuleList(cross() for _ in range(between))
         if not backbone.PLAIN:
-            self.norm = nn.LayerNorm(hidden, eps=POST_NORM_EPSILON if self.post_norm else 1e-5)
+            self.norm = backbone.outer_norm(hidden)
         pair = dual and config.fuse_prediction
         self.fuse_user = PairFusion(hidden, heads) if pair else None
         self.fuse_candidate = PairFusion(hidden, heads) if pair else None
