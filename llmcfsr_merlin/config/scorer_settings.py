@@ -51,6 +51,8 @@ class NetworkSettings(Section):
     """Cross-attention between the views between the encoder's blocks."""
     fuse_prediction: bool = False
     """Cross-attention between the views of the user state and of each candidate."""
+    freeze_items: bool = False
+    """The item table stays as train.pretrain left it (SAID); needs views=[collaborative]."""
     tail_maps: bool = False
     """Two linear maps that train.enhance_users and train.enhance_items train (MELT), one of which is added to the state
     of a short history; needs views=[collaborative]."""
@@ -77,8 +79,8 @@ class NetworkSettings(Section):
                 "views must be [collaborative, semantic], or one of collaborative, semantic, null_space, "
                 f"found {list(self.views)}"
             )
-        if self.tail_maps and self.views != ("collaborative",):
-            raise ValueError(f"tail_maps needs views=[collaborative], found {list(self.views)}")
+        if (self.tail_maps or self.freeze_items) and self.views != ("collaborative",):
+            raise ValueError(f"tail_maps and freeze_items need views=[collaborative], found {list(self.views)}")
         if self.cross_attention == "replace" and self.hidden % 2:
             raise ValueError(f"hidden ({self.hidden}) must be even for cross_attention=replace, which has two heads")
         if self.hidden % self.heads:

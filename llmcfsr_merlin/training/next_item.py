@@ -17,6 +17,7 @@ from llmcfsr_merlin.training.checkpoints import whole_checkpoints
 from llmcfsr_merlin.training.context_inference import infer_rows
 from llmcfsr_merlin.training.data_parallel import fit_in_processes
 from llmcfsr_merlin.training.distillation import Distillation, similar_users
+from llmcfsr_merlin.training.language_pretraining import pretrain_on_language
 from llmcfsr_merlin.training.losses.mutual_distillation import MutualDistillation
 from llmcfsr_merlin.training.objective import Auxiliary
 from llmcfsr_merlin.training.procedures import Training, fit_of
@@ -43,6 +44,8 @@ def _train(training: Training, network: DualViewNetwork, trainer: str) -> list[d
         training = pretrain_reversed(training, network, fit)
     elif settings.pretrain == "attributes":
         pretrain_on_attributes(training, network)
+    elif settings.pretrain in ("texts", "interests"):
+        pretrain_on_language(training, network)
     if settings.distil:
         distillation = _distillation(training, network)
     if settings.enhance_users or settings.enhance_items:

@@ -82,6 +82,8 @@ class DualViewNetwork(nn.Module):
             for weight in self.parameters():
                 if weight.dim() > 1:
                     nn.init.xavier_normal_(weight)
+        if config.freeze_items:
+            self.items.requires_grad_(False)
         alone = config.model_copy(update={"prior_items": 0})
         self.backwards = DualViewNetwork(alone, n_items, max_length, vectors) if config.prior_items else None
         if self.backwards is not None:
@@ -112,7 +114,8 @@ class DualViewNetwork(nn.Module):
         ours, state = self.state_dict(), {**other.state_dict()}
         state.pop("items.confidence", None)
         for table in {"items.collaborative.weight", "output.weight"} & state.keys() & ours.keys():
-            state[table] = torch.where(state[table].any(1, keepdim=True), state[table], ours[table])
+            if not self.config.freeze_items:  # a frozen row stays what it was initialised with, which is worth less
+                state[table] = torch.where(state[table].any(1, keepdim=True), state[table], ours[table])
         missing, unexpected = self.load_state_dict(state, strict=False)
         if unexpected or set(missing) - {"items.confidence"}:
             raise ValueError(f"expected a network of the same settings, {(missing, unexpected)} differ")

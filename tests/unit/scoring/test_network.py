@@ -14,7 +14,7 @@ from tests.models import model_config, random_model
 ROWS, LENGTH, DIMENSION = 60, 12, 16
 IDS_ONLY = (
     "sasrec", "bert4rec", "gru4rec", "bsarec", "sasrec_prefix", "cl4srec", "caser", "asrep", "s3rec", "melt", "cities",
-    "emkd",
+    "emkd", "said", "tslrec",
 )  # fmt: skip
 LEVELS = ("fuse_embedding", "fuse_sequence", "fuse_prediction")
 VARIANTS = {
