@@ -11,11 +11,11 @@ from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.text.encoder import TextEncoder
 from llmcfsr_merlin.text.language_models import ModelSource, load_causal_model, load_tokenizer, resolve
-from llmcfsr_merlin.training.item_texts import item_texts
 from llmcfsr_merlin.training.language_steps import take_steps
 from llmcfsr_merlin.training.preference_parsing import Parser, categories_of, principal, samples_of
 from llmcfsr_merlin.training.procedures import Training
 from llmcfsr_merlin.training.text_generation import Writer, scaled
+from llmcfsr_merlin.training.texts_by_id import item_texts
 
 _TABLE = "table.safetensors"
 _TEXT = 48  # most tokens of a text that is written

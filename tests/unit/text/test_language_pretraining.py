@@ -17,11 +17,11 @@ from llmcfsr_merlin.scoring.scorer import ItemVectors
 from llmcfsr_merlin.text.encoder import TextEncoder
 from llmcfsr_merlin.text.language_models import load_causal_model, load_tokenizer, resolve
 from llmcfsr_merlin.training import language_pretraining, language_steps, next_item
-from llmcfsr_merlin.training.item_texts import item_texts
 from llmcfsr_merlin.training.language_pretraining import pretrain_on_language
 from llmcfsr_merlin.training.preference_parsing import LATEST, Parser, categories_of, samples_of
 from llmcfsr_merlin.training.procedures import Training
 from llmcfsr_merlin.training.text_generation import Writer
+from llmcfsr_merlin.training.texts_by_id import item_texts
 from tests.unit.text.conftest import catalogue
 from tests.worlds import write_ingest
 
