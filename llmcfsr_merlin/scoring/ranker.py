@@ -10,6 +10,7 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.search.best_items import Found, Search
+from llmcfsr_merlin.scoring.search.estimated import best_by_estimates
 
 _BLOCK, _BLOCKS_FROM = 128, 16  # items of a block; blocks for each place, from which on it is faster
 _SPARE = 32  # positions beyond k that are checked for ties
@@ -123,6 +124,17 @@ class Ranker:
         return found
 
     def _of_all(self, histories: Tensor, k: int, blocked: Tensor | None) -> Found:
+        nearly = best_by_estimates(self.model, histories, k, blocked) if len(histories) and k else None
+        if nearly is None:
+            return self._by_scores(histories, k, blocked)
+        items, scores, proven = nearly
+        if not bool(proven.all()):
+            rows = (~proven).nonzero()[:, 0]
+            again = self._by_scores(histories[rows], k, None if blocked is None else blocked[rows])
+            items[rows], scores[rows] = again.items, again.scores
+        return Found(items, scores, torch.ones_like(proven))
+
+    def _by_scores(self, histories: Tensor, k: int, blocked: Tensor | None) -> Found:
         items, scores = self.best(self.scores(histories), k, blocked)
         return Found(items, scores, torch.ones(len(items), dtype=torch.bool, device=items.device))
 

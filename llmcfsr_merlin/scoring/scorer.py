@@ -33,6 +33,13 @@ class Feature(NamedTuple):
     untrained: bool = False
 
 
+class Estimate(NamedTuple):
+    """scores: float [B, V]. error: what each is off by at most."""
+
+    scores: Tensor
+    error: float
+
+
 @dataclass(frozen=True)
 class NewItems:
     """Items that no training has seen. semantic: float32 [n, D], lexical: [n, E], None if the model reads none."""
@@ -162,6 +169,15 @@ class Scorer(nn.Module, Generic[SettingsT]):
 
     def compile(self, compiler: Compiler) -> None:
         """Let a faster runtime compute parts of the score, until `prepare` is called again. Default: none."""
+
+    @property
+    def estimates(self) -> bool:
+        """Whether `estimate` is there, as it may be once compiled."""
+        return False
+
+    def estimate(self, histories: Tensor) -> Estimate:
+        """Nearly `weighted` of all items, if that is much faster: the best are scored exactly (search/estimated.py)."""
+        raise NotImplementedError
 
     def weights_changed(self) -> None:
         """Forget what was computed for other weights: they may have been set."""

@@ -2,10 +2,13 @@
 
 import json
 import os
+import queue
+import threading
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # exists only inside Triton
@@ -40,6 +43,14 @@ class Failure(Exception):
     def __init__(self, message: str, code: int):
         super().__init__(message)
         self.code = code
+
+
+class Read(NamedTuple):
+    """A request's tensors, or why it is refused. own: it is of the server itself. outputs: the names that it asks for."""
+
+    tensors: Any
+    own: bool
+    outputs: list[str]
 
 
 class StepModel:
@@ -79,16 +90,26 @@ class StepModel:
 
     def execute(self, requests: list) -> list:
         """Answer every request of the batch; an error affects only its request (malformed: INVALID_ARGUMENT)."""
-        start = time.perf_counter()
+        return self._responses(self._read_all(requests))
+
+    def _read_all(self, requests: list) -> list["Read"]:
         stopping = self._stopping is not None and os.path.exists(self._stopping)
-        results: list = [self._read(request, stopping) for request in requests]
+        return [
+            Read(self._read(request, stopping), self._is_own(request), request.requested_output_names())
+            for request in requests
+        ]
+
+    def _responses(self, requests: list["Read"]) -> list:
+        start = time.perf_counter()
+        results = [request.tensors for request in requests]
         good = [i for i, result in enumerate(results) if isinstance(result, dict)]
         for i, answer in zip(good, self._answer([results[i] for i in good])):
             results[i] = answer
-        responses = [self._respond(result) for result in results]
+        responses = [self._respond(result, request.outputs) for result, request in zip(results, requests)]
+        foreign = [result for result, request in zip(results, requests) if not request.own]
         if self._counters:
-            self._count([result for result, request in zip(results, requests) if not self._is_own(request)])
-        if self._log and not all(map(self._is_own, requests)):
+            self._count(foreign)
+        if self._log and foreign:
             rows = [len(r[self._outputs[0]]) if isinstance(r, dict) else str(r) for r in results]
             seconds = time.perf_counter() - start
             pb_utils.Logger.log_info(f"{self._name} requests={len(requests)} rows={rows} ms={1000 * seconds:.2f}")
@@ -121,17 +142,20 @@ class StepModel:
             if len(batch) > 1:
                 return [self._answer([one])[0] for one in batch]
             pb_utils.Logger.log_error(f"{self._name}: {traceback.format_exc()}")
-            return [Failure(f"step {self._name} failed: the server's log says why", pb_utils.TritonError.INTERNAL)]
+            return [self._failure()]
+
+    def _failure(self) -> Failure:
+        return Failure(f"step {self._name} failed: the server's log says why", pb_utils.TritonError.INTERNAL)
 
     def _is_own(self, request: Any) -> bool:
         return self._own_id is not None and request.request_id() == self._own_id
 
-    def _respond(self, result: steps.Result | Failure) -> Any:
+    def _respond(self, result: steps.Result | Failure, asked: Sequence[str] = ()) -> Any:
         if isinstance(result, Exception):
             code = result.code if isinstance(result, Failure) else pb_utils.TritonError.INVALID_ARG
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), code))
-        # REASONS are made for those alone who ask for them.
-        return pb_utils.InferenceResponse([pb_utils.Tensor(n, result[n]) for n in self._outputs if n in result])
+        # What nobody asked for, Triton would drop itself, but a sender does that without the GIL: the process ends.
+        return pb_utils.InferenceResponse([pb_utils.Tensor(n, result[n]) for n in asked if n in result])
 
     def _count(self, results: list[steps.Result]) -> None:
         good = [result for result in results if isinstance(result, dict)]
@@ -160,6 +184,69 @@ class StepModel:
             }
             for rows in self._run.warm_up_rows:
                 self._run([{name: np.repeat(value, rows, 0) for name, value in one.items()}])
+
+
+class JoiningModel(StepModel):
+    """Takes requests one by one and answers together those that came while the step was busy.
+
+    In place of Triton's dynamic batching, which fails every request of a batch where the lengths inside one BYTES
+    tensor lie. A request that meets an idle step waits for no other.
+    """
+
+    def initialize(self, args: dict) -> None:
+        super().initialize(args)
+        self._most_rows = max(json.loads(args["model_config"])["max_batch_size"], 1)
+        self._waiting: queue.SimpleQueue = queue.SimpleQueue()
+        self._worker = threading.Thread(target=self._work, daemon=True)
+        self._worker.start()
+
+    def execute(self, requests: list) -> list:
+        """None per request: the worker sends the responses."""
+        for request, read in zip(requests, self._read_all(requests)):
+            if isinstance(read.tensors, dict):  # copies: of what Triton frees with the request
+                read = read._replace(tensors={name: tensor.copy() for name, tensor in read.tensors.items()})
+            self._waiting.put((read, request.get_response_sender()))
+        return [None] * len(requests)
+
+    def finalize(self) -> None:
+        self._waiting.put(None)
+        self._worker.join()
+        super().finalize()
+
+    def _work(self) -> None:
+        following = self._waiting.get()
+        while following is not None:
+            taken, following = self._together(following)
+            try:
+                responses = self._responses([read for read, _ in taken])
+            except Exception:  # or nobody would be answered any more
+                pb_utils.Logger.log_error(f"{self._name}: {traceback.format_exc()}")
+                responses = [self._respond(self._failure()) for _ in taken]
+            for (_, sender), response in zip(taken, responses):
+                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            del taken, responses, sender, response
+            if following is _NOTHING:
+                following = self._waiting.get()
+
+    def _together(self, first: tuple[Read, Any]) -> tuple[list[tuple[Read, Any]], Any]:
+        """The requests of a batch, and what comes after it: the next request, None at the end, or _NOTHING yet."""
+        taken, rows = [first], _rows(first[0])
+        while True:
+            try:
+                following = self._waiting.get_nowait()
+            except queue.Empty:
+                return taken, _NOTHING
+            if following is None or rows + _rows(following[0]) > self._most_rows:
+                return taken, following
+            taken.append(following)
+            rows += _rows(following[0])
+
+
+_NOTHING = object()
+
+
+def _rows(read: Read) -> int:
+    return len(next(iter(read.tensors.values()))) if isinstance(read.tensors, dict) and read.tensors else 1
 
 
 def _counters(version: str, outputs: list[str]) -> dict[str | None, Any]:

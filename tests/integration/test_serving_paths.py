@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -221,3 +223,34 @@ def test_serve_in_the_foreground_until_a_signal(tmp_path, ending):
         process.kill()
     with pytest.raises(InputError, match="no server answers"):
         Client(http).answer([["B001"]])
+
+
+@triton
+@pytest.mark.triton
+def test_requests_that_meet_a_busy_merged_step_are_answered_together(tmp_path):
+    """And each as it would be alone: bad ones, and those that ask for less, change nothing for the others."""
+    trained = write_model(tmp_path / "train")
+    export(trained, tmp_path / "repo", ServeConfig(layout="merged", max_batch_size=8, max_top_k=50))
+    offline = Recommender.load(trained)
+    histories = [IDS[place : place + 1 + place % 5] for place in range(0, 36)]
+    wanted = offline.answer(histories, 4).items.tolist()
+
+    def ask(url: str, number: int) -> list:
+        with Client(url) as client:
+            found = []
+            for turn in range(6):
+                place = (number * 5 + turn) % len(histories)
+                if (number + turn) % 4 == 0:
+                    with pytest.raises(InputError, match="TOP_K: expected 1 to 50"):
+                        client.answer([histories[place]], 51)
+                found.append(client.answer([histories[place]], 4).items[0].tolist() == wanted[place])
+            return found
+
+    with Server(tmp_path / "repo", threads=1, log_requests=True) as server, ThreadPoolExecutor(16) as pool:
+        urls = [server.grpc_url, server.http_url] * 8
+        answers = [right for found in pool.map(ask, urls, range(16)) for right in found]
+        together = [int(count) for count in re.findall(r"recommend requests=(\d+)", server.log)]
+        with Client(server.http_url) as client:
+            assert client.answer([histories[0]] * 20, 4).items[7].tolist() == wanted[0]
+    assert len(answers) == 16 * 6 and all(answers)
+    assert 1 < max(together) <= 8

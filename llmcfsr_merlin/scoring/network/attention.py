@@ -106,10 +106,10 @@ class Attention(nn.Module):
     def forward(
         self, query: Tensor, source: Tensor, packing: Packing | None = None, real: Tensor | None = None
     ) -> Tensor:
-        projected = self.project(query, source)
         if packing is None:
             mask = None if real is None else real[:, None, None, :]
-            return self.out(self.mix(*self._split(projected), mask))
+            return self.out(self.mix(self.query(query), self.key_value(source), mask))
+        projected = self.project(query, source)
         mixed = [self._mix_group(projected, group, real is not None) for group in packing.groups]
         if len(mixed) == 1:
             return self.out(mixed[0])

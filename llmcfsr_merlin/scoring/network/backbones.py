@@ -46,6 +46,10 @@ class Backbone(nn.Module):
         """real: bool [B, T] of the positions that may be read from anywhere; None: each reads itself and the past."""
         raise NotImplementedError
 
+    def at(self, x: Tensor, places: Tensor, real: Tensor | None = None) -> Tensor:
+        """The output at one place int64 [B] of each row, [B, d]."""
+        return _taken(self(x, real=real), places).squeeze(1)
+
     def last(self, x: Tensor, real: Tensor) -> Tensor:
         """Of a left-padded block that is the last one: the state at the last place, [B, d]."""
         return self(x, real=real)[:, -1]
@@ -65,6 +69,20 @@ class Block(Backbone):
         normal = self.norm_attention(x)
         x = x + self.drop(self.attention(normal, normal, packing, real))
         return x + self.drop(self.feed(self.norm_feed(x)))
+
+    def at(self, x: Tensor, places: Tensor, real: Tensor | None = None) -> Tensor:
+        if real is None:
+            real = torch.arange(x.shape[1], device=x.device) <= places[:, None]
+        normal, attention = self.norm_attention(x), self.attention
+        query, key_value = attention.query(_taken(normal, places)), attention.key_value(normal)
+        x = _taken(x, places) + self.drop(attention.out(attention.mix(query, key_value, real[:, None, None, :])))
+        return (x + self.drop(self.feed(self.norm_feed(x)))).squeeze(1)
+
+
+def _taken(x: Tensor, places: Tensor) -> Tensor:
+    """Row b of [B, T, d] at places[b]: [B, 1, d]."""
+    # gather, not an index by rows: a traced graph would hard-code the number of rows.
+    return x.gather(1, places[:, None, None].expand(-1, 1, x.shape[-1]))
 
 
 class PostNormBlock(Backbone):

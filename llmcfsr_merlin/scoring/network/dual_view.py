@@ -5,7 +5,7 @@ modules as Transformers4Rec blocks, and both share every weight.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -154,13 +154,29 @@ class DualViewNetwork(nn.Module):
 
         State t has read items 0..t; with `real` (bool [B, T], bert4rec only) every real item.
         """
-        count = len(views)
-        shared = packing and packing.repeat(count)
-        everywhere = None if real is None else real.repeat(count, 1)
-        for depth, block in enumerate(self.blocks):
-            views = list(block(torch.cat(views), shared, everywhere).chunk(count))  # one encoder reads both views
+        views = self._before_last(views, packing, real)
+        everywhere = None if real is None else real.repeat(len(views), 1)
+        last = self.blocks[-1](torch.cat(views), packing and packing.repeat(len(views)), everywhere)
+        return self._joined(list(last.chunk(len(views))))
+
+    def encode_at(self, views: list[Tensor], places: Tensor, real: Tensor | None = None) -> Tensor:
+        """The states of `encode` at one place int64 [B] of each row, [B, views * d]: no other leaves the last block."""
+        views = self._before_last(views, None, real)
+        everywhere = None if real is None else real.repeat(len(views), 1)
+        last = cast(Backbone, self.blocks[-1]).at(torch.cat(views), places.repeat(len(views)), everywhere)
+        return self._joined(list(last.chunk(len(views))))
+
+    def _before_last(self, views: list[Tensor], packing: Packing | None, real: Tensor | None) -> list[Tensor]:
+        """What the last block reads: one encoder reads both views."""
+        shared = packing and packing.repeat(len(views))
+        everywhere = None if real is None else real.repeat(len(views), 1)
+        for depth, block in enumerate(self.blocks[:-1]):
+            views = list(block(torch.cat(views), shared, everywhere).chunk(len(views)))
             if depth < len(self.fuse_sequence):
                 views = self.fuse_sequence[depth](views, packing, real)
+        return views
+
+    def _joined(self, views: list[Tensor]) -> Tensor:
         if self.norm is not None and not self.post_norm:
             views = [self.norm(view) for view in views]
         return torch.cat(self.fuse_user(views) if self.fuse_user else views, dim=-1)
@@ -186,11 +202,8 @@ class DualViewNetwork(nn.Module):
             return self._last_states(histories)
         if self.masked:
             histories = F.pad(histories, (0, 1)).scatter(1, lengths[:, None], MASK)
-            states, last = self.encode(self.embed(histories), real=histories != PAD), lengths
-        else:
-            states, last = self.encode(self.embed(histories)), lengths.clamp_min(1) - 1
-        # gather, not an index by rows: a traced graph would hard-code the number of rows.
-        return states.gather(1, last[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
+            return self.encode_at(self.embed(histories), lengths, histories != PAD)
+        return self.encode_at(self.embed(histories), lengths.clamp_min(1) - 1)
 
     def _last_states(self, histories: Tensor) -> Tensor:
         """States of left-padded histories int64 [B, max_length], [B, d]."""

@@ -11,7 +11,8 @@ from llmcfsr_merlin.config.scorer_settings import ContentSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.compiled import Compiler, Function
-from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.scorer import Estimate, Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.scorers.rounded_cosines import ERROR, LARGEST, RoundedCosines
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 from llmcfsr_merlin.scoring.search.rounded import Rounded, round_vectors
 
@@ -49,6 +50,7 @@ class ContentScorer(Scorer[ContentSettings]):
         self._units: Tensor | None = None
         self._similarity: Tensor | None = None
         self._product: Function | None = None
+        self._cosines: RoundedCosines | None = None
         self._rounded: Rounded | None = None
 
     @classmethod
@@ -61,12 +63,28 @@ class ContentScorer(Scorer[ContentSettings]):
 
     def prepare(self, bulk: bool = False) -> None:
         """bulk: the cosines of all pairs of items are computed once if they fit in 2 GB; a GPU is faster without."""
-        self._units = self._product = None
+        self._units = self._product = self._cosines = None
         bulk = bulk and self.span is None and self.coldness.device.type == "cpu" and self.shape.n_items**2 <= _BULK
         self._similarity = self.units @ self.units.T if bulk else None
 
     def compile(self, compiler: Compiler) -> None:
-        self._product = compiler.product(self.units) if compiler.products else None
+        self._product = self._cosines = None
+        if not compiler.products:
+            return
+        if self.span is None and self.shape.n_items**2 <= LARGEST:
+            self._cosines = RoundedCosines(self.units, self.settings.match_itself)
+        else:
+            self._product = compiler.product(self.units)
+
+    @property
+    def estimates(self) -> bool:
+        return self._cosines is not None
+
+    def estimate(self, histories: Tensor) -> Estimate:
+        assert self._cosines is not None
+        weights = self.item_weights()
+        cosines = self._cosines.largest([row[row >= FIRST_ITEM] for row in histories])
+        return Estimate(weights * cosines, ERROR * float(weights.abs().max()))
 
     @property
     def units(self) -> Tensor:
@@ -193,7 +211,7 @@ class ContentScorer(Scorer[ContentSettings]):
     def append_items(self, new: NewItems) -> None:
         self.coldness = torch.cat([self.coldness, self.coldness.new_ones(new.count)])
         super().append_items(new)
-        self._units = self._similarity = self._product = self._rounded = None
+        self._units = self._similarity = self._product = self._cosines = self._rounded = None
 
     @classmethod
     def memory_bytes(cls, settings: ContentSettings, shape: Shape) -> int:
