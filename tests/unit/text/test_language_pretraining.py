@@ -152,6 +152,14 @@ def test_the_rows_that_write_the_texts_are_the_table_and_stay(world, monkeypatch
     assert not torch.equal(again.position.weight, before)
 
 
+def test_an_item_that_a_frozen_table_does_not_know_stays_at_zero(world):
+    trained, other = (network_for(world, freeze_items=True) for _ in range(2))
+    with torch.no_grad():
+        trained.items.collaborative.weight[7] = 0.0  # as a new item is appended
+    other.start_from(trained)
+    torch.testing.assert_close(other.items.collaborative.weight, trained.items.collaborative.weight)
+
+
 def test_the_vectors_of_the_tuned_model_start_the_table(world):
     training = with_settings(world, pretrain="interests", epochs=1, batch_size=8)
     network = network_for(training)
