@@ -45,7 +45,8 @@ from llmcfsr_merlin.training.memory import ranked_users
 from llmcfsr_merlin.training.search import TRIALS, search
 
 RUNS = Path("runs/quality")
-SPLITS = {"loo": [], "temporal": ["prepare.split=temporal", "prepare.targets=all"]}
+# The filters count the whole log, as papers do that filter before they split.
+SPLITS = {"loo": [], "temporal": ["prepare.split=temporal", "prepare.targets=all", "prepare.filter_by=log"]}
 Result = tuple[list[dict], dict, list[dict]]  # metric rows, what it was given and took, its trials
 
 

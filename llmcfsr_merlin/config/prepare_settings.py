@@ -18,7 +18,8 @@ class PrepareConfig(Section):
     min_item: int = Field(3, ge=1)
     """Minimum interactions per item."""
     min_sequence: int = Field(3, ge=3)
-    """Shorter sequences are dropped after filtering: leave-one-out needs train, valid and test."""
+    """Shorter sequences are dropped after filtering: leave-one-out needs train, valid and test. Not with
+    filter_by=train."""
     max_length: int = Field(50, ge=1)
     """Longest history that the model reads; older items are dropped."""
     extend: str | None = None
@@ -35,6 +36,9 @@ class PrepareConfig(Section):
     """split=temporal: test begins at this quantile of the times of all interactions."""
     targets: Literal["last", "first", "all"] = "last"
     """split=temporal: which of a user's interactions in validation, and in test, are targets."""
+    filter_by: Literal["train", "log"] = "train"
+    """split=temporal: what the filters count. train: interactions before validation; users and items that have none
+    there stay. log: all, so that who is kept also depends on what happened after the cut."""
     ties: Literal["source", "shuffle"] = "source"
     """Order of a user's interactions with equal times: as in the source, or shuffled by `seed`."""
     seed: int = Field(42, ge=0)
@@ -58,6 +62,11 @@ class PrepareConfig(Section):
                 f"valid_quantile ({self.valid_quantile}) must be below test_quantile ({self.test_quantile})"
             )
         return self
+
+    @property
+    def filters_train(self) -> bool:
+        """Whether the filters count the interactions before validation alone."""
+        return self.split == "temporal" and self.filter_by == "train"
 
     @property
     def tie_seed(self) -> int | None:

@@ -35,6 +35,8 @@ SEQUENCES = "sequences"  # prepare: part-*.parquet of USER, ITEM (list of encode
 TRAIN_ITEMS, VALID_ITEMS = "train_items", "valid_items"  # int64, in sequences of a temporal split alone: the user's
 # interactions before validation and before test; the schema's metadata has TARGETS, the setting prepare.targets
 TARGETS = "targets"
+TIED = "tied"  # list of bool beside ITEM, in sequences and train: the interaction has the time of the one before it in
+# the row. Files of earlier versions lack it: then nothing is known of ties
 SPLITS = ("train", "valid", "test")  # prepare: part-*.parquet, rows cut to the model's length (prepare/sequences.py)
 VOCABULARY = "vocabulary.parquet"  # prepare: ITEM (raw), CODE, COUNT, TRAIN_COUNT; sorted by CODE, 3, 4, ...
 # prepare, of an update: a folder with SEQUENCES and VOCABULARY of its own, in which the day is what is asked for;

@@ -7,7 +7,7 @@ from llmcfsr_merlin.dataset.names import INTERACTIONS
 from llmcfsr_merlin.runtime.engine import engine
 from llmcfsr_merlin.runtime.stage import Manifest, run_stage
 
-_TEMPORAL = {"split", "valid_from", "test_from", "valid_quantile", "test_quantile", "targets"}
+_TEMPORAL = {"split", "valid_from", "test_from", "valid_quantile", "test_quantile", "targets", "filter_by"}
 
 
 def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
@@ -33,6 +33,8 @@ def run(config: Config, run_dir: Path, *, force: bool = False) -> Manifest:
     settings = config.prepare.model_dump(mode="json", exclude=None if config.prepare.split == "temporal" else _TEMPORAL)
     if config.prepare.ties == "source":  # the key from before this setting existed: earlier runs stay valid
         del settings["ties"], settings["seed"]
+    if settings.get("filter_by") == "log":  # what was done before this setting existed
+        del settings["filter_by"]
     if previous is not None:
         earlier = Manifest.load(previous)
         earlier.check_format(previous)

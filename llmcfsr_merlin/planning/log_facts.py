@@ -57,16 +57,19 @@ class Log:
     def filtered(self, settings: PrepareConfig) -> tuple["Log", dict]:
         """What the filters of stage prepare leave, and their report; InputError if that is nothing."""
         at = np.arange(len(self.item))
+        cut = self.cut(settings) if settings.filters_train else None
+        early = np.ones(len(at), bool) if cut is None else cut.segments(self.time) == 0
 
         def drop(
-            title: str, rows: int, *, number: int, keep: np.ndarray | None, min_user: int, raw: bool
+            title: str, rows: int, *, number: int, keep: np.ndarray | None, min_user: int, raw: bool, train: bool
         ) -> tuple[np.ndarray, int, int]:
             nonlocal at
-            size = len(at)
-            of_item, both = survivors(np, self.user[at], self.item[at], self.users, keep, min_user, raw)
+            size, counted = len(at), early[at] if train else None
+            of_item, both = survivors(np, self.user[at], self.item[at], self.users, keep, min_user, raw, counted)
             at = at[both]
             by_item = size - int(of_item.sum())
-            return count(np, self.item[at], len(self.item_ids)), by_item, size - by_item - len(at)
+            items = self.item[at[early[at]] if train else at]
+            return count(np, items, len(self.item_ids)), by_item, size - by_item - len(at)
 
         _, report = apply_filters(drop, count(np, self.item, len(self.item_ids)), settings, len(self.item))
         left = replace(self, user=self.user[at], item=self.item[at], moment=self.moment[at], time=self.time[at])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from llmcfsr_merlin.config.cluster_settings import ClusterConfig
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
-from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, ROW, SPLITS, SUBSECOND, TIME, TRAIN_COUNT, USER
+from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, ROW, SPLITS, SUBSECOND, TIED, TIME, TRAIN_COUNT, USER
 from llmcfsr_merlin.dataset.prepare import prepare as features
 from llmcfsr_merlin.dataset.prepare.in_memory import InMemory, fits
 from llmcfsr_merlin.dataset.prepare.partitions import plan_chunks, read_frame
@@ -42,7 +42,8 @@ def mixed(row: int, seed: int) -> int:
 
 
 def reference(log: pd.DataFrame, config: PrepareConfig):
-    """The ten lines: sequences {user: [raw items]}, items in code order, and who ends in two and three equal times."""
+    """The ten lines: sequences {user: [raw items]}, items in code order, who ends in two and three equal times, and
+    which of the sequences' items have the time of the one before."""
     log = log.dropna(subset=[USER, ITEM])
     raw = log
     while config.filter != "none":
@@ -67,7 +68,14 @@ def reference(log: pd.DataFrame, config: PrepareConfig):
     tied = [sum(len(rows.tail(last).drop_duplicates()) == 1 for _, rows in times) for last in (2, 3)]
     counts = log[ITEM].value_counts()
     order = sorted(counts.index, key=lambda raw_id: (-counts[raw_id], raw_id))
-    return log.groupby(USER)[ITEM].agg(list).to_dict(), order, counts, tied
+    return log.groupby(USER)[ITEM].agg(list).to_dict(), order, counts, tied, marks(log)
+
+
+def marks(log: pd.DataFrame) -> dict[str, list[bool]]:
+    """Of a sorted log: whether each interaction of a user has the time of the one before it."""
+    names = [name for name in (TIME, SUBSECOND) if name in log]
+    users = ((user, rows[names].values.tolist()) for user, rows in log.groupby(USER))
+    return {user: [False, *(one == other for one, other in pairwise(times))] for user, times in users}
 
 
 def write_log(folder: Path, log: pd.DataFrame, parts: int) -> Path:
@@ -87,7 +95,7 @@ def read(out: Path, name: str) -> pd.DataFrame:
 
 def check(log: pd.DataFrame, config: PrepareConfig, tmp: Path, parts: int, rows: int, on: Engine = SINGLE) -> dict:
     """Run prepare with partitions of `rows` interactions and compare everything it wrote with the reference."""
-    expected, order, counts, tied = reference(log, config)
+    expected, order, counts, tied, same = reference(log, config)
     source = write_log(tmp / "in", log, parts)
     on.partition = rows * 160
     if len(order) < 2 or not any(len(items) > 3 for items in expected.values()):
@@ -105,7 +113,11 @@ def check(log: pd.DataFrame, config: PrepareConfig, tmp: Path, parts: int, rows:
     rows_of = [(user, [code[item] for item in items]) for user, items in sorted(expected.items())]
     sequences = read(tmp / "out", "sequences")
     assert list(zip(sequences[USER], sequences[ITEM].map(list))) == rows_of
+    assert sequences[TIED].map(list).tolist() == [same[user] for user, _ in rows_of]
     longest = config.max_length + 1
+    assert read(tmp / "out", "train")[TIED].map(list).tolist() == [
+        [False, *same[user][:-2][-longest:][1:]] for user, items in rows_of if len(items) > 3
+    ]
     for split, held_out in zip(SPLITS, (2, 1, 0)):
         cut = [(user, items[: len(items) - held_out][-longest:]) for user, items in rows_of]
         found = read(tmp / "out", split)

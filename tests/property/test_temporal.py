@@ -12,14 +12,24 @@ from hypothesis import strategies as st
 
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SEQUENCES, SPLITS, SUBSECOND, TIME, TRAIN_COUNT, USER
+from llmcfsr_merlin.dataset.names import COUNT, ITEM, ROW, SEQUENCES, SPLITS, SUBSECOND, TIED, TIME, TRAIN_COUNT, USER
 from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import read_schema
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.dataset.user_histories import read_histories
 from llmcfsr_merlin.evaluation.cases import read_cases, write_cases
 from llmcfsr_merlin.runtime.engine import Engine
 from llmcfsr_merlin.runtime.errors import InputError
-from tests.property.test_prepare import SINGLE, SMALL, cluster, content, in_memory, logs, read, write_log  # noqa: F401
+from tests.property.test_prepare import (  # noqa: F401
+    SINGLE,
+    SMALL,
+    cluster,
+    content,
+    in_memory,
+    logs,
+    marks,
+    read,
+    write_log,
+)
 from tests.property.test_prepare import reference as filtered
 
 START = 1_000_000_000  # 2001: a log of positions is refused
@@ -30,8 +40,11 @@ def reference(log: pd.DataFrame, config: PrepareConfig) -> dict[str, list]:
     valid, test = (
         int(log[TIME].quantile(share, interpolation="lower")) for share in (config.valid_quantile, config.test_quantile)
     )
-    users, items, *_ = filtered(log, config)
-    kept = log[log[USER].isin(list(users)) & log[ITEM].isin(items)]
+    if config.filter_by == "log":
+        users, items, *_ = filtered(log, config)
+        kept = log[log[USER].isin(list(users)) & log[ITEM].isin(items)]
+    else:
+        kept = filtered_by_train(log.dropna(subset=[USER, ITEM]), config, valid)
     kept = kept.sort_values([name for name in (USER, TIME, SUBSECOND, ROW) if name in kept])
     kept = kept.assign(segment=(kept[TIME] >= valid).astype(int) + (kept[TIME] >= test))
     rows: dict[str, list] = {name: [] for name in (SEQUENCES, *SPLITS)}
@@ -43,7 +56,26 @@ def reference(log: pd.DataFrame, config: PrepareConfig) -> dict[str, list]:
             asked = [place for place, segment in enumerate(segments) if segment == number and segments[0] < number]
             asked = {"last": asked[-1:], "first": asked[:1], "all": asked}[config.targets]
             rows[SPLITS[number]] += [(user, items[: place + 1]) for place in asked]
+    same = marks(kept)
+    rows |= {f"{SEQUENCES} {TIED}": [same[user] for user, *_ in rows[SEQUENCES]]}
+    rows |= {f"train {TIED}": [same[user][: len(items)] for user, items in rows["train"]]}
     return rows | {"cut": [log[TIME].min(), valid, test]}
+
+
+def filtered_by_train(log: pd.DataFrame, config: PrepareConfig, valid: int) -> pd.DataFrame:
+    """The ten lines: of those who have interactions before validation, the ones that the filter leaves there."""
+    known = left = log[log[TIME] < valid]
+    enough = {USER: set(known[USER]), ITEM: set(known[ITEM])}
+    while config.filter != "none":
+        of = known if config.filter == "one_pass" else left
+        sizes = {name: of[name].value_counts() for name in (USER, ITEM)}
+        least = {USER: config.min_user, ITEM: config.min_item}
+        enough = {name: set(size[size >= least[name]].index) for name, size in sizes.items()}
+        before, left = left, left[left[USER].isin(enough[USER]) & left[ITEM].isin(enough[ITEM])]
+        if config.filter == "one_pass" or len(left) == len(before):
+            break
+    stays = [log[name].isin(enough[name]) | ~log[name].isin(known[name]) for name in (USER, ITEM)]
+    return log[stays[0] & stays[1]]
 
 
 def check(log: pd.DataFrame, config: PrepareConfig, tmp: Path, parts: int, rows: int, memory: bool = False) -> dict:
@@ -69,6 +101,9 @@ def check(log: pd.DataFrame, config: PrepareConfig, tmp: Path, parts: int, rows:
     sequences = read(out, SEQUENCES)
     assert sequences[ITEM].map(list).tolist() == [[code[i] for i in items] for _, items, _ in expected[SEQUENCES]]
     segments = [marks for *_, marks in expected[SEQUENCES]]
+    assert sequences[TIED].map(list).tolist() == expected[f"{SEQUENCES} {TIED}"]
+    train = [[False, *same[-long:][1:]] for same in expected[f"train {TIED}"]]
+    assert read(out, "train")[TIED].map(list).tolist() == train
     assert sequences["train_items"].tolist() == [marks.count(0) for marks in segments]
     assert sequences["valid_items"].tolist() == [len(marks) - marks.count(2) for marks in segments]
     seen = [item for _, items, marks in expected[SEQUENCES] for item, mark in zip(items, marks) if mark == 0]
@@ -105,7 +140,7 @@ configs = st.builds(
     PrepareConfig, split=st.just("temporal"), filter=st.sampled_from(["k_core", "one_pass", "none"]),
     min_user=st.integers(1, 3), min_item=st.integers(1, 3), max_length=st.integers(1, 6),
     valid_quantile=st.sampled_from([0.2, 0.5, 0.8]), test_quantile=st.sampled_from([0.81, 0.9]),
-    targets=st.sampled_from(["last", "first", "all"]),
+    targets=st.sampled_from(["last", "first", "all"]), filter_by=st.sampled_from(["train", "log"]),
 )  # fmt: skip
 
 
@@ -168,6 +203,58 @@ def test_local_cluster_writes_the_same_bytes(cluster, tmp_path):  # noqa: F811
     assert found["split"] == report["split"] and content(tmp_path / "a" / "out") == content(tmp_path / "b")
 
 
+DAYS = 1_577_836_800 + 86_400 * np.arange(10)  # from 2020-01-01
+
+
+def train_rows(tmp: Path, log: pd.DataFrame, config: PrepareConfig) -> tuple[dict[str, list[str]], dict]:
+    """Raw items of each user's row of train, and the report."""
+    report = prepare(write_log(tmp / "in", log.assign(row=range(len(log))), 2), tmp / "out", config, SINGLE)
+    raw = pd.read_parquet(tmp / "out" / "vocabulary.parquet").set_index("code")[ITEM]
+    rows = read(tmp / "out", "train")
+    return {user: raw[list(codes)].tolist() for user, codes in zip(rows[USER], rows[ITEM])}, report
+
+
+@pytest.mark.parametrize("rule", ["k_core", "one_pass", "none"])
+def test_the_filters_know_nothing_of_the_future(tmp_path, rule):
+    """Two logs that differ after the cut: one of the past alone would keep what either keeps of it."""
+    random = np.random.default_rng(0)
+    log = pd.DataFrame({
+        USER: [f"u{x}" for x in random.zipf(1.4, 600) % 60], ITEM: [f"i{x}" for x in random.zipf(1.4, 600) % 50],
+        TIME: random.choice(DAYS, 600) + np.arange(600),
+    })  # fmt: skip
+    late = log[TIME] >= DAYS[6]
+    other = log.assign(**{ITEM: np.where(late, "j" + log[ITEM].str[1:], log[ITEM])})[~late | (random.random(600) < 0.5)]
+    config = PrepareConfig(split="temporal", filter=rule, valid_from="2020-01-07", test_from="2020-01-09")
+    (rows, report), (found, _) = (train_rows(tmp_path / name, of, config) for name, of in (("a", log), ("b", other)))
+    assert rows == found and len(rows) > 5
+    dropped = [entry["items"] + entry["users"] for entry in report["filter"]]
+    assert (sum(dropped) > 0) == (rule != "none") and report["min_sequence"] == 0
+    assert report["rows_in"] - sum(dropped) == report["interactions"]
+    config = config.model_copy(update={"filter_by": "log"})
+    assert train_rows(tmp_path / "c", log, config)[0] != train_rows(tmp_path / "d", other, config)[0] or rule == "none"
+
+
+def test_who_stays_when_the_filters_count_the_training_part(tmp_path):
+    """a and b have x and y twice before the cut. z is rare there, so that its later events fall too; n is new, and
+    stays, though it comes once. c is new as well; d came once before and is gone with all that follows."""
+    past = [("a", "x", 0), ("a", "y", 1), ("b", "x", 1), ("b", "y", 2), ("a", "z", 2), ("d", "x", 3)]
+    late = [("a", "z", 6), ("a", "n", 7), ("b", "x", 6), ("b", "n", 8), ("c", "y", 6), ("c", "x", 8), ("d", "y", 7)]
+    log = pd.DataFrame(past + late, columns=[USER, ITEM, TIME])
+    log[TIME] = DAYS[log[TIME]]
+    config = PrepareConfig(
+        split="temporal", min_user=2, min_item=2, valid_from="2020-01-06", test_from="2020-01-08", targets="all"
+    )
+    rows, report = train_rows(tmp_path, log, config)
+    assert rows == {"a": ["x", "y"], "b": ["x", "y"]}
+    raw = pd.read_parquet(tmp_path / "out" / "vocabulary.parquet").set_index("code")[ITEM]
+    sequences = {row[USER]: "".join(raw[list(row[ITEM])]) for _, row in read(tmp_path / "out", SEQUENCES).iterrows()}
+    assert sequences == {"a": "xyn", "b": "xyxn", "c": "yx"}
+    assert report["filter"][0] == {"round": 1, "items": 2, "users": 2}
+    assert report["split"]["test"] == {
+        "interactions": 3, "users": 3, "rows": 3, "cold_users": 0, "cold_targets": 2
+    }  # fmt: skip
+
+
 def test_dates_are_days_in_utc(tmp_path):
     """2020-01-05T00:00:00Z itself is test; a user who begins after the cut has no row; targets are the last ones."""
     day = 86400
@@ -182,15 +269,18 @@ def test_dates_are_days_in_utc(tmp_path):
         "valid_from": "2020-01-03T00:00:00Z", "test_from": "2020-01-05T00:00:00Z", "targets": "last",
         "train": {"interactions": 5, "users": 2},
         "valid": {"interactions": 3, "users": 2, "rows": 2, "cold_users": 0, "cold_targets": 0},
-        "test": {"interactions": 4, "users": 2, "rows": 1, "cold_users": 1, "cold_targets": 0},
+        "test": {"interactions": 4, "users": 2, "rows": 1, "cold_users": 1, "cold_targets": 0}, "filter_by": "train",
     }  # fmt: skip
     schema = read_schema(tmp_path / "out" / "schema.pbtxt")
     assert schema[ITEM].int_domain.max == 5 and schema[ITEM].value_count.max == 51
     for split in SPLITS:
-        assert pq.read_schema(next((tmp_path / "out" / split).iterdir())).names == schema.column_names
+        names = pq.read_schema(next((tmp_path / "out" / split).iterdir())).names
+        assert names == schema.column_names + ([TIED] if split == "train" else [])
     vocabulary = pd.read_parquet(tmp_path / "out" / "vocabulary.parquet").set_index("code")[ITEM]
     found = {
-        split: [(user, "".join(vocabulary[list(codes)])) for user, codes in read(tmp_path / "out", split).values]
+        split: [
+            (row[USER], "".join(vocabulary[list(row[ITEM])])) for _, row in read(tmp_path / "out", split).iterrows()
+        ]
         for split in SPLITS
     }
     assert found == {

@@ -56,10 +56,11 @@ def write_day(
     grown: np.ndarray,
     max_length: int,
     day: Day,
+    ties: np.ndarray | None = None,
 ) -> tuple[Written, dict[str, int]]:
     """Write one part as write_part does, and of DAY and RECENT; returns what was written and DAY_COUNTS.
 
-    grown: int64 [users], how many of each user's last interactions are of the day.
+    grown: int64 [users], how many of each user's last interactions are of the day. ties: as for write_part.
     """
     lengths = np.diff(offsets)
     owner = np.repeat(np.arange(len(names)), lengths)
@@ -70,7 +71,7 @@ def write_day(
     chosen = (grown > 0) & (lengths > before) & (drawn < day.held_out)
     of_day = np.arange(len(values)) - offsets[:-1][owner] >= before[owner]
     segment[of_day & chosen[owner]] = np.where(drawn < day.held_out / 2, 1, 2)[owner][of_day & chosen[owner]]
-    written = write_part(out, part, names, offsets, values, max_length, _CUT, segment)
+    written = write_part(out, part, names, offsets, values, max_length, _CUT, segment, ties)
     asked = np.flatnonzero((grown > 0) & (lengths > before))
     if len(asked):
         some = np.isin(owner, asked)

@@ -20,6 +20,7 @@ from llmcfsr_merlin.dataset.names import (
     SCHEMA,
     SEQUENCES,
     SPLITS,
+    TIED,
     TRAIN_COUNT,
     TRAIN_ITEMS,
     USER,
@@ -32,6 +33,7 @@ from llmcfsr_merlin.dataset.prepare.day import DAY_COUNTS, Day, check_day, write
 from llmcfsr_merlin.dataset.prepare.partitions import plan_chunks
 from llmcfsr_merlin.dataset.prepare.prepare import finish, shuffle
 from llmcfsr_merlin.dataset.prepare.sequences import train_counts, write_part
+from llmcfsr_merlin.dataset.prepare.ties import tied
 from llmcfsr_merlin.runtime.engine import Engine, print_counts
 from llmcfsr_merlin.runtime.errors import InputError
 
@@ -141,8 +143,10 @@ def _merge(task: tuple, *, codes: Path, size: int, settings: PrepareConfig, day:
     old_offsets = np.r_[0, np.cumsum(lists.value_lengths().to_numpy())].astype(np.int64)
     old_values = lists.flatten().to_numpy()
     if bucket is None:
-        user, values, names = np.zeros(0, np.int64), np.zeros(0, np.int64), pa.array([], pa.string())
+        user, values, moment = (np.zeros(0, np.int64) for _ in range(3))
+        names = pa.array([], pa.string())
     else:
+        moment = load_array(bucket / "moment.npy")
         user, values = load_array(bucket / "user.npy"), load_array(codes)[load_array(bucket / "item.npy")]
         names = feather.read_table(str(bucket / "users.arrow"))[USER].combine_chunks().cast(pa.string())
     known = pc.index_in(names, value_set=old_users).is_valid().to_numpy(zero_copy_only=False)
@@ -155,17 +159,21 @@ def _merge(task: tuple, *, codes: Path, size: int, settings: PrepareConfig, day:
     old_place = pc.index_in(old_users, value_set=every).to_numpy()
     new_place = pc.index_in(names, value_set=every).fill_null(-1).to_numpy()[user[kept]]
     owner = np.concatenate([np.repeat(old_place, np.diff(old_offsets)), new_place])
-    merged = np.concatenate([old_values, values[kept]])[np.argsort(owner, kind="stable")]
+    order = np.argsort(owner, kind="stable")
+    merged, ties = np.concatenate([old_values, values[kept]])[order], None
+    if TIED in table.schema.names:  # or the earlier run knew nothing of ties; a new day is later than all before it
+        old_ties = table[TIED].chunk(0).flatten().to_numpy(zero_copy_only=False)
+        ties = np.concatenate([old_ties, tied(np, moment[kept])])[order]
     offsets = np.r_[0, np.cumsum(np.bincount(owner, minlength=len(every)))]
     result = none.copy()
     of_day: dict[str, int] = {}
     if day is None:
-        written = write_part(out, path.name, every, offsets, merged, settings.max_length)
+        written = write_part(out, path.name, every, offsets, merged, settings.max_length, ties=ties)
         before = train_counts(old_offsets, old_values)
         result[: len(before)] -= before
     else:
         grown = np.bincount(new_place, minlength=len(every))
-        written, of_day = write_day(out, path.name, every, offsets, merged, grown, settings.max_length, day)
+        written, of_day = write_day(out, path.name, every, offsets, merged, grown, settings.max_length, day, ties)
     result[: len(written.train)] += written.train
     return {
         "users": written.users, "train_rows": written.rows["train"], "new_users": written.users - len(old_users),

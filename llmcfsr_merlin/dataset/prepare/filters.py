@@ -21,12 +21,13 @@ from llmcfsr_merlin.runtime.errors import InputError
 class Round(Protocol):
     """One pass over the whole log: drop items not kept, then users below min_user (counted before dropping if raw).
 
-    title, rows: for the progress; number: 1, 2, ...; keep: bool [items] or None for all. Returns int64 [items], the
-    interactions left of each item, and how many fell with their item and with their user.
+    title, rows: for the progress; number: 1, 2, ...; keep: bool [items] or None for all; train: count only interactions
+    before validation, and keep users who have none. Returns int64 [items], the interactions left of each item, and how
+    many fell with their item and with their user, before validation and after it.
     """
 
     def __call__(
-        self, title: str, rows: int, *, number: int, keep: Array | None, min_user: int, raw: bool
+        self, title: str, rows: int, *, number: int, keep: Array | None, min_user: int, raw: bool, train: bool
     ) -> tuple[Array, int, int]: ...
 
 
@@ -42,17 +43,27 @@ def apply_filters(drop: Round, counts: Array, settings: PrepareConfig, rows: int
     raw log. Then users with fewer than min_sequence are dropped, always. Unlike in the papers' code, which numbers
     items before that last step, items that nobody is left with do not count as items; and when min_sequence is above
     min_user an item may end below min_item. Raises InputError if nothing is left.
+
+    settings.filters_train: who has enough is decided by the interactions before validation. Users and items that have
+    some there but too few fall with all they have, later interactions too; who has none there, of whom nobody knew
+    anything at the cut, stays. min_sequence, which asks for the future of a history, is not applied.
     """
     report: dict = {"filter": []}
-    number = 0
+    number, train, unseen = 0, settings.filters_train, None
+    if train and settings.filter != "none":
+        number = 1
+        counts, _, _ = drop("count", rows, number=number, keep=None, min_user=0, raw=False, train=True)
+        unseen = counts == 0
     while settings.filter != "none":
         number += 1
         keep = counts >= settings.min_item
-        raw = settings.filter == "one_pass"
+        if unseen is not None:
+            keep |= unseen
+        raw, passes = settings.filter == "one_pass", len(report["filter"]) + 1
         counts, by_item, by_user = drop(
-            f"filter, round {number}", rows, number=number, keep=keep, min_user=settings.min_user, raw=raw
+            f"filter, round {passes}", rows, number=number, keep=keep, min_user=settings.min_user, raw=raw, train=train
         )
-        report["filter"].append({"round": number, "items": by_item, "users": by_user})
+        report["filter"].append({"round": passes, "items": by_item, "users": by_user})
         left = int(counts.sum())
         if left == 0:
             raise InputError(
@@ -63,8 +74,9 @@ def apply_filters(drop: Round, counts: Array, settings: PrepareConfig, rows: int
             break
         rows = left
     before = int(counts.sum())
+    shortest = 0 if train else settings.min_sequence
     counts, _, report["min_sequence"] = drop(
-        "short histories", before, number=number + 1, keep=None, min_user=settings.min_sequence, raw=False
+        "short histories", before, number=number + 1, keep=None, min_user=shortest, raw=False, train=False
     )
     if int(counts.sum()) == 0:
         raise InputError(
@@ -81,15 +93,27 @@ def apply_filters(drop: Round, counts: Array, settings: PrepareConfig, rows: int
 
 
 def survivors(
-    xp: ModuleType, user: Array, item: Array, users: int, keep: Array | None, min_user: int, raw: bool
+    xp: ModuleType,
+    user: Array,
+    item: Array,
+    users: int,
+    keep: Array | None,
+    min_user: int,
+    raw: bool,
+    train: Array | None = None,
 ) -> tuple[Array, Array]:
     """Masks (bool, of the array library `xp`) over interactions: whose item is kept, and who are left of those.
 
-    user, item: positions, users of them below `users`; keep, min_user, raw as in Round.
+    user, item: positions, users of them below `users`; keep, min_user, raw as in Round; train: bool, the interactions
+    that are counted, None for all.
     """
     of_item = xp.ones(len(item), bool) if keep is None else keep[item]
-    stay = user if raw else user[of_item]
-    enough = count(xp, stay, users) >= min_user
+    counted = of_item
+    if train is not None:
+        counted = train if raw else train & of_item
+    enough = count(xp, user if raw and train is None else user[counted], users) >= min_user
+    if train is not None:
+        enough |= count(xp, user[train], users) == 0
     return of_item, of_item & enough[user]
 
 
@@ -111,7 +135,7 @@ def bucket_rounds(buckets: list[Path], items: int, engine: Engine) -> Round:
 
 
 def _round(
-    bucket: Path, *, number: int, keep: np.ndarray | None, min_user: int, raw: bool
+    bucket: Path, *, number: int, keep: np.ndarray | None, min_user: int, raw: bool, train: bool
 ) -> tuple[np.ndarray, int, int]:
     """One pass over a bucket.
 
@@ -120,13 +144,14 @@ def _round(
     """
     earlier = _rounds(bucket, number)
     user, item, *more = _load(bucket, earlier)
-    of_item, both = survivors(np, user, item, int(user[-1]) + 1 if len(user) else 1, keep, min_user, raw)
+    counted = more[1] == 0 if train else None  # segments
+    of_item, both = survivors(np, user, item, int(user[-1]) + 1 if len(user) else 1, keep, min_user, raw, counted)
     if not both.all():
         save_array(bucket / f"kept-{number:04d}.npy", np.stack([kept[both] for kept in (user, item, *more)]))
     for path in earlier[:-1]:
         path.unlink(missing_ok=True)
     dropped = int((~of_item).sum())
-    left = np.bincount(item[both])
+    left = np.bincount(item[both if counted is None else both & counted])
     return left, dropped, len(item) - dropped - int(both.sum())
 
 

@@ -26,7 +26,7 @@ from llmcfsr_merlin.dataset.prepare.order import order_rows
 from llmcfsr_merlin.dataset.prepare.partitions import Chunk, load_frame, no_ids, times
 from llmcfsr_merlin.dataset.prepare.sequences import write_rows
 from llmcfsr_merlin.dataset.prepare.splits import Parts, Written, gather, leave_one_out, split_rows
-from llmcfsr_merlin.dataset.prepare.ties import moments, tie_keys, tied_last, tied_report
+from llmcfsr_merlin.dataset.prepare.ties import moments, tie_keys, tied, tied_last, tied_report
 from llmcfsr_merlin.dataset.prepare.time_cut import TimeCut
 from llmcfsr_merlin.runtime.device import Array, to_host
 from llmcfsr_merlin.runtime.engine import Engine
@@ -160,8 +160,9 @@ class InMemory:
             self.users, self.items = self.users[order], self.items[order]
             time, subsecond = (None if values is None else values[order] for values in (time, subsecond))
             self.segment = None if self.cut is None else self.cut.segments(time)
-            tied = tied_last(self.xp, self.users, moments(self.xp, self.users, time, subsecond))
-            report |= tied_report([tied])
+            moment = moments(self.xp, self.users, time, subsecond)
+            self.tied = tied(self.xp, moment)
+            report |= tied_report([tied_last(self.xp, self.users, moment)])
         return to_host(counts), report
 
     def write(self, out: Path, code_of: np.ndarray, max_length: int) -> Written:
@@ -172,13 +173,15 @@ class InMemory:
         tasks = []
         places = np.searchsorted(people, self.edges)
         for number, (first, end) in enumerate(pairwise(places)):
-            for name, (rows, offsets, values) in tables.items():
+            for name, (rows, offsets, values, ties) in tables.items():
                 a, b = (first, end) if rows is None else np.searchsorted(rows, (first, end))
                 if b > a:
                     whose = people[a:b] if rows is None else people[rows[a:b]]
                     path = out / name / f"part-{number:05d}.parquet"
                     cuts = parts.of(a, b) if parts is not None and rows is None else None
-                    tasks.append((path, whose, offsets[a : b + 1], values[offsets[a] : offsets[b]], cuts))
+                    here = slice(offsets[a], offsets[b])
+                    some = None if ties is None else ties[here]
+                    tasks.append((path, whose, offsets[a : b + 1], values[here], cuts, some))
         self.engine.map(partial(_write, ids=self.user_ids), tasks, "write", left)
         return Written.total([written], int(code_of.max()) + 1)
 
@@ -186,7 +189,8 @@ class InMemory:
         """The rows of all users at once, on the device, then their columns on the host.
 
         Returns the users (positions in user_ids, ascending); for sequences and each split whose its rows are (None for
-        one of each), int64 offsets and int32 codes; the parts of the users' sequences; and the counts.
+        one of each), int64 offsets, int32 codes and, for sequences and train, which are tied (bool); the parts of the
+        users' sequences; and the counts.
         """
         xp, total = self.xp, len(self.items)
         codes = xp.asarray(code_of.astype(np.int32))[self.items]
@@ -203,29 +207,35 @@ class InMemory:
             targets = self.cut.targets
             parts = Parts.of_segments(xp, owner, segment, len(first), targets)
         tables: dict[str, tuple] = {
-            SEQUENCES: (None, np.concatenate([to_host(first), np.full(1, total)]), to_host(codes))
-        }
+            SEQUENCES: (
+                None, np.concatenate([to_host(first), np.full(1, total)]), to_host(codes), to_host(self.tied),
+            )
+        }  # fmt: skip
         rows = {}
         for split in SPLITS:
             found = rows[split] = split_rows(xp, split, first, owner, segment, targets, max_length)
             where, offsets = gather(xp, found)
-            tables[split] = to_host(found.owner), to_host(offsets), to_host(codes[where])
-        del self.users, self.items, self.segment
+            ties = to_host(self.tied[where]) if split == SPLITS[0] else None
+            tables[split] = to_host(found.owner), to_host(offsets), to_host(codes[where]), ties
+        del self.users, self.items, self.segment, self.tied
         return people, tables, parts, Written.of(xp, rows, first, segment, codes, parts)
 
     def _drop(
-        self, title: str, rows: int, *, number: int, keep: Array | None, min_user: int, raw: bool
+        self, title: str, rows: int, *, number: int, keep: Array | None, min_user: int, raw: bool, train: bool
     ) -> tuple[Array, int, int]:
         """A Round of filters.py over the whole arrays; self.at: the rows that are left, None for all."""
         with self._step(title, rows):
-            size = len(self.users)
-            of_item, both = survivors(self.xp, self.users, self.items, len(self.user_ids), keep, min_user, raw)
+            size, counted = len(self.users), None
+            if train and self.cut is not None:
+                counted = self.cut.segments(self.time if self.at is None else self.time[self.at]) == 0
+            of_item, both = survivors(self.xp, self.users, self.items, len(self.user_ids), keep, min_user, raw, counted)
             by_item = size - int(of_item.sum())
             left = int(both.sum())
             if left < size:
                 self.at = self.xp.flatnonzero(both) if self.at is None else self.at[both]
                 self.users, self.items = self.users[both], self.items[both]
-            return count(self.xp, self.items, self.distinct_items), by_item, size - by_item - left
+            items = self.items if counted is None else self.items[counted[both]]
+            return count(self.xp, items, self.distinct_items), by_item, size - by_item - left
 
     def _reads(self) -> list[Chunk]:
         """The partitions joined, as far as the ids of one column stay below the limit of a column."""
@@ -250,5 +260,5 @@ class InMemory:
 
 
 def _write(task: tuple, *, ids: pa.Array) -> None:
-    path, whose, offsets, codes, parts = task
-    write_rows(path, ids.take(pa.array(whose)), offsets - offsets[0], codes.astype(np.int64), parts)
+    path, whose, offsets, codes, parts, ties = task
+    write_rows(path, ids.take(pa.array(whose)), offsets - offsets[0], codes.astype(np.int64), parts, ties)

@@ -97,7 +97,7 @@ def prepare(interactions: Path, out: Path, settings: PrepareConfig, engine: Engi
     report |= finish(out, ids, counts[order], train, written.users, written.rows["train"], settings)
     report["train_cut"] = written.cut
     if cut is not None:
-        report["split"] = written.report(cut)
+        report["split"] = written.report(cut) | {"filter_by": settings.filter_by}
     if written.cut > _MUCH_CUT * train.sum():
         _log.warning(
             "prepare.max_length=%d leaves out %s of the training data, the oldest of long histories",
@@ -226,10 +226,13 @@ def folder_size(folder: Path) -> int:
 def _print(report: dict, settings: PrepareConfig, seconds: float) -> None:
     lines: list[tuple[str, object]] = [("interactions in", report["rows_in"])]
     lines += [(f"without {what} id", -report[f"null_{what}s"]) for what in ("user", "item") if report[f"null_{what}s"]]
+    where = " before validation" if settings.filters_train else ""
     for entry in report["filter"]:
-        lines.append((f"{settings.filter}, round {entry['round']}: item < {settings.min_item}", -entry["items"]))
-        lines.append((f"{settings.filter}, round {entry['round']}: user < {settings.min_user}", -entry["users"]))
-    lines.append((f"history < {settings.min_sequence}", -report["min_sequence"]))
+        title = f"{settings.filter}, round {entry['round']}"
+        lines.append((f"{title}: item < {settings.min_item}{where}", -entry["items"]))
+        lines.append((f"{title}: user < {settings.min_user}{where}", -entry["users"]))
+    if not settings.filters_train:
+        lines.append((f"history < {settings.min_sequence}", -report["min_sequence"]))
     lines.append(("interactions out", report["interactions"]))
     lines += [(name, report[name]) for name in ("users", "items", "mean_length", "sparsity", "train_rows", "workflow")]
     cut = f"{report['train_cut']:,} interactions" if report["train_cut"] else "nothing"

@@ -35,11 +35,20 @@ def moments(xp: ModuleType, user: Array, time: Array, subsecond: Array | None) -
     return xp.cumsum(new, dtype="int32")
 
 
+def tied(xp: ModuleType, moment: Array) -> Array:
+    """Whether an interaction has the user and time of the one before it, bool, from the moments of sorted rows."""
+    found = xp.zeros(len(moment), bool)
+    found[1:] = moment[1:] == moment[:-1]
+    return found
+
+
 def tied_last(xp: ModuleType, user: Array, moment: Array) -> tuple[int, int]:
-    """Users whose last two, and whose last three, interactions share one time; every user has at least three."""
+    """Users whose last two, and whose last three, interactions share one time."""
     last = xp.concatenate([xp.flatnonzero(user[1:] != user[:-1]), xp.full(1, len(user) - 1, "int64")])
-    two = moment[last] == moment[last - 1]
-    three = two & (moment[last] == moment[last - 2])
+    # The first user may have fewer; what is before any other one is of another moment.
+    before, earlier = (xp.maximum(last - step, 0) for step in (1, 2))
+    two = (before < last) & (moment[last] == moment[before])
+    three = two & (earlier < before) & (moment[last] == moment[earlier])
     return int(two.sum()), int(three.sum())
 
 

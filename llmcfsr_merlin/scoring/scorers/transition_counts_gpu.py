@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
-from llmcfsr_merlin.scoring.scorers.transition_counts import BACKWARD, SHRINKAGE, SPAN, item_parts, sequences_of
+from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.scoring.scorers.transition_counts import BACKWARD, SHRINKAGE, SPAN, item_parts, read_steps
 
 _BYTES = 64  # of the device's memory a pair takes while it is sorted and summed
-_ITEM_BYTES = 40  # and each interaction
+_ITEM_BYTES = 48  # and each interaction
 
 
 def fits(train_counts: np.ndarray, device: torch.device) -> bool:
@@ -40,11 +40,11 @@ def count_transitions_on(
         room = torch.cuda.mem_get_info(device)[0] // 2 // _BYTES
     item_ids = torch.zeros(n_items, neighbours, dtype=torch.int32, device=device)
     weights = torch.zeros(n_items, neighbours, device=device)
-    items, sequence = (part.to(device) for part in _read(files))
+    steps = _read(files, device)
     scale = torch.from_numpy(np.sqrt(np.maximum(train_counts, 1)).astype(np.float32)).to(device)
     parts = 2 * SPAN * int(train_counts.sum()) // room + 1
     for start, stop in pairwise(item_parts(train_counts, n_items, parts)):
-        pairs, sums = _sums(items, sequence, n_items, start, stop, backward)
+        pairs, sums = _sums(steps, n_items, start, stop, backward)
         first, second = pairs // n_items, pairs % n_items
         score = sums.float() / (scale[first] * scale[second] + SHRINKAGE)
         # By item, then by score, then by neighbour: pairs ascend, and stable sorts keep that among equals.
@@ -58,37 +58,41 @@ def count_transitions_on(
     return item_ids.cpu().numpy(), weights.cpu().numpy()
 
 
-def _read(files: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Encoded ids int32 [M] of all sequences, concatenated, and each one's sequence number, int32 [M]."""
-    item_ids, numbers, count = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
+class _Log(NamedTuple):
+    """All sequences, concatenated: encoded ids int32 [M], and the numbers of each one's sequence and of its time."""
+
+    items: Tensor
+    sequence: Tensor
+    moment: Tensor
+
+
+def _read(files: Sequence[str], device: torch.device) -> _Log:
+    parts, sequences, moments = [[np.zeros(0, np.int32)] * 3], 0, 0
     for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(columns=[ITEM]):
-            items, number = sequences_of(batch.column(ITEM))
-            item_ids.append(items)
-            numbers.append(number + np.int32(count))
-            count += len(batch)
-    return torch.from_numpy(np.concatenate(item_ids)), torch.from_numpy(np.concatenate(numbers))
+        for steps in read_steps(file):
+            parts.append([steps.item_ids, steps.row + np.int32(sequences), steps.moment + np.int32(moments)])
+            if len(steps.row):  # rows without an item at the end need no number
+                sequences, moments = int(parts[-1][1][-1]) + 1, int(parts[-1][2][-1])
+    return _Log(*(torch.from_numpy(np.concatenate(part)).to(device) for part in zip(*parts)))
 
 
-def _sums(
-    items: Tensor, sequence: Tensor, n_items: int, start: int, stop: int, backward: float
-) -> tuple[Tensor, Tensor]:
+def _sums(log: _Log, n_items: int, start: int, stop: int, backward: float) -> tuple[Tensor, Tensor]:
     """Pairs of first items start <= i < stop as i * V + j, int64 [N] ascending, and sums of their weights, double."""
-    pairs, weights = [items.new_zeros(0, dtype=torch.int64)], [items.new_zeros(0, dtype=torch.float64)]
-    for some, weight in _pairs(items, sequence, n_items, start, stop, backward):
+    pairs, weights = [log.items.new_zeros(0, dtype=torch.int64)], [log.items.new_zeros(0, dtype=torch.float64)]
+    for some, weight in _pairs(log, n_items, start, stop, backward):
         pairs.append(some)
         weights.append(torch.full_like(some, weight, dtype=torch.float64))
     found, place = torch.cat(pairs).unique(return_inverse=True)
     return found, weights[0].new_zeros(len(found)).index_add_(0, place, torch.cat(weights))
 
 
-def _pairs(
-    items: Tensor, sequence: Tensor, n_items: int, start: int, stop: int, backward: float
-) -> Iterator[tuple[Tensor, float]]:
-    """By distance and direction, the pairs of first items start <= i < stop as i * V + j, and the weight of each."""
-    for distance in range(1, min(SPAN, len(items) - 1) + 1):
-        earlier, later = items[:-distance], items[distance:]
-        real = (sequence[:-distance] == sequence[distance:]) & (earlier >= FIRST_ITEM) & (later >= FIRST_ITEM)
+def _pairs(log: _Log, n_items: int, start: int, stop: int, backward: float) -> Iterator[tuple[Tensor, float]]:
+    """By distance, direction and tie, pairs of first items start <= i < stop as i * V + j, and the weight of each."""
+    for distance in range(1, min(SPAN, len(log.items) - 1) + 1):
+        (earlier, later), (before, after), (then, now) = ((of[:-distance], of[distance:]) for of in log)
+        real = (before == after) & (earlier >= FIRST_ITEM) & (later >= FIRST_ITEM)
+        tied = then == now
         for first, second, share in ((earlier, later, 1.0), (later, earlier, backward)):
             here = real & (first >= start) & (first < stop)
-            yield first[here].long() * n_items + second[here], share * distance**-0.5
+            for some, weight in ((here & ~tied, share), (here & tied, (1 + backward) / 2)):
+                yield first[some].long() * n_items + second[some], weight * distance**-0.5

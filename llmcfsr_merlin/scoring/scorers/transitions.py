@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmcfsr_merlin.config.scorer_settings import TransitionSettings
-from llmcfsr_merlin.dataset.catalogue_order import ascending_share
+from llmcfsr_merlin.dataset.catalogue_order import StepOrder, step_order
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
@@ -64,13 +64,11 @@ class TransitionScorer(Scorer[TransitionSettings]):
     ) -> "TransitionScorer":
         scorer = cls(settings, dataset.shape, vectors)
         files = dataset.files("train")
-        directed, why = settings.directed, ""
+        steps = step_order(files, dataset.vocabulary.ids.tolist())
+        directed = settings.directed
         if directed is None:
-            share = ascending_share(files, dataset.vocabulary.ids.tolist())
-            directed = share is None or share < SORTED
-            if not directed:
-                why = f", both directions alike: {share:.0%} of the steps ascend by item id, so order is not time"
-        context.report(f"counting item-to-item transitions{why}")
+            directed = steps.ascending is None or steps.ascending < SORTED
+        context.report(f"counting item-to-item transitions{_direction(steps, directed, settings.directed is None)}")
         known = files, dataset.shape.n_items, dataset.train_counts, settings.neighbours
         backward = BACKWARD if directed else 1.0
         if fits(dataset.train_counts, context.device):
@@ -233,3 +231,14 @@ class TransitionScorer(Scorer[TransitionSettings]):
     def memory_bytes(cls, settings: TransitionSettings, shape: Shape) -> int:
         """Ids and weights, twice: once more while counting and in a checkpoint."""
         return 4 * 3 * 2 * shape.n_items * settings.neighbours
+
+
+def _direction(steps: StepOrder, directed: bool, found: bool) -> str:
+    """What the report says of the direction of transitions, if that is worth a word. found: not given by a setting."""
+    if not directed:
+        why = f": {steps.ascending:.0%} of the steps ascend by item id, so order is not time" if found else ""
+        return f", both directions alike{why}"
+    if not steps.known:
+        return " (steps within one time are not told apart: an earlier version prepared the data)"
+    share = steps.tied / max(steps.all, 1)
+    return f", {share:.1%} of the steps are within one time and have no direction" if steps.tied else ""

@@ -8,7 +8,7 @@ import pytest
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset import prepare_stage as stage
-from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, ROW, SPLITS, TIME, TRAIN_COUNT, USER, VOCABULARY
+from llmcfsr_merlin.dataset.names import CODE, COUNT, ITEM, ROW, SPLITS, TIED, TIME, TRAIN_COUNT, USER, VOCABULARY
 from llmcfsr_merlin.dataset.prepare.extend import extend
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
 from llmcfsr_merlin.dataset.vocabulary import Vocabulary
@@ -24,6 +24,23 @@ def raw_rows(out, name):
     vocabulary = Vocabulary.load(out / VOCABULARY)
     table = pq.read_table(out / name).to_pandas()
     return dict(zip(table[USER], table[ITEM].map(lambda codes: vocabulary.decode(codes).tolist())))
+
+
+def ties(folder) -> dict[str, list[bool]]:
+    table = pq.read_table(folder)
+    return dict(zip(table[USER].to_pylist(), table[TIED].to_pylist()))
+
+
+def test_an_old_run_is_extended_without_ties(tmp_path):
+    """It does not say which of its own interactions are tied."""
+    engine = Engine("single", False, 1, 1 << 30, 1 << 30)
+    prepare(write(tmp_path / "1", day(0, 60, 40)), tmp_path / "old", SETTINGS, engine)
+    for name in ("sequences", "train"):
+        for path in (tmp_path / "old" / name).iterdir():
+            pq.write_table(pq.read_table(path).drop([TIED]), path)
+    extend(tmp_path / "old", write(tmp_path / "2", day(1, 80, 60)), tmp_path / "new", SETTINGS, engine)
+    for name in ("sequences", "train"):
+        assert pq.read_table(tmp_path / "new" / name).schema.names == [USER, ITEM]
 
 
 def test_a_split_in_time_is_not_extended(tmp_path):
@@ -48,6 +65,9 @@ def test_two_days_equal_one_log(tmp_path, monkeypatch):
     prepare(write(tmp_path / "12", pd.concat([first, second])), tmp_path / "both", SETTINGS, engine)
     for name in ("sequences", *SPLITS):
         assert raw_rows(tmp_path / "new", name) == raw_rows(tmp_path / "both", name)
+    for name in ("sequences", "train"):
+        found, wanted = (ties(tmp_path / which / name) for which in ("new", "both"))
+        assert found == wanted and any(map(any, found.values()))
     old, new, both = (
         pq.read_table(tmp_path / name / VOCABULARY).to_pandas().set_index(ITEM) for name in ("old", "new", "both")
     )

@@ -13,7 +13,7 @@ from merlin.schema import Tags
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset import prepare_stage as stage
-from llmcfsr_merlin.dataset.names import ITEM, SCHEMA, SEQUENCES, SPLITS, USER, VOCABULARY
+from llmcfsr_merlin.dataset.names import ITEM, SCHEMA, SEQUENCES, SPLITS, TIED, USER, VOCABULARY
 from llmcfsr_merlin.dataset.prepare import merlin_free, nvtabular_adapter
 from llmcfsr_merlin.dataset.prepare.nvtabular_adapter import (
     interaction_schema,
@@ -47,7 +47,7 @@ def test_split_schema(run_dir):
     assert inputs.item_embedding_table.num_embeddings == items + 3
     for split in SPLITS:
         written = pq.read_table(out / split)
-        assert written.schema.names == schema.column_names
+        assert written.schema.names == schema.column_names + ([TIED] if split == "train" else [])
         assert written.schema.field(ITEM).type.value_type == pa.int64()
         lengths = written[ITEM].combine_chunks().value_lengths().to_numpy()
         assert (
@@ -76,6 +76,7 @@ def kinds(schema) -> dict:
     if isinstance(schema, pa.Schema):
         inner = {field.name: getattr(field.type, "value_type", field.type) for field in schema}
         names = {pa.string(): "str", pa.int64(): "int64", pa.float32(): "float32", pa.float64(): "float64"}
+        names[pa.bool_()] = "bool"
         names[pa.large_string()] = "str"  # what pandas 3 writes
         return {name: (names[inner[name]], pa.types.is_list(schema.field(name).type)) for name in schema.names}
     return {column.name: (column.dtype.name, bool(column.is_list)) for column in schema}
@@ -84,9 +85,9 @@ def kinds(schema) -> dict:
 def test_written_files_are_what_the_schemas_say(run_dir, tmp_path):
     stage.run(Config(), run_dir)
     out = run_dir / "prepare"
-    for split in SPLITS:
-        assert kinds(pq.read_schema(next((out / split).iterdir()))) == kinds(read_schema(out / SCHEMA))
-    assert kinds(pq.read_schema(next((out / SEQUENCES).iterdir()))) == kinds(read_schema(out / SCHEMA))
+    for name in (SEQUENCES, *SPLITS):  # the schema is of what models read; who counts transitions reads ties too
+        more = {TIED: ("bool", True)} if name in (SEQUENCES, "train") else {}
+        assert kinds(pq.read_schema(next((out / name).iterdir()))) == kinds(read_schema(out / SCHEMA)) | more
     names = ("interactions", "items", "sequences")
     shipped = {name: read_schema(resource("schemas") / f"{name}.pbtxt") for name in names}
     assert kinds(shipped["sequences"]) == kinds(read_schema(out / SCHEMA))
