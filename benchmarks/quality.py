@@ -30,6 +30,7 @@ CLOSED_FORM = ("popularity", "item_knn", "ease")  # the same for every seed
 MODELS = (
     *CLOSED_FORM, "gru4rec", "sasrec", "llm_init", "alphafuse", "llm_esr", "llm_cfsr", "bert4rec", "llmemb",
     "two_tower_ssl", "sasrec_prefix", "bsarec", "cl4srec", "caser", "asrep", "s3rec", "melt", "cities",
+    "emkd", "said", "tslrec",
 )  # fmt: skip
 _NETWORK = "model.scorers.network"
 # llm_cfsr with one part taken away or added.
@@ -79,7 +80,9 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> None:
     dataset = bench.variant(base, arguments.vectors) if arguments.vectors else base
     models = list(MODELS) if arguments.models is None else arguments.models
     if base.embedded is None:  # a log without texts
-        models = [model for model in models if not bench.config(model).model.reads]
+        configs = {model: bench.config(model) for model in models}
+        language = ("texts", "interests")
+        models = [name for name, one in configs.items() if not one.model.reads and one.train.pretrain not in language]
     for place, seed in enumerate(arguments.seeds):
         for model in models:
             if model in CLOSED_FORM and place:

@@ -154,6 +154,14 @@ def memory_mb(pid: int) -> int:
     return round(sum(process.memory_full_info().pss for process in family) / 1e6)
 
 
+def keep_to(server: Server, core: int) -> None:
+    """Let a server and its steps use one core."""
+    for process in [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]:
+        process.cpu_affinity([core])
+        for thread in process.threads():  # started before: they keep their own
+            os.sched_setaffinity(thread.id, [core])
+
+
 def serve(trained: Path, folder: Path, layout: str, stack: contextlib.ExitStack, **settings) -> tuple[Server, dict]:
     repository = folder / f"repository-{layout}-{len(list(folder.iterdir()))}"
     export(trained, repository, ServeConfig(layout=layout, **settings))

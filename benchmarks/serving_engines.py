@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
-from serving import K, serve, served, take_turns, throughput
+from serving import K, keep_to, serve, served, take_turns, throughput
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM
 from llmcfsr_merlin.recommender import Recommender
@@ -79,10 +79,7 @@ def through_grpc(run: Path, asked: list[list[str]], layout: str, rounds: int, se
         for engine in ENGINES:
             server, about = serve(run, Path(folder), layout, stack, engine=engine, shortlist=shortlist)
             servers[engine], found[engine] = server, about
-            for process in [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]:
-                process.cpu_affinity([cores[-1]])
-                for thread in process.threads():  # started before: they keep their own
-                    os.sched_setaffinity(thread.id, [cores[-1]])
+            keep_to(server, cores[-1])
         if len(cores) > 1:
             os.sched_setaffinity(0, cores[:-1])
         latency = take_turns({name: served(s.grpc_url, stack) for name, s in servers.items()}, asked, rounds, 10)

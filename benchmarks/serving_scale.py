@@ -14,6 +14,7 @@ item, as in benchmarks/approximate.py, without popularity and transitions, which
 """
 
 import argparse
+import contextlib
 import json
 import os
 import tempfile
@@ -27,12 +28,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.grown_catalogue import grow, grown_histories
+from benchmarks.serving import keep_to, memory_mb, served, take_turns
+from llmcfsr_merlin.config.serve_settings import ServeConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.dataset.vocabulary import Vocabulary
 from llmcfsr_merlin.scoring.checkpoint import load_model
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import Ranker, pad
 from llmcfsr_merlin.scoring.scorers.content import unit_vectors
 from llmcfsr_merlin.scoring.search.bound_tables import SEAL, take_tables, write_tables
+from llmcfsr_merlin.serving import Server
+from llmcfsr_merlin.serving.onnx_engine import compile_model
+from llmcfsr_merlin.serving.repository import export
 
 K = 10
 Ask = Callable[[Tensor], tuple[Tensor, bool]]  # one history -> items [K] and whether they are proven
@@ -145,19 +152,25 @@ def measure(folder: Path, histories: list[Tensor], options: argparse.Namespace, 
     model = load_model(folder)
     take_tables(model, tables)
     ranker = Ranker(model, shortlist=options.shortlist)
+    if options.engine == "onnxruntime":
+        compile_model(model, products=False)
     load = {"load_s": round(time.perf_counter() - start, 1), "load_cpu_s": round(time.process_time() - cpu, 1)}
     items = model.shape.n_items - FIRST_ITEM
-    about = {"items": items, "shortlist": options.shortlist}
+    about = {"items": items, "shortlist": options.shortlist, "engine": options.engine}
     found = {"shortlist": timed(library(ranker), histories)}
     load |= built | {name: value - before[name] for name, value in memory().items()}
     if items <= options.compare_exact:
         full = Ranker(model)
+        if options.engine == "onnxruntime":
+            compile_model(model)
         found["exact"] = timed(library(full), histories)
         tops = found["exact"][1]
         del full
         model.scorers["content"]._units = None
     else:
         tops = exact_tops(model, histories)
+    if options.served:
+        load |= through_grpc(folder, histories, options, tables.with_name(f"served-{items}"))
     if items <= options.compare_faiss:
         for probes in (4, 32):
             found[f"faiss alone, {probes} probes"] = timed(faiss_alone(model, options.cells, probes), histories)
@@ -170,6 +183,24 @@ def measure(folder: Path, histories: list[Tensor], options: argparse.Namespace, 
     return rows
 
 
+def through_grpc(folder: Path, histories: list[Tensor], options: argparse.Namespace, repository: Path) -> dict:
+    """Raw ids in and out, from one client: the server on the last core, the client on the others."""
+    if not repository.is_dir():
+        serve = ServeConfig(layout="merged", engine=options.engine, shortlist=options.shortlist)
+        export(folder, repository, serve)
+    ids, cores = Vocabulary.load(folder / "vocabulary.parquet").ids, sorted(os.sched_getaffinity(0))
+    asked = [[str(ids[code - FIRST_ITEM]) for code in history[0].tolist() if code] for history in histories]
+    start = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(repository, threads=1, timeout=600))
+        about = {"server_load_s": round(time.perf_counter() - start, 1)}
+        keep_to(server, cores[-1])
+        os.sched_setaffinity(0, cores[:-1] or cores)
+        stack.callback(os.sched_setaffinity, 0, cores)
+        times = take_turns({"served": served(server.grpc_url, stack)}, asked, max(len(asked) // 10, 1), 10)["served"]
+        return {"p50_ms": times["p50_ms"], "p99_ms": times["p99_ms"], **about, "server_mb": memory_mb(server.pid)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trained", type=Path)
@@ -177,9 +208,11 @@ def main() -> None:
     parser.add_argument("--items", type=int, nargs="+", default=[12_101, 100_000, 1_000_000])
     parser.add_argument("--histories", type=int, default=300)
     parser.add_argument("--shortlist", type=int, default=1000)
+    parser.add_argument("--engine", choices=["torch", "onnxruntime"], default="onnxruntime", help="as serve.engine")
     parser.add_argument("--cells", type=int, default=256, help="of the faiss index")
     parser.add_argument("--compare-exact", type=int, default=200_000, help="most items of a timed exact path")
     parser.add_argument("--compare-faiss", type=int, default=200_000, help="most items of a faiss index")
+    parser.add_argument("--served", action="store_true", help="the shortlist through gRPC, too (layout merged)")
     parser.add_argument("--folder", type=Path, help="keeps the catalogues and tables")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llmcfsr_merlin.config.section import Section, known_or_own
 
-BACKBONES = ("sasrec", "sasrec_original", "sasrec_post_norm", "bert4rec", "gru4rec", "bsarec", "caser")
+BACKBONES = ("sasrec", "sasrec_original", "sasrec_post_norm", "bert4rec", "gru4rec", "bsarec", "caser", "emkd")
 
 
 class NetworkSettings(Section):
@@ -19,7 +19,8 @@ class NetworkSettings(Section):
     GELU, feed-forward 4d, N(0, .02) init); bert4rec: bidirectional attention, masked training; gru4rec: GRU; bsarec: a
     frequency filter beside attention, needs train.samples=prefixes; caser: convolutions over the latest five items
     (half of hidden) and a user factor of the whole history (the other half), needs layers=1 and
-    train.samples=prefixes; or `module:Class` of your own block."""
+    train.samples=prefixes; emkd: two masked encoders of half of hidden each, whose scores are added; or `module:Class`
+    of your own block."""
     views: tuple[Literal["collaborative", "semantic", "null_space"], ...] = ("collaborative",)
     """null_space (alone): whitened leading directions of the vectors, frozen, beside trainable ones (AlphaFuse)."""
     hidden: int = Field(64, ge=4)
@@ -50,6 +51,8 @@ class NetworkSettings(Section):
     """Cross-attention between the views between the encoder's blocks."""
     fuse_prediction: bool = False
     """Cross-attention between the views of the user state and of each candidate."""
+    freeze_items: bool = False
+    """The item table stays as train.pretrain left it (SAID); needs views=[collaborative]."""
     tail_maps: bool = False
     """Two linear maps that train.enhance_users and train.enhance_items train (MELT), one of which is added to the state
     of a short history; needs views=[collaborative]."""
@@ -76,12 +79,17 @@ class NetworkSettings(Section):
                 "views must be [collaborative, semantic], or one of collaborative, semantic, null_space, "
                 f"found {list(self.views)}"
             )
-        if self.tail_maps and self.views != ("collaborative",):
-            raise ValueError(f"tail_maps needs views=[collaborative], found {list(self.views)}")
+        if (self.tail_maps or self.freeze_items) and self.views != ("collaborative",):
+            raise ValueError(f"tail_maps and freeze_items need views=[collaborative], found {list(self.views)}")
         if self.cross_attention == "replace" and self.hidden % 2:
             raise ValueError(f"hidden ({self.hidden}) must be even for cross_attention=replace, which has two heads")
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        if self.backbone == "emkd" and (self.hidden % (2 * self.heads) or len(self.views) > 1):
+            raise ValueError(
+                f"backbone emkd has two encoders of one view: expected one view and hidden a multiple of 2 * heads, "
+                f"found {list(self.views)} and {self.hidden}"
+            )
         if self.backbone == "caser" and self.layers != 1:
             raise ValueError(f"backbone caser has one layer: set layers=1, found {self.layers}")
         return self

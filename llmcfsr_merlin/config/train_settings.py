@@ -17,13 +17,21 @@ class TrainConfig(Section):
     """Training procedure: transformers4rec (next-item prediction with its Trainer over the Merlin dataloader),
     transformers (the same by transformers' own Trainer, without Merlin), auto (transformers4rec if it is installed), or
     your own `module:function`."""
-    pretrain: Literal["reversed", "attributes", "plain"] | None = None
+    pretrain: Literal["reversed", "attributes", "plain", "texts", "interests"] | None = None
     """Training before it, for train.epochs too, from whose weights it goes on: reversed (ASReP: on reversed sequences;
     the result writes the items that prior_items of the network puts before short histories); attributes (S3-Rec:
     masked items, segments and attributes, read both ways); plain (MELT: without enhance_users and enhance_items, to its
-    best epoch). An update does without it."""
+    best epoch); texts (SAID: the item table from which language_model writes the items' texts); interests (TSLRec: the
+    item table of language_model after it has learned to tell users' interests, the clusters of align_to's items). An
+    update does without it."""
+    language_model: str = "gemma3-270m"
+    """Causal language model of pretrain=texts and interests, as embed.model names them."""
+    language_steps: int = Field(4000, ge=1)
+    """Training steps of language_model."""
+    language_batch: int = Field(16, ge=1)
+    """Items (pretrain=texts) or users (interests) per such step."""
     attributes: tuple[str, ...] = ("categories", "brand")
-    """Columns of the items, texts or lists of texts, whose values pretrain=attributes predicts."""
+    """Columns of the items, texts or lists of texts, whose values pretrain=attributes and copies predict."""
     samples: Literal["sequences", "prefixes"] = "sequences"
     """Samples of an epoch. sequences: each training sequence, of which every item but the first is predicted (or
     some are masked); prefixes: each prefix of each sequence, of which the last item is predicted (BSARec,
@@ -41,12 +49,15 @@ class TrainConfig(Section):
     bce_negatives: int = Field(1, ge=1)
     """Number of uniform negatives per target, whose losses are averaged (bce)."""
     mask: float = Field(0.3, gt=0, lt=1)
-    """Share of the items that bert4rec masks in training."""
+    """Share of the items that bert4rec and emkd mask in training."""
+    copies: int = Field(0, ge=0)
+    """Masked copies of each sequence by which the encoders of backbone emkd learn, each its items and attributes, and
+    from each other, in place of train.loss (EMKD); 0: train.loss of their summed scores."""
     align: float = Field(0.0, ge=0)
     """Weight of the contrastive loss between the two views of the batch's items (or align_to's table)."""
     align_to: str | None = None
-    """A model of pipelines/models whose trained item table the semantic view is aligned to (LLMEmb); None: the other
-    view."""
+    """A model of pipelines/models whose trained item table the semantic view is aligned to (LLMEmb), or that
+    pretrain=interests clusters; None: the other view."""
     align_temperature: float = Field(0.1, gt=0)
     """Temperature of the contrastive loss of align."""
     distil: float = Field(0.0, ge=0)

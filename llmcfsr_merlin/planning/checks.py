@@ -96,6 +96,12 @@ def _machine(config: Config) -> Iterator[Check]:
             yield Check("device", "error", *_split(str(error)))
     if config.serve.format == "onnx" and importlib.util.find_spec("onnx") is None:
         yield Check("export", "error", "serve.format=onnx without the package onnx", "install the extra onnx")
+    for one in models:
+        if one.train.pretrain in ("texts", "interests"):
+            try:
+                resolve(one.train.language_model)
+            except (InputError, MissingDependency) as error:
+                yield Check(one.model.name, "error", *_split(str(error)))
     tune = config.embed.tune
     if tune.enabled and tune.method == "lora" and importlib.util.find_spec("peft") is None:
         yield Check("tuning", "error", "embed.tune.method=lora without peft", "install the extra tune")

@@ -155,8 +155,8 @@ def _train(config: Config, data: Prepared, speed: TrainingSpeed | None) -> Stage
     does = f"{config.model.name}: at most {epochs} epochs of {steps:,} steps of {size}"
     if speed is None:
         return StagePlan("train", does, None, "no training row")
-    if config.train.pretrain == "attributes":
-        return StagePlan("train", f"{does}, after pre-training", None, "not estimated with pre-training on attributes")
+    if config.train.pretrain in ("attributes", "texts", "interests"):
+        return StagePlan("train", f"{does}, after pre-training", None, "not estimated with such pre-training")
     users = min(data.sizes.rows["valid"], config.train.validation_users)
     epoch = steps * speed.step + users * speed.ranked
     calibration = _CALIBRATION * users * speed.ranked * (len(config.model.scorers) > 1)

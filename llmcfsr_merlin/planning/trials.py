@@ -16,7 +16,8 @@ from llmcfsr_merlin.scoring.scorer import ItemVectors
 from llmcfsr_merlin.text.embed import make_recipe
 from llmcfsr_merlin.text.item_encoder import ItemEncoder
 from llmcfsr_merlin.text.language_models import ModelSource
-from llmcfsr_merlin.training.objective import Objective
+from llmcfsr_merlin.training.losses.mutual_distillation import MutualDistillation
+from llmcfsr_merlin.training.objective import Auxiliary, Objective
 from llmcfsr_merlin.training.validation import held_out_ranks
 
 _WARM, _STEPS, _RANKED = 1, 3, 64
@@ -61,7 +62,8 @@ def time_training(config: Config, shape: Shape, rows: Sequence[np.ndarray], batc
     assert config.model.network is not None, "only a network is trained"
     torch.manual_seed(train.seed)
     network = DualViewNetwork(config.model.network, *shape[:2], ItemVectors(shape)).to(device)
-    objective = Objective(network, train)
+    mutual = MutualDistillation.of(network, train).to(device) if train.copies else None
+    objective = Objective(network, train, Auxiliary(mutual=mutual))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     generator = np.random.default_rng(train.seed)
     for number in range(_WARM + _STEPS):

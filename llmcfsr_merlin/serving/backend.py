@@ -46,7 +46,7 @@ class Failure(Exception):
 
 
 class Read(NamedTuple):
-    """A request's tensors, or why it is refused. own: it is of the server itself. outputs: the names that it asks for."""
+    """A request's tensors, or why it is refused. own: of the server itself. outputs: names that it asks for."""
 
     tensors: Any
     own: bool

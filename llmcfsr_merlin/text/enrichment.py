@@ -12,12 +12,10 @@ import torch
 
 from llmcfsr_merlin.config.embed_settings import EnrichConfig
 from llmcfsr_merlin.dataset.raw.fields.clean_text import clean
-from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.runtime.failures import machine_failure
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.text.language_models import (
     ModelSource,
-    dtype_argument,
+    load_causal_model,
     load_tokenizer,
     resolve_recorded,
 )
@@ -109,17 +107,7 @@ class Enricher:
 
     def _load(self) -> tuple[Any, Any]:
         """The language model and its tokenizer."""
-        from transformers import AutoModelForCausalLM
-
-        dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.source.folder, local_files_only=True, **{dtype_argument(): dtype}
-            )
-        except (ValueError, KeyError, OSError) as error:
-            if machine_failure(error):
-                raise
-            raise InputError(f"enrich.model: {self.source.name} is not a causal language model ({error})") from error
+        model = load_causal_model(self.source, self.device, "float32" if self.device == "cpu" else "bfloat16")
         tokenizer = load_tokenizer(self.source, _MAX_PROMPT)
         tokenizer.padding_side = "left"  # generation continues after the last token
-        return model.to(self.device).eval(), tokenizer
+        return model, tokenizer

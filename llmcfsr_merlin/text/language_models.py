@@ -7,7 +7,7 @@ import importlib.util
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.runtime.failures import machine_failure
@@ -136,6 +136,30 @@ def load_model(
     if quantisation == "none":
         model.to(device)
     return model.eval()
+
+
+def load_causal_model(source: ModelSource, device: str = "cpu", dtype: str = "float32") -> Any:
+    """A causal language model with its head, in evaluation mode; InputError if it is none.
+
+    transformers gives a head to an encoder too (BERT), whose states have read what they would predict.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {dtype_argument(): getattr(torch, dtype)}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.folder, local_files_only=True, **options)
+    except (ValueError, KeyError, OSError) as error:
+        if machine_failure(error):
+            raise
+        raise InputError(f"{source.name} is not a causal language model ({_reason(error)})") from error
+    model.to(device).eval()
+    with torch.no_grad():
+        given = torch.tensor([[1, 2, 1], [1, 2, 3]], device=device)
+        first, other = model.base_model(input_ids=given).last_hidden_state[:, :2].float()
+    if not torch.allclose(first, other, rtol=0.01, atol=0.01 * float(first.abs().max())):
+        raise InputError(f"{source.name} is not a causal language model (its states read what comes after them)")
+    return model
 
 
 def load_tokenizer(source: ModelSource, max_tokens: int) -> "PreTrainedTokenizerBase":

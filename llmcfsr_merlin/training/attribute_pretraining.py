@@ -40,8 +40,6 @@ def pretrain_on_attributes(training: Training, network: DualViewNetwork) -> None
             f"{network.config.backbone}"
         )
     lists, count = attribute_lists(training)
-    if not count:
-        _log.warning("no item has one of the attributes %s: pre-training has none", ", ".join(settings.attributes))
     model = nn.ModuleDict({"network": network, "losses": SelfSupervision(network.width, lists, count)}).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=_RATE)
     batches = Batches(training.files["train"], _BATCH, device, shuffle=True, seed=settings.seed, prefixes=1)
@@ -72,6 +70,7 @@ def attribute_lists(training: Training) -> tuple[Tensor, int]:
     """Attributes of each item, int64 [V, K], from 1, filled up with 0; and how many there are."""
     found = item_attributes(training.dataset, training.settings.attributes)
     if found is None:
+        _log.warning("no item has one of the attributes %s: none are learned", ", ".join(training.settings.attributes))
         return torch.zeros(len(training.dataset.vocabulary), 1, dtype=torch.long), 0
     each = torch.from_numpy(np.diff(found.indptr).astype(np.int64))
     lists = torch.from_numpy(found.indices.astype(np.int64) + 1).split(each.tolist())

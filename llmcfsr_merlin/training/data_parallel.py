@@ -77,6 +77,8 @@ def fit_in_processes(trainer: str, network: DualViewNetwork, training: Training,
         raise InputError("train.distil keeps the states of all users in one process: set train.processes=1")
     if auxiliary.tail is not None:
         raise InputError("train.enhance_users and enhance_items train in one process: set train.processes=1")
+    if auxiliary.mutual is not None:
+        raise InputError("train.copies trains in one process: set train.processes=1")
     _write_shares(files["train"], work, count)
     semantic = network.items.vectors.semantic
     frozen = {_LOG_SHARE: network.items.log_share.cpu()}  # what a network's state dict leaves out

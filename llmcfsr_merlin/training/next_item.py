@@ -12,11 +12,13 @@ from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors
 from llmcfsr_merlin.runtime.machine import choose_device
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
-from llmcfsr_merlin.training.attribute_pretraining import pretrain_on_attributes
+from llmcfsr_merlin.training.attribute_pretraining import attribute_lists, pretrain_on_attributes
 from llmcfsr_merlin.training.checkpoints import whole_checkpoints
 from llmcfsr_merlin.training.context_inference import infer_rows
 from llmcfsr_merlin.training.data_parallel import fit_in_processes
 from llmcfsr_merlin.training.distillation import Distillation, similar_users
+from llmcfsr_merlin.training.language_pretraining import pretrain_on_language
+from llmcfsr_merlin.training.losses.mutual_distillation import MutualDistillation
 from llmcfsr_merlin.training.objective import Auxiliary
 from llmcfsr_merlin.training.procedures import Training, fit_of
 from llmcfsr_merlin.training.reversed_pretraining import pretrain_reversed
@@ -37,20 +39,24 @@ def _train(training: Training, network: DualViewNetwork, trainer: str) -> list[d
     """Train until validation NDCG@10 (full ranking) stops improving, in train.processes processes; what comes before
     and after that."""
     settings = training.settings
-    fit, distillation, tail = fit_of(trainer), None, None
+    fit, distillation, tail, mutual = fit_of(trainer), None, None, None
     if settings.pretrain == "reversed":
         training = pretrain_reversed(training, network, fit)
     elif settings.pretrain == "attributes":
         pretrain_on_attributes(training, network)
+    elif settings.pretrain in ("texts", "interests"):
+        pretrain_on_language(training, network)
     if settings.distil:
         distillation = _distillation(training, network)
     if settings.enhance_users or settings.enhance_items:
         tail = _tail_training(training, network)
+    if settings.copies:
+        mutual = MutualDistillation.of(network, settings, attribute_lists(training))
     if settings.pretrain == "plain":
         _pretrain(training, network, trainer)
     table = training.item_table
     device = choose_device(settings.device)
-    auxiliary = Auxiliary(None if table is None else torch.from_numpy(table).to(device), distillation, tail)
+    auxiliary = Auxiliary(None if table is None else torch.from_numpy(table).to(device), distillation, tail, mutual)
     if settings.processes > 1:
         history = fit_in_processes(trainer, network, training, auxiliary)
     else:

@@ -18,6 +18,8 @@ from llmcfsr_merlin.training.distillation import Distillation
 from llmcfsr_merlin.training.losses import loss_function
 from llmcfsr_merlin.training.losses.alignment import alignment
 from llmcfsr_merlin.training.losses.contrast import contrast
+from llmcfsr_merlin.training.losses.mutual_distillation import MutualDistillation
+from llmcfsr_merlin.training.masking import hide
 from llmcfsr_merlin.training.tail_training import TailTraining
 from llmcfsr_merlin.training.validation import split_last, split_latest
 
@@ -27,11 +29,13 @@ _ROOM = 1 << 30  # scores that a captured step may hold
 
 
 class Auxiliary(NamedTuple):
-    """Inputs of the auxiliary losses. item_table: float [V, d] of a trained model, to align to."""
+    """Inputs of the auxiliary losses. item_table: float [V, d] of a trained model, to align to. mutual: replaces the
+    loss of the items; its weights are trained too."""
 
     item_table: Tensor | None = None
     distillation: Distillation | None = None
     tail: TailTraining | None = None
+    mutual: MutualDistillation | None = None
 
 
 _NOTHING = Auxiliary()
@@ -77,6 +81,8 @@ class Objective:
         """
         if items.is_cuda and positions and self._can_record(positions):
             return self._replayed(items, positions)
+        if self.auxiliary.mutual is not None:
+            return self.auxiliary.mutual(self.network, items)
         network, found = self.network, self.predicted(items)
         loss = self._loss(network, found.states, found.targets, self.settings).mean()
         if self.settings.align:
@@ -126,6 +132,7 @@ class Objective:
             and not self.settings.l2
             and self.auxiliary.distillation is None
             and self.auxiliary.tail is None
+            and self.auxiliary.mutual is None
             and all(isinstance(block, Block) for block in self.network.blocks)
         )
 
@@ -188,14 +195,3 @@ def shortest_prefix(network: DualViewNetwork, settings: TrainConfig) -> int | No
     if network.window:
         return network.window + settings.targets
     return 1 if network.left_padded else 2
-
-
-def hide(items: Tensor, share: float) -> Tensor:
-    """BERT4Rec's training: which items, bool [B, T], are masked and predicted; at least one per row, never all of
-    two."""
-    real = items != PAD
-    draw = torch.rand(items.shape, device=items.device).masked_fill(~real, 2.0)
-    rank = draw.argsort(1).argsort(1)  # a random order of a row's items, padding behind
-    lengths = real.sum(1, keepdim=True)
-    hidden = real & ((draw < share) | (rank == 0))
-    return hidden & ~((hidden.sum(1, keepdim=True) == lengths) & (lengths > 1) & (rank == lengths - 1))

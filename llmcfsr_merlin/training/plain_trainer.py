@@ -38,6 +38,7 @@ class _Model(KnownParts):
     def __init__(self, network: DualViewNetwork, objective: Objective):
         super().__init__()
         self.network, self._objective = network, objective
+        self.beside = objective.auxiliary.mutual  # its weights are trained and kept in checkpoints too
 
     def forward(self, item_id: Tensor, row: Tensor, count: int) -> dict[str, Tensor]:
         positions = predicted_positions(self.network, len(item_id), count)

@@ -15,7 +15,7 @@ import torch
 import torchmetrics
 import transformers4rec.torch as tr
 from merlin.schema import Schema
-from torch import Tensor
+from torch import Tensor, nn
 from transformers4rec.torch.block.base import BlockBase
 
 from llmcfsr_merlin.config.train_settings import TrainConfig
@@ -29,12 +29,12 @@ from llmcfsr_merlin.training.validation import ranks, split_last
 
 
 class DualViewBody(BlockBase):
-    """Holds the network's weights for the Head; passes the batch through, since the loss decides which states it
-    needs."""
+    """Holds the network's weights for the Head, and those of losses; passes the batch through, since the loss decides
+    which states it needs."""
 
-    def __init__(self, network: DualViewNetwork, schema: Schema):
+    def __init__(self, network: DualViewNetwork, schema: Schema, beside: nn.Module | None = None):
         super().__init__()
-        self.network, self.schema = network, schema
+        self.network, self.schema, self.beside = network, schema, beside
 
     def forward(self, inputs: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
         return inputs
@@ -136,4 +136,4 @@ def to_t4rec(
 ) -> tr.Model:
     """A Transformers4Rec Model of the network; both share their weights."""
     task = NextItemTask(network, Objective(network, config, auxiliary), exclude_history)
-    return _Model(tr.Head(DualViewBody(network, schema), task))
+    return _Model(tr.Head(DualViewBody(network, schema, auxiliary.mutual), task))

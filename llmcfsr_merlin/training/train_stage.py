@@ -24,6 +24,7 @@ from llmcfsr_merlin.runtime.stage import Manifest, run_stage, write_json
 from llmcfsr_merlin.runtime.watch import LOGS, Watch
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.scorers.network import NetworkScorer
+from llmcfsr_merlin.text.language_models import resolve
 from llmcfsr_merlin.training.fit import counts_of, fit_model
 from llmcfsr_merlin.training.model_card import write_card
 from llmcfsr_merlin.training.procedures import resolved
@@ -94,7 +95,10 @@ def _train(config: Config, run_dir: Path, parent: Path, stage: str, up: str, for
     inputs = {f"{up}prepare": [VOCABULARY, SCHEMA, "train/", "valid/"]}
     if config.model.reads:
         inputs[f"{up}embed"] = [VECTORS, LEXICAL]
-    if config.train.pretrain == "attributes":
+    reads_language = config.train.pretrain in ("texts", "interests")
+    if reads_language:
+        settings["language_model"] = resolve(config.train.language_model).sha256
+    if config.train.pretrain == "attributes" or config.train.copies or reads_language:
         inputs[f"{up}ingest"] = [f"{ITEMS}/"]
     if teacher:
         inputs[f"{up}{BASELINES}/{teacher.name}"] = [MODEL_CONFIG, MODEL_WEIGHTS]

@@ -108,11 +108,13 @@ def two_futures(tmp_path_factory):
     return runs
 
 
+LANGUAGE = ("said", "tslrec")  # what their language model reads: tests/unit/text/test_language_pretraining.py
 FAST = ("popularity", "item_knn", "ease", "llm_cfsr")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in presets()]
+    "name",
+    [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in presets() if name not in LANGUAGE],
 )
 def test_no_model_is_fitted_on_what_comes_after_the_cut(name, two_futures, tmp_path):
     """All that is stored of a model (tables, counts, transitions, score weights) is the same for both futures."""

@@ -25,11 +25,13 @@ from llmcfsr_merlin.scoring.ranker import pad
 from llmcfsr_merlin.training import fit as training
 from llmcfsr_merlin.training import train_stage as train
 from llmcfsr_merlin.training.batches import Batches
+from tests.tiny_models import write_llama
 from tests.worlds import attribute_world, noise, write_ingest
 
 SMALL = ["train.negatives=64", "train.batch_size=64", "prepare.max_length=10"]
 T4REC = pytest.mark.skipif(not importlib.util.find_spec("transformers4rec"), reason="needs Transformers4Rec")
 HIDDEN = "model.scorers.network.hidden=16"
+LANGUAGE = ("said", "tslrec")
 
 
 def configured(*overrides: str) -> Config:
@@ -73,7 +75,9 @@ def test_noise_scores_at_chance(tmp_path):
 def noise_with_vectors(tmp_path_factory):
     """Noise again, and random vectors as the finished stage embed."""
     run = tmp_path_factory.mktemp("noise")
-    write_ingest(run, noise())
+    sequences, digits = noise(), np.random.default_rng(2)
+    ids = {item for sequence in sequences.values() for item in sequence}
+    write_ingest(run, sequences, {item: {"title": f"red soap {digits.integers(1000)}"} for item in sorted(ids)})
     prepare.run(configured(), run)
 
     def work(out):
@@ -90,11 +94,14 @@ def noise_with_vectors(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", presets())
-def test_no_model_finds_anything_in_noise(name, noise_with_vectors):
+def test_no_model_finds_anything_in_noise(name, noise_with_vectors, tmp_path):
     """Leak test of every recipe: the loss and the metric see the same future, a leak would show in either."""
     overrides = [*SMALL, "train.epochs=3", "evaluate.sampled_negatives=50", "evaluate.baselines=[]"]
     if Config.load(None, model=name).model.network:
         overrides.append(HIDDEN)
+    if name in LANGUAGE:
+        pytest.importorskip("peft")
+        overrides += [f"train.language_model={write_llama(tmp_path / 'model')}", "train.language_steps=30"]
     config = Config.load(None, ["name=noise", *overrides], name)
     manifest = train.run(config, noise_with_vectors)
     evaluate.run(config, noise_with_vectors)

@@ -37,6 +37,11 @@ class Backbone(nn.Module):
     def __init__(self, hidden: int, heads: int, dropout: float):
         super().__init__()
 
+    @classmethod
+    def outer_norm(cls, hidden: int) -> nn.Module:
+        """The network's norm before the first block or after the last one."""
+        return nn.LayerNorm(hidden, eps=POST_NORM_EPSILON if cls.POST_NORM else 1e-5)
+
     def forward(self, x: Tensor, packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
         """real: bool [B, T] of the positions that may be read from anywhere; None: each reads itself and the past."""
         raise NotImplementedError
@@ -147,6 +152,7 @@ BACKBONES = {
     "gru4rec": f"{_HERE}.backbones:RecurrentBlock",
     "bsarec": f"{_HERE}.bsarec:FilterBlock",
     "caser": f"{_HERE}.caser:ConvolutionBlock",
+    "emkd": f"{_HERE}.parallel:ParallelBlock",
 }
 
 

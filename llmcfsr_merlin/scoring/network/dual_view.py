@@ -15,7 +15,7 @@ from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.scoring.network.attention import CrossAttention, Packing, PairFusion
-from llmcfsr_merlin.scoring.network.backbones import POST_NORM_EPSILON, Backbone, block_class
+from llmcfsr_merlin.scoring.network.backbones import Backbone, block_class
 from llmcfsr_merlin.scoring.network.item_views import MASK, ItemViews
 from llmcfsr_merlin.scoring.network.prior_items import with_prior_items
 from llmcfsr_merlin.scoring.network.tail_maps import TailMaps
@@ -50,7 +50,7 @@ class DualViewNetwork(nn.Module):
         if self.left_padded and dual:
             raise InputError(f"backbone {config.backbone} reads padding: expected one view, found two")
         self.position: nn.Embedding | None = None
-        self.norm: nn.LayerNorm | None = None
+        self.norm: nn.Module | None = None
         if not backbone.PLAIN:
             self.position = nn.Embedding(max_length + self.masked, hidden)
             nn.init.normal_(self.position.weight, std=0.02)
@@ -64,7 +64,7 @@ class DualViewNetwork(nn.Module):
         between = config.layers - 1 if dual and config.fuse_sequence else 0
         self.fuse_sequence = nn.ModuleList(cross() for _ in range(between))
         if not backbone.PLAIN:
-            self.norm = nn.LayerNorm(hidden, eps=POST_NORM_EPSILON if self.post_norm else 1e-5)
+            self.norm = backbone.outer_norm(hidden)
         pair = dual and config.fuse_prediction
         self.fuse_user = PairFusion(hidden, heads) if pair else None
         self.fuse_candidate = PairFusion(hidden, heads) if pair else None
@@ -82,6 +82,8 @@ class DualViewNetwork(nn.Module):
             for weight in self.parameters():
                 if weight.dim() > 1:
                     nn.init.xavier_normal_(weight)
+        if config.freeze_items:
+            self.items.requires_grad_(False)
         alone = config.model_copy(update={"prior_items": 0})
         self.backwards = DualViewNetwork(alone, n_items, max_length, vectors) if config.prior_items else None
         if self.backwards is not None:
@@ -112,7 +114,8 @@ class DualViewNetwork(nn.Module):
         ours, state = self.state_dict(), {**other.state_dict()}
         state.pop("items.confidence", None)
         for table in {"items.collaborative.weight", "output.weight"} & state.keys() & ours.keys():
-            state[table] = torch.where(state[table].any(1, keepdim=True), state[table], ours[table])
+            if not self.config.freeze_items:  # a frozen row stays what it was initialised with, which is worth less
+                state[table] = torch.where(state[table].any(1, keepdim=True), state[table], ours[table])
         missing, unexpected = self.load_state_dict(state, strict=False)
         if unexpected or set(missing) - {"items.confidence"}:
             raise ValueError(f"expected a network of the same settings, {(missing, unexpected)} differ")

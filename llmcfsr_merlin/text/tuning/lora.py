@@ -26,8 +26,8 @@ def attach_lora(model: "PreTrainedModel", settings: TuneConfig) -> "PeftModel":
     targets = [name for name in _CAUSAL if name in names] or (_NO_POOLER if names & set(_ENCODER) else None)
     if not targets:
         raise InputError(
-            f"tune.method=lora: expected projections named {', '.join((*_CAUSAL[:3], *_ENCODER[:3]))}, ..., "
-            f"found none in {type(model).__name__}: use tune.method=full"
+            f"low-rank adapters: expected projections named {', '.join((*_CAUSAL[:3], *_ENCODER[:3]))}, ..., "
+            f"found none in {type(model).__name__} (embed.tune.method=full needs none)"
         )
     if getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False):
         model = peft.prepare_model_for_kbit_training(model)
@@ -72,6 +72,6 @@ def _peft() -> ModuleType:
         import peft
     except ImportError as error:
         raise MissingDependency(
-            f"tune.method=lora needs peft ({error}): pip install peft==0.13.2 (the newest beside transformers 5)"
+            f"low-rank adapters need peft ({error}): pip install peft==0.13.2 (the newest beside transformers 5)"
         ) from error
     return peft

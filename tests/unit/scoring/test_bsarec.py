@@ -130,6 +130,7 @@ def test_two_views_are_refused_where_padding_is_read():
         {"backbone": "bsarec", "heads": 1},
         {"backbone": "sasrec_post_norm"},
         {"backbone": "caser", "layers": 1},
+        {"backbone": "emkd"},
     ],
 )
 def test_the_graph_is_the_model(settings, form, tmp_path):

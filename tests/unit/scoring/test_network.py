@@ -14,6 +14,7 @@ from tests.models import model_config, random_model
 ROWS, LENGTH, DIMENSION = 60, 12, 16
 IDS_ONLY = (
     "sasrec", "bert4rec", "gru4rec", "bsarec", "sasrec_prefix", "cl4srec", "caser", "asrep", "s3rec", "melt", "cities",
+    "emkd", "said", "tslrec",
 )  # fmt: skip
 LEVELS = ("fuse_embedding", "fuse_sequence", "fuse_prediction")
 VARIANTS = {
@@ -151,6 +152,7 @@ BASELINES = {
     "from_end": {"positions": "from_end"},
     "bsarec": {"backbone": "bsarec", "views": ("collaborative",), "pca_init": False},
     "caser": {"backbone": "caser", "layers": 1, "views": ("collaborative",), "pca_init": False},
+    "emkd": {"backbone": "emkd", "views": ("collaborative",), "pca_init": False},
     "null_space": {"views": ("null_space",)},
     "replace": {"cross_attention": "replace"},
 }

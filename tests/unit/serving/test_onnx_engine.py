@@ -26,6 +26,7 @@ MODELS = {
     "masked, its mask read as an item": {"backbone": "bert4rec"},
     "left padded": {"backbone": "bsarec", "views": ("collaborative",)},
     "candidates of their own": {"backbone": "caser", "layers": 1, "views": ("collaborative",)},
+    "encoders side by side": {"backbone": "emkd", "views": ("collaborative",)},
     "recurrent, a frozen view": {"backbone": "gru4rec", "views": ("null_space",)},
 }
 

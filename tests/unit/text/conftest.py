@@ -4,58 +4,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-WORDS = [
-    "[PAD]", "[UNK]", "</s>", "title", "brand", "categories", "description", "red", "blue", "green", "shampoo",
-    "polish", "cream", "soap", "acme", "bolt", "corex", "hair", "nail", "skin", ":", ";", ",", *"0123456789",
-]  # fmt: skip
-
-
-def _tokenizer(folder, pad):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel({word: row for row, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
-    )
-    special = {"pad_token": "[PAD]"} if pad else {}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="</s>", **special).save_pretrained(
-        folder
-    )
+from tests.tiny_models import write_bert, write_llama
 
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory):
     """Folder of a 2-layer BERT encoder, hidden 32, random weights."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("models") / "bert"
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    model = BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes))
-    model.save_pretrained(folder, safe_serialization=True)
-    _tokenizer(folder, pad=True)
-    return folder
+    return write_bert(tmp_path_factory.mktemp("models") / "bert")
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory):
     """Folder of a 2-layer LLaMA, hidden 32, random weights, no padding token (as LLaMA has none)."""
-    import torch
-    import transformers
-
-    if not hasattr(transformers, "LlamaModel"):
-        pytest.skip(f"transformers {transformers.__version__} has no LLaMA; 4.28 is the first")
-    from transformers import LlamaConfig, LlamaModel
-
-    folder = tmp_path_factory.mktemp("models") / "llama"
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    model = LlamaModel(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes))
-    model.save_pretrained(folder, safe_serialization=True)
-    _tokenizer(folder, pad=False)
-    return folder
+    return write_llama(tmp_path_factory.mktemp("models") / "llama")
 
 
 def catalogue(count=40):

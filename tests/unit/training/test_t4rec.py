@@ -12,7 +12,8 @@ from llmcfsr_merlin.dataset.dataset import Shape
 from llmcfsr_merlin.dataset.names import PAD
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.scorer import ItemVectors
-from llmcfsr_merlin.training.objective import FixedStep, Objective, hide
+from llmcfsr_merlin.training.masking import hide
+from llmcfsr_merlin.training.objective import FixedStep, Objective
 from llmcfsr_merlin.training.validation import split_last
 
 CODES = torch.tensor([[5, 9, 30, 7], [8, 4, 0, 0], [3, 3, 3, 0]])
