@@ -57,7 +57,7 @@ def _is_of(frame: pd.DataFrame, dataset: str, split: str) -> pd.Series:
 
 
 def _said(test: dict) -> str:
-    return "{difference:+.4f} [{low:+.4f}, {high:+.4f}], p (Holm) {p_holm:.4f}".format(**test)
+    return "{difference:+.4f}, 95% interval {low:+.4f} to {high:+.4f}, p after Holm {p_holm:.4f}".format(**test)
 
 
 class Page:
@@ -150,7 +150,7 @@ class Page:
         lines = []
         for rule in self.rules:
             if found := self.answer_for(rule):
-                bold = "**" if found["test"] else ""
+                bold = "**" if found["verdict"] in ("better", "worse") else ""
                 old = " †" if FOCUS in self.earlier else ""
                 cells = [f"{self.link}, {rule}", f"{bold}{found['verdict']}{bold}"]
                 cells += [f"{found['ours']:.4f}{old}, {found['other']} {found['theirs']:.4f}", found["difference"]]
