@@ -17,7 +17,7 @@ from llmcfsr_merlin.dataset.names import HISTORY_RULES
 from llmcfsr_merlin.evaluation.groups import LAST_PAIR, SHUFFLED, SUMMARY_GROUPS
 
 FOCUS, METRIC = "llm_cfsr", "ndcg@10"
-SPLITS = {"loo": "leave-one-out", "temporal": "temporal split, every interaction after the cut"}
+SPLITS = {"loo": "leave-one-out", "temporal": "temporal split"}
 PROTOCOLS = {"full": "full ranking", "sampled": "1 positive, 100 uniform negatives"}
 LISTS = tuple(f"{name}@10" for name in ("coverage", "gini", "arp", "novelty", "ild", "serendipity", "calibration"))
 EARLIER = "before"  # the commit of rows that are older than results.csv.gz
@@ -32,7 +32,8 @@ def write(folder: Path) -> None:
     layout = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=False
     ).get_template("quality_page.md.j2")
-    summary = ["| data | split | history | llm_cfsr | best other model | difference | page |", "|---" * 7 + "|"]
+    heads = ["data, history", "better?", "llm_cfsr, best other model", "difference", "tail items", "seeds"]
+    summary, lacking = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], []
     for (dataset, split), of in rows.groupby(["dataset", "split"]):
         parts = (frame[_is_of(frame, dataset, split)] if len(frame) else frame for frame in (runs, paired, published))
         page = Page(dataset, split, of, *parts)
@@ -41,6 +42,9 @@ def write(folder: Path) -> None:
         text = layout.render(page=page, answer=page.answer, **names)
         (folder / f"{page.slug}.md").write_text(text.rstrip() + "\n")
         summary += page.summary
+        lacking += [page.link] if page.answer is None else []
+    if lacking:
+        summary += ["", f"Without llm_cfsr so far: {', '.join(lacking)}."]
     readme = folder / "README.md"
     if readme.is_file() and _START in (text := readme.read_text()):
         head, tail = text.split(_START)[0], text.split(_END)[1]
@@ -50,6 +54,10 @@ def write(folder: Path) -> None:
 def _is_of(frame: pd.DataFrame, dataset: str, split: str) -> pd.Series:
     """Which rows are of a dataset and split; published numbers are all of leave-one-out."""
     return (frame["dataset"] == dataset) & (frame["split"] == split if "split" in frame else split == "loo")
+
+
+def _said(test: dict) -> str:
+    return "{difference:+.4f}, 95% interval {low:+.4f} to {high:+.4f}, p after Holm {p_holm:.4f}".format(**test)
 
 
 class Page:
@@ -92,51 +100,93 @@ class Page:
 
     def best_other(self, group="overall", rule=None) -> str | None:
         """The best model beside llm_cfsr and its variants."""
-        values = {model: self.of(model, group, rule=rule) for model in self.models if not model.startswith(FOCUS)}
+        values = {model: self.of(model, group, rule=rule) for model in self._others}
         known = {model: value for model, value in values.items() if value is not None}
         return max(known, key=known.__getitem__, default=None)
 
     @property
     def answer(self) -> dict | None:
-        other = self.best_other()
-        if other is None or self.of(FOCUS) is None:
+        return self.answer_for(self.rules[0])
+
+    def answer_for(self, rule: str) -> dict | None:
+        """llm_cfsr and the best other model by a history rule; None if one of them is not measured.
+
+        verdict: better or worse only if a paired test over users says so (p after Holm below 0.05).
+        """
+        other = self.best_other(rule=rule)
+        ours, theirs = self.of(FOCUS, rule=rule), other and self.of(other, rule=rule)
+        if ours is None or not theirs:
             return None
-        seeds = [int(self.values["count"]["full", self.rules[0], model, "overall", METRIC]) for model in (FOCUS, other)]
-        test, paired = "", self.against(other)
-        for row in paired[paired["group"] == "overall"].to_dict("records") if len(paired) else ():
-            test = "{difference:+.4f} [{low:+.4f}, {high:+.4f}], p (Holm) {p_holm:.4f}".format(**row)
-        return {"other": other, "ours": self.of(FOCUS), "theirs": self.of(other), "seeds": seeds, "test": test}
+        seeds = [int(self.values["count"]["full", rule, model, "overall", METRIC]) for model in (FOCUS, other)]
+        found = {"other": other, "ours": ours, "theirs": theirs, "seeds": seeds, "test": "", "verdict": "undecided"}
+        found["difference"] = f"{ours / theirs - 1:+.1%}"
+        if row := self._tested(other, rule):
+            found["test"] = _said(row)
+            found["difference"] += f" [{row['low'] / theirs:+.0%}, {row['high'] / theirs:+.0%}]"
+            shown = "better" if row["difference"] > 0 else "worse"
+            found["verdict"] = shown if row["p_holm"] < 0.05 else "no difference shown"
+        elif tests := {model: row for model in self._others if (row := self._tested(model, rule))}:
+            nearest = max(tests, key=lambda model: self.of(model, rule=rule) or 0.0)
+            found["nearest"] = f"{nearest}, {_said(tests[nearest])}"
+        return found
+
+    @property
+    def _others(self) -> list[str]:
+        return [model for model in self.models if not model.startswith(FOCUS)]
+
+    def _tested(self, other: str, rule: str) -> dict | None:
+        """The paired test over everybody, if there is one."""
+        paired = self.against(other, rule)
+        rows = paired[paired["group"] == "overall"].to_dict("records") if len(paired) else []
+        return rows[0] if rows else None
+
+    @property
+    def link(self) -> str:
+        return f"[{self.dataset}, {self.title}]({self.slug}.md)"
 
     @property
     def summary(self) -> list[str]:
         """Lines of the table in README.md."""
         lines = []
         for rule in self.rules:
-            other = self.best_other(rule=rule)
-            ours, theirs = self.of(FOCUS, rule=rule), self.of(other, rule=rule)
-            told = ["not yet", "-"] if ours is None else [f"{ours:.4f}", f"{ours / theirs - 1:+.0%}" if theirs else "-"]
-            link = f"[{self.slug}.md]({self.slug}.md)"
-            cells = [self.dataset, self.split, rule, told[0], f"{other} {theirs:.4f}", told[1], link]
-            lines.append(f"| {' | '.join(cells)} |")
+            if found := self.answer_for(rule):
+                bold = "**" if found["verdict"] in ("better", "worse") else ""
+                old = " †" if FOCUS in self.earlier else ""
+                cells = [f"{self.link}, {rule}", f"{bold}{found['verdict']}{bold}"]
+                cells += [f"{found['ours']:.4f}{old}, {found['other']} {found['theirs']:.4f}", found["difference"]]
+                cells += [self._share("tail_item", rule)[0], ", ".join(map(str, found["seeds"]))]
+                lines.append(f"| {' | '.join(cells)} |")
         return lines
 
-    def for_whom(self, rule: str) -> list[str]:
-        cells = []
-        for group in self.groups:
-            other = self.best_other(group, rule)
-            ours, theirs = self.of(FOCUS, group, rule=rule), other and self.of(other, group, rule=rule)
-            if ours is None:
-                cells.append("-")
-            else:
-                share = f"{ours / theirs - 1:+.0%} ({other})" if theirs else "others find none"
-                cells.append(f"{ours:.4f}, {share}")
-        return cells
+    @property
+    def for_whom(self) -> list[list[str]]:
+        """A row a group: its name, how many targets, and a cell a history rule."""
+        return [
+            [group, f"{self.users[group]:,}", *(self._compared(group, rule) for rule in self.rules)]
+            for group in self.groups
+            if group == "overall" or self.users[group] != self.users["overall"]  # nobody returns, or all do
+        ]
 
-    def against(self, other: str) -> pd.DataFrame:
-        """Paired tests in full ranking, of NDCG@10, by the recipe's rule."""
+    def _compared(self, group: str, rule: str) -> str:
+        """llm_cfsr in a group, and by how much it is better than the best other model there."""
+        ours, (share, other) = self.of(FOCUS, group, rule=rule), self._share(group, rule)
+        return "-" if ours is None else f"{ours:.4f}, {share}" + (f" ({other})" if other else "")
+
+    def _share(self, group: str, rule: str) -> tuple[str, str]:
+        """What llm_cfsr gains in a group over the best other model there, and that model's name, empty without one."""
+        other = self.best_other(group, rule)
+        ours, theirs = self.of(FOCUS, group, rule=rule), other and self.of(other, group, rule=rule)
+        if ours is None:
+            return "-", ""
+        if not theirs:
+            return "others find none" if ours else "nobody finds any", ""
+        return f"{ours / theirs - 1:+.0%}", other
+
+    def against(self, other: str, rule: str | None = None) -> pd.DataFrame:
+        """Paired tests in full ranking, of NDCG@10. rule: None, that of the recipe."""
         if not len(self.paired):
             return self.paired
-        wanted = {"against": other, "rule": self.rules[0], "protocol": "full", "metric": METRIC, "model": FOCUS}
+        wanted = {"against": other, "rule": rule or self.rules[0], "protocol": "full", "metric": METRIC, "model": FOCUS}
         return self.paired[(self.paired[list(wanted)] == pd.Series(wanted)).all(axis=1)]
 
     def tables(self, models: list[str]) -> list[tuple[str, list, list]]:

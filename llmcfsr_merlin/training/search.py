@@ -5,7 +5,9 @@ The search uses a dataset whose test items cannot be read.
 
 import json
 import logging
+import math
 import os
+import random
 import shutil
 import time
 from pathlib import Path
@@ -35,7 +37,8 @@ TRIALS, BEST, JOURNAL = "trials.json", "best.yaml", "journal.log"
 
 
 def search(config: Config, run_dir: Path, space: dict[str, list], trials: int, out: Path | None = None) -> list[dict]:
-    """Train up to `trials` settings from `space` and rank the validation items with each; returns them, best first.
+    """Train `trials` different settings from `space`, or all if there are fewer, and rank the validation items with
+    each; returns them, best first.
 
     config: the recipe, whose own settings are the first trial. run_dir: a run with the stages prepare and embed (the
     latter if the model reads vectors). space: e.g. {"train.negatives": [256, 1024]}, sections model and train only.
@@ -76,15 +79,18 @@ def _search(config: Config, run_dir: Path, space: dict[str, list], trials: int, 
             if old.params == settings:  # already evaluated: skip
                 trial.set_user_attr("found", old.user_attrs["found"])
                 return old.value
-        _log.info("trial %d of %d: %s", len(finished()) + 1, trials, _said(settings))
+        _log.info("trial %d of %d: %s", len(_different(finished())) + 1, most, _said(settings))
         found = try_on_validation(config.with_settings(settings), dataset, out / f"trial-{trial.number}")
         _log.info("  validation NDCG@10 %.4f, tail %.4f", found["ndcg@10"], found["tail ndcg@10"])
         trial.set_user_attr("found", found)
         return found["ndcg@10"]
 
-    while len(finished()) < trials:
+    most = min(trials, math.prod(map(len, space.values())))
+    while len(tried := _different(finished())) < most:
         study.optimize(objective, n_trials=1)
-        _write(config, finished(), out)
+        if len(found := _different(finished())) == len(tried):  # the sampler asked for what is known
+            study.enqueue_trial(_untried(space, [trial.params for trial in tried], config.train.seed))
+        _write(config, found, out)
     return json.loads((out / TRIALS).read_text())
 
 
@@ -155,6 +161,19 @@ def _at(config: Config, key: str) -> Any:
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
+
+
+def _different(trials: list) -> list:
+    """The first trial of each setting."""
+    return [trial for place, trial in enumerate(trials) if all(trial.params != old.params for old in trials[:place])]
+
+
+def _untried(space: dict[str, list], tried: list[dict], seed: int) -> dict:
+    """A setting drawn at random among those that are not in `tried`; there is one."""
+    draw = random.Random(f"{seed} {len(tried)}")
+    while (settings := {key: draw.choice(values) for key, values in space.items()}) in tried:
+        pass
+    return settings
 
 
 def _write(config: Config, finished: list, out: Path) -> None:

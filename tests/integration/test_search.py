@@ -48,7 +48,8 @@ def trials(config, run):
 
 
 def test_the_recipe_is_tried_first_and_the_best_can_be_used(config, run, trials):
-    assert {trial["trial"] for trial in trials} == {0, 1, 2}
+    settings = [trial["settings"] for trial in trials]
+    assert len(trials) == 3 and all(one not in settings[:place] for place, one in enumerate(settings))
     first = next(trial for trial in trials if trial["trial"] == 0)
     assert first["settings"] == {DROPOUT: 0.2, "train.learning_rate": 0.001}
     values = [trial["ndcg@10"] for trial in trials]
@@ -72,8 +73,8 @@ def test_goes_on_where_it_stopped(config, run, trials, monkeypatch):
     real = module.fit_model
     monkeypatch.setattr(module, "fit_model", lambda *a, **k: trained.append(1) or real(*a, **k))
     assert quality(search(config, run, SPACE, 3)) == quality(trials) and not trained
-    more = search(config, run, SPACE, 5)  # four settings in all: the fifth trial repeats one and costs nothing
-    assert len(more) == 5 and len(trained) <= 2
+    more = search(config, run, SPACE, 5)  # four settings in all
+    assert len(more) == 4 and len(trained) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,16 @@
-"""Every row of a file is read, or counted with its reason; what can be read in two ways is refused with the setting."""
+"""Every row of a text is read, or counted with its reason; what can be read in two ways is refused with the setting."""
 
 import gzip
 import json
-import tempfile
-from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from llmcfsr_merlin.config.data_settings import DataConfig
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.names import ITEM, TITLE
-from llmcfsr_merlin.dataset.raw.additions import read_items
-from llmcfsr_merlin.dataset.raw.files.source import find_files
 from llmcfsr_merlin.runtime.errors import InputError
-from tests.unit.dataset.world import run, write
-
-HEAD = "user_id,item_id,timestamp"
-ROWS = [(f"u{n % 3}", f"i{n}", 1_500_000_000 + n) for n in range(6)]
-ORDER = [item for _, item, _ in ROWS]
-
-
-def text(delimiter=",", header=HEAD, tail="", end="\n") -> str:
-    """The rows as delimited text; tail: after each row."""
-    lines = [header.replace(",", delimiter)] if header else []
-    return end.join(lines + [delimiter.join(map(str, row)) + tail for row in ROWS]) + end
-
-
-def ingested(tmp_path, content, name="log.csv", block=1 << 20, items=None, **settings):
-    """Counts, interactions and items of a log (and metadata) in a folder of its own."""
-    tmp_path = Path(tempfile.mkdtemp(dir=tmp_path))
-    path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    if items is not None:
-        (tmp_path / "items").write_bytes(items if isinstance(items, bytes) else items.encode())
-        settings["items"] = str(tmp_path / "items")
-    return run(tmp_path / "out", 1, block, interactions=str(path), **settings)
-
+from tests.unit.dataset.texts import HEAD, ORDER, ROWS, ingested, text
+from tests.unit.dataset.world import run
 
 FORMS = {
     # name: (content, settings); the six rows come out of each
@@ -157,21 +129,6 @@ def test_quotes_that_are_meant_are_read(tmp_path):
         assert log[ITEM].tolist() == frame[ITEM].tolist() and counts["bad_lines"] == counts["stray_quotes"] == 0
 
 
-@pytest.mark.parametrize("content, quoting, titles", [
-    ('i0\t"8"" pan"\tx\ni1\t8" pan\tx\ni2\t"Heroes"\tx\n', "auto", ['8" pan', '8" pan', '"Heroes"']),
-    ('i0\t"two\nlines"\tx\ni1\t"a\tb"\tx\n', "auto", ["two lines", "a b"]),
-    ('i0\t"Heroes\tx\ni1\t50"\tx\n', "auto", ['"Heroes', '50"']),
-    ('i0\t"Heroes"\tx\ni1\t8" pan\tx\n', "double", ["Heroes", '8" pan']),
-    ('i0\t"8"" pan"\tx\n', "none", ['"8"" pan"']),
-    ('i0\t"8\\" pan"\tx\n', "backslash", ['8" pan']),
-])  # fmt: skip
-def test_quotes_in_tab_separated_metadata(content, quoting, titles, tmp_path):
-    log = "user_id,item_id,timestamp\n" + "".join(f"u,i{n},{n + 1}\n" for n in range(3))
-    counts, _, items = ingested(tmp_path, log, items="item_id\ttitle\tmore\n" + content, item_quoting=quoting)
-    assert items[TITLE].dropna().tolist() == titles
-    assert not counts.get("metadata_bad_lines")
-
-
 HEADERLESS = {
     # a file of numbers: (content, item order of user 1)
     "user item rating time": ("1\t11\t5\t881250949\n1\t12\t1\t881250940\n", ["12", "11"]),
@@ -277,132 +234,6 @@ def test_what_is_dropped_is_shown_with_its_place(tmp_path, capsys):
     with pytest.raises(InputError, match=r"items: expected at most 50% .*found 2 of 3 .*data.max_dropped=0.67"):
         ingested(tmp_path, text(), items=wide)
     ingested(tmp_path, text(), items=wide, max_dropped=0.7)
-
-
-@pytest.mark.parametrize("settings, titles", [
-    ({"columns": {"item": "movieId"}}, r"field movieId \(item\), found id, title: name .*data.item_columns.item"),
-    ({"columns": {"item": "movieId"}, "item_columns": {"item": "id"}}, ["A", "B"]),
-    ({"columns": {"item": "movieId"}, "item_columns": {"item": 0}}, ["A", "B"]),
-])  # fmt: skip
-def test_the_items_have_their_own_names(settings, titles, tmp_path):
-    log = "user_id,movieId,timestamp\nu,0,1\nu,1,2\n"
-    if isinstance(titles, str):
-        with pytest.raises(InputError, match=titles):
-            ingested(tmp_path, log, items="id,title\n0,A\n1,B\n", **settings)
-        return
-    assert ingested(tmp_path, log, items="id,title\n0,A\n1,B\n", **settings)[2][TITLE].tolist() == titles
-
-
-def test_items_of_another_dialect_than_the_log(tmp_path):
-    """The names of a log without a header are not the items'."""
-    counts, _, items = ingested(
-        tmp_path, text("::", ""), columns={"names": ["user_id", "item_id", "timestamp"]},
-        items="i0::Léa (1995)::Animation|Drama\n".encode("latin-1"), item_encoding="latin-1",
-        item_columns={"names": ["item_id", "title", "genres"]},
-    )  # fmt: skip
-    assert items.iloc[0].tolist() == ["i0", "Léa (1995)", "Animation|Drama"] and counts["items_with_metadata"] == 1
-    with pytest.raises(InputError, match=r"one column title, found 2 of that name \(columns 2, 3\): rename one"):
-        ingested(tmp_path, text(), items="item_id,title,title\ni0,A,B\n")
-
-
-def test_bytes_of_items_are_no_text(tmp_path, capsys):
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table({
-        "item_id": pa.array([b"i0", b"i1"]), "title": pa.array([b"A", b"B"]), "image": pa.array([b"\xff\xd8", None]),
-        "photo": pa.array([{"bytes": b"\xff", "path": "a.jpg"}, None], kind),
-    })  # fmt: skip
-    pq.write_table(table, tmp_path / "items.parquet")
-    write(tmp_path / "log.csv", text().splitlines())
-    paths = {"interactions": str(tmp_path / "log.csv"), "items": str(tmp_path / "items.parquet")}
-    counts, _, items = run(tmp_path / "out", **paths)
-    assert list(items.columns) == [ITEM, TITLE] and items[TITLE].tolist()[:2] == ["A", "B"]
-    assert counts["metadata_binary"] == 2
-    assert "metadata binary: 2; first column " in capsys.readouterr().err
-
-
-def test_parquet_columns(tmp_path):
-    base = pd.DataFrame(ROWS, columns=HEAD.split(","))
-    names = ["user_id", "item_id", "timestamp", "item_id"]
-    twice = pa.table([*pa.Table.from_pandas(base).columns, pa.array(["z"] * 6)], names=names)
-    pq.write_table(twice, tmp_path / "twice.parquet")
-    with pytest.raises(InputError, match=r"one column item_id, found 2 .*columns 2, 4.*data.columns.item=1"):
-        run(tmp_path / "a", interactions=str(tmp_path / "twice.parquet"))
-    _, log, _ = run(tmp_path / "b", interactions=str(tmp_path / "twice.parquet"), columns={"item": 1})
-    assert log[ITEM].tolist() == ORDER
-    grouped = base.groupby("user_id", as_index=False).agg({"item_id": list, "timestamp": "min"})
-    grouped.to_parquet(tmp_path / "grouped.parquet")
-    with pytest.raises(InputError, match=r"lists in column item_id \(already grouped sessions\)"):
-        run(tmp_path / "c", interactions=str(tmp_path / "grouped.parquet"))
-
-
-@pytest.mark.parametrize("pattern", ["log", "log/**/*.parquet", "log/**/*", "log/dt=*/*/part*"])
-def test_partition_columns_and_folders(pattern, tmp_path):
-    for day in ("2020-01-02", "2020-01-01"):
-        folder = tmp_path / "log" / f"dt={day}" / "shop=a%3Ab"
-        folder.mkdir(parents=True)
-        pd.DataFrame({"user_id": ["u"], "item_id": [day]}).to_parquet(folder / "part-0.parquet")
-        (folder / "_SUCCESS").write_bytes(b"")
-    _, log, _ = run(tmp_path / "out", interactions=str(tmp_path / pattern), columns={"time": "dt", "user": "shop"})
-    assert log.sort_values("timestamp")[ITEM].tolist() == ["2020-01-01", "2020-01-02"]
-    assert log["user_id"].unique().tolist() == ["a:b"]
-
-
-def test_partition_columns_of_text(tmp_path):
-    for name, line in (("log.csv", "user_id,item_id\nu,a\n"), ("log.json", '{"user_id": "u", "item_id": "a"}\n')):
-        folder = tmp_path / "dt=2020-01-01"
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_text(line)
-        _, log, _ = run(tmp_path / name, interactions=str(folder / name), columns={"time": "dt"})
-        assert log["timestamp"].tolist() == [1_577_836_800]
-
-
-NEW = {
-    # name: (bytes, ids, or what the one line says)
-    "JSON": (b'{"item_id": " N1 ", "title": "x"}\n\n{"item_id": 1002.0}', ["N1", "1002"]),
-    "U+2028 in a title": ('{"item_id": "N1", "title": "two\u2028lines"}\n'.encode(), ["N1"]),
-    "byte order mark": (b'\xef\xbb\xbf{"item_id": "N1"}\n', ["N1"]),
-    "gzip": (gzip.compress(b'{"item_id": "N1"}\n'), ["N1"]),
-    "CSV": (b'item_id,title\nN1,"a, b"\nN2,\n', ["N1", "N2"]),
-    "as the run's own metadata": (b'{"sku": "N1", "title": "x"}\n', ["N1"]),
-    "latin-1": (b'{"item_id": "N1"}\n{"item_id": "N2", "title": "Cr\xe8me"}\n', r"utf8: .*:2: .*Cr\\xe8me.*as UTF-8"),
-    "a bad line": (b'{"item_id": "N1"}\n{"item_id": \n', r"bad lines: .*new:2: '\{\"item_id\": '"),
-    "no id": (b'{"item_id": "N1"}\n{"title": "x"}\n', r"no item: .*new:2: "),
-    "no column of ids": (b'{"title": "x"}\n', r"with a field sku \(item\), found title"),
-    "nothing": (b"", r"is empty"),
-}
-
-
-@pytest.mark.parametrize("name", NEW)
-def test_new_items_are_read_as_metadata_are(name, tmp_path):
-    content, expected = NEW[name]
-    (tmp_path / "new").write_bytes(content)
-    settings = DataConfig(interactions="log.csv", item_columns={"item": "sku"})
-    if isinstance(expected, list):
-        rows = read_items(tmp_path / "new", settings)
-        assert [row[ITEM] for row in rows] == expected
-        assert all(value is not None for row in rows for value in row.values())
-        return
-    with pytest.raises(InputError, match=expected) as caught:
-        read_items(tmp_path / "new", settings)
-    assert "\n" not in str(caught.value)
-
-
-def test_patterns(tmp_path):
-    (tmp_path / "data[1]").mkdir()
-    (tmp_path / "data1").mkdir()
-    for name in ("data[1]/a.csv", "data[1]/b[2].csv", "data1/c.csv", "x.csv", "x.csv.gz"):
-        (tmp_path / name).write_text("x")
-    names = lambda pattern: [path.name for path in find_files([str(tmp_path / pattern)], "data.interactions")]  # noqa: E731
-    assert names("data[1]/*.csv") == ["a.csv", "b[2].csv"], "a folder that is there wins"
-    assert names("data[1]/b[2].csv") == ["b[2].csv"]
-    assert names("data[123]/*.csv") == ["c.csv"]
-    with pytest.raises(InputError, match=r"expected each file once, found .*x.csv.gz beside .*x.csv"):
-        names("x.*")
-    (tmp_path / "delta" / "_delta_log").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"the Delta table .*export it"):
-        names("delta")
-    with pytest.raises(InputError, match=r"use a pattern like .*data1/\*\.csv$"):
-        names("data1")
 
 
 def test_odd_bytes_in_rows_are_counted_alike(tmp_path):
