@@ -97,7 +97,7 @@ def _machine(config: Config) -> Iterator[Check]:
     if config.serve.format == "onnx" and importlib.util.find_spec("onnx") is None:
         yield Check("export", "error", "serve.format=onnx without the package onnx", "install the extra onnx")
     for one in models:
-        if one.train.pretrain not in ("texts", "interests"):
+        if one.model.network is None or one.train.pretrain not in ("texts", "interests"):
             continue
         if not config.data.items and config.data.format != "synthetic":
             yield Check(one.model.name, "error", "it reads item texts, and data.items is empty", "give data.items")
