@@ -97,11 +97,14 @@ def _machine(config: Config) -> Iterator[Check]:
     if config.serve.format == "onnx" and importlib.util.find_spec("onnx") is None:
         yield Check("export", "error", "serve.format=onnx without the package onnx", "install the extra onnx")
     for one in models:
-        if one.train.pretrain in ("texts", "interests"):
-            try:
-                resolve(one.train.language_model)
-            except (InputError, MissingDependency) as error:
-                yield Check(one.model.name, "error", *_split(str(error)))
+        if one.model.network is None or one.train.pretrain not in ("texts", "interests"):
+            continue
+        if not config.data.items and config.data.format != "synthetic":
+            yield Check(one.model.name, "error", "it reads item texts, and data.items is empty", "give data.items")
+        try:
+            resolve(one.train.language_model)
+        except (InputError, MissingDependency) as error:
+            yield Check(one.model.name, "error", *_split(str(error)))
     tune = config.embed.tune
     if tune.enabled and tune.method == "lora" and importlib.util.find_spec("peft") is None:
         yield Check("tuning", "error", "embed.tune.method=lora without peft", "install the extra tune")

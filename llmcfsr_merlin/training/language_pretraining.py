@@ -25,7 +25,7 @@ def pretrain_on_language(training: Training, network: DualViewNetwork) -> None:
     """Set the network's item table to what a language model makes of texts, or of training rows and texts.
 
     The finished table is kept for a training that was interrupted afterwards; the steps before it go on from the last
-    multiple of a hundred.
+    multiple of twenty.
     """
     if network.items.collaborative is None:
         raise InputError(f"train.pretrain={training.settings.pretrain} needs a network with an item table")

@@ -13,7 +13,7 @@ from llmcfsr_merlin.training.procedures import Training
 
 _RATE = 2e-4  # of low-rank adapters and what stands between the language model and the rest
 _ROWS, _ROW_RATE = "rows.", 1e-2  # of items' rows: Adam moves one only while its item is in the batches
-_EVERY = 100  # steps between two checkpoints
+_EVERY = 20  # steps between two checkpoints, which are small
 _NORM = 1.0  # of the gradients, at most
 
 

@@ -104,6 +104,15 @@ def test_what_would_stop_a_run(tmp_path, settings, name, said):
     assert said in found(tmp_path, recipe(tmp_path, **settings), "error")[name]
 
 
+def test_a_model_that_a_language_model_starts_needs_texts_and_the_language_model(tmp_path):
+    starts = {"train__pretrain": "texts", "train__language_model": "./nowhere"}
+    assert "expected a model folder at ./nowhere" in found(tmp_path, recipe(tmp_path, **starts), "error")["sasrec"]
+    checked = check_recipe(recipe(tmp_path, **starts | {"train__language_model": "minilm"}), tmp_path / "run")
+    assert [check.found for check in checked.checks if check.status == "error"] == [
+        "it reads item texts, and data.items is empty"
+    ]
+
+
 def items_of(ids) -> pd.DataFrame:
     return pd.DataFrame({"item_id": list(ids), "title": [f"pot {name}" for name in ids]})
 
