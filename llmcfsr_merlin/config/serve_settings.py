@@ -11,7 +11,7 @@ class ServeConfig(Section):
     """The Triton model repository (stage `export`)."""
 
     layout: Literal["ensemble", "merged"] = "ensemble"
-    """ensemble: one Triton model per step; merged: one python model, lowest latency, one atomic version."""
+    """ensemble: one Triton model per step, with reasons; merged: one python model, the fastest, one atomic version."""
     format: Literal["python", "torchscript", "onnx"] = "python"
     """Format of the step `rank`: python (torch, python backend), or a graph for the pytorch or onnxruntime backend."""
     engine: Literal["torch", "onnxruntime"] = "onnxruntime"
@@ -22,7 +22,7 @@ class ServeConfig(Section):
     """Largest number of recommendations that a request may ask for."""
     shortlist: int = Field(0, ge=0)
     """Most items that are scored for a history, chosen by bounds; the answer says whether they are proven to hold the
-    best of all (EXACT). 0: score every item. 1000 is good from 10,000 items on; on a GPU every item is scored."""
+    best of all (EXACT). 0: score every item. 1000 is good from 20,000 items on; on a GPU every item is scored."""
     on_uncertain: Literal["answer", "exact"] = "answer"
     """What is done if `shortlist` proves nothing. answer: the best found, EXACT false; exact: score every item."""
     max_batch_size: int = Field(64, ge=1)

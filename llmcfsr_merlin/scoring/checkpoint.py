@@ -1,12 +1,16 @@
 """A trained model on disk: safetensors weights and a JSON description, never a pickle."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.names import HISTORY_RULES, MODEL_CONFIG, MODEL_WEIGHTS
@@ -20,6 +24,7 @@ from llmcfsr_merlin.scoring.old_models import upgrade, with_new_settings
 from llmcfsr_merlin.scoring.scorer import Shape
 
 FORMAT = 2  # format 1: a network with fixed extra scores, before scorers existed
+_LARGE = 1 << 24  # numbers of a tensor that is not filled before it is read from a file
 
 
 def save_model(model: Ensemble, directory: Path, vocabulary_hash: str) -> None:
@@ -76,6 +81,23 @@ def load_state(model: Ensemble, tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"{sorted(set(tensors) - taken)[0]} belongs to no scorer of the model")
 
 
+class _Unfilled(TorchFunctionMode):
+    """Builds a large model that a file is loaded into without writing its numbers first: for a million items, that
+    takes longer than reading the file."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in (torch.Tensor.normal_, torch.nn.init.normal_):
+            filled = args[0] if args else kwargs["tensor"]
+            if filled.numel() >= _LARGE:
+                return filled
+        if function is torch.zeros and kwargs.keys() <= {"dtype"}:
+            size = args[0] if isinstance(args[0], (tuple, list)) else args
+            if math.prod(size) >= _LARGE:  # numpy's zeros take no memory until they are written or read
+                return torch.from_numpy(np.zeros(size, torch.empty(0, **kwargs).numpy().dtype))
+        return function(*args, **kwargs)
+
+
 def _history_weights(description: dict, model: Ensemble) -> dict[str, dict[str, float]]:
     """The history weights of model.json (older models have none); ValueError if they do not fit the model."""
     found = description.get("history_weights", {})
@@ -103,7 +125,7 @@ def load_model(
             description, tensors = with_new_settings(description, tensors)
         if description["format"] != FORMAT:
             raise ValueError(f"format {description['format']}, this version reads {FORMAT}")
-        with only_allowed(allow):
+        with only_allowed(allow), _Unfilled():
             config = ModelConfig.model_validate(description["model"])
             model = Ensemble.empty(config, Shape(**description["shape"]))
         load_state(model, tensors)

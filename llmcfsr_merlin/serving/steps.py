@@ -46,11 +46,12 @@ class Encode:
     CODES [B, L], K [B, 1], BLOCK [B, M], ALLOW_CODES [B, N], UNKNOWN, FALLBACK and BUNDLE [B, 1].
     """
 
-    def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
-        bundle = Bundle.open(directory, FILES["encode"])
+    def __init__(self, directory: Path, limits: Limits, device: str = "cpu", vocabulary: Vocabulary | None = None):
+        """vocabulary: the bundle's, if it has been checked and read."""
+        bundle = Bundle.open(directory, FILES["encode"] if vocabulary is None else ())
         self.tag, self.max_length, self.limits = bundle.tag, bundle.max_length, limits
         self.excludes_seen = bundle.history_rule == MASKED
-        self.vocabulary = Vocabulary.load(bundle.directory / VOCABULARY)
+        self.vocabulary = vocabulary or Vocabulary.load(bundle.directory / VOCABULARY)
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
         return each(requests, self._one)
@@ -90,7 +91,7 @@ class Rank:
     """
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
-        bundle = Bundle.open(directory, FILES["rank"])
+        bundle = Bundle.open(directory, ())  # Recommender.load checks the files
         from llmcfsr_merlin.recommender import Recommender
         from llmcfsr_merlin.runtime.machine import choose_device
         from llmcfsr_merlin.scoring.network.small_batches import SIZES
@@ -187,10 +188,11 @@ class Decode:
     EXACT bool [B, 1]: PROVEN of `rank`; a graph, which has none, scores every item.
     """
 
-    def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
-        bundle = Bundle.open(directory, FILES["decode"])
+    def __init__(self, directory: Path, limits: Limits, device: str = "cpu", vocabulary: Vocabulary | None = None):
+        """vocabulary: as in Encode."""
+        bundle = Bundle.open(directory, FILES["decode"] if vocabulary is None else ())
         self.tag, self.limits = bundle.tag, limits
-        ids = Vocabulary.load(bundle.directory / VOCABULARY).ids
+        ids = (vocabulary or Vocabulary.load(bundle.directory / VOCABULARY)).ids
         self.names = np.array([b""] * FIRST_ITEM + [str(raw).encode() for raw in ids], dtype=object)
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
@@ -220,9 +222,9 @@ class Recommend:
     """The three steps in one, without tensors travelling between processes (layout `merged`)."""
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
-        self.encode = Encode(directory, limits)
         self.rank = Rank(directory, limits, device)
-        self.decode = Decode(directory, limits)
+        vocabulary = self.rank.recommender.vocabulary
+        self.encode, self.decode = (step(directory, limits, vocabulary=vocabulary) for step in (Encode, Decode))
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
         results = self.encode(requests)

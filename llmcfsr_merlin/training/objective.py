@@ -72,6 +72,9 @@ class Objective:
             raise InputError(
                 f"train.targets={settings.targets} needs a backbone with a state for an empty history: set it to 1"
             )
+        beside = [name for name in ("align", "distil", "contrast") if getattr(settings, name)]
+        if settings.copies and beside:
+            raise InputError(f"train.copies has losses of its own: set train.{beside[0]}=0")
         self._recorded: dict[tuple[int, int], Callable[..., Tensor]] = {}
 
     def __call__(self, items: Tensor, users: Tensor | None = None, positions: int | None = None) -> Tensor:
@@ -81,8 +84,19 @@ class Objective:
         """
         if items.is_cuda and positions and self._can_record(positions):
             return self._replayed(items, positions)
-        if self.auxiliary.mutual is not None:
-            return self.auxiliary.mutual(self.network, items)
+        loss = (
+            self._of_items(items, users)
+            if self.auxiliary.mutual is None
+            else self.auxiliary.mutual(self.network, items)
+        )
+        if self.settings.l2:
+            weights = (weight for weight in self.network.parameters() if weight.requires_grad)
+            loss = loss + self.settings.l2 / 2 * sum(weight.square().sum() for weight in weights)
+        if self.auxiliary.tail is not None:
+            loss = loss + self.auxiliary.tail(self.network)
+        return loss
+
+    def _of_items(self, items: Tensor, users: Tensor | None) -> Tensor:
         network, found = self.network, self.predicted(items)
         loss = self._loss(network, found.states, found.targets, self.settings).mean()
         if self.settings.align:
@@ -94,11 +108,6 @@ class Objective:
             loss = loss + self.settings.distil * self.auxiliary.distillation(users, found.states[found.last])
         if self.settings.contrast:
             loss = loss + self.settings.contrast * contrast(network, split_last(items)[0])
-        if self.settings.l2:
-            weights = (weight for weight in network.parameters() if weight.requires_grad)
-            loss = loss + self.settings.l2 / 2 * sum(weight.square().sum() for weight in weights)
-        if self.auxiliary.tail is not None:
-            loss = loss + self.auxiliary.tail(network)
         return loss
 
     def predicted(self, items: Tensor) -> Predicted:

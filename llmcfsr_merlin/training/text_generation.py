@@ -40,7 +40,7 @@ class Writer(nn.Module):
         model.requires_grad_(False)
         self.reader = attach_lora(model.base_model, TuneConfig())
         self.rows = nn.Embedding(len(tokens), width)
-        nn.init.normal_(self.rows.weight, std=width**-0.5)
+        nn.init.zeros_(self.rows.weight)  # all that a row then holds is of its text, after a few passes too
         self.projector = nn.Linear(width, self.read.shape[1])
         nn.init.normal_(self.projector.weight, std=float(self.read.std()))  # soft tokens as large as the others
         self.to(model.device)

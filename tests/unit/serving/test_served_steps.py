@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -103,9 +104,16 @@ def test_decode_refuses_a_wild_field_alone(steps, trained, name):
 class Request:
     def __init__(self, tensors: dict, request_id: str = ""):
         self.tensors, self._id = tensors, request_id
+        self.sent: list = []
 
     def request_id(self) -> str:
         return self._id
+
+    def requested_output_names(self) -> list[str]:
+        return ["CODES"]
+
+    def get_response_sender(self) -> types.SimpleNamespace:
+        return types.SimpleNamespace(send=lambda response, flags: self.sent.append((response, flags)))
 
 
 @pytest.fixture
@@ -129,16 +137,17 @@ def triton(monkeypatch):
     sys.modules.pop("llmcfsr_merlin.serving.backend", None)
 
 
-def model(triton, trained, tmp_path, monkeypatch):
+def model(triton, trained, tmp_path, monkeypatch, base=None, most: int = 0):
     repository = tmp_path / "encode"
     Bundle.open(trained).copy(repository / "1" / FOLDER, "encode")
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     monkeypatch.setenv(REQUEST_VARIABLE, "own")
-    made = type("Model", (triton.StepModel,), {"step": Encode})()
-    config = '{"output": [{"name": "CODES"}], "parameters": {"max_top_k": {"string_value": "50"}}}'
+    made = type("Model", (base or triton.StepModel,), {"step": Encode})()
+    parameters = {"max_top_k": {"string_value": "50"}}
+    config = {"output": [{"name": "CODES"}], "parameters": parameters, "max_batch_size": most}
     made.initialize(
-        {"model_config": config, "model_repository": str(repository), "model_version": "1", "model_name": "encode",
-         "model_instance_kind": "CPU"}
+        {"model_config": json.dumps(config), "model_repository": str(repository), "model_version": "1",
+         "model_name": "encode", "model_instance_kind": "CPU"}
     )  # fmt: skip
     return made
 
@@ -188,6 +197,38 @@ def test_a_step_answers_around_what_is_unreadable_or_breaks_it(triton, trained, 
     assert (answers[0]["CODES"] == answers[3]["CODES"]).all()
     assert answers[1].args == ("HISTORY: expected this, found that", 1)
     assert answers[2].args[1] == 3 and "encode failed" in answers[2].args[0] and "/" not in answers[2].args[0]
+
+
+def test_a_step_that_joins_requests_answers_each_by_its_own_sender(triton, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(triton.pb_utils, "TRITONSERVER_RESPONSE_COMPLETE_FINAL", 1, raising=False)
+    step = model(triton, trained, tmp_path, monkeypatch, triton.JoiningModel, 8)
+    sizes, run = [], step._run
+
+    def slow(batch: list) -> list:
+        sizes.append(len(batch))
+        time.sleep(0.2)
+        if any(b"bang" in tensors["HISTORY"] for tensors in batch):
+            raise MemoryError("a batch with it")
+        return run(batch)
+
+    step._run = slow
+    rows = [1, 3, 3, 2, 1, 1]
+    asked = [request(np.repeat(HISTORY["HISTORY"], count, 0)) for count in rows]
+    asked[4] = request(np.array([[b"bang"]], dtype=object))
+    asked[5] = request(Unreadable.because("expected this, found that"))
+    for one in asked[:1]:
+        assert step.execute([one]) == [None]
+    time.sleep(0.1)  # the first is being answered: the others wait, and more than 8 rows do not go together
+    for one in asked[1:]:
+        step.execute([one])
+    step.finalize()
+    assert all(len(one.sent) == 1 and one.sent[0][1] == 1 for one in asked)
+    answers = [one.sent[0][0] for one in asked]
+    assert [len(answer["CODES"]) for answer in answers[:4]] == rows[:4]
+    assert "encode failed" in answers[4].args[0] and answers[5].args == ("HISTORY: expected this, found that", 1)
+    assert set(answers[0]) == {"CODES"}  # what else the step makes nobody asked for: a sender must not drop it
+    assert max(sizes) > 1
+    assert not step._worker.is_alive()
 
 
 def test_a_stopping_server_answers_its_own_request_alone(triton, trained, tmp_path, monkeypatch):

@@ -45,6 +45,7 @@ def test_a_text_is_written_from_its_row(source, tokens, start):
     alone = load_causal_model(source)
     alone.load_state_dict(model.state_dict())  # the bare model on disk has no head: each has drawn its own
     writer = Writer(model, tokens, 6, start).eval()
+    torch.nn.init.normal_(writer.rows.weight)
     found = writer(torch.tensor([2, 0]))
     known, losses = torch.tensor(writer.known), []
     for place in (2, 0):
@@ -150,6 +151,28 @@ def test_the_rows_that_write_the_texts_are_the_table_and_stay(world, monkeypatch
     next_item.by_transformers(training, again)
     torch.testing.assert_close(again.items.collaborative.weight.detach()[FIRST_ITEM:], rows)
     assert not torch.equal(again.position.weight, before)
+
+
+def alike(training, table):
+    """Mean cosine of the rows of items of one brand, and of different ones; half of their texts is of the brand."""
+    rows, brands = [], []
+    for row in catalogue():
+        if row["brand"] and row["item_id"] in training.dataset.vocabulary.ids.tolist():
+            rows.append(table[code_of(training, row["item_id"])])
+            brands.append(row["brand"])
+    rows = F.normalize(torch.stack(rows) - torch.stack(rows).mean(0), dim=1)
+    same = torch.tensor([[one == other for other in brands] for one in brands])
+    cosines = rows @ rows.T
+    return float(cosines[same & ~torch.eye(len(rows)).bool()].mean()), float(cosines[~same].mean())
+
+
+@pytest.mark.parametrize("pretrain", ["texts", "interests"])
+def test_a_table_holds_what_the_texts_say(world, pretrain):
+    training = with_settings(world, pretrain=pretrain, language_steps=100, language_batch=16)
+    network = network_for(training)
+    pretrain_on_language(training, network)
+    same, different = alike(training, network.items.collaborative.weight.detach())
+    assert same > different + 0.08, (same, different)
 
 
 def test_an_item_that_a_frozen_table_does_not_know_stays_at_zero(world):

@@ -23,6 +23,7 @@ from llmcfsr_merlin.training.checkpoints import whole_checkpoints
 from llmcfsr_merlin.training.losses import mutual_distillation
 from llmcfsr_merlin.training.losses.mutual_distillation import MutualDistillation
 from llmcfsr_merlin.training.masking import corrupted
+from llmcfsr_merlin.training.objective import Objective
 from llmcfsr_merlin.training.procedures import Training
 from tests.models import ids_only
 
@@ -191,6 +192,8 @@ def test_what_it_needs_is_said(training):
         next_item.by_transformers(training, ids_only(backbone="bert4rec", hidden=16))
     with pytest.raises(ValueError, match=r"expected one view and hidden a multiple of 2 \* heads, found .* and 18"):
         NetworkSettings(backbone="emkd", hidden=18)
+    with pytest.raises(InputError, match=r"train\.copies has losses of its own: set train\.contrast=0"):
+        Objective(ids_only(backbone="emkd", hidden=16), TrainConfig(copies=2, contrast=0.1))
     two = training._replace(settings=training.settings.model_copy(update={"processes": 2}))
     with pytest.raises(InputError, match=r"train\.copies trains in one process"):
         next_item.by_transformers(two, ids_only(backbone="emkd", hidden=16))
