@@ -5,8 +5,8 @@
 
 TRAINED: a sealed model. TEST.parquet: encoded sequences (prepare/test); their histories, without the last item, are
 asked.
-A size above the model's own is a grown catalogue (benchmarks/grown_catalogue.py). The rows of the measured sizes in the
-list `scale` of --out are replaced, the rest stays.
+A size above the model's own is a grown catalogue (benchmarks/grown_catalogue.py). The rows of the measured sizes and
+paths in the list `scale` of --out are replaced, the rest stays.
 
 Times are of one thread. cpu_ms are processor times of the same calls: on a machine that does other things too, they
 say what an idle one would need. faiss: IndexIVFFlat over [views, content weight * unit vector], one query a history
@@ -234,8 +234,8 @@ def main() -> None:
             rows += measure(trained, histories, options, folder / f"tables-{items}")
     if options.out:
         result = json.loads(options.out.read_text()) if options.out.is_file() else {}
-        sizes = {row["items"] for row in rows}
-        kept = [row for row in result.get("scale", []) if row["items"] not in sizes]
+        measured = {(row["items"], row["path"]) for row in rows}
+        kept = [row for row in result.get("scale", []) if (row["items"], row["path"]) not in measured]
         result["scale"] = sorted(kept + rows, key=lambda row: row["items"])
         result.pop("scale_load_average", None)
         options.out.write_text(json.dumps(result, indent=1) + "\n")

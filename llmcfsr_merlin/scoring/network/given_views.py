@@ -8,7 +8,7 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.compiled import Compiler, Function
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
-_SHORTEST = 4  # histories up to this length run together; so do those up to 8, 16, ... items
+_SHORTEST = 8  # histories up to this length run together; so do those up to 8, 16, ... items
 
 
 class StatesOfGivenViews(nn.Module):

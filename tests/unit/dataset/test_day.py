@@ -7,7 +7,7 @@ import pytest
 
 from llmcfsr_merlin.config.prepare_settings import PrepareConfig
 from llmcfsr_merlin.dataset.dataset import Dataset
-from llmcfsr_merlin.dataset.names import CODE, DAY, ITEM, RECENT, ROW, TIME, USER, VOCABULARY
+from llmcfsr_merlin.dataset.names import CODE, DAY, ITEM, RECENT, ROW, TIED, TIME, USER, VOCABULARY
 from llmcfsr_merlin.dataset.prepare.day import Day, last_seen, retired_items, write_last_seen
 from llmcfsr_merlin.dataset.prepare.extend import extend
 from llmcfsr_merlin.dataset.prepare.prepare import prepare
@@ -57,6 +57,19 @@ def test_nothing_is_lost_and_ids_stay(days):
     assert all(found[user] == whole[user] for user in whole if user not in short)
     old, new = (pq.read_table(folder / name / VOCABULARY).to_pandas().set_index(ITEM)[CODE] for name in ("0", "2"))
     assert new.head(len(old)).equals(old) and "i999" in new.index and len(new) > len(old) + 1
+
+
+def test_ties_stand_beside_the_items(days):
+    """Those of three days, also in rows that were written again and again; the first of a row is tied with nothing."""
+    folder, logs = days
+    whole = pd.concat(logs).sort_values([USER, TIME, ROW], kind="stable")
+    same = whole[TIME].eq(whole[TIME].shift()) & whole[USER].eq(whole[USER].shift())
+    ties = {user: part.tolist() for user, part in same.groupby(whole[USER])}
+    short = {user for user, part in logs[0].groupby(USER) if len(part) < 3}
+    found = pq.read_table(folder / "2" / "sequences").to_pylist()
+    assert all(row[TIED] == ties[row[USER]] for row in found if row[USER] not in short) and any(map(any, ties.values()))
+    for row in pq.read_table(folder / "2" / "train").to_pylist():
+        assert len(row[TIED]) == len(row[ITEM]) and not row[TIED][0]
 
 
 def test_the_day_of_some_users_is_held_out(days):
