@@ -2,7 +2,7 @@
 tell of which categories they are, where categories are clusters of a trained model's item vectors.
 
 No code is public. Assumed: 64 clusters by k-means; the latest ten items, 16 tokens each, a line for each item; the
-state of the last token is mapped to the distribution of the whole training sequence over the clusters, by
+state of the last token, normalised, is mapped to the distribution of the whole training sequence over the clusters, by
 cross-entropy, with low-rank adapters. An item's vector is the state at the end of its own line.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
@@ -50,7 +51,8 @@ class Parser(nn.Module):
 
     def forward(self, histories: Sequence[Sequence[int]], shares: Tensor) -> Tensor:
         """shares: float [B, K], the users' distributions over the categories. Mean cross-entropy, a scalar."""
-        found = self.head(self.states(histories)).log_softmax(1)
+        states = self.states(histories)  # of Gemma: of a norm that would make the head's first scores all or nothing
+        found = self.head(F.layer_norm(states, states.shape[1:])).log_softmax(1)
         return -(shares.to(found) * found).sum(1).mean()
 
     @torch.no_grad()

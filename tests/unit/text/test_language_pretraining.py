@@ -80,7 +80,7 @@ def test_interests_are_told_from_the_lines_of_the_latest_items(source):
             token for item in history for token in [*tokenizer(TEXTS[item - 1])["input_ids"], tokenizer.eos_token_id]
         ]
         state = model(torch.tensor([given])).last_hidden_state[0, -1]
-        wanted.append(-(share * parser.head(state).softmax(0).log()).sum())
+        wanted.append(-(share * parser.head(F.layer_norm(state, state.shape)).softmax(0).log()).sum())
     torch.testing.assert_close(found, torch.stack(wanted).mean(), rtol=1e-4, atol=1e-4)
     vectors = parser.vectors()
     torch.testing.assert_close(vectors[2], parser.states([[2]])[0], rtol=1e-4, atol=1e-5)
