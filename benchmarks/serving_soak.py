@@ -116,7 +116,8 @@ def main() -> None:
     result |= soak(options.run, asked, settings, options.seconds)
     if options.out:
         whole = json.loads(options.out.read_text()) if options.out.is_file() else {}
-        options.out.write_text(json.dumps(whole | {"soak": result}, indent=1) + "\n")
+        key = "soak_merged" if options.layout == "merged" else "soak"
+        options.out.write_text(json.dumps(whole | {key: result}, indent=1) + "\n")
     print(json.dumps({name: value for name, value in result.items() if name != "curve"}, indent=1))
 
 
