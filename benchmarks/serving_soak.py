@@ -1,11 +1,11 @@
-"""Minutes of mixed load on a served trained model with a shortlist: refusals, memory over time, served = library.
+"""Minutes of mixed load on a served trained model: refusals, memory over time, served = library.
 
     python benchmarks/serving_soak.py runs/beauty --out benchmarks/results/serving.json
 
 Four clients, two by gRPC and two by HTTP, ask real histories of 1 to 8 users a request, cut at random, with and without
 filters; a tenth of the requests asks for more than serve.max_top_k and must be refused. Memory is read every sixtieth
 of the time, once as resident (pages that processes share counted in each) and once with shared pages counted once. The
-key `soak` of the file is replaced.
+key `soak` (with --layout merged `soak_merged`) of the file is replaced.
 """
 
 import argparse
@@ -116,7 +116,8 @@ def main() -> None:
     result |= soak(options.run, asked, settings, options.seconds)
     if options.out:
         whole = json.loads(options.out.read_text()) if options.out.is_file() else {}
-        options.out.write_text(json.dumps(whole | {"soak": result}, indent=1) + "\n")
+        key = "soak_merged" if options.layout == "merged" else "soak"
+        options.out.write_text(json.dumps(whole | {key: result}, indent=1) + "\n")
     print(json.dumps({name: value for name, value in result.items() if name != "curve"}, indent=1))
 
 
