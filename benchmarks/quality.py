@@ -58,6 +58,10 @@ REWEIGHED: dict[str, tuple[str, ...] | float] = {
     "without_either_match": ("content", "content_cold", "transitions", "transitions_borrowed"),
     "without_popularity": ("popularity",),
     "without_repeats": ("repeat", "repeat_times", "repeat_recent"),
+    "network_alone": (
+        "content", "content_cold", "transitions", "transitions_borrowed", "popularity", "repeat", "repeat_times",
+        "repeat_recent",
+    ),
     "with_tail_tolerance_0": 0.0,
     "with_tail_tolerance_2": 0.02,
     "with_tail_tolerance_4": 0.04,

@@ -79,8 +79,9 @@ class NetworkSettings(Section):
                 "views must be [collaborative, semantic], or one of collaborative, semantic, null_space, "
                 f"found {list(self.views)}"
             )
-        if (self.tail_maps or self.freeze_items) and self.views != ("collaborative",):
-            raise ValueError(f"tail_maps and freeze_items need views=[collaborative], found {list(self.views)}")
+        for name in ("tail_maps", "freeze_items"):
+            if getattr(self, name) and self.views != ("collaborative",):
+                raise ValueError(f"{name} needs views=[collaborative], found {list(self.views)}")
         if self.cross_attention == "replace" and self.hidden % 2:
             raise ValueError(f"hidden ({self.hidden}) must be even for cross_attention=replace, which has two heads")
         if self.hidden % self.heads:
