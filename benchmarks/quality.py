@@ -58,7 +58,7 @@ REWEIGHED: dict[str, tuple[str, ...] | float] = {
     "without_either_match": ("content", "content_cold", "transitions", "transitions_borrowed"),
     "without_popularity": ("popularity",),
     "without_repeats": ("repeat", "repeat_times", "repeat_recent"),
-    "network_alone": (
+    "without_other_scorers": (
         "content", "content_cold", "transitions", "transitions_borrowed", "popularity", "repeat", "repeat_times",
         "repeat_recent",
     ),
