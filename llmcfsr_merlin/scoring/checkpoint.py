@@ -94,7 +94,9 @@ class _Unfilled(TorchFunctionMode):
         if function is torch.zeros and kwargs.keys() <= {"dtype"}:
             size = args[0] if isinstance(args[0], (tuple, list)) else args
             if math.prod(size) >= _LARGE:  # numpy's zeros take no memory until they are written or read
-                return torch.from_numpy(np.zeros(size, torch.empty(0, **kwargs).numpy().dtype))
+                one = torch.empty(0, **kwargs)
+                given = np.zeros(math.prod(size) * one.element_size(), np.uint8)
+                return torch.from_numpy(given).view(one.dtype).view(size)
         return function(*args, **kwargs)
 
 

@@ -116,23 +116,26 @@ class Ranker:
         if self._search is None or not len(histories) or not 0 < k < self.shortlist:
             return self._of_all(histories, k, blocked)
         found = self._search.top_k(histories, k, blocked)
-        if self.uncertain == "exact" and not bool(found.exact.all()):
-            rows = (~found.exact).nonzero()[:, 0]
-            again = self._of_all(histories[rows], k, None if blocked is None else blocked[rows])
-            for part, value in zip(found, again):
-                part[rows] = value
+        if self.uncertain == "exact":
+            return self._completed(found, histories, k, blocked, self._of_all)
         return found
 
     def _of_all(self, histories: Tensor, k: int, blocked: Tensor | None) -> Found:
         nearly = best_by_estimates(self.model, histories, k, blocked) if len(histories) and k else None
         if nearly is None:
             return self._by_scores(histories, k, blocked)
-        items, scores, proven = nearly
-        if not bool(proven.all()):
-            rows = (~proven).nonzero()[:, 0]
-            again = self._by_scores(histories[rows], k, None if blocked is None else blocked[rows])
-            items[rows], scores[rows] = again.items, again.scores
-        return Found(items, scores, torch.ones_like(proven))
+        return self._completed(nearly, histories, k, blocked, self._by_scores)
+
+    def _completed(
+        self, found: Found, histories: Tensor, k: int, blocked: Tensor | None, rank: Callable[..., Found]
+    ) -> Found:
+        """What was found, with the rows that are not proven ranked by `rank`."""
+        if not bool(found.exact.all()):
+            rows = (~found.exact).nonzero()[:, 0]
+            again = rank(histories[rows], k, None if blocked is None else blocked[rows])
+            for part, value in zip(found, again):
+                part[rows] = value
+        return found
 
     def _by_scores(self, histories: Tensor, k: int, blocked: Tensor | None) -> Found:
         items, scores = self.best(self.scores(histories), k, blocked)

@@ -223,7 +223,10 @@ class JoiningModel(StepModel):
                 pb_utils.Logger.log_error(f"{self._name}: {traceback.format_exc()}")
                 responses = [self._respond(self._failure()) for _ in taken]
             for (_, sender), response in zip(taken, responses):
-                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                try:
+                    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                except Exception:  # of a client that has gone, say: the others wait for theirs
+                    pb_utils.Logger.log_error(f"{self._name}: {traceback.format_exc()}")
             del taken, responses, sender, response
             if following is _NOTHING:
                 following = self._waiting.get()
@@ -246,7 +249,8 @@ _NOTHING = object()
 
 
 def _rows(read: Read) -> int:
-    return len(next(iter(read.tensors.values()))) if isinstance(read.tensors, dict) and read.tensors else 1
+    first = next(iter(read.tensors.values()), None) if isinstance(read.tensors, dict) else None
+    return len(first) if first is not None and first.ndim else 1
 
 
 def _counters(version: str, outputs: list[str]) -> dict[str | None, Any]:

@@ -6,7 +6,6 @@ item can be among the best k.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,21 +13,17 @@ from torch import Tensor
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.scorer import Scorer
+from llmcfsr_merlin.scoring.search.best_items import Found
 
 _SPARE = (14, 86)  # items that are scored exactly beyond k, at first and if that proves nothing
 _NOISE = 1e-5  # of float32 scores, relative and absolute
 
 
-class Nearly(NamedTuple):
-    """items int64 [B, k], scores float32 [B, k], best first, 0 and -inf past the last; proven: bool [B]."""
+def best_by_estimates(model: Ensemble, histories: Tensor, k: int, blocked: Tensor | None) -> Found | None:
+    """histories int64 [B, L] right-padded, blocked bool [B, V]. None if no scorer estimates, or k is large.
 
-    items: Tensor
-    scores: Tensor
-    proven: Tensor
-
-
-def best_by_estimates(model: Ensemble, histories: Tensor, k: int, blocked: Tensor | None) -> Nearly | None:
-    """histories int64 [B, L] right-padded, blocked bool [B, V]. None if no scorer estimates, or k is large."""
+    exact: false where all that was scored proves nothing.
+    """
     if not k + max(_SPARE) < model.shape.n_items or not any(part.estimates for part in model.active):
         return None
     exact, estimators = torch.zeros(len(histories), model.shape.n_items), []
@@ -47,8 +42,8 @@ def best_by_estimates(model: Ensemble, histories: Tensor, k: int, blocked: Tenso
     if blocked is not None:
         total.masked_fill_(blocked, -torch.inf)
     found = _best(estimators, histories, exact, total, error, k, _SPARE[0])
-    if not bool(found.proven.all()):
-        rows = (~found.proven).nonzero()[:, 0]
+    if not bool(found.exact.all()):
+        rows = (~found.exact).nonzero()[:, 0]
         again = _best(estimators, histories[rows], exact[rows], total[rows], error, k, _SPARE[1])
         for tensor, values in zip(found, again):
             tensor[rows] = values
@@ -57,7 +52,7 @@ def best_by_estimates(model: Ensemble, histories: Tensor, k: int, blocked: Tenso
 
 def _best(
     estimators: Sequence[Scorer], histories: Tensor, exact: Tensor, total: Tensor, error: float, k: int, spare: int
-) -> Nearly:
+) -> Found:
     """exact: float [B, V], the scores of all other scorers; total: with the estimates, -inf at what is left out."""
     picked, places = total.topk(k + spare, dim=1)
     scores = exact.gather(1, places)
@@ -70,4 +65,4 @@ def _best(
     scores, items = scores[:, :k], places.gather(1, order[:, :k])
     least, others = scores[:, -1], picked[:, -1]
     proven = (others == -torch.inf) | (least - _NOISE * (1 + least.abs()) > others + error)
-    return Nearly(items.masked_fill(scores == -torch.inf, 0), scores, proven)
+    return Found(items.masked_fill(scores == -torch.inf, 0), scores, proven)

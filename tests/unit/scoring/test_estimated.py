@@ -70,7 +70,7 @@ def test_what_proves_nothing_is_said_and_ranked_in_full(monkeypatch):
     content, right = nearly.model.scorers["content"], nearly.model.scorers["content"].estimate
     monkeypatch.setattr(type(content), "estimate", lambda self, asked: right(asked)._replace(error=1e9))
     found = estimated.best_by_estimates(nearly.model, histories, K, None)
-    assert not found.proven.any()
+    assert not found.exact.any()
     same(nearly.find(histories, K), plain.find(histories, K))
 
 

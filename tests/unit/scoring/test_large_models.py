@@ -19,3 +19,13 @@ def test_what_is_not_filled_is_read(tmp_path, monkeypatch):
     assert torch.equal(log_share, torch.zeros(60))
     histories = torch.tensor([[5, 9, 30], [7, 0, 0]])
     assert torch.equal(found.prepare().scores(histories), wanted.prepare().scores(histories))
+
+
+def test_zeros_of_every_type_are_zeros(monkeypatch):
+    monkeypatch.setattr(checkpoint, "_LARGE", 5)
+    for dtype in (None, torch.float64, torch.bfloat16, torch.int32, torch.bool):
+        given = {} if dtype is None else {"dtype": dtype}
+        with checkpoint._Unfilled():
+            found = torch.zeros(3, 2, **given), torch.zeros((3, 2), **given)
+        for tensor in found:
+            assert tensor.dtype == (dtype or torch.float32) and torch.equal(tensor, torch.zeros(3, 2, **given))
