@@ -25,12 +25,13 @@ def with_prior_items(backwards: "DualViewNetwork", histories: Tensor, count: int
     histories = F.pad(histories, (0, max(length - histories.shape[1], 0)))
     lengths = (histories != PAD).sum(1)
     missing = (length - lengths).clamp(0, count) * (lengths > 0)
-    if torch.jit.is_tracing():  # a graph has no shapes that depend on the data
-        return _continued(backwards, histories, lengths, missing, count)
-    short = missing.nonzero().squeeze(1)
-    if len(short):
-        rows = _continued(backwards, histories[short], lengths[short], missing[short], int(missing.max()))
-        histories = histories.index_copy(0, short, rows)
+    with torch.autocast(histories.device.type, enabled=False):  # half precision would choose other items
+        if torch.jit.is_tracing():  # a graph has no shapes that depend on the data
+            return _continued(backwards, histories, lengths, missing, count)
+        short = missing.nonzero().squeeze(1)
+        if len(short):
+            rows = _continued(backwards, histories[short], lengths[short], missing[short], int(missing.max()))
+            histories = histories.index_copy(0, short, rows)
     return histories
 
 

@@ -47,6 +47,18 @@ def test_prior_items_are_those_of_the_published_loop(count, length):
     assert wanted[0] != HISTORIES[0] or length == 3
 
 
+def test_half_precision_chooses_the_same_prior_items():
+    """Scores of the table's neighbours, which bfloat16 rounds to the same number."""
+    backwards = ids_only(ITEMS, LENGTH, hidden=8).eval()
+    with torch.no_grad():
+        table = backwards.items.collaborative.weight
+        table[:] = table[5] + torch.linspace(0, 1e-3, len(table)).unsqueeze(1)
+    rows = padded(HISTORIES)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = with_prior_items(backwards, rows, 3, 6)
+    assert torch.equal(found, with_prior_items(backwards, rows, 3, 6))
+
+
 def test_rows_are_turned():
     rows = padded([[3, 4, 5], [6], []])
     assert turned(rows, torch.tensor([3, 1, 0])).tolist() == [[5, 4, 3], [6, 0, 0], [0, 0, 0]]
