@@ -35,8 +35,8 @@ class Cases:
     """A batch of users, ready to be ranked.
 
     users: object [B]. histories: int64 [B, L] right-padded, at most `max_length` last items. targets: int64 [B]. last:
-    int64 [B], the item before the target. seen: for each user encoded ids int64 of the whole history, target left out.
-    lengths: int64 [B], untruncated history lengths. candidates: int64 [B, n], PAD if a user has fewer than n. tie:
+    int64 [B], the item before the target. seen: for each user encoded ids int64 of the whole history, `lengths` int64 [B]
+    many. candidates: int64 [B, n], PAD if a user has fewer than n. tie:
     float64 [B].
     """
 
@@ -48,6 +48,11 @@ class Cases:
     lengths: np.ndarray
     candidates: np.ndarray
     tie: np.ndarray
+
+    @property
+    def repeats(self) -> np.ndarray:
+        """Whether the target is in the history, bool [B]."""
+        return np.array([bool((seen == target).any()) for seen, target in zip(self.seen, self.targets)])
 
 
 def draw_negatives(
@@ -140,7 +145,7 @@ def read_cases(path: Path, max_length: int, batch_size: int, shuffle: int | None
                 histories=_padded(histories),
                 targets=targets,
                 last=np.array([sequence[-2] for sequence in sequences]),
-                seen=[sequence[:-1][sequence[:-1] != target] for sequence, target in zip(sequences, targets)],
+                seen=[sequence[:-1] for sequence in sequences],
                 lengths=np.array([len(sequence) - 1 for sequence in sequences]),
                 candidates=_padded(lists_of(batch.column(CANDIDATES))),
                 tie=np.array(batch.column(TIE)),

@@ -68,8 +68,8 @@ def rank_users(
 ) -> Ranking:
     """Rank the target of every case under both history rules; each user is scored once.
 
-    full: among all real items; masked leaves the items of the untruncated history out (the target is always in, also
-    if it is a repeat), kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.
+    full: among all real items; masked leaves the items of the untruncated history out, so that a target that is a repeat
+    comes last, as it would not be recommended; kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.
     batch_size: users at once, at most; fewer in a catalogue so large that their scores would be more than SCORES_HELD.
     facts: of the items, for the measures of the lists (ItemFacts(train_counts) without them). shuffle: a seed; the
     histories are scored in a random order. Raises ValueError if the scorer returns another shape than [B, V] or NaN.
@@ -89,7 +89,7 @@ def rank_users(
             weights = {rule: rule if rule in scores else next(iter(scores)) for rule in HISTORY_RULES}
             part = {
                 USER: batch.users, TARGET: batch.targets, LAST: batch.last, HISTORY_LENGTH: batch.lengths,
-                REPEAT: batch.lengths > [len(seen) for seen in batch.seen],
+                REPEAT: batch.repeats,
             }  # fmt: skip
             sampled: dict[int, np.ndarray] = {}
             full: dict[int, _Full] = {}
@@ -149,6 +149,7 @@ class _Full:
         width = self.real.shape[1]
         seen = np.unique(owner * width + np.concatenate(batch.seen) - FIRST_ITEM)  # each item of a history once
         self.row, self.column = (torch.from_numpy(part).to(device) for part in np.divmod(seen, width))
+        self.repeats = torch.from_numpy(batch.repeats).to(device)
 
     def ranked(self, k: int, exclude_history: bool) -> tuple[np.ndarray, np.ndarray]:
         """Ranks int64 [B] among all real items, and the encoded ids of the k that would be shown."""
@@ -163,7 +164,10 @@ class _Full:
             self.real[self.row, self.column] = before
         check_scores(best[:, :1])  # NaN is the largest of a row
         shown = np.where(best.cpu().numpy() == -np.inf, 0, codes.cpu().numpy() + FIRST_ITEM)
-        return place(above, tied, self.tie).cpu().numpy(), shown
+        ranks = place(above, tied, self.tie)
+        if exclude_history:
+            ranks = ranks.masked_fill(self.repeats, self.real.shape[1])
+        return ranks.cpu().numpy(), shown
 
 
 def _sampled_ranks(scores: Tensor, batch: Cases) -> np.ndarray:

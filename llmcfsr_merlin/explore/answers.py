@@ -143,7 +143,9 @@ class RunModel:
         else:
             histories = encoded.item_ids.to(self.ensemble.device)
             (scores,) = self.ensemble.scores_by([weights or self.weights(exclude_seen)], histories)
+        if exclude_seen and code in encoded.seen[0]:
+            return Rank(scores.shape[1] - FIRST_ITEM)
         if exclude_seen:
-            scores[:, [item for item in encoded.seen[0] if item != code]] = -torch.inf
+            scores[:, list(encoded.seen[0])] = -torch.inf
         own = scores[:, code : code + 1]
         return Rank(int(place(*counts(scores[:, FIRST_ITEM:], own), torch.tensor([tie]))[0]))

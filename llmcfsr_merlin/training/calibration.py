@@ -40,8 +40,7 @@ def calibrate(
     Among the points whose NDCG@10 is within `tolerance` (a share) of the best, the one with the best NDCG@10 on tail
     items, if there are enough of them. tail: bool [V]. exclude_history: the rule of the weights that are set; those of
     the other rule are chosen beside them, into model.history_weights. Scorers that are HISTORY_ONLY have weights where
-    the history is kept alone: if it is masked, they could do nothing but lift a target that is a repeat above items
-    that nobody ranked.
+    the history is kept alone: if it is masked, they rank nothing.
 
     untrained: bool [V], items that training never saw. Features of theirs (Feature.untrained) come last, by the best
     NDCG@10 of such targets that `untrained_tolerance` (a share) of the overall one buys: too few of them are in a

@@ -20,7 +20,7 @@ from llmcfsr_merlin.text.item_encoder import EncoderRecipe
 UPDATE = "update"  # the split of a day's update (dataset/prepare/day.py)
 _GROUPS = {"overall": "all items", "head_item": "head items", "tail_item": "tail items", "cold_item": "cold items"}
 _RULES = {
-    MASKED: "the user's own items are excluded from the ranking (never the target)",
+    MASKED: "the user's own items are excluded from the ranking, and a target among them is not found",
     KEPT: "the user's own items are ranked too",
 }
 

@@ -27,7 +27,7 @@ def split_latest(items: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def held_out_ranks(network: DualViewNetwork, items: Tensor, catalogue: Tensor, exclude_history: bool = False) -> Tensor:
     """items: int64 [B, T + 1]; catalogue: float [V, views * d]. Ranks int64 [B] of the last items, 0 is the best.
 
-    exclude_history: the user's other items take no part in the ranking.
+    exclude_history: the user's own items take no part in the ranking; one of them that is wanted comes last.
     """
     histories, wanted = split_last(items)
     return ranks(network.user_states(histories) @ catalogue.T, histories, wanted, exclude_history)
@@ -36,9 +36,9 @@ def held_out_ranks(network: DualViewNetwork, items: Tensor, catalogue: Tensor, e
 def ranks(scores: Tensor, histories: Tensor, wanted: Tensor, exclude_history: bool) -> Tensor:
     """scores: float [B, V], changed in place; the ranks int64 [B] of `wanted`, int64 [B]."""
     scores[:, :FIRST_ITEM] = -torch.inf
-    of_wanted = scores.gather(1, wanted.unsqueeze(1))
     if exclude_history:
         scores = scores.scatter(1, histories, -torch.inf)
+    of_wanted = scores.gather(1, wanted.unsqueeze(1))
     return (scores > of_wanted).sum(1)
 
 

@@ -63,8 +63,8 @@ def validation_ranks(
     """Rank of each validation item, from 0, with each of the points as weights: targets int64 [N], and history rule
     (names.HISTORY_RULES) -> ranks [points, N].
 
-    Masked: the user's other items take no part in the ranking (the target always does). The first feature has weight 1
-    in every point. The model is prepared (`prepare(bulk=True)`) by the caller.
+    Masked: the user's own items take no part in the ranking; a target that is one of them comes last. The first feature
+    has weight 1 in every point. The model is prepared (`prepare(bulk=True)`) by the caller.
     """
     everywhere, of_history = feature_places(model)
     groups: dict[Point, list[int]] = {}  # points that differ in what is 0 outside of the history share a table
@@ -81,6 +81,7 @@ def validation_ranks(
         values[0][:, :FIRST_ITEM] = -torch.inf
         values[0].scatter_(1, wanted, own)
         past, once = _once(history, wanted)
+        repeats, last = (history == wanted).any(1), values[0].shape[1] - FIRST_ITEM - 1
         more = [model.each_feature(history, items, others) for items in (wanted, past)] if others else []
         returned = bool(others) and bool(more[0].any())
         # Floats, since torch adds up bools by a slow way through int64: half of the time of calibration.
@@ -102,8 +103,9 @@ def validation_ranks(
                     )
                     if returned:
                         count = torch.gt(total, mine, out=above).sum(1) - (base > mine).squeeze(1).float()
-                masked = count - ((of_past > mine) & once).sum(1)
-                ranks[0, number], ranks[1, number] = masked, masked + ((theirs > mine) & once).sum(1)
+                without = count - ((of_past > mine) & once).sum(1)
+                ranks[0, number] = without.masked_fill(repeats, last)
+                ranks[1, number] = without + ((theirs > mine) & once).sum(1)
         targets.append(target.cpu())
         for rule, of_rule in zip((MASKED, KEPT), ranks.cpu()):
             found[rule].append(of_rule)

@@ -123,7 +123,8 @@ def test_batches_hold_the_cut_history_and_the_whole_seen_set(tmp_path):
     assert batch.histories.tolist() == [[5, 4], [7, 8], [3, 9]]
     assert batch.targets.tolist() == [6, 9, 3] and batch.last.tolist() == [4, 8, 9]
     assert batch.lengths.tolist() == [4, 2, 2]
-    assert [sorted(seen.tolist()) for seen in batch.seen] == [[3, 4, 4, 5], [7, 8], [9]]
+    assert [sorted(seen.tolist()) for seen in batch.seen] == [[3, 4, 4, 5], [7, 8], [3, 9]]
+    assert batch.repeats.tolist() == [False, False, True]
     assert batch.candidates.shape == (3, 5)
 
 

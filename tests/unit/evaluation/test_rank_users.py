@@ -63,21 +63,24 @@ def test_both_rules_by_hand_each_with_its_weights(tmp_path):
     }
     settings = {"train_counts": train, "max_length": 5, "ks": (1, 2)}
     both = rank_users(lambda _: scores, tmp_path / "cases.parquet", **settings)
-    assert both.ranks["rank_full_masked"].tolist() == [1, 1], "3 and 4 left out; the repeated 6 is in, 7 is not"
+    assert both.ranks["rank_full_masked"].tolist() == [1, 5], "3 and 4 left out; the repeated 6 is not found"
     assert both.ranks["rank_full_kept"].tolist() == [3, 2], "below 6 and 7; below 7"
     assert both.ranks["rank_sampled_masked"].tolist() == [1, 1] and both.ranks["rank_sampled_kept"].tolist() == [3, 1]
     one = rank_users(lambda _: {"masked": scores["masked"]}, tmp_path / "cases.parquet", **settings)
-    assert one.ranks["rank_full_masked"].tolist() == [1, 1] and one.ranks["rank_full_kept"].tolist() == [3, 2]
+    assert one.ranks["rank_full_masked"].tolist() == [1, 5] and one.ranks["rank_full_kept"].tolist() == [3, 2]
     assert one.ranks["rank_sampled_kept"].tolist() == [1, 1]
     assert one.weights == {"masked": "masked", "kept": "masked"}
 
 
-def test_a_repeated_target_stays_in_when_history_is_excluded(tmp_path):
+def test_a_repeated_target_is_neither_found_nor_shown_where_the_history_is_masked(tmp_path):
+    """Without the rest of the history it would be the one item that was in it: to find it would be to be told."""
     train = write_prepare(tmp_path, {"a": [3, 4, 3]}, 8, parts=1)
     write_cases(tmp_path, tmp_path / "cases.parquet", 8, negatives=2)
     scores = torch.tensor([[0, 0, 0, 0.9, 1.0, 0.5, 0.2, 0.8]])
-    result = rank_users(lambda _: scores, tmp_path / "cases.parquet", train_counts=train, max_length=5, ks=(2,))
-    assert result.ranks["rank_full_masked"].tolist() == [1]
+    result = rank_users(lambda _: scores, tmp_path / "cases.parquet", train_counts=train, max_length=1, ks=(2,))
+    assert result.ranks["rank_full_masked"].tolist() == [5] and result.ranks["rank_full_kept"].tolist() == [2]
+    assert result.ranks["rank_sampled_masked"].tolist() == [1]
+    assert result.catalogue["masked"]["arp@2"] == 0, "7 and 5, which nobody has"
 
 
 def test_excluded_history_is_not_cut(tmp_path):
@@ -98,7 +101,8 @@ def test_equals_a_loop_over_users(tmp_path):
         negatives = [item for item in range(FIRST_ITEM, 120) if item != target]
         assert row.rank_full_kept == 1 + sum(scores[item] > scores[target] for item in negatives)
         others = [item for item in negatives if item not in history]
-        assert row.rank_full_masked == 1 + sum(scores[item] > scores[target] for item in others)
+        found = 1 + sum(scores[item] > scores[target] for item in others)
+        assert row.rank_full_masked == (120 - FIRST_ITEM if target in history else found)
         assert row.history_length == len(history) and row.target == target
 
 

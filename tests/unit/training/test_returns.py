@@ -3,12 +3,14 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from llmcfsr_merlin.cli.results import said_returns, show_results
 from llmcfsr_merlin.config.evaluate_settings import EvaluateConfig
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.names import ITEM
 from llmcfsr_merlin.pipeline import run_stages
+from llmcfsr_merlin.training.validation import ranks
 from llmcfsr_merlin.training.validation_ranks import repeated_targets
 from tests.worlds import noise, write_ingest
 
@@ -41,3 +43,10 @@ def test_a_run_says_it_and_shows_the_cut_offs_asked_for(tmp_path, capsys):
     before = (tmp_path / "evaluate" / "manifest.json").read_bytes()
     run_stages(config.with_settings({"evaluate.shown_ks": [20]}), tmp_path, ("evaluate",))
     assert (tmp_path / "evaluate" / "manifest.json").read_bytes() == before  # what is shown is not what is measured
+
+
+def test_a_repeat_comes_last_among_the_items_that_a_masked_history_leaves():
+    scores = torch.tensor([[9.0, 9, 9, 0.4, 0.9, 0.1, 0.2], [9.0, 9, 9, 0.4, 0.9, 0.1, 0.2]])
+    histories, wanted = torch.tensor([[4, 3], [4, 3]]), torch.tensor([4, 6])
+    assert ranks(scores.clone(), histories, wanted, True).tolist() == [2, 0], "after 5 and 6; 6 is the first of the two"
+    assert ranks(scores.clone(), histories, wanted, False).tolist() == [0, 2]
