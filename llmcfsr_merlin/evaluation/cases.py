@@ -35,9 +35,8 @@ class Cases:
     """A batch of users, ready to be ranked.
 
     users: object [B]. histories: int64 [B, L] right-padded, at most `max_length` last items. targets: int64 [B]. last:
-    int64 [B], the item before the target. seen: for each user encoded ids int64 of the whole history, `lengths` int64 [B]
-    many. candidates: int64 [B, n], PAD if a user has fewer than n. tie:
-    float64 [B].
+    int64 [B], the item before the target. seen: for each user encoded ids int64 of the whole history. lengths: int64
+    [B], of these. candidates: int64 [B, n], PAD if a user has fewer than n. tie: float64 [B].
     """
 
     users: np.ndarray

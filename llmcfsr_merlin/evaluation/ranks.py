@@ -68,8 +68,9 @@ def rank_users(
 ) -> Ranking:
     """Rank the target of every case under both history rules; each user is scored once.
 
-    full: among all real items; masked leaves the items of the untruncated history out, so that a target that is a repeat
-    comes last, as it would not be recommended; kept does not. sampled: among the stored negatives. train_counts: int64 [V], fixes V.
+    full: among all real items; masked leaves the items of the untruncated history out, so that a target that is a
+    repeat comes last, as it would not be recommended; kept does not. sampled: among the stored negatives.
+    train_counts: int64 [V], fixes V.
     batch_size: users at once, at most; fewer in a catalogue so large that their scores would be more than SCORES_HELD.
     facts: of the items, for the measures of the lists (ItemFacts(train_counts) without them). shuffle: a seed; the
     histories are scored in a random order. Raises ValueError if the scorer returns another shape than [B, V] or NaN.

@@ -203,7 +203,15 @@ class DualViewNetwork(nn.Module):
         if self.masked:
             histories = F.pad(histories, (0, 1)).scatter(1, lengths[:, None], MASK)
             return self.encode_at(self.embed(histories), lengths, histories != PAD)
+        if _mostly_padding(histories, lengths):
+            return self._packed_states(histories)
         return self.encode_at(self.embed(histories), lengths.clamp_min(1) - 1)
+
+    def _packed_states(self, histories: Tensor) -> Tensor:
+        real = histories != PAD
+        real[:, :1] = True  # an empty history has the state of its first padding
+        packing = Packing(real)
+        return self.encode(self.embed(histories, packing), packing)[packing.lengths.cumsum(0) - 1]
 
     def _last_states(self, histories: Tensor) -> Tensor:
         """States of left-padded histories int64 [B, max_length], [B, d]."""
@@ -218,12 +226,10 @@ class DualViewNetwork(nn.Module):
         return state if self.output is None else F.pad(state, (0, 1), value=1.0)
 
     def packed_user_states(self, histories: Tensor) -> Tensor:
-        """The same before `tail_maps`, for training: without computing padding if the backbone allows; no history may
-        be empty."""
+        """The same before `tail_maps`, for training: without computing padding if the backbone allows."""
         if self.masked or self.left_padded or self.backwards is not None:
             return self._states(histories)
-        packing = Packing(histories != PAD)
-        return self.encode(self.embed(histories, packing), packing)[packing.lengths.cumsum(0) - 1]
+        return self._packed_states(histories)
 
     @torch.no_grad()
     def catalogue(self, span: slice | None = None, chunk: int = 65536) -> Tensor:
@@ -231,6 +237,14 @@ class DualViewNetwork(nn.Module):
         weights."""
         parts = torch.arange(self.n_items, device=self.device)[span or slice(None)].split(chunk)
         return torch.cat([self.candidates(part) for part in parts])
+
+
+def _mostly_padding(histories: Tensor, lengths: Tensor) -> bool:
+    """Whether the states are computed faster without it: measured on the CPU, four times where a seventh is items. A
+    graph has no shapes that depend on the data, and a GPU would wait for their number."""
+    if histories.device.type != "cpu" or torch.jit.is_tracing():
+        return False
+    return 2 * int(lengths.sum()) < histories.numel()
 
 
 def left_padded(histories: Tensor, length: int) -> Tensor:

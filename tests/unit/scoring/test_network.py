@@ -167,6 +167,17 @@ def test_baselines_ignore_padding_and_the_batch(name):
         torch.testing.assert_close(together[row : row + 1], ranker.scores(histories(alone)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [*BASELINES, *VARIANTS])
+def test_a_batch_that_is_mostly_padding_has_the_states_of_its_rows(name):
+    """On the CPU it is computed without the padding; an empty history among them."""
+    network = network_of(build(**(BASELINES | VARIANTS)[name]))
+    rows = [list(range(3, 15)), [7], [], [5, 9], [8, 8], []]
+    with torch.inference_mode():
+        together = network.user_states(histories(*rows))
+        for row, state in zip(rows, together):
+            torch.testing.assert_close(state[None], network.user_states(histories(row or [PAD])), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["sasrec_post_norm", "sasrec_original", "from_end"])
 def test_packed_states_of_baselines_equal_padded_ones(name):
     network = network_of(build(**BASELINES[name]))
