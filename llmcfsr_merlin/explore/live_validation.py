@@ -115,7 +115,7 @@ class _KeptFeatures:
         for histories, wanted in batches:
             for start in range(0, len(wanted), _ROWS):
                 some, of_some = histories[start : start + _ROWS], wanted[start : start + _ROWS]
-                self._add(some, of_some, model.each_feature(some))
+                self._add(some, of_some, torch.stack(model.each_feature(some)))
                 targets.append(of_some.cpu().numpy())
         self.targets = np.concatenate(targets)
 
@@ -146,9 +146,9 @@ class _KeptFeatures:
 
     def each_feature(
         self, histories: Tensor, items: Tensor | None = None, names: Collection[str] | None = None
-    ) -> Tensor:
+    ) -> list[Tensor]:
         """As Ensemble.each_feature, of a batch of its own."""
         number = next(place for place, (one, _) in enumerate(self._batches) if one is histories)
         rows = [place for place, one in enumerate(self.features) if names is None or one.scorer in names]
-        values = self._values[number][rows]  # a copy: validation_ranks changes it
-        return values if items is None else values.gather(2, items.expand(len(rows), -1, -1))
+        values = self._values[number]
+        return [values[row] if items is None else values[row].gather(1, items) for row in rows]

@@ -201,13 +201,14 @@ class Ensemble(nn.Module):
 
     def each_feature(
         self, histories: Tensor, items: Tensor | None = None, names: Collection[str] | None = None
-    ) -> Tensor:
-        """All features, unweighted, in the order of `features`: float [F, B, V], or [F, B, C].
+    ) -> list[Tensor]:
+        """All features, unweighted, in the order of `features`: float [B, V] each, or [B, C]; not to be changed, since
+        they may be the model's own.
 
         names: of the scorers whose features are meant; None: all.
         """
         parts = [part for name, part in self.scorers.items() if names is None or name in names]
-        return torch.cat([part(histories, items) for part in parts])
+        return [feature for part in parts for feature in part(histories, items)]
 
     def explain(
         self, histories: Tensor, items: Tensor, weights: Mapping[str, float] | None = None

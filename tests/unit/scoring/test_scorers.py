@@ -216,7 +216,7 @@ def every_scorer():
 def test_scores_of_given_items_are_those_of_the_catalogue():
     model = every_scorer()
     history, items = histories([5, 9, 30], [7, 7, 13]), torch.tensor([[10, 9, 40], [12, 13, 0]])
-    torch.testing.assert_close(model.each_feature(history, items), torch.stack(
+    torch.testing.assert_close(torch.stack(model.each_feature(history, items)), torch.stack(
         [feature.gather(1, items) for feature in model.each_feature(history)]
     ))  # fmt: skip
     scores = model.scores(history, items)
