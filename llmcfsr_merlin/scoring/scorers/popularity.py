@@ -13,7 +13,7 @@ class PopularityScorer(Scorer[PopularitySettings]):
     """log(1 + training interactions of i), the same for every history."""
 
     Settings = PopularitySettings
-    FEATURES = (Feature("popularity", (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)),)
+    FEATURES = (Feature("popularity", (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)),)
     PER_ITEM = ("log_counts",)
 
     log_counts: Tensor
