@@ -21,7 +21,7 @@ HAS_TEXT = "has_text"  # bool, false where the item had no attribute and carries
 PAD, NULL, OOV = 0, 1, 2
 FIRST_ITEM = 3  # row r of every item-side array belongs to encoded id r; rows below this are never recommended
 
-# The user's own items in full ranking: masked excludes them (never the target), kept ranks them too.
+# The user's own items in full ranking: masked leaves them out, kept ranks them too.
 MASKED, KEPT = "masked", "kept"
 HISTORY_RULES = (MASKED, KEPT)
 

@@ -32,7 +32,7 @@ _INPUTS: dict[type[Any], tuple[str, ...]] = {
     steps.Rank: ("CODES", "K", "BLOCK", "ALLOW_CODES", "BUNDLE"),
     steps.Decode: ("ITEM_CODES", "SCORES", "K", "RANKED", "PROVEN"),
 }
-_INPUTS[steps.Recommend] = _INPUTS[steps.Encode]
+_INPUTS[steps.Recommend] = (*_INPUTS[steps.Encode], steps.EXPLAIN)
 _FIRST = (steps.Encode, steps.Recommend)  # the steps that receive client input
 _UNLIMITED_K = 10_000  # for repositories exported before `rank` and `decode` knew max_top_k
 
@@ -128,7 +128,8 @@ class StepModel:
                 found[name] = tensor.as_numpy()
                 if isinstance(found[name], Unreadable):
                     return InputError(f"{name}: {found[name].reason}")
-        if "REASONS" in self._outputs and "REASONS" in request.requested_output_names():
+        # A client that names no outputs asks `recommend` for all of them, and says with EXPLAIN that it wants reasons.
+        if self.step is steps.Rank and "REASONS" in request.requested_output_names():
             found[steps.EXPLAIN] = np.ones((1, 1), bool)
         return found
 

@@ -110,27 +110,32 @@ class Client:
 
     def _rows_per_request(self) -> int:
         if self._max_rows is None:
-            if not self._connection.is_model_ready(FRONT):
-                raise InputError(
-                    f"the server at {self.url} has no ready model {FRONT!r}: is it serving an exported repository?"
-                )
-            options = {"as_json": True} if self._grpc else {}
-            config = self._connection.get_model_config(FRONT, **options)
-            self._max_rows = int((config["config"] if self._grpc else config)["max_batch_size"])
+            self._max_rows = int(self._config()["max_batch_size"])
         return self._max_rows
 
+    def _inputs(self) -> set[str]:
+        return {one["name"] for one in self._config()["input"]}
+
+    def _config(self) -> dict:
+        if not self._connection.is_model_ready(FRONT):
+            raise InputError(
+                f"the server at {self.url} has no ready model {FRONT!r}: is it serving an exported repository?"
+            )
+        options = {"as_json": True} if self._grpc else {}
+        config = self._connection.get_model_config(FRONT, **options)
+        return config["config"] if self._grpc else config
+
     def explain(self, history: Sequence, items: Sequence) -> list[Reason | None]:
-        """Like Recommender.explain, from the server's model `explain`; of no more items than serve.max_top_k.
+        """Like Recommender.explain, from the server; of no more items than serve.max_top_k.
 
         Raises InputError if the server gives no reasons.
         """
         if not len(items):
             return []
         (history,), asked, _ = check_question([history], 1, items)
-        if not self._call(lambda: self._connection.is_model_ready(EXPLAIN)):
-            raise InputError(
-                f"the server at {self.url} gives no reasons: export with serve.layout=ensemble and serve.format=python"
-            )
+        model = EXPLAIN if self._call(lambda: self._connection.is_model_ready(EXPLAIN)) else FRONT
+        if model == FRONT and "EXPLAIN" not in self._call(self._inputs):
+            raise InputError(f"the server at {self.url} gives no reasons: export anew with serve.format=python")
         texts = _texts([asked or []])
         tensors = {
             "HISTORY": _texts([history]),
@@ -138,7 +143,9 @@ class Client:
             "TOP_K": np.full((1, 1), len(set(texts[0])), np.int32),
             "EXCLUDE_SEEN": np.zeros((1, 1), bool),  # an item of the history has reasons too
         }
-        found, reasons = self._call(lambda: self._ask(tensors, EXPLAIN, ("ITEMS", "REASONS")))
+        if model == FRONT:
+            tensors["EXPLAIN"] = np.ones((1, 1), bool)
+        found, reasons = self._call(lambda: self._ask(tensors, model, ("ITEMS", "REASONS")))
         told = {raw: Reason(**json.loads(text)) for raw, text in zip(found[0], reasons[0]) if raw}
         return [told.get(raw) for raw in texts[0]]
 

@@ -18,7 +18,7 @@ from llmcfsr_merlin.serving.item_table import write_items
 
 CONFIG = "config.pbtxt"
 FRONT = "recommend"  # the model that clients call, in every layout
-EXPLAIN = "explain"  # the same with reasons: layout ensemble, format python
+EXPLAIN = "explain"  # the same with reasons: layout ensemble, format python; merged has an input EXPLAIN instead
 
 
 def export(trained: str | Path, repository: str | Path, serve: ServeConfig) -> dict:
@@ -97,12 +97,13 @@ def load_order(repository: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Served:
-    """What a repository's servers take and give. shortlist: as in Ranker; explains: whether they give reasons."""
+    """What a repository's servers take and give. shortlist: as in Ranker. explains: the model that gives reasons,
+    EXPLAIN or FRONT (if its input EXPLAIN asks for them), or None."""
 
     max_rows: int
     max_top_k: int
     shortlist: int
-    explains: bool
+    explains: str | None
 
 
 def served(repository: Path) -> Served:
@@ -114,11 +115,15 @@ def served(repository: Path) -> Served:
         found = re.search(pattern, text)
         return int(found[1]) if found else default
 
+    explains = EXPLAIN if (Path(repository) / EXPLAIN / CONFIG).is_file() else FRONT if _ASKED in text else None
     told = r'key: "{}" value: {{ string_value: "(\d+)" }}'
     return Served(
         number(r"max_batch_size: (\d+)", 1), number(told.format("max_top_k"), 100), number(told.format("shortlist"), 0),
-        (Path(repository) / EXPLAIN / CONFIG).is_file(),
+        explains,
     )  # fmt: skip
+
+
+_ASKED = 'name: "EXPLAIN"'
 
 
 def newest_items(repository: Path) -> Path:

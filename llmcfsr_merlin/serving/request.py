@@ -23,13 +23,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a request. allow None: every item; deny empty: no item."""
+    """One row of a request. allow None: every item; deny empty: no item. explain: give reasons."""
 
     history: list[str]
     k: int
     exclude_seen: bool
     allow: list[str] | None
     deny: list[str]
+    explain: bool
 
 
 def parse(tensors: dict[str, np.ndarray], limits: Limits, excludes_seen: bool = False) -> list[Row]:
@@ -60,7 +61,8 @@ def parse(tensors: dict[str, np.ndarray], limits: Limits, excludes_seen: bool = 
                 "ALLOW: expected at least one id in every row, found none: leave it out to allow every item"
             )
     deny = _ids(tensors["DENY"]) if "DENY" in tensors else [[]] * count
-    return [Row(*row) for row in zip(histories, ks, seen, allow, deny)]
+    explain = _column(tensors, "EXPLAIN", False, count)
+    return [Row(*row) for row in zip(histories, ks, seen, allow, deny, explain)]
 
 
 def _ids(tensor: np.ndarray) -> list[list[str]]:

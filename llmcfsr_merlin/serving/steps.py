@@ -43,7 +43,8 @@ def each(requests: list[Tensors], work: Callable[[Tensors], Tensors]) -> list[Re
 class Encode:
     """Raw ids and options to encoded item ids.
 
-    CODES [B, L], K [B, 1], BLOCK [B, M], ALLOW_CODES [B, N], UNKNOWN, FALLBACK and BUNDLE [B, 1].
+    CODES [B, L], K [B, 1], BLOCK [B, M], ALLOW_CODES [B, N], UNKNOWN, FALLBACK and BUNDLE [B, 1]; EXPLAIN [B, 1] if a
+    row is to have reasons.
     """
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu", vocabulary: Vocabulary | None = None):
@@ -68,6 +69,7 @@ class Encode:
             block.append(self._known(row.deny) + (seen if row.exclude_seen else []))
             allow.append([NO_LIST] if row.allow is None else self._known(row.allow))
         column = (len(rows), 1)
+        explain = np.array([row.explain for row in rows]).reshape(column)
         return {
             "CODES": codes,
             "K": np.array([row.k for row in rows], np.int32).reshape(column),
@@ -76,7 +78,7 @@ class Encode:
             "UNKNOWN": unknown.reshape(column),
             "FALLBACK": (codes[:, :1] == PAD),
             "BUNDLE": np.full(column, self.tag, np.int64),
-        }
+        } | ({EXPLAIN: explain} if explain.any() else {})
 
     def _known(self, ids: list[str]) -> list[int]:
         return [code for code in self.vocabulary.encode(ids) if code >= FIRST_ITEM]
@@ -219,7 +221,10 @@ class Decode:
 
 
 class Recommend:
-    """The three steps in one, without tensors travelling between processes (layout `merged`)."""
+    """The three steps in one, without tensors travelling between processes (layout `merged`).
+
+    A request with EXPLAIN bool [B, 1] has REASONS bytes [B, k] beside its items, as Rank gives them, if any row asks.
+    """
 
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         self.rank = Rank(directory, limits, device)
@@ -235,7 +240,8 @@ class Recommend:
         decoded = self.decode([{**rank, "K": encoded[i]["K"]} for i, rank in good.items()])
         for i, answer in zip(good, decoded):
             said = {name: encoded[i][name] for name in ("UNKNOWN", "FALLBACK", "BUNDLE")}
-            results[i] = answer if isinstance(answer, InputError) else answer | said
+            told = {"REASONS": good[i]["REASONS"]} if "REASONS" in good[i] else {}
+            results[i] = answer if isinstance(answer, InputError) else answer | said | told
         return results
 
 

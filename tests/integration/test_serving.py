@@ -92,10 +92,6 @@ def test_table_flags_and_padding(server, trained):
 def test_reasons_are_those_of_the_library(server, trained):
     offline = Recommender.load(trained)
     with Client(server.grpc_url) as client:
-        if server.layout == "merged":
-            with pytest.raises(InputError, match="gives no reasons"):
-                client.explain(["B001"], ["B002"])
-            return
         for history in (["B001", "B005"], ["zzz"], ["B009"], IDS):
             items = ["B005", "nope", "B001", "B040", "B001"]
             for found, wanted in zip(client.explain(history, items), offline.explain(history, items), strict=True):
@@ -120,6 +116,23 @@ def tensor(name, data, datatype="BYTES", shape=None) -> dict:
 
 
 HISTORY = tensor("HISTORY", [["B001", "B002"]])
+
+
+def test_reasons_are_made_for_those_who_ask(server):
+    status, plain = ask(server, {"inputs": [HISTORY]})
+    names = {output["name"] for output in plain["outputs"]}
+    assert status == 200 and "ITEMS" in names and "REASONS" not in names
+    if server.layout == "ensemble":  # has a model for them
+        return
+    rows = [tensor("HISTORY", [["B001", "B002"], ["B003", ""]]), tensor("EXPLAIN", [[False], [True]], "BOOL")]
+    status, told = ask(server, {"inputs": rows})
+    found = {output["name"]: output for output in told["outputs"]}
+    assert status == 200 and found["REASONS"]["shape"] == found["ITEMS"]["shape"] == [2, 10]
+    assert all(set(json.loads(text)) == {"shares", "match"} for text in found["REASONS"]["data"])
+    status, wrong = ask(server, {"inputs": [HISTORY, tensor("EXPLAIN", [[True, True]], "BOOL")]})
+    assert status == 400 and "EXPLAIN" in wrong["error"]
+
+
 HOSTILE = {
     "no history": ([tensor("TOP_K", [[3]], "INT32")], "HISTORY"),
     "no inputs": ([], "input"),

@@ -24,7 +24,7 @@ class Asking:
     def __init__(self, settings: GatewayConfig, replicas: Replicas | Shards, catalogue: Catalogue,
                  telemetry: Telemetry):  # fmt: skip
         self.settings, self.replicas, self.catalogue, self.telemetry = settings, replicas, catalogue, telemetry
-        self.served: Served = served(catalogue.repository)
+        self._read_repository()
         self.cache = AnswerCache(settings.cache, settings.cache_seconds)
         self.slots = Slots(settings.in_flight, settings.queue)
         self._together = Together(
@@ -40,14 +40,16 @@ class Asking:
         """Look for a newer version in the repository."""
         if await self.catalogue.refresh():
             self.cache.clear()
-            self.served = served(self.catalogue.repository)
+            self._read_repository()
+
+    def _read_repository(self) -> None:
+        self.served: Served = served(self.catalogue.repository)
+        self.replicas.explains = self.served.explains
 
     async def answer(self, rows: Sequence[Row]) -> list[dict]:
         """One answer per row. Requests of as many rows as Triton takes are in flight at once."""
         if any(row.explain for row in rows) and not self.served.explains:
-            raise invalid_fields(
-                [("explain", "this model gives no reasons: export with serve.layout=ensemble and serve.format=python")]
-            )
+            raise invalid_fields([("explain", "this model gives no reasons: export anew with serve.format=python")])
         versions = self.replicas.versions
         answers = [self.cache.get(row, versions) for row in rows]
         missing = [place for place, answer in enumerate(answers) if answer is None]

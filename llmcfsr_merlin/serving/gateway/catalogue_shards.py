@@ -36,6 +36,15 @@ class Shards:
             part.changed = call
 
     @property
+    def explains(self) -> str | None:
+        return self.parts[0].explains
+
+    @explains.setter
+    def explains(self, model: str | None) -> None:
+        for part in self.parts:
+            part.explains = model
+
+    @property
     def all(self) -> list[Replica]:
         return [replica for part in self.parts for replica in part.all]
 

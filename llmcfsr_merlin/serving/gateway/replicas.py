@@ -12,6 +12,7 @@ from llmcfsr_merlin.serving.gateway.problems import Problem, busy
 from llmcfsr_merlin.serving.gateway.replica import Gone, Replica
 from llmcfsr_merlin.serving.gateway.slots import too_late
 from llmcfsr_merlin.serving.gateway.tensors import Found, Row, message, read
+from llmcfsr_merlin.serving.repository import EXPLAIN
 
 _log = logging.getLogger(__name__)
 _PERIOD, _PERIOD_ASIDE = 1.0, 0.3  # seconds between two questions of the watch, to one that answers and one put aside
@@ -25,8 +26,10 @@ class Replicas:
 
     A replica is put aside when its connection breaks, when it says that it stops, or when it answers nothing for
     `patience` seconds; what it was asked is asked of another. It is back as soon as it answers the watch's question.
-    changed: called when a replica comes or goes.
+    changed: called when a replica comes or goes. explains: as in repository.Served.
     """
+
+    explains: str | None = EXPLAIN
 
     def __init__(self, addresses: Sequence[str], patience: float, changed: Callable[[], None] = lambda: None):
         self.all = [Replica(address) for address in addresses]
@@ -58,7 +61,7 @@ class Replicas:
 
     async def find(self, rows: Sequence[Row], deadline: float) -> list[Found]:
         """The answers to rows that may stand in one message (tensors.message), as `ask`."""
-        return read(await self.ask(message(rows), deadline), rows)
+        return read(await self.ask(message(rows, self.explains), deadline), rows)
 
     async def ask(self, request: Any, deadline: float) -> Any:
         """The answer of one replica, by `deadline` (time.monotonic()); Problem if there is none to be had."""

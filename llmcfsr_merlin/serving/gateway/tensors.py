@@ -43,10 +43,12 @@ def kind(row: Row) -> tuple[bool, bool, bool]:
     return row.exclude_seen is not None, row.allow is not None, row.explain
 
 
-def message(rows: Sequence[Row]) -> Any:
-    """A ModelInferRequest of rows of one `kind`."""
+def message(rows: Sequence[Row], explains: str | None = EXPLAIN) -> Any:
+    """A ModelInferRequest of rows of one `kind`. explains: as in repository.Served."""
     count, explain = len(rows), rows[0].explain
-    request = service_pb2.ModelInferRequest(model_name=EXPLAIN if explain else FRONT)
+    request = service_pb2.ModelInferRequest(model_name=explains if explain and explains else FRONT)
+    if explain and explains == FRONT:
+        _add(request, "EXPLAIN", "BOOL", (count, 1), bytes([1]) * count)
     _add_texts(request, "HISTORY", [row.history for row in rows])
     _add(request, "TOP_K", "INT32", (count, 1), struct.pack(f"<{count}i", *(row.k for row in rows)))
     if rows[0].exclude_seen is not None:

@@ -17,7 +17,7 @@ from llmcfsr_merlin.serving import gateway_server
 from llmcfsr_merlin.serving.bundle import Bundle
 from llmcfsr_merlin.serving.item_table import TABLE, ItemTable, titles_of, write_items, write_titles
 from llmcfsr_merlin.serving.new_items import add_items
-from llmcfsr_merlin.serving.repository import EXPLAIN, export, newest_items, publish, served
+from llmcfsr_merlin.serving.repository import EXPLAIN, FRONT, export, newest_items, publish, served
 
 pytest.importorskip("fastapi", reason="the extra `gateway` is not installed")
 from llmcfsr_merlin.serving.gateway import connections
@@ -251,6 +251,8 @@ def test_rows_of_different_lengths_become_one_message():
     assert {one.name for one in silent.inputs} == {"HISTORY", "TOP_K"}
     assert kind(ROW) != kind(ROW._replace(exclude_seen=None)), "who says nothing is asked apart from who does"
     assert message([ROW._replace(explain=True)]).model_name == EXPLAIN
+    by_input = message([ROW._replace(explain=True)] * 2, explains=FRONT)
+    assert by_input.model_name == FRONT and by_input.raw_input_contents[0] == b"\1\1"
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +316,8 @@ def test_every_version_of_a_repository_has_its_items(trained, tmp_path, layout):
     first = ItemTable(newest_items(tmp_path / "repo"))
     assert first.version == f"{Bundle.open(trained).tag:015x}" and first.title("B003")
     found = served(tmp_path / "repo")
-    assert (found.max_rows, found.max_top_k, found.shortlist, found.explains) == (7, 33, 20, layout == "ensemble")
+    assert (found.max_rows, found.max_top_k, found.shortlist) == (7, 33, 20)
+    assert found.explains == (EXPLAIN if layout == "ensemble" else FRONT)
     publish(write_model(tmp_path / "other", seed=1), tmp_path / "repo", serve)
     second = ItemTable(newest_items(tmp_path / "repo"))
     assert second.version != first.version and not second.titled
