@@ -6,6 +6,7 @@ finds the neighbourhood, all of them decide. A pass ranks under both history rul
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations, product
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ from llmcfsr_merlin.training.validation_ranks import (
 )
 
 _PASSES = 8  # at most, on a quarter of the users and on all of them
+_TRADES = 4  # at most
 _FEWEST = 100  # tail items among the validation items for the trade-off: fewer decide by chance (measured on MovieLens)
 
 
@@ -150,6 +152,20 @@ def _neighbours(point: Point, grids: list[tuple[float, ...]]) -> Iterator[Point]
             yield (*point[:number], weight, *point[number + 1 :])
 
 
+def _diagonals(point: Point, grids: list[tuple[float, ...]]) -> Iterator[Point]:
+    """The points that differ in two weights, each by a step of its grid."""
+    steps = {
+        number: [grid[place] for place in (at - 1, at + 1) if 0 <= place < len(grid)]
+        for number, grid in enumerate(grids) if point[number] in grid
+        for at in [grid.index(point[number])]
+    }  # fmt: skip
+    for first, second in combinations(steps, 2):
+        for one, other in product(steps[first], steps[second]):
+            yield tuple(
+                one if number == first else other if number == second else weight for number, weight in enumerate(point)
+            )
+
+
 def climb(measured: PointValues, grids: list[tuple[float, ...]], start: Point) -> Point:
     """The best overall NDCG, coordinate by coordinate from `start`. grids: of each feature, () for one that stays."""
     best = start
@@ -163,10 +179,13 @@ def climb(measured: PointValues, grids: list[tuple[float, ...]], start: Point) -
 
 
 def trade(measured: PointValues, grids: list[tuple[float, ...]], tolerance: float) -> Point:
-    """The head/tail trade-off: the best tail NDCG within `tolerance` of the best overall NDCG, searched around it."""
+    """The head/tail trade-off: the best tail NDCG within `tolerance` of the best overall NDCG, searched around it.
+
+    Also by steps of two weights at once: along the edge of what is allowed, one weight has to give for the other.
+    """
     chosen = best_tail(measured, tolerance)
-    for _ in range(2):
-        measured.measure(_neighbours(chosen, grids))
+    for _ in range(_TRADES):
+        measured.measure([*_neighbours(chosen, grids), *_diagonals(chosen, grids)])
         found = best_tail(measured, tolerance)
         if found == chosen:
             break

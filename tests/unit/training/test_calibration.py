@@ -1,5 +1,7 @@
 """Score weights are calibrated for the ranking that the recipe asks for, and for the tail."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import Ranker, pad
-from llmcfsr_merlin.training.calibration import ValidationBatches, calibrate, ndcg, validation_ranks
+from llmcfsr_merlin.training.calibration import ValidationBatches, calibrate, ndcg, trade, validation_ranks
 from tests.models import model_config, random_model
 from tests.unit.scoring.test_transitions import write
 
@@ -174,3 +176,17 @@ def test_batches_hold_every_row_once_in_any_cut(tmp_path):
         assert sorted(found) == sorted(rows)
     quarter = ValidationBatches(files, 2, torch.device("cpu")).coarse()
     assert sum(len(targets) for _, targets in quarter) in range(10, 16)
+
+
+def test_the_trade_follows_an_edge_along_which_one_weight_gives_for_another():
+    class Edge:
+        values: dict = {}
+
+        def measure(self, points):
+            for point in points:
+                overall = 1.0 if point[1] + point[2] == 4 else 0.5
+                self.values[point] = SimpleNamespace(overall=overall, tail=point[2])
+
+    edge, grid = Edge(), (0.0, 1.0, 2.0, 3.0, 4.0)
+    edge.measure([(1.0, 4.0, 0.0)])
+    assert trade(edge, [(), grid, grid], 0.01) == (1.0, 0.0, 4.0)
