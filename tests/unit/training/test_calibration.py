@@ -180,7 +180,8 @@ def test_batches_hold_every_row_once_in_any_cut(tmp_path):
 
 def test_the_trade_follows_an_edge_along_which_one_weight_gives_for_another():
     class Edge:
-        values: dict = {}
+        def __init__(self):
+            self.values = {}
 
         def measure(self, points):
             for point in points:
