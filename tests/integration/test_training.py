@@ -156,9 +156,9 @@ def test_what_can_be_learned_is_learned_and_validation_equals_prediction(
         histories = pad([sequence[:-2].tolist() for sequence in sequences], 10)
         targets = torch.tensor([sequence[-2] for sequence in sequences])
         scores = recommender.ranker.scores(histories)
-        of_target = scores.gather(1, targets[:, None])
         if exclude:
             scores = scores.scatter(1, histories, -torch.inf)
+        of_target = scores.gather(1, targets[:, None])
         ranks = (scores > of_target).sum(1).double()
         gains += float(((ranks < 10) / torch.log2(ranks + 2)).sum())
         users += len(sequences)
