@@ -167,7 +167,7 @@ class _Full:
         shown = np.where(best.cpu().numpy() == -np.inf, 0, codes.cpu().numpy() + FIRST_ITEM)
         ranks = place(above, tied, self.tie)
         if exclude_history:
-            ranks = ranks.masked_fill(self.repeats, self.real.shape[1])
+            ranks = ranks.masked_fill(self.repeats, max(self.real.shape[1], k + 1))  # not found, however few items
         return ranks.cpu().numpy(), shown
 
 

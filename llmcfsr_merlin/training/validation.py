@@ -7,6 +7,8 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.ndcg import ndcg_gains
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 
+CUT_OFF = 10  # places that epochs and score weights are chosen by
+
 
 def split_last(items: Tensor) -> tuple[Tensor, Tensor]:
     """items: int64 [B, T + 1] right-padded -> histories [B, T] without each row's last item, and the last items [B]."""
@@ -40,9 +42,10 @@ def ranks(scores: Tensor, histories: Tensor, wanted: Tensor, exclude_history: bo
         scores = scores.scatter(1, histories, -torch.inf)
     of_wanted = scores.gather(1, wanted.unsqueeze(1))
     # Floats, since torch adds up bools eight times as slowly.
-    return torch.gt(scores, of_wanted, out=scores).sum(1, dtype=torch.float32).long()
+    above = torch.gt(scores, of_wanted, out=scores).sum(1, dtype=torch.float32).long()
+    return torch.where(of_wanted.squeeze(1).isneginf(), above.clamp_min(CUT_OFF), above)
 
 
-def quality(ranks: Tensor, k: int = 10) -> dict[str, float]:
+def quality(ranks: Tensor, k: int = CUT_OFF) -> dict[str, float]:
     """HR@k and NDCG@k of ranks int64 [N], from 0: `hr_at_<k>` and `ndcg_at_<k>`."""
     return {f"hr_at_{k}": float((ranks < k).double().mean()), f"ndcg_at_{k}": float(ndcg_gains(ranks + 1, k).mean())}

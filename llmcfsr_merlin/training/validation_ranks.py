@@ -13,6 +13,7 @@ from llmcfsr_merlin.dataset.user_histories import lists_of
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ndcg import ndcg_gains
 from llmcfsr_merlin.scoring.ranker import pad
+from llmcfsr_merlin.training.validation import CUT_OFF
 
 _COARSE = 4
 _CACHED = 1 << 18  # scores
@@ -116,7 +117,7 @@ def _ranks(batch: _Batch, groups: dict[Point, list[int]], extra: Sequence[Point]
     """int64 [2, points, B]: the ranks under MASKED and KEPT."""
     values, wanted, past, once, repeats, more = batch
     returned = bool(more) and bool(more[0].any())
-    last = values[0].shape[1] - FIRST_ITEM - 1
+    last = max(values[0].shape[1] - FIRST_ITEM - 1, CUT_OFF)  # not found, however few items
     # Floats, since torch adds up bools by a slow way through int64: half of the time of calibration.
     total, above = torch.empty_like(values[0]), torch.empty_like(values[0])
     ranks = torch.empty(2, len(extra), len(wanted), dtype=torch.int64, device=total.device)
@@ -158,6 +159,6 @@ def _once(history: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return past, once
 
 
-def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
+def ndcg(ranks: np.ndarray, k: int = CUT_OFF) -> np.ndarray:
     """NDCG@k of single targets: ranks int64 [..., N], from 0, to float64 [...], their mean."""
     return ndcg_gains(ranks + 1, k).mean(-1)

@@ -48,5 +48,7 @@ def test_a_run_says_it_and_shows_the_cut_offs_asked_for(tmp_path, capsys):
 def test_a_repeat_comes_last_among_the_items_that_a_masked_history_leaves():
     scores = torch.tensor([[9.0, 9, 9, 0.4, 0.9, 0.1, 0.2], [9.0, 9, 9, 0.4, 0.9, 0.1, 0.2]])
     histories, wanted = torch.tensor([[4, 3], [4, 3]]), torch.tensor([4, 6])
-    assert ranks(scores.clone(), histories, wanted, True).tolist() == [2, 0], "after 5 and 6; 6 is the first of the two"
+    assert ranks(scores.clone(), histories, wanted, True).tolist() == [10, 0], (
+        "not found; 6 is the first of the two that are left"
+    )
     assert ranks(scores.clone(), histories, wanted, False).tolist() == [0, 2]
