@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu"
-_FP32, _BF16 = 1e-4, 3e-2
+_FP32, BF16 = 1e-4, 3e-2
 MISSING = "-"
 
 
@@ -66,7 +66,7 @@ def rows(results: dict) -> list[Row]:
 def _parity(found: dict) -> list[Row]:
     """The worst of every kind over all parts."""
     table = []
-    for label, limit in (("fp32", _FP32), ("bf16", _BF16)):
+    for label, limit in (("fp32", _FP32), ("bf16", BF16)):
         errors = [
             value for part in found.values() for name, value in part.items()
             if label in name and isinstance(value, float)

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 KIT = ROOT / "benchmarks" / "gpu"
@@ -15,7 +16,9 @@ if not KIT.is_dir():
     pytest.skip("benchmarks/ stands beside the package in a checkout only", allow_module_level=True)
 
 from benchmarks.gpu import build, check, prune, report  # noqa: E402
+from benchmarks.gpu.common import histories  # noqa: E402
 from benchmarks.gpu.record import Record, Skip  # noqa: E402
+from benchmarks.gpu.steps import parity  # noqa: E402
 
 
 def run_check(out: Path, *options: str) -> subprocess.CompletedProcess:
@@ -37,6 +40,11 @@ def test_step_at_small_size(name, tmp_path):
     assert written["status"] == "running" and written["found"], written
     assert not [part for part in written["found"].values() if isinstance(part, dict) and "error" in part]
     assert report.report({"steps": {name: written}, "small": True}).endswith("its figures mean nothing")
+
+
+def test_unnormalised_cross_attention_keeps_the_limit_in_half_precision():
+    codes = torch.from_numpy(histories(64, parity.ITEMS))
+    assert parity.network("llm_esr", codes)["bf16_error"] < report.BF16
 
 
 def test_each_step_is_a_process_and_all_is_merged(tmp_path):

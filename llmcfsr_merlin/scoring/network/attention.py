@@ -162,8 +162,10 @@ class CrossAttention(nn.Module):
     def forward(self, views: list[Tensor], packing: Packing | None = None, real: Tensor | None = None) -> list[Tensor]:
         """Two tensors [B, T, d] (or packed [M, d]) -> two of the same shape."""
         if self.replace:
-            a, b = views
-            return [self.attend[0](b, a, packing, real), self.attend[1](a, b, packing, real)]
+            # Nothing normalises what this form reads: half precision would move its large scores by whole units.
+            with torch.autocast(views[0].device.type, enabled=False):
+                a, b = (view.float() for view in views)
+                return [self.attend[0](b, a, packing, real), self.attend[1](a, b, packing, real)]
         a, b = (norm(view) for norm, view in zip(self.norms, views))
         read_b, read_a = self.attend[0](a, b, packing, real), self.attend[1](b, a, packing, real)
         return [views[0] + self.drop(read_b), views[1] + self.drop(read_a)]

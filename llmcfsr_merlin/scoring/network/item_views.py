@@ -126,5 +126,6 @@ class ItemViews(nn.Module):
         if self.semantic is None:
             return None
         first, second = cast(tuple[nn.Linear, nn.Linear], tuple(self.semantic))
-        weight = second.weight @ first.weight @ self.whitening.T
-        return weight, second.weight @ first.bias + second.bias - weight @ self.center
+        with torch.autocast(self.center.device.type, enabled=False):  # three products in a row would round three times
+            weight = second.weight @ first.weight @ self.whitening.T
+            return weight, second.weight @ first.bias + second.bias - weight @ self.center
