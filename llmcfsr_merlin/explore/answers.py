@@ -138,13 +138,13 @@ class RunModel:
         if code < FIRST_ITEM:
             return Rank(None)
         encoded = recommender.encode([list(history)])
+        if exclude_seen and code in encoded.seen[0]:
+            return Rank(len(recommender.popularity) - FIRST_ITEM)
         if encoded.fallback[0]:
             scores = recommender.popularity[None].clone()
         else:
             histories = encoded.item_ids.to(self.ensemble.device)
             (scores,) = self.ensemble.scores_by([weights or self.weights(exclude_seen)], histories)
-        if exclude_seen and code in encoded.seen[0]:
-            return Rank(scores.shape[1] - FIRST_ITEM)
         if exclude_seen:
             scores[:, list(encoded.seen[0])] = -torch.inf
         own = scores[:, code : code + 1]
