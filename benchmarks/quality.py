@@ -21,7 +21,7 @@ from pathlib import Path
 
 import quality_pages
 from quality_rows import RESULTS, result_rows, store
-from quality_runs import SPLITS, Bench, Result
+from quality_runs import SPLITS, Bench, Change, Result
 
 from llmcfsr_merlin.cli.log import shown
 
@@ -49,9 +49,8 @@ ABLATION = {
     "with_alignment": ["train.align=0.1"],
     "with_distillation": ["train.distil=0.1"],
 }
-# What is chosen after training, nothing trained again: features of llm_cfsr whose weight is set to 0, or all weights
-# calibrated with another train.tail_tolerance.
-REWEIGHED: dict[str, tuple[str, ...] | float] = {
+# What is chosen after training, nothing trained again.
+REWEIGHED: dict[str, Change] = {
     "without_content_match": ("content", "content_cold"),
     "without_cold_match": ("content_cold",),
     "without_transitions": ("transitions", "transitions_borrowed"),
@@ -71,6 +70,7 @@ REWEIGHED: dict[str, tuple[str, ...] | float] = {
     "with_tail_tolerance_0": 0.0,
     "with_tail_tolerance_2": 0.02,
     "with_tail_tolerance_4": 0.04,
+    "with_item_knn": {"item_knn": {}},
 }
 
 

@@ -39,6 +39,8 @@ from llmcfsr_merlin.runtime.stage import Manifest, run_stage, sha256_file, write
 from llmcfsr_merlin.scoring.checkpoint import load_model, save_model
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import Ranker
+from llmcfsr_merlin.scoring.registry import scorer_class
+from llmcfsr_merlin.scoring.scorer import FitContext
 from llmcfsr_merlin.training.calibration import ValidationBatches, calibrate
 from llmcfsr_merlin.training.fit import fit_model, validation_sample
 from llmcfsr_merlin.training.memory import ranked_users
@@ -47,6 +49,9 @@ from llmcfsr_merlin.training.search import TRIALS, search
 RUNS = Path("runs/quality")
 # The filters count the whole log, as papers do that filter before they split.
 SPLITS = {"loo": [], "temporal": ["prepare.split=temporal", "prepare.targets=all", "prepare.filter_by=log"]}
+# Of a trained model: features whose weights become 0; scorers with their settings that are added, or another
+# train.tail_tolerance, with all weights calibrated anew.
+Change = tuple[str, ...] | dict[str, dict] | float
 Result = tuple[list[dict], dict, list[dict]]  # metric rows, what it was given and took, its trials
 
 
@@ -105,8 +110,8 @@ class Bench:
         rows, done = self._rank(dataset, config, folder, lambda _: _load(config, folder / "train"), trained="train")
         return rows, self._given(config, fitted, done, tried), tried
 
-    def reweigh(self, dataset: Dataset, name: str, model: str, seed: int, change: tuple[str, ...] | float) -> Result:
-        """Rank a trained model of a seed with some weights 0, or all calibrated by another train.tail_tolerance."""
+    def reweigh(self, dataset: Dataset, name: str, model: str, seed: int, change: Change) -> Result:
+        """Rank a trained model of a seed with the weights that a change of it has."""
         config = self.config(model, f"model.name={name}", f"train.seed={seed}")
         folder, trained = self.folder / f"{name}-{seed}", self.folder / f"{model}-{seed}" / "train"
 
@@ -118,11 +123,16 @@ class Bench:
                 ensemble.set_weights(none)
                 ensemble.history_weights = by_rule
                 return ensemble
+            tolerance = config.train.tail_tolerance
+            if isinstance(change, dict):
+                ensemble = _with_more(ensemble, config, dataset, change)
+            else:
+                tolerance = change
             files = validation_sample(dataset, scratch, config.train)
             batches = ValidationBatches(files, ranked_users(dataset.shape.n_items), ensemble.device)
             tail = dataset.train_counts < config.evaluate.tail_item
             calibrate(
-                ensemble, batches, tail, change, config.evaluate.exclude_history, dataset.train_counts == 0,
+                ensemble, batches, tail, tolerance, config.evaluate.exclude_history, dataset.train_counts == 0,
                 config.train.untrained_tolerance,
             )  # fmt: skip
             return ensemble
@@ -241,6 +251,16 @@ def device_name() -> str:
 
 def _load(config: Config, folder: Path) -> Ensemble:
     return load_model(folder, device=str(choose_device(config.train.device)), allow=config.model.extensions)
+
+
+def _with_more(ensemble: Ensemble, config: Config, dataset: Dataset, scorers: dict[str, dict]) -> Ensemble:
+    """With further scorers that need no training."""
+    more = config.with_settings({f"model.scorers.{name}": settings for name, settings in scorers.items()}).model
+    context = FitContext(Path(), lambda network: [])
+    fitted = {name: scorer_class(name).fit(more.scorers[name], dataset, ensemble.vectors, context) for name in scorers}
+    made = Ensemble(more, ensemble.scorers | fitted, ensemble.shape, ensemble.vectors).eval()
+    made.history_rule = ensemble.history_rule
+    return made
 
 
 def _fit(dataset: Dataset, config: Config, work: Path, table: np.ndarray | None = None) -> tuple[Ensemble, list[dict]]:

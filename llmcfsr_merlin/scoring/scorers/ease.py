@@ -22,7 +22,7 @@ class EASEScorer(Scorer[EASESettings]):
     """
 
     Settings = EASESettings
-    FEATURES = (Feature("ease"),)
+    FEATURES = (Feature("ease", grid=(0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)),)  # its entries are small
     DATA_SIZED = ("matrix",)
 
     matrix: Tensor

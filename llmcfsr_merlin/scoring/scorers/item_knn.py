@@ -20,7 +20,7 @@ class ItemKNNScorer(Scorer[ItemKNNSettings]):
     """
 
     Settings = ItemKNNSettings
-    FEATURES = (Feature("item_knn"),)
+    FEATURES = (Feature("item_knn", grid=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)),)  # cosines are small
     DATA_SIZED = ("columns", "values")
 
     starts: Tensor
