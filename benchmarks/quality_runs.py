@@ -123,11 +123,9 @@ class Bench:
                 ensemble.set_weights(none)
                 ensemble.history_weights = by_rule
                 return ensemble
-            tolerance = config.train.tail_tolerance
             if isinstance(change, dict):
                 ensemble = _with_more(ensemble, config, dataset, change)
-            else:
-                tolerance = change
+            tolerance = change if isinstance(change, float) else config.train.tail_tolerance
             files = validation_sample(dataset, scratch, config.train)
             batches = ValidationBatches(files, ranked_users(dataset.shape.n_items), ensemble.device)
             tail = dataset.train_counts < config.evaluate.tail_item

@@ -162,7 +162,7 @@ class CrossAttention(nn.Module):
     def forward(self, views: list[Tensor], packing: Packing | None = None, real: Tensor | None = None) -> list[Tensor]:
         """Two tensors [B, T, d] (or packed [M, d]) -> two of the same shape."""
         if self.replace:
-            # Nothing normalises what this form reads: half precision would move its large scores by whole units.
+            # Nothing normalises what this form reads: half precision would round its large scores coarsely.
             with torch.autocast(views[0].device.type, enabled=False):
                 a, b = (view.float() for view in views)
                 return [self.attend[0](b, a, packing, real), self.attend[1](a, b, packing, real)]
