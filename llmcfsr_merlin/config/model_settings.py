@@ -33,8 +33,9 @@ class ModelConfig(Section):
         trainings from before stay valid.
         """
         settings = self.model_dump()
-        for scorer, name in (("transitions", "directed"), ("content", "match_itself")):
-            if settings["scorers"].get(scorer, {}).get(name):
+        of_before = (("transitions", "directed", True), ("content", "match_itself", True), ("popularity", "decay", 1))
+        for scorer, name, value in of_before:
+            if settings["scorers"].get(scorer, {}).get(name) == value:
                 del settings["scorers"][scorer][name]
         return settings
 

@@ -132,6 +132,10 @@ class RepeatSettings(Section):
 class PopularitySettings(Section):
     """The scorer `popularity`: training interactions per item."""
 
+    decay: float = Field(1.0, gt=0, le=1)
+    """What an interaction counts, times this for every later one of the same user: 1 counts all alike, 0.5 nearly the
+    latest alone."""
+
 
 class ItemKNNSettings(Section):
     """The scorer `item_knn`; the defaults were chosen on the validation items of amazon_beauty."""

@@ -9,16 +9,19 @@ from llmcfsr_merlin.config.old_settings import upgrade_settings
 def with_new_settings(description: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
     """A model of format 2 with what it was made without.
 
-    An item of the history was its own closest item, and items without transitions borrowed none.
+    An item of the history was its own closest item, items without transitions borrowed none, and a cosine did not
+    stand beside a transition.
     """
     scorers = description["model"]["scorers"]
     if "content" in scorers:
         scorers["content"].setdefault("match_itself", True)
     weights = tensors.get("transitions/weights")
-    if weights is not None and len(weights) == 1:
-        tensors = tensors | {"transitions/weights": torch.cat([weights, weights.new_zeros(1)])}
+    if weights is not None and len(weights) < 3:
+        tensors = tensors | {"transitions/weights": torch.cat([weights, weights.new_zeros(3 - len(weights))])}
+        tensors["transitions/next_cosines"] = torch.zeros(tensors["transitions/next_weights"].shape)
         for of_rule in description.get("history_weights", {}).values():
-            of_rule.setdefault("transitions_borrowed", 0.0)
+            for name in ("transitions_borrowed", "co_occurrence"):
+                of_rule.setdefault(name, 0.0)
     return description, tensors
 
 

@@ -52,7 +52,7 @@ def run(config, tmp_path_factory):
 def test_it_is_calibrated_and_ranks_and_explains(run):
     recommender = Recommender.load(run, allow=ALLOWED)
     model = recommender.ranker.model
-    assert list(model.weights) == ["network", "transitions", "transitions_borrowed", "next_door"]
+    assert list(model.weights) == ["network", "transitions", "transitions_borrowed", "co_occurrence", "next_door"]
     assert json.loads((run / "train" / "manifest.json").read_text())["counts"]["weights"] == model.weights
     assert model.scorers[SCORER].settings.reach == 3
     history, items = torch.tensor([[5, 9]]), torch.tensor([[10, 11, 40]])

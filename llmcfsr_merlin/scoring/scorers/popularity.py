@@ -1,5 +1,6 @@
 """Popularity as a scorer: alone it is the baseline, beside others a prior."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,7 +11,12 @@ from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 
 
 class PopularityScorer(Scorer[PopularitySettings]):
-    """log(1 + training interactions of i), the same for every history."""
+    """log(1 + sum over the training interactions of i of decay^age), the same for every history.
+
+    age: how many interactions of the same user came later. What people took last is closer to what they take next than
+    what they ever took, and a log need not have times to tell (a popularity that follows time: Ji et al. 2020, arXiv
+    2005.13829).
+    """
 
     Settings = PopularitySettings
     FEATURES = (Feature("popularity", (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)),)
@@ -27,7 +33,8 @@ class PopularityScorer(Scorer[PopularitySettings]):
         cls, settings: PopularitySettings, dataset: Dataset, vectors: ItemVectors, context: FitContext
     ) -> "PopularityScorer":
         scorer = cls(settings, dataset.shape, vectors)
-        scorer.log_counts.copy_(torch.from_numpy(dataset.train_counts).float().log1p())
+        counts = dataset.train_counts if settings.decay == 1 else decayed_counts(dataset, settings.decay)
+        scorer.log_counts.copy_(torch.from_numpy(counts).float().log1p())
         return scorer
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
@@ -43,3 +50,13 @@ class PopularityScorer(Scorer[PopularitySettings]):
 
     def bound(self, histories: Tensor) -> Bound:
         return Bound(*nothing_listed())
+
+
+def decayed_counts(dataset: Dataset, decay: float) -> np.ndarray:
+    """float64 [V]: the training interactions of each item, times decay for every later one of the same user."""
+    counts = np.zeros(dataset.shape.n_items)
+    for sequences in dataset.sequences():
+        lengths = np.array([len(sequence) for sequence in sequences])
+        age = np.repeat(lengths.cumsum(), lengths) - 1 - np.arange(lengths.sum())
+        counts += np.bincount(np.concatenate(sequences), decay**age, len(counts))
+    return counts

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
-from llmcfsr_merlin.scoring.scorers.transition_counts import BACKWARD, SHRINKAGE, SPAN, item_parts, read_steps
+from llmcfsr_merlin.scoring.scorers.transition_counts import (
+    BACKWARD,
+    COSINE_SHRINKAGE,
+    SHRINKAGE,
+    SPAN,
+    Transitions,
+    item_parts,
+    read_steps,
+)
 
-_BYTES = 64  # of the device's memory a pair takes while it is sorted and summed
+_BYTES = 80  # of the device's memory a pair takes while it is sorted and summed
 _ITEM_BYTES = 48  # and each interaction
 
 
@@ -31,7 +39,7 @@ def count_transitions_on(
     neighbours: int,
     room: int | None = None,
     backward: float = BACKWARD,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Transitions:
     """As transition_counts.count_transitions; room: pairs at once, None: as many as half of the free memory holds.
 
     Sums are of double precision: rounded, they do not show in which order a GPU added.
@@ -39,14 +47,16 @@ def count_transitions_on(
     if room is None:
         room = torch.cuda.mem_get_info(device)[0] // 2 // _BYTES
     item_ids = torch.zeros(n_items, neighbours, dtype=torch.int32, device=device)
-    weights = torch.zeros(n_items, neighbours, device=device)
+    weights, cosines = torch.zeros(2, n_items, neighbours, device=device)
     steps = _read(files, device)
     scale = torch.from_numpy(np.sqrt(np.maximum(train_counts, 1)).astype(np.float32)).to(device)
     parts = 2 * SPAN * int(train_counts.sum()) // room + 1
     for start, stop in pairwise(item_parts(train_counts, n_items, parts)):
-        pairs, sums = _sums(steps, n_items, start, stop, backward)
+        pairs, sums, users = _sums(steps, n_items, start, stop, backward)
         first, second = pairs // n_items, pairs % n_items
-        score = sums.float() / (scale[first] * scale[second] + SHRINKAGE)
+        size = scale[first] * scale[second]
+        score = sums.float() / (size + SHRINKAGE)
+        cosine = users.float() / (size + COSINE_SHRINKAGE)
         # By item, then by score, then by neighbour: pairs ascend, and stable sorts keep that among equals.
         order = score.argsort(descending=True, stable=True)
         order = order[first[order].argsort(stable=True)]
@@ -54,45 +64,56 @@ def count_transitions_on(
         place = torch.arange(len(first), device=device) - (counts.cumsum(0) - counts)[first]  # as `first` ascends
         kept = place < neighbours
         first, place, order = first[kept], place[kept], order[kept]
-        item_ids[first, place], weights[first, place] = second[order].int(), score[order]
-    return item_ids.cpu().numpy(), weights.cpu().numpy()
+        for table, values in ((item_ids, second.int()), (weights, score), (cosines, cosine)):
+            table[first, place] = values[order]
+    return Transitions(*(table.cpu().numpy() for table in (item_ids, weights, cosines)))
 
 
 class _Log(NamedTuple):
-    """All sequences, concatenated: encoded ids int32 [M], and the numbers of each one's sequence and of its time."""
+    """All sequences, concatenated: encoded ids int32 [M], the numbers of each one's sequence and of its time, and
+    whether it is not before in the sequence."""
 
     items: Tensor
     sequence: Tensor
     moment: Tensor
+    first: Tensor
 
 
 def _read(files: Sequence[str], device: torch.device) -> _Log:
-    parts, sequences, moments = [[np.zeros(0, np.int32)] * 3], 0, 0
+    parts, sequences, moments = [[*[np.zeros(0, np.int32)] * 3, np.zeros(0, bool)]], 0, 0
     for file in files:
         for steps in read_steps(file):
-            parts.append([steps.item_ids, steps.row + np.int32(sequences), steps.moment + np.int32(moments)])
+            parts.append(
+                [steps.item_ids, steps.row + np.int32(sequences), steps.moment + np.int32(moments), steps.first]
+            )
             if len(steps.row):  # rows without an item at the end need no number
                 sequences, moments = int(parts[-1][1][-1]) + 1, int(parts[-1][2][-1])
     return _Log(*(torch.from_numpy(np.concatenate(part)).to(device) for part in zip(*parts)))
 
 
-def _sums(log: _Log, n_items: int, start: int, stop: int, backward: float) -> tuple[Tensor, Tensor]:
-    """Pairs of first items start <= i < stop as i * V + j, int64 [N] ascending, and sums of their weights, double."""
+def _sums(log: _Log, n_items: int, start: int, stop: int, backward: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of first items start <= i < stop as i * V + j, int64 [N] ascending, and double sums of their weights and
+    users."""
     pairs, weights = [log.items.new_zeros(0, dtype=torch.int64)], [log.items.new_zeros(0, dtype=torch.float64)]
-    for some, weight in _pairs(log, n_items, start, stop, backward):
+    once = [log.first[:0]]
+    for some, weight, new in _pairs(log, n_items, start, stop, backward):
         pairs.append(some)
         weights.append(torch.full_like(some, weight, dtype=torch.float64))
+        once.append(new)
     found, place = torch.cat(pairs).unique(return_inverse=True)
-    return found, weights[0].new_zeros(len(found)).index_add_(0, place, torch.cat(weights))
+    none = weights[0].new_zeros(len(found))
+    sums, users = (none.index_add(0, place, torch.cat(values).double()) for values in (weights, once))
+    return found, sums, users
 
 
-def _pairs(log: _Log, n_items: int, start: int, stop: int, backward: float) -> Iterator[tuple[Tensor, float]]:
-    """By distance, direction and tie, pairs of first items start <= i < stop as i * V + j, and the weight of each."""
+def _pairs(log: _Log, n_items: int, start: int, stop: int, backward: float) -> Iterator[tuple[Tensor, float, Tensor]]:
+    """By distance, direction and tie, pairs of first items start <= i < stop as i * V + j, the weight of each, and
+    whether neither is before in the sequence."""
     for distance in range(1, min(SPAN, len(log.items) - 1) + 1):
-        (earlier, later), (before, after), (then, now) = ((of[:-distance], of[distance:]) for of in log)
+        (earlier, later), (before, after), (then, now), (new, too) = ((of[:-distance], of[distance:]) for of in log)
         real = (before == after) & (earlier >= FIRST_ITEM) & (later >= FIRST_ITEM)
         tied = then == now
         for first, second, share in ((earlier, later, 1.0), (later, earlier, backward)):
             here = real & (first >= start) & (first < stop)
             for some, weight in ((here & ~tied, share), (here & tied, (1 + backward) / 2)):
-                yield first[some].long() * n_items + second[some], weight * distance**-0.5
+                yield first[some].long() * n_items + second[some], weight * distance**-0.5, (new & too)[some]

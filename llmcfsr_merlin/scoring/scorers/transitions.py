@@ -13,6 +13,7 @@ from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.content import unit_vectors
+from llmcfsr_merlin.scoring.scorers.histories import distinct
 from llmcfsr_merlin.scoring.scorers.transition_counts import BACKWARD, count_transitions
 from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on, fits
 from llmcfsr_merlin.scoring.search.bound import Bound, sum_by_key, value_of
@@ -37,25 +38,31 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     The second feature is for items that have no transitions, as no training saw them beside another: the largest of
     their ten nearest items' by text, times the cosine. It is 0 for all others, and without item vectors.
+
+    The third is an item-kNN's score over the same neighbours: the sum over the distinct h of the history of the cosine
+    c(h, i), wherever in the history h is. Where the order of a log says little, it knows more than the first.
     """
 
     Settings = TransitionSettings
     FEATURES = (
         Feature("transitions"),
         Feature("transitions_borrowed", (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0), untrained=True),
+        Feature("co_occurrence", (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)),  # cosines are small
     )
-    PER_ITEM = ("next_items", "next_weights")
+    PER_ITEM = ("next_items", "next_weights", "next_cosines")
 
     next_items: Tensor
     next_weights: Tensor
+    next_cosines: Tensor
 
     def __init__(self, settings: TransitionSettings, shape: Shape, vectors: ItemVectors):
         super().__init__(settings, shape, vectors)
         table = (shape.n_items, settings.neighbours)
         self.register_buffer("next_items", torch.zeros(table, dtype=torch.int32))
         self.register_buffer("next_weights", torch.zeros(table))
+        self.register_buffer("next_cosines", torch.zeros(table))
         self._borrowers: tuple[Tensor, Tensor, Tensor] | None = None
-        self._borrows: bool | None = None
+        self._used: list[bool] | None = None
         self._given = False  # whether the borrowers were read from a file
 
     @classmethod
@@ -72,15 +79,15 @@ class TransitionScorer(Scorer[TransitionSettings]):
         known = files, dataset.shape.n_items, dataset.train_counts, settings.neighbours
         backward = BACKWARD if directed else 1.0
         if fits(dataset.train_counts, context.device):
-            items, weights = count_transitions_on(context.device, *known, backward=backward)
+            found = count_transitions_on(context.device, *known, backward=backward)
         else:
-            items, weights = count_transitions(*known, context.scratch, backward=backward)
-        scorer.next_items.copy_(torch.from_numpy(items))
-        scorer.next_weights.copy_(torch.from_numpy(weights))
+            found = count_transitions(*known, context.scratch, backward=backward)
+        for table, values in zip((scorer.next_items, scorer.next_weights, scorer.next_cosines), found):
+            table.copy_(torch.from_numpy(values))
         return scorer
 
     def prepare(self, bulk: bool = False) -> None:
-        self._borrows = None
+        self._used = None
         if not self._given:
             self._borrowers = self._nearest() if self.borrows else None
 
@@ -89,14 +96,18 @@ class TransitionScorer(Scorer[TransitionSettings]):
         return super().graph(batch_size)
 
     def weights_changed(self) -> None:
-        self._borrows = None
+        self._used = None
+
+    @property
+    def used(self) -> list[bool]:
+        """Which features have a weight. Asked once: on a GPU the answer is waited for."""
+        if self._used is None:
+            self._used = (self.weights != 0).tolist()
+        return self._used
 
     @property
     def borrows(self) -> bool:
-        """Whether the second feature has a weight. Asked once: on a GPU the answer is waited for."""
-        if self._borrows is None:
-            self._borrows = bool(self.weights[1])
-        return self._borrows
+        return self.used[1]
 
     def _apply(self, *arguments: Any, **options: Any) -> "TransitionScorer":
         self._borrowers = None  # of the device that the tables leave
@@ -133,28 +144,35 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         own = self._own(histories)
-        both = torch.stack([own, self._added(torch.zeros_like(own), own, 1.0)])
-        return both if items is None else both.gather(2, items.expand(2, -1, -1))
+        all_ = torch.stack([own, self._added(torch.zeros_like(own), own, 1.0), self._together(histories)])
+        return all_ if items is None else all_.gather(2, items.expand(3, -1, -1))
 
     def weighted(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         own = self._own(histories)
         total = self.weights[0] * own
         if self.borrows:
             total = self._added(total, own, self.weights[1])
+        if self.used[2]:
+            total = total + self.weights[2] * self._together(histories)
         return total if items is None else total.gather(1, items)
 
     def of_span(self, histories: Tensor, span: slice) -> Tensor:
         if self.borrows:  # of items that any shard may hold
             return self.weighted(histories)[:, span]
-        width, weights = span.stop - span.start, self._decayed(histories)
-        place = self.next_items[histories].long().flatten(1) - span.start
-        place = place.masked_fill((place < 0) | (place >= width), width)  # elsewhere
-        sums = weights.new_zeros(len(histories), width + 1).scatter_add(1, place, weights.flatten(1))[:, :-1]
-        return self.weights[0] * sums.mul(100).log1p()
+        total = self.weights[0] * self._sums(histories, self._decayed(histories), span).mul(100).log1p()
+        if self.used[2]:
+            items = distinct(histories)
+            total += self.weights[2] * self._sums(items, self.next_cosines[items], span)
+        return total
 
     def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
         own = self._own(histories)
-        return [self._added(known * own, own, borrowed) if borrowed else known * own for known, borrowed in weightings]
+        together = self._together(histories) if any(cosines for *_, cosines in weightings) else None
+        totals = []
+        for known, borrowed, cosines in weightings:
+            total = self._added(known * own, own, borrowed) if borrowed else known * own
+            totals.append(total if together is None or not cosines else total.add_(together, alpha=cosines))
+        return totals
 
     def _added(self, total: Tensor, own: Tensor, weight: Tensor | float) -> Tensor:
         """total [B, V] with what is borrowed of own [B, V], times a weight."""
@@ -166,11 +184,21 @@ class TransitionScorer(Scorer[TransitionSettings]):
         return total.scatter_add(1, without.expand_as(borrowed), weight * borrowed)
 
     def _own(self, histories: Tensor) -> Tensor:
-        weights = self._decayed(histories)
+        return self._sums(histories, self._decayed(histories)).mul(100).log1p()
+
+    def _together(self, histories: Tensor) -> Tensor:
+        items = distinct(histories)
+        return self._sums(items, self.next_cosines[items])
+
+    def _sums(self, histories: Tensor, values: Tensor, span: slice | None = None) -> Tensor:
+        """values [B, L, neighbours] of the neighbours of histories [B, L], summed by item: [B, V] or [B, span]."""
+        place, width = self.next_items[histories].long().flatten(1), self.shape.n_items
+        if span is not None:
+            width, place = span.stop - span.start, place - span.start
+            place = place.masked_fill((place < 0) | (place >= width), width)  # elsewhere
         # Not new_zeros: a traced graph would hard-code its size.
-        sums = torch.zeros_like(histories[:, :1], dtype=weights.dtype).expand(-1, self.shape.n_items)
-        sums = sums.scatter_add(1, self.next_items[histories].long().flatten(1), weights.flatten(1))
-        return sums.mul(100).log1p()
+        sums = torch.zeros_like(histories[:, :1], dtype=values.dtype).expand(-1, width + (span is not None))
+        return sums.scatter_add(1, place, values.flatten(1))[:, :width]
 
     def tables(self) -> dict[str, Tensor]:
         """Who borrows from whom, where that counts."""
@@ -188,7 +216,14 @@ class TransitionScorer(Scorer[TransitionSettings]):
         row, place = weights.nonzero(as_tuple=True)
         keys, sums = sum_by_key(row * n_items + self.next_items[histories].flatten(1)[row, place], weights[row, place])
         own = sums.mul(100).log1p()
-        return Bound(keys, self.weights[0] * own, own=own)
+        lifts = self.weights[0] * own
+        if self.used[2]:
+            items = distinct(histories)
+            cosines = self.next_cosines[items].flatten(1)
+            row, place = cosines.nonzero(as_tuple=True)  # neighbours all, so that they are among the keys
+            places = torch.searchsorted(keys, row * n_items + self.next_items[items].flatten(1)[row, place])
+            lifts.index_add_(0, places, self.weights[2] * cosines[row, place])
+        return Bound(keys, lifts, own=own)
 
     def add_bound(self, bound: Bound, row: int, total: Tensor) -> None:
         """What borrows gets the largest of the row at most, times its largest cosine."""
@@ -229,8 +264,8 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     @classmethod
     def memory_bytes(cls, settings: TransitionSettings, shape: Shape) -> int:
-        """Ids and weights, twice: once more while counting and in a checkpoint."""
-        return 4 * 3 * 2 * shape.n_items * settings.neighbours
+        """Ids, weights and cosines, three times: once more while counting and in a checkpoint."""
+        return 4 * 3 * 3 * shape.n_items * settings.neighbours
 
 
 def _direction(steps: StepOrder, directed: bool, found: bool) -> str:

@@ -41,6 +41,14 @@ def test_popularity_is_the_log_of_the_training_count(tmp_path):
     np.testing.assert_allclose(scores[:, 3:].expm1().numpy(), np.tile(counts[3:], (2, 1)), atol=1e-5)
 
 
+def test_popularity_with_a_decay_counts_the_latest_interactions_most(tmp_path):
+    sequences = {"a": [3, 4, 3, 5, 6], "b": [3, 8, 9]} | {f"u{row}": [4, 5, 7, 8] for row in range(5)}
+    write_prepare(tmp_path, sequences, 10, parts=3)
+    expected = [0.25 + 1 + 1, 0.5 + 5 * 0.5, 5 * 1, 0, 0, 0, 0]  # items 3 to 9; the last two of each are held out
+    scores = fitted("popularity", tmp_path, decay=0.5)(torch.tensor([[3]]))
+    np.testing.assert_allclose(scores[0, 3:].expm1().numpy(), expected, atol=1e-5)
+
+
 def test_ease_equals_the_dense_formula(prepared):
     dense = training_matrix(Dataset(prepared)).toarray().astype(np.float64)
     inverse = np.linalg.inv(dense.T @ dense + 7 * np.eye(ROWS))

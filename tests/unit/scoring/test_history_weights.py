@@ -13,8 +13,10 @@ from llmcfsr_merlin.scoring.ranker import Ranker
 from tests.models import model_config, random_model
 
 ROWS = 40
-MASKED = {"network": 1.0, "content": 4.0, "content_cold": 2.0, "transitions": 1.5, "transitions_borrowed": 0.0}
-KEPT = {"network": 1.0, "content": 0.0, "content_cold": 0.0, "transitions": 0.5, "transitions_borrowed": 1.0}
+MASKED = {"network": 1.0, "content": 4.0, "content_cold": 2.0, "transitions": 1.5, "transitions_borrowed": 0.0,
+          "co_occurrence": 8.0}  # fmt: skip
+KEPT = {"network": 1.0, "content": 0.0, "content_cold": 0.0, "transitions": 0.5, "transitions_borrowed": 1.0,
+        "co_occurrence": 0.0}  # fmt: skip
 
 BOTH = {"masked": MASKED, "kept": KEPT}
 
@@ -78,20 +80,24 @@ def test_they_are_stored_with_the_model(model, tmp_path):
 
 
 def test_a_model_of_before_gives_the_answers_that_it_gave(model, histories, tmp_path):
-    """It matched items of the history with themselves, and items without transitions borrowed none."""
+    """It matched items of the history with themselves, items without transitions borrowed none, and nothing stood
+    beside transitions."""
     content = model.scorers["content"]
     content.settings = content.settings.model_copy(update={"match_itself": True})
     model.config.scorers["content"] = content.settings
-    model.set_weights({"transitions_borrowed": 0.0})
-    model.history_weights = {rule: dict(weights, transitions_borrowed=0.0) for rule, weights in BOTH.items()}
+    later = {"transitions_borrowed": 0.0, "co_occurrence": 0.0}
+    model.set_weights(later)
+    model.history_weights = {rule: weights | later for rule, weights in BOTH.items()}
     save_model(model, tmp_path, "hash")
     description = json.loads((tmp_path / MODEL_CONFIG).read_text())
     del description["model"]["scorers"]["content"]["match_itself"]
     for weights in description["history_weights"].values():
-        del weights["transitions_borrowed"]
+        for name in later:
+            del weights[name]
     (tmp_path / MODEL_CONFIG).write_text(json.dumps(description))
     tensors = load_file(tmp_path / MODEL_WEIGHTS)
     tensors["transitions/weights"] = tensors["transitions/weights"][:1].clone()
+    del tensors["transitions/next_cosines"]
     save_file(tensors, tmp_path / MODEL_WEIGHTS)
     loaded = load_model(tmp_path)
     assert loaded.history_weights == model.history_weights

@@ -26,8 +26,9 @@ def test_transitions_are_summed_with_the_age_of_the_item():
     scorer.next_weights.zero_()
     scorer.next_items[5, :2], scorer.next_weights[5, :2] = torch.tensor([9, 30]).int(), torch.tensor([0.5, 0.1])
     scorer.next_items[8, :1], scorer.next_weights[8, :1] = 30, 0.2
+    scorer.next_cosines.zero_()
     rows = histories([5, 8], [8, 7, 5, 4], [7])
-    found, borrowed = scorer(rows)
+    found, borrowed, _ = scorer(rows)
     wanted = torch.zeros(3, ROWS)
     wanted[0, 9], wanted[0, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.2
     wanted[1, 9], wanted[1, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.8**3 * 0.2
@@ -35,6 +36,31 @@ def test_transitions_are_summed_with_the_age_of_the_item():
     assert scorer.bound(rows).keys.tolist() == [9, 30, ROWS + 9, ROWS + 30], "row by row, each item once"
     # 5 and 8 alone have transitions, and nothing led to them: there is nothing to borrow.
     assert not borrowed.any()
+
+
+def test_cosines_of_distinct_items_are_summed_wherever_they_stand():
+    model = build()
+    scorer = model.scorers["transitions"]
+    for table in (scorer.next_items, scorer.next_weights, scorer.next_cosines):
+        table.zero_()
+    for first, place, second, cosine in ((5, 0, 9, 0.5), (5, 1, 30, 0.1), (8, 0, 30, 0.2)):
+        scorer.next_items[first, place], scorer.next_cosines[first, place] = second, cosine
+    scorer.next_weights[scorer.next_cosines > 0] = 0.01
+    rows = histories([5, 8], [8, 7, 5, 4], [5, 8, 5, 5], [7])
+    wanted = torch.zeros(4, ROWS)
+    wanted[:3, 9], wanted[:3, 30] = 0.5, 0.3
+    own, _, found = scorer(rows)
+    torch.testing.assert_close(found, wanted)
+    for weights in ({"transitions": 0.0, "co_occurrence": 4.0}, {"transitions": 2.0, "co_occurrence": 4.0}):
+        model.set_weights(weights | {"transitions_borrowed": 0.0})
+        score = weights["transitions"] * own + 4 * wanted
+        torch.testing.assert_close(scorer.weighted(rows), score)
+        torch.testing.assert_close(scorer.of_span(rows, slice(7, 31)), score[:, 7:31])
+        bound = scorer.bound(rows)
+        torch.testing.assert_close(bound.lifts, score[score > 0])
+        of_features = [weights["transitions"], 0.0, 4.0], [1.0, 0.0, 0.0]
+        for found, expected in zip(scorer.weighted_by(of_features, rows), (score, own)):
+            torch.testing.assert_close(found, expected)
 
 
 def test_items_without_transitions_borrow_those_of_their_nearest_items_by_hand():
@@ -47,7 +73,7 @@ def test_items_without_transitions_borrow_those_of_their_nearest_items_by_hand()
         scorer.next_items[first, 0], scorer.next_weights[first, 0] = second, weight
     vectors[3:7, :3] = torch.tensor([[0, 0, 1.0], [1, 0, 0], [0, 1, 0], [0.8, 0.6, 0]])
     model.set_weights({"transitions": 2.0, "transitions_borrowed": 3.0})
-    own, borrowed = scorer(histories([3], [4], [5], [3, 4]))
+    own, borrowed, cosines = scorer(histories([3], [4], [5], [3, 4]))
     lent = [math.log1p(50), 0.6 / 0.8 * math.log1p(10), 0, None]
     for row, wanted in enumerate(lent[:3]):
         torch.testing.assert_close(borrowed[row, 6], torch.tensor(0.8 * wanted))
@@ -57,7 +83,7 @@ def test_items_without_transitions_borrow_those_of_their_nearest_items_by_hand()
     rows = histories([3], [4], [5], [3, 4])
     torch.testing.assert_close(scorer.weighted(rows), 2 * own + 3 * borrowed)
     items = torch.tensor([[6, 4, 7]] * 4)
-    torch.testing.assert_close(scorer(rows, items), torch.stack([own, borrowed]).gather(2, items.expand(2, -1, -1)))
+    torch.testing.assert_close(scorer(rows, items), torch.stack([own, borrowed, cosines]).gather(2, items.expand(3, -1, -1)))
     torch.testing.assert_close(scorer.weighted(rows, items), (2 * own + 3 * borrowed).gather(1, items))
     model.append_items(NewItems(1, vectors[4:5].clone()))
     torch.testing.assert_close(scorer(rows)[1][:, ROWS], own[:, 4])

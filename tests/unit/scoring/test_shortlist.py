@@ -25,7 +25,8 @@ def world(seed: int, weights: dict[str, float] | None = None, twins: bool = True
     model = random_model(config, ITEMS + FIRST_ITEM, 12, lexical=8, seed=seed)
     scorers = model.scorers
     scorers["popularity"].log_counts.copy_(torch.rand(ITEMS + FIRST_ITEM, generator=random) * 3)
-    scorers["transitions"].next_weights[torch.randint(FIRST_ITEM, ITEMS, (40,), generator=random)] = 0
+    without = torch.randint(FIRST_ITEM, ITEMS, (40,), generator=random)
+    scorers["transitions"].next_weights[without] = scorers["transitions"].next_cosines[without] = 0
     drawn = {name: float(torch.randn(1, generator=random)) * 3 for name in model.weights}
     model.set_weights(drawn if weights is None else weights)
     histories = [torch.randint(FIRST_ITEM, ITEMS, (length,), generator=random).tolist() for length in (1, 3, 8, 12)]

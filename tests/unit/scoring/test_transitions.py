@@ -48,6 +48,24 @@ def reference(sequences: list[list[int]], counts: np.ndarray, backward: float = 
     return w / (np.outer(scale, scale) + 5)
 
 
+def cosine_reference(sequences: list[list[int]], counts: np.ndarray) -> np.ndarray:
+    users = np.zeros((ROWS, ROWS))
+    for row in sequences:
+        place = {item: row.index(item) for item in row if item >= FIRST_ITEM}
+        for one, at in place.items():
+            for other, there in place.items():
+                users[one, other] += one != other and abs(at - there) <= 20
+    scale = np.sqrt(np.maximum(counts, 1))
+    return users / (np.outer(scale, scale) + 10)
+
+
+def dense(item_ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+    found = np.zeros((ROWS, ROWS))
+    np.put_along_axis(found, item_ids.astype(int), values, 1)
+    found[:, 0] = 0  # of the empty places
+    return found
+
+
 def on_the_device(files, rows, counts, neighbours, folder, room, **settings):
     """The way of a GPU, on this CPU's tensors."""
     return count_transitions_on(torch.device("cpu"), files, rows, counts, neighbours, room, **settings)
@@ -61,6 +79,8 @@ def test_settings_of_before_ask_for_no_other_training():
 
     assert key(transitions={"directed": True}) == {"transitions": {"neighbours": 100}}
     assert key(content={"match_itself": True}) == {"content": {"lexical_share": 0.3}}
+    assert key(popularity={}) == {"popularity": {}}
+    assert key(popularity={"decay": 0.5}) == {"popularity": {"decay": 0.5}}
     for chosen in (None, False):
         assert key(transitions={"directed": chosen})["transitions"] == {"neighbours": 100, "directed": chosen}
     assert key(content={})["content"] == {"lexical_share": 0.3, "match_itself": False}
@@ -128,8 +148,9 @@ def test_transitions_are_those_of_a_plain_loop(tmp_path_factory, sequences, room
     half = len(sequences) // 2
     files = [write(folder / "0.parquet", sequences[:half]), write(folder / "1.parquet", sequences[half:])]
     counts = np.bincount([code for row in sequences for code in row], minlength=ROWS)
-    codes, weights = count(files, ROWS, counts, ROWS, folder, room, backward=backward)
+    codes, weights, cosines = count(files, ROWS, counts, ROWS, folder, room, backward=backward)
     found = np.zeros((ROWS, ROWS))
+    np.testing.assert_allclose(dense(codes, cosines), cosine_reference(sequences, counts), rtol=1e-5)
     assert sorted(path.name for path in folder.iterdir()) == ["0.parquet", "1.parquet"]  # nothing is left behind
     for row, (neighbours, values) in enumerate(zip(codes, weights)):
         assert len(set(neighbours[values > 0])) == (values > 0).sum()
@@ -150,11 +171,9 @@ def test_pairs_of_one_time_have_no_direction(tmp_path_factory, rows, room, backw
     parts = slice(None, half), slice(half, None)
     files = [write(folder / f"{n}.parquet", sequences[at], 3, tied[at]) for n, at in enumerate(parts)]
     counts = np.bincount([code for row in sequences for code in row], minlength=ROWS)
-    codes, weights = count(files, ROWS, counts, ROWS, folder, room, backward=backward)
-    found = np.zeros((ROWS, ROWS))
-    np.put_along_axis(found, codes.astype(int), weights, 1)
-    found[:, 0] = 0  # of the empty places
-    np.testing.assert_allclose(found, reference(sequences, counts, backward, tied), rtol=1e-5)
+    codes, weights, cosines = count(files, ROWS, counts, ROWS, folder, room, backward=backward)
+    np.testing.assert_allclose(dense(codes, weights), reference(sequences, counts, backward, tied), rtol=1e-5)
+    np.testing.assert_allclose(dense(codes, cosines), cosine_reference(sequences, counts), rtol=1e-5)
 
 
 @WAYS
@@ -162,9 +181,8 @@ def test_ties_by_hand(count, tmp_path):
     """a, then b and c at once, then d: b and c follow each other alike, and both follow a and are followed by d."""
     a, b, c, d = range(FIRST_ITEM, FIRST_ITEM + 4)
     file = write(tmp_path / "0.parquet", [[a, b, c, d]], tied=[[False, False, True, False]])
-    codes, weights = count([file], ROWS, np.full(ROWS, 1), ROWS, tmp_path, 1 << 20)
-    w = np.zeros((ROWS, ROWS))
-    np.put_along_axis(w, codes.astype(int), weights, 1)
+    codes, weights, _ = count([file], ROWS, np.full(ROWS, 1), ROWS, tmp_path, 1 << 20)
+    w = dense(codes, weights)
     np.testing.assert_allclose([w[b, c], w[c, b]], 0.65 / 6, rtol=1e-6)
     np.testing.assert_allclose([w[a, b], w[b, a], w[c, d], w[d, c]], np.array([1, 0.3, 1, 0.3]) / 6, rtol=1e-6)
 
@@ -182,7 +200,7 @@ def test_files_of_before_are_of_one_direction(tmp_path):
 @pytest.mark.parametrize("room", [1, 1 << 20])
 def test_the_largest_are_kept_ties_by_the_smaller_code(tmp_path, room, count):
     file = write(tmp_path / "0.parquet", [[3, 9], [3, 9], [3, 5], [3, 7], [4, 3]])
-    codes, weights = count([file], ROWS, np.full(ROWS, 4), 2, tmp_path, room)
+    codes, weights, _ = count([file], ROWS, np.full(ROWS, 4), 2, tmp_path, room)
     assert codes[3].tolist() == [9, 5]
     assert codes[5].tolist() == [3, 0] and weights[5, 1] == 0
     np.testing.assert_allclose(weights[3], np.array([2, 1]) / 9, rtol=1e-6)
@@ -194,14 +212,15 @@ def test_both_ways_keep_the_same_neighbours(tmp_path_factory, sequences, room, n
     """Where sums that are equal on paper differ in their last bit, either may come first: the values agree."""
     folder = tmp_path_factory.mktemp("sequences")
     files, counts = [write(folder / "0.parquet", sequences)], np.full(ROWS, 4)
-    codes, weights = count_transitions(files, ROWS, counts, neighbours, folder, room)
-    found, values = on_the_device(files, ROWS, counts, neighbours, folder, room)
+    codes, weights, _ = count_transitions(files, ROWS, counts, neighbours, folder, room)
+    found, values, cosines = on_the_device(files, ROWS, counts, neighbours, folder, room)
     assert (found.dtype, values.dtype, found.shape) == (codes.dtype, weights.dtype, codes.shape)
+    assert (cosines.dtype, cosines.shape) == (weights.dtype, weights.shape)
     np.testing.assert_allclose(values, weights, rtol=1e-5)
     differ = found != codes
-    dense = reference(sequences, counts)
+    known = reference(sequences, counts)
     rows = np.nonzero(differ)[0]
-    np.testing.assert_allclose(dense[rows, found[differ]], dense[rows, codes[differ]], rtol=1e-6)
+    np.testing.assert_allclose(known[rows, found[differ]], known[rows, codes[differ]], rtol=1e-6)
 
 
 @pytest.mark.gpu
@@ -211,6 +230,7 @@ def test_a_gpu_counts_what_the_cpu_counts(tmp_path, room):
     random = np.random.default_rng(0)
     sequences = [random.integers(2, ROWS, random.integers(0, 40)).tolist() for _ in range(200)]
     file, counts = write(tmp_path / "0.parquet", sequences), np.full(ROWS, 400)
-    _, weights = count_transitions([file], ROWS, counts, ROWS, tmp_path)
-    _, values = count_transitions_on(torch.device("cuda"), [file], ROWS, counts, ROWS, room)
-    np.testing.assert_allclose(values, weights, rtol=1e-5)
+    expected = count_transitions([file], ROWS, counts, ROWS, tmp_path)
+    found = count_transitions_on(torch.device("cuda"), [file], ROWS, counts, ROWS, room)
+    for values, wanted in zip(found[1:], expected[1:]):
+        np.testing.assert_allclose(values, wanted, rtol=1e-5)
