@@ -49,28 +49,22 @@ ABLATION = {
     "with_alignment": ["train.align=0.1"],
     "with_distillation": ["train.distil=0.1"],
 }
+_TRANSITIONS = ("transitions", "transitions_borrowed", "co_occurrence")
+_REPEATS = ("repeat", "repeat_times", "repeat_recent")
 # What is chosen after training, nothing trained again.
 REWEIGHED: dict[str, Change] = {
     "without_content_match": ("content", "content_cold"),
     "without_cold_match": ("content_cold",),
     "without_transitions": ("transitions", "transitions_borrowed"),
-    "without_either_match": ("content", "content_cold", "transitions", "transitions_borrowed"),
+    "without_co_occurrence": ("co_occurrence",),
+    "without_either_match": ("content", "content_cold", *_TRANSITIONS),
     "without_popularity": ("popularity",),
-    "without_repeats": ("repeat", "repeat_times", "repeat_recent"),
-    "without_other_scorers": (
-        "content",
-        "content_cold",
-        "transitions",
-        "transitions_borrowed",
-        "popularity",
-        "repeat",
-        "repeat_times",
-        "repeat_recent",
-    ),
+    "without_repeats": _REPEATS,
+    "without_other_scorers": ("content", "content_cold", *_TRANSITIONS, "popularity", *_REPEATS),
     "with_tail_tolerance_0": 0.0,
     "with_tail_tolerance_2": 0.02,
     "with_tail_tolerance_4": 0.04,
-    "with_item_knn": {"item_knn": {}},
+    "with_plain_popularity": {"popularity": {"decay": 1.0}},
 }
 
 

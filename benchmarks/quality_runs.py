@@ -49,7 +49,7 @@ from llmcfsr_merlin.training.search import TRIALS, search
 RUNS = Path("runs/quality")
 # The filters count the whole log, as papers do that filter before they split.
 SPLITS = {"loo": [], "temporal": ["prepare.split=temporal", "prepare.targets=all", "prepare.filter_by=log"]}
-# Of a trained model: features whose weights become 0; scorers with their settings that are added, or another
+# Of a trained model: features whose weights become 0; scorers that are fitted with these settings instead, or another
 # train.tail_tolerance, with all weights calibrated anew.
 Change = tuple[str, ...] | dict[str, dict] | float
 Result = tuple[list[dict], dict, list[dict]]  # metric rows, what it was given and took, its trials
@@ -124,7 +124,7 @@ class Bench:
                 ensemble.history_weights = by_rule
                 return ensemble
             if isinstance(change, dict):
-                ensemble = _with_more(ensemble, config, dataset, change)
+                ensemble = _with_others(ensemble, config, dataset, change)
             tolerance = change if isinstance(change, float) else config.train.tail_tolerance
             files = validation_sample(dataset, scratch, config.train)
             batches = ValidationBatches(files, ranked_users(dataset.shape.n_items), ensemble.device)
@@ -251,9 +251,12 @@ def _load(config: Config, folder: Path) -> Ensemble:
     return load_model(folder, device=str(choose_device(config.train.device)), allow=config.model.extensions)
 
 
-def _with_more(ensemble: Ensemble, config: Config, dataset: Dataset, scorers: dict[str, dict]) -> Ensemble:
-    """With further scorers that need no training."""
-    more = config.with_settings({f"model.scorers.{name}": settings for name, settings in scorers.items()}).model
+def _with_others(ensemble: Ensemble, config: Config, dataset: Dataset, scorers: dict[str, dict]) -> Ensemble:
+    """With other scorers that need no training, or with other settings of them."""
+    given = {f"model.scorers.{name}": settings for name, settings in scorers.items()}
+    # Each by itself, too: an override of one setting stays in force under a whole section.
+    given |= {f"model.scorers.{name}.{key}": value for name, of in scorers.items() for key, value in of.items()}
+    more = config.with_settings(given).model
     context = FitContext(Path(), lambda network: [])
     fitted = {name: scorer_class(name).fit(more.scorers[name], dataset, ensemble.vectors, context) for name in scorers}
     made = Ensemble(more, ensemble.scorers | fitted, ensemble.shape, ensemble.vectors).eval()
