@@ -54,7 +54,7 @@ def random_model(
         size = (real, table.settings.neighbours)
         table.next_items.copy_(rows(torch.randint(FIRST_ITEM, n_items, size)))
         table.next_weights.copy_(rows(torch.rand(size) / 10))
-        table.next_cosines.copy_(rows(torch.rand(size) / 10))
+        table.next_cosines.copy_(table.next_weights.roll(1, 1))  # no draw: tests count on the ones that follow
     chosen = {"content": 2.0, "content_cold": 3.0, "transitions": 0.5}
     model.set_weights({name: weight for name, weight in chosen.items() if name in model.weights})
     return model.eval()
