@@ -12,7 +12,7 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 def training_matrix(dataset: Dataset) -> scipy.sparse.csr_matrix:
     """Binary float32 [users, V] of the training sequences (each user's without the validation and the test item)."""
     items, lengths = [], []
-    for sequences in dataset.sequences():
+    for sequences in filter(None, dataset.sequences()):  # a block may hold users without a training part alone
         items.append(np.concatenate(sequences))
         lengths.append([len(sequence) for sequence in sequences])
     columns, starts = np.concatenate(items), np.concatenate([[0], np.cumsum(np.concatenate(lengths))])

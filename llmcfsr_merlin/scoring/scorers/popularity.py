@@ -55,7 +55,7 @@ class PopularityScorer(Scorer[PopularitySettings]):
 def decayed_counts(dataset: Dataset, decay: float) -> np.ndarray:
     """float64 [V]: the training interactions of each item, times decay for every later one of the same user."""
     counts = np.zeros(dataset.shape.n_items)
-    for sequences in dataset.sequences():
+    for sequences in filter(None, dataset.sequences()):  # a block may hold users without a training part alone
         lengths = np.array([len(sequence) for sequence in sequences])
         age = np.repeat(lengths.cumsum(), lengths) - 1 - np.arange(lengths.sum())
         counts += np.bincount(np.concatenate(sequences), decay**age, len(counts))

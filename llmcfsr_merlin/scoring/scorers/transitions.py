@@ -107,6 +107,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     @property
     def borrows(self) -> bool:
+        """Whether the second feature has a weight."""
         return self.used[1]
 
     def _apply(self, *arguments: Any, **options: Any) -> "TransitionScorer":
@@ -144,8 +145,8 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         own = self._own(histories)
-        all_ = torch.stack([own, self._added(torch.zeros_like(own), own, 1.0), self._together(histories)])
-        return all_ if items is None else all_.gather(2, items.expand(3, -1, -1))
+        features = torch.stack([own, self._added(torch.zeros_like(own), own, 1.0), self._together(histories)])
+        return features if items is None else features.gather(2, items.expand(3, -1, -1))
 
     def weighted(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         own = self._own(histories)
@@ -212,15 +213,15 @@ class TransitionScorer(Scorer[TransitionSettings]):
     def bound(self, histories: Tensor) -> Bound:
         """Exact for what follows the history, a bound for what borrows from that."""
         n_items = self.shape.n_items
-        weights = self._decayed(histories).flatten(1)
-        row, place = weights.nonzero(as_tuple=True)
-        keys, sums = sum_by_key(row * n_items + self.next_items[histories].flatten(1)[row, place], weights[row, place])
+        weights, near = self._decayed(histories).flatten(1), self.next_items[histories].flatten(1)
+        row, place = near.nonzero(as_tuple=True)  # of an age at which the weight is rounded to 0, too
+        keys, sums = sum_by_key(row * n_items + near[row, place], weights[row, place])
         own = sums.mul(100).log1p()
         lifts = self.weights[0] * own
         if self.used[2]:
             items = distinct(histories)
             cosines = self.next_cosines[items].flatten(1)
-            row, place = cosines.nonzero(as_tuple=True)  # neighbours all, so that they are among the keys
+            row, place = cosines.nonzero(as_tuple=True)  # of neighbours, which are all among the keys
             places = torch.searchsorted(keys, row * n_items + self.next_items[items].flatten(1)[row, place])
             lifts.index_add_(0, places, self.weights[2] * cosines[row, place])
         return Bound(keys, lifts, own=own)

@@ -49,6 +49,16 @@ def test_popularity_with_a_decay_counts_the_latest_interactions_most(tmp_path):
     np.testing.assert_allclose(scores[0, 3:].expm1().numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["popularity", "item_knn"])
+def test_a_file_of_users_without_a_training_part_adds_nothing(name, tmp_path):
+    sequences = {"a": [3, 4, 3, 5, 6], "b": [3, 8, 9, 4], "c": [7, 8]}
+    write_prepare(tmp_path / "both", sequences, 10, parts=3)
+    write_prepare(tmp_path / "one", {name: row for name, row in sequences.items() if len(row) > 2}, 10, parts=2)
+    settings = {"decay": 0.5} if name == "popularity" else {}
+    found, wanted = (fitted(name, tmp_path / run, **settings)(torch.tensor([[3, 8]])) for run in ("both", "one"))
+    assert torch.equal(found, wanted)
+
+
 def test_ease_equals_the_dense_formula(prepared):
     dense = training_matrix(Dataset(prepared)).toarray().astype(np.float64)
     inverse = np.linalg.inv(dense.T @ dense + 7 * np.eye(ROWS))

@@ -63,6 +63,22 @@ def test_cosines_of_distinct_items_are_summed_wherever_they_stand():
             torch.testing.assert_close(found, expected)
 
 
+def test_cosines_count_where_the_weight_of_a_transition_has_decayed_to_nothing():
+    model = build()
+    scorer = model.scorers["transitions"]
+    for table in (scorer.next_items, scorer.next_weights, scorer.next_cosines):
+        table.zero_()
+    scorer.next_items[5, :2], scorer.next_weights[5, :2] = torch.tensor([9, 30]).int(), 0.01
+    scorer.next_cosines[5, :2] = torch.tensor([0.5, 0.1])
+    rows = torch.full((1, 800), 7)
+    rows[0, 0] = 5
+    model.set_weights({"transitions": 2.0, "transitions_borrowed": 0.0, "co_occurrence": 4.0})
+    bound = scorer.bound(rows)
+    assert bound.keys.tolist() == [9, 30]
+    torch.testing.assert_close(bound.lifts, torch.tensor([2.0, 0.4]))
+    torch.testing.assert_close(scorer.weighted(rows)[0, [9, 30]], bound.lifts)
+
+
 def test_items_without_transitions_borrow_those_of_their_nearest_items_by_hand():
     """3 leads to 4, 5 to 3, and 4 to 5; 6 is like 4 and a little like 5, 7 has no vector."""
     model = build()
