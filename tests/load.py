@@ -1,9 +1,10 @@
-"""Load on a server in the tests: work in the background, and the figures of what it met."""
+"""Load on a server in the tests: work in the background, what it waits for, and the figures of what it met."""
 
 import contextlib
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,6 +24,15 @@ def meanwhile(work: Callable, *arguments: tuple) -> Iterator[threading.Event]:
             stop.set()
     for one in running:
         one.result()
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> float:
+    """Wait for it; returns the seconds that it took, AssertionError after `seconds`."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, f"not true after {seconds} s"
+        time.sleep(0.05)
+    return round(time.monotonic() - start, 2)
 
 
 def note(test: str, **figures: object) -> None:

@@ -19,7 +19,7 @@ from llmcfsr_merlin.serving.item_table import ItemTable
 from llmcfsr_merlin.serving.launch import find_tritonserver
 from llmcfsr_merlin.serving.repository import export, newest_items, publish
 from llmcfsr_merlin.serving.server import Server
-from tests.load import meanwhile, note
+from tests.load import meanwhile, note, until
 from tests.served import write_model
 
 pytest.importorskip("fastapi", reason="the extra `gateway` is not installed")
@@ -77,14 +77,6 @@ def replicas_up(gateway: GatewayServer) -> int:
     lines = connection.getresponse().read().decode().splitlines()
     connection.close()
     return sum(line.endswith(" 1.0") for line in lines if line.startswith("llmcfsr_gateway_replica_up{"))
-
-
-def until(condition, seconds: float = 60) -> float:
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds
-        time.sleep(0.05)
-    return round(time.monotonic() - start, 2)
 
 
 def test_a_replica_that_is_killed_is_missed_by_nobody_and_comes_back(stack):
