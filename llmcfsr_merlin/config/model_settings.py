@@ -33,7 +33,10 @@ class ModelConfig(Section):
         trainings from before stay valid.
         """
         settings = self.model_dump()
-        of_before = (("transitions", "directed", True), ("content", "match_itself", True), ("popularity", "decay", 1))
+        of_before = (
+            ("transitions", "directed", True), ("transitions", "score_history", True),
+            ("content", "match_itself", True), ("popularity", "decay", 1),
+        )  # fmt: skip
         for scorer, name, value in of_before:
             if settings["scorers"].get(scorer, {}).get(name) == value:
                 del settings["scorers"][scorer][name]

@@ -123,6 +123,9 @@ class TransitionSettings(Section):
     directed: bool | None = None
     """Backward transitions count less than forward ones; false: both alike, for logs whose order is not time; None:
     alike if the training sequences mostly ascend by item id, as logs do that list one day's items by id."""
+    score_history: bool = False
+    """An item of the history is scored as any other, as in models trained before this setting existed; false: 0, since
+    the user's own steps in training would speak for it."""
 
 
 class RepeatSettings(Section):

@@ -9,12 +9,14 @@ from llmcfsr_merlin.config.old_settings import upgrade_settings
 def with_new_settings(description: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
     """A model of format 2 with what it was made without.
 
-    An item of the history was its own closest item, items without transitions borrowed none, and a cosine did not
-    stand beside a transition.
+    An item of the history was its own closest item and had transitions, items without transitions borrowed none, and a
+    cosine did not stand beside a transition.
     """
     scorers = description["model"]["scorers"]
     if "content" in scorers:
         scorers["content"].setdefault("match_itself", True)
+    if "transitions" in scorers:
+        scorers["transitions"].setdefault("score_history", True)
     weights = tensors.get("transitions/weights")
     if weights is not None and len(weights) < 3:
         tensors = tensors | {"transitions/weights": torch.cat([weights, weights.new_zeros(3 - len(weights))])}

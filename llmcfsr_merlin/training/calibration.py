@@ -1,8 +1,11 @@
 """Score-weight calibration: the feature weights that maximise validation NDCG@10 of full ranking.
 
-Coordinate-wise: a pass over the validation users evaluates, for each feature, every weight of its grid with the others
-fixed; the best point becomes the next starting point, until none is better. A quarter of the users
-finds the neighbourhood, all of them decide. A pass ranks under both history rules; each gets its own weights.
+Coordinate-wise: for each feature every weight of its grid is tried with the others fixed; the best point becomes the
+next starting point, until none is better. Both history rules are ranked at once; each gets its own weights.
+
+What is ranked are a few candidates of each user (candidates.py), whose features are computed once. Their NDCG is that
+of the catalogue or more. So where the chosen points have the same by the whole catalogue, within _OFF, no other point
+that was tried is better than they are by more than that; where they have less, what stood above joins the candidates.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +18,9 @@ from torch import Tensor
 from llmcfsr_merlin.dataset.names import HISTORY_RULES, KEPT, MASKED, history_rule
 from llmcfsr_merlin.runtime.progress import Progress
 from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.training.candidates import Candidates
 from llmcfsr_merlin.training.validation_ranks import (
+    Features,
     Point,
     ValidationBatches,
     feature_places,
@@ -23,8 +28,10 @@ from llmcfsr_merlin.training.validation_ranks import (
     validation_ranks,
 )
 
-_PASSES = 8  # at most, on a quarter of the users and on all of them
+_PASSES = 8  # at most
 _TRADES = 4  # at most
+_OFF = 0.002  # a share of NDCG@10
+_SEARCHES = 3  # at most
 _FEWEST = 100  # tail items among the validation items for the trade-off: fewer decide by chance (measured on MovieLens)
 
 
@@ -49,30 +56,61 @@ def calibrate(
     validation for their weight to show in it.
     """
     grids = [() if number == 0 else feature.feature.grid for number, feature in enumerate(model.features)]
-    start = (1.0, *(0.0 for _ in grids[1:]))
-    best = dict.fromkeys(HISTORY_RULES, start)
+    best: dict[str, Point] = {}
     if any(grids):
         model.eval().prepare(bulk=True)
-        of_history = feature_places(model)[1]
-        late = {place: grid for place, grid in enumerate(grids) if model.features[place].feature.untrained}
-        grids = [() if place in late else grid for place, grid in enumerate(grids)]
+        counted = _Counted(batches, Progress(None, "score weights", "validation users ranked"))
         groups = tail, np.zeros_like(tail) if untrained is None else untrained
-        progress = Progress(None, "score weights", "validation users ranked")
-        coarse, whole = (_Measured(model, _Counted(some, progress), groups) for some in (batches.coarse(), batches))
-        for rule in (MASKED, KEPT):  # what was measured for one is known for the other, which starts from it
-            open_to = [() if rule == MASKED and place in of_history else grid for place, grid in enumerate(grids)]
-            measured = whole.of(rule)
-            start = best[rule] = climb(measured, open_to, climb(coarse.of(rule), open_to, start))
-            if tolerance and whole.counts[0] >= _FEWEST:  # a repeat is no matter of head and tail
-                open_to = [() if place in of_history else grid for place, grid in enumerate(grids)]
-                best[rule] = trade(measured, open_to, tolerance)
-            for place, grid in late.items():
-                best[rule] = _for_untrained(measured, best[rule], place, grid, untrained_tolerance)
+        found: list[Point] = []
+        for _ in range(_SEARCHES):
+            candidates = Candidates(model, counted, found)
+            measured = _Measured(candidates, groups)
+            best = _search(measured, candidates, best, tolerance, untrained_tolerance)
+            found += [point for point in best.values() if point not in found]
+            if not _lost(model, counted, measured, best):
+                break
+    else:
+        best = dict.fromkeys(HISTORY_RULES, _plain(grids))
     names = [feature.feature.name for feature in model.features]
     chosen = {rule: dict(zip(names, point)) for rule, point in best.items()}
     model.set_weights(chosen[history_rule(exclude_history)])
     model.history_weights = chosen
     return model.weights
+
+
+def _search(
+    measured: "_Measured", model: Features, start: dict[str, Point], tolerance: float, untrained_tolerance: float
+) -> dict[str, Point]:
+    """The best point under each history rule."""
+    grids = [() if number == 0 else feature.feature.grid for number, feature in enumerate(model.features)]
+    of_history = feature_places(model)[1]
+    late = {place: grid for place, grid in enumerate(grids) if model.features[place].feature.untrained}
+    grids = [() if place in late else grid for place, grid in enumerate(grids)]
+    best: dict[str, Point] = {}
+    for rule in (MASKED, KEPT):  # the other rule starts from what was found for one
+        of_rule = measured.of(rule)
+        open_to = [() if rule == MASKED and place in of_history else grid for place, grid in enumerate(grids)]
+        best[rule] = climb(of_rule, open_to, start.get(rule) or best.get(MASKED) or _plain(grids))
+        if tolerance and measured.counts[0] >= _FEWEST:  # a repeat is no matter of head and tail
+            open_to = [() if place in of_history else grid for place, grid in enumerate(grids)]
+            best[rule] = trade(of_rule, open_to, tolerance)
+        for place, grid in late.items():
+            best[rule] = _for_untrained(of_rule, best[rule], place, grid, untrained_tolerance)
+    return best
+
+
+def _plain(grids: Sequence) -> Point:
+    """The first feature alone."""
+    return (1.0, *(0.0 for _ in grids[1:]))
+
+
+def _lost(model: Ensemble, batches: Iterable, measured: "_Measured", best: dict[str, Point]) -> bool:
+    """Whether a point's NDCG@10 by the whole catalogue is less than the one by the candidates."""
+    _, found = validation_ranks(model, batches, list(best.values()))
+    for place, (rule, point) in enumerate(best.items()):
+        if ndcg(found[rule][place]) < (1 - _OFF) * measured.measure([point], rule)[point].overall:
+            return True
+    return False
 
 
 class _Counted:
@@ -98,12 +136,12 @@ class _Values(NamedTuple):
 class _Measured:
     """Caches the validation results of points under both history rules: one pass serves both."""
 
-    def __init__(self, model: Ensemble, batches: Iterable, groups: Sequence[np.ndarray]):
+    def __init__(self, candidates: Candidates, groups: Sequence[np.ndarray]):
         """groups: bool [V] each, the tail items and those that training never saw."""
-        self._ask = lambda points: validation_ranks(model, batches, points)
-        self._groups = groups
-        self.counts = [0] * len(groups)
-        """Validation items of each group, once something has been measured."""
+        self._candidates = candidates
+        self._groups = [group[candidates.targets] for group in groups]
+        self.counts = [int(group.sum()) for group in self._groups]
+        """Validation items of each group."""
         self._known: dict[str, dict[Point, _Values]] = {rule: {} for rule in HISTORY_RULES}
 
     def of(self, rule: str) -> "_Quality":
@@ -112,11 +150,9 @@ class _Measured:
     def measure(self, points: Iterable[Point], rule: str) -> dict[Point, _Values]:
         points = list(dict.fromkeys(points))
         if new := [point for point in points if point not in self._known[rule]]:
-            targets, found = self._ask(new)
-            groups = [group[targets] for group in self._groups]
-            self.counts = [int(group.sum()) for group in groups]
+            _, found = validation_ranks(self._candidates, self._candidates, new)
             for of_rule, ranks in found.items():
-                parts = [ndcg(ranks[:, group]).tolist() if group.any() else [0.0] * len(new) for group in groups]
+                parts = [ndcg(ranks[:, group]).tolist() if group.any() else [0.0] * len(new) for group in self._groups]
                 self._known[of_rule] |= zip(new, map(_Values, ndcg(ranks).tolist(), *parts))
         return {point: self._known[rule][point] for point in points}
 

@@ -1,7 +1,7 @@
 """Ranks of the validation items under both history rules, for many score weights in one pass over the users."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,42 +10,49 @@ from torch import Tensor
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, ITEM, KEPT, MASKED
 from llmcfsr_merlin.dataset.user_histories import lists_of
-from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.ensemble import WeightedFeature
 from llmcfsr_merlin.scoring.ndcg import ndcg_gains
 from llmcfsr_merlin.scoring.ranker import pad
+from llmcfsr_merlin.scoring.scorer import Scorer
 from llmcfsr_merlin.training.validation import CUT_OFF
 
-_COARSE = 4
 _CACHED = 1 << 18  # scores
 _SORTED = 64  # batches whose rows are sorted by length, so that little of them is padding
 
 Point = tuple[float, ...]  # one weight per feature
 
 
+class Features(Protocol):
+    """What tells the features of items: a model (scoring/ensemble.py), or what was kept of it (candidates.py)."""
+
+    names: list[str]
+
+    @property
+    def features(self) -> Sequence[WeightedFeature]: ...
+
+    @property
+    def scorers(self) -> Mapping[str, Scorer]: ...
+
+    def each_feature(
+        self, histories: Tensor, items: Tensor | None = None, names: Collection[str] | None = None
+    ) -> list[Tensor]: ...
+
+
 class ValidationBatches:
     """Histories int64 [B, L] and targets int64 [B] of the rows of a split; the target is a row's last item."""
 
-    def __init__(self, files: Sequence[str], size: int, device: torch.device, every: int = 1):
-        """size: users per batch. every: only every n-th batch."""
-        self.files, self.size, self.device, self.every = files, size, device, every
+    def __init__(self, files: Sequence[str], size: int, device: torch.device):
+        """size: users per batch."""
+        self.files, self.size, self.device = files, size, device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        number = 0
         for file in self.files:
             for block in pq.ParquetFile(file).iter_batches(_SORTED * self.size, columns=[ITEM]):
                 rows = sorted(lists_of(block.column(0)), key=len) if block.num_rows else []
                 for start in range(0, len(rows), self.size):
-                    number += 1
-                    if (number - 1) % self.every == 0:
-                        some = rows[start : start + self.size]
-                        histories = pad([row[:-1].tolist() for row in some], len(some[-1]))
-                        yield histories.to(self.device), torch.tensor([int(row[-1]) for row in some]).to(self.device)
-
-    def coarse(self) -> "ValidationBatches":
-        """A quarter of the batches; all of them if there are few."""
-        rows = sum(pq.read_metadata(file).num_rows for file in self.files)
-        every = _COARSE if rows >= 4 * _COARSE * self.size else 1
-        return ValidationBatches(self.files, self.size, self.device, every)
+                    some = rows[start : start + self.size]
+                    histories = pad([row[:-1].tolist() for row in some], len(some[-1]))
+                    yield histories.to(self.device), torch.tensor([int(row[-1]) for row in some]).to(self.device)
 
 
 def repeated_targets(files: Sequence[str]) -> tuple[int, int]:
@@ -61,7 +68,7 @@ def repeated_targets(files: Sequence[str]) -> tuple[int, int]:
 
 @torch.inference_mode()
 def validation_ranks(
-    model: Ensemble, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point]
+    model: Features, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Rank of each validation item, from 0, with each of the points as weights: targets int64 [N], and history rule
     (names.HISTORY_RULES) -> ranks [points, N].
@@ -121,11 +128,15 @@ def _ranks(batch: _Batch, groups: dict[Point, list[int]], extra: Sequence[Point]
     # Floats, since torch adds up bools by a slow way through int64: half of the time of calibration.
     total, above = torch.empty_like(values[0]), torch.empty_like(values[0])
     ranks = torch.empty(2, len(extra), len(wanted), dtype=torch.int64, device=total.device)
+    common = next(iter(groups))  # most points differ from it in one weight
+    start = values[0].clone()
+    for value, weight in zip(values[1:], common[1:]):
+        start.add_(value, alpha=weight)
     for weights, numbers in groups.items():
-        total.copy_(values[0])
-        for value, weight in zip(values[1:], weights[1:]):
-            if weight:
-                total.add_(value, alpha=weight)
+        differ = [(value, new - old) for value, new, old in zip(values, weights, common) if new != old]
+        torch.add(start, *differ[0][:1], alpha=differ[0][1], out=total) if differ else total.copy_(start)
+        for value, change in differ[1:]:
+            total.add_(value, alpha=change)
         base, of_past = total.gather(1, wanted), total.gather(1, past)
         higher = torch.gt(total, base, out=above).sum(1)
         for number in numbers:
@@ -143,7 +154,7 @@ def _ranks(batch: _Batch, groups: dict[Point, list[int]], extra: Sequence[Point]
     return ranks
 
 
-def feature_places(model: Ensemble) -> tuple[list[int], list[int]]:
+def feature_places(model: Features) -> tuple[list[int], list[int]]:
     """Places of the features: those that tell all items apart, and those of scorers that are HISTORY_ONLY."""
     alone = [model.scorers[feature.scorer].HISTORY_ONLY for feature in model.features]
     if alone[0]:  # what the others are weighed against has to stand in the table of all items

@@ -12,6 +12,7 @@ from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.compiled import Compiler, Function
 from llmcfsr_merlin.scoring.scorer import Estimate, Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.scorers.histories import with_history_scores
 from llmcfsr_merlin.scoring.scorers.rounded_cosines import ERROR, LARGEST, RoundedCosines
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 from llmcfsr_merlin.scoring.search.rounded import Rounded, round_vectors
@@ -142,11 +143,7 @@ class ContentScorer(Scorer[ContentSettings]):
         if itself:
             return best
         others = _of_items(read, read, histories, histories, itself)
-        if self.span is None:
-            return best.scatter_(1, histories, others)
-        place = histories - self.span.start
-        elsewhere = (place < 0) | (place >= best.shape[1])
-        return F.pad(best, (0, 1)).scatter_(1, place.masked_fill(elsewhere, best.shape[1]), others)[:, :-1]
+        return with_history_scores(best, histories, others, self.span)
 
     def of_span(self, histories: Tensor, span: slice) -> Tensor:
         return self.item_weights()[span] * self.cosine(histories)

@@ -1,8 +1,9 @@
-"""Input of the closed-form scorers: the training interactions as a matrix, and histories as sets."""
+"""Histories as sets, scores of their items, and the training interactions as a matrix for the closed-form scorers."""
 
 import numpy as np
 import scipy.sparse
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmcfsr_merlin.dataset.dataset import Dataset
@@ -29,3 +30,14 @@ def distinct(histories: Tensor) -> Tensor:
     repeat = torch.zeros_like(items, dtype=torch.bool)
     repeat[:, 1:] = items[:, 1:] == items[:, :-1]
     return items.masked_fill(repeat | (items < FIRST_ITEM), PAD)
+
+
+def with_history_scores(scores: Tensor, histories: Tensor, values: Tensor | float, span: slice | None = None) -> Tensor:
+    """scores [..., B, V] (or [..., B, span]) with `values` [B, L] in the places of the items of histories [B, L]."""
+    place, width = histories, scores.shape[-1]
+    if span is not None:
+        place = place - span.start
+        place = place.masked_fill((place < 0) | (place >= width), width)  # elsewhere
+        scores = F.pad(scores, (0, 1))
+    place = place.expand(*scores.shape[:-2], -1, -1)
+    return scores.scatter(-1, place, values)[..., :width]

@@ -13,7 +13,7 @@ from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.content import unit_vectors
-from llmcfsr_merlin.scoring.scorers.histories import distinct
+from llmcfsr_merlin.scoring.scorers.histories import distinct, with_history_scores
 from llmcfsr_merlin.scoring.scorers.transition_counts import BACKWARD, count_transitions
 from llmcfsr_merlin.scoring.scorers.transition_counts_gpu import count_transitions_on, fits
 from llmcfsr_merlin.scoring.search.bound import Bound, sum_by_key, value_of
@@ -41,6 +41,10 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     The third is an item-kNN's score over the same neighbours: the sum over the distinct h of the history of the cosine
     c(h, i), wherever in the history h is. Where the order of a log says little, it knows more than the first.
+
+    All three are 0 for an item of the history: training counted the steps of this user between the items that it has,
+    and not those from the item that comes after, so that they say more of a validation item than of any later one
+    (models trained before score it as any other: settings.score_history).
     """
 
     Settings = TransitionSettings
@@ -146,6 +150,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
     def forward(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
         own = self._own(histories)
         features = torch.stack([own, self._added(torch.zeros_like(own), own, 1.0), self._together(histories)])
+        features = self._of_others(features, histories)
         return features if items is None else features.gather(2, items.expand(3, -1, -1))
 
     def weighted(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
@@ -155,6 +160,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
             total = self._added(total, own, self.weights[1])
         if self.used[2]:
             total = total + self.weights[2] * self._together(histories)
+        total = self._of_others(total, histories)
         return total if items is None else total.gather(1, items)
 
     def of_span(self, histories: Tensor, span: slice) -> Tensor:
@@ -164,7 +170,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
         if self.used[2]:
             items = distinct(histories)
             total += self.weights[2] * self._sums(items, self.next_cosines[items], span)
-        return total
+        return self._of_others(total, histories, span)
 
     def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
         own = self._own(histories)
@@ -172,8 +178,14 @@ class TransitionScorer(Scorer[TransitionSettings]):
         totals = []
         for known, borrowed, cosines in weightings:
             total = self._added(known * own, own, borrowed) if borrowed else known * own
-            totals.append(total if together is None or not cosines else total.add_(together, alpha=cosines))
+            if together is not None and cosines:
+                total.add_(together, alpha=cosines)
+            totals.append(self._of_others(total, histories))
         return totals
+
+    def _of_others(self, scores: Tensor, histories: Tensor, span: slice | None = None) -> Tensor:
+        """scores [..., B, V] without those of the items of histories [B, L]."""
+        return scores if self.settings.score_history else with_history_scores(scores, histories, 0.0, span)
 
     def _added(self, total: Tensor, own: Tensor, weight: Tensor | float) -> Tensor:
         """total [B, V] with what is borrowed of own [B, V], times a weight."""
@@ -224,6 +236,10 @@ class TransitionScorer(Scorer[TransitionSettings]):
             row, place = cosines.nonzero(as_tuple=True)  # of neighbours, which are all among the keys
             places = torch.searchsorted(keys, row * n_items + self.next_items[items].flatten(1)[row, place])
             lifts.index_add_(0, places, self.weights[2] * cosines[row, place])
+        if not self.settings.score_history and len(keys):
+            of_history = (torch.arange(len(histories))[:, None] * n_items + histories).flatten()
+            places = torch.searchsorted(keys, of_history).clamp_max(len(keys) - 1)
+            lifts[places[keys[places] == of_history]] = 0
         return Bound(keys, lifts, own=own)
 
     def add_bound(self, bound: Bound, row: int, total: Tensor) -> None:
@@ -245,6 +261,8 @@ class TransitionScorer(Scorer[TransitionSettings]):
         if len(without):
             place = torch.searchsorted(without, items).clamp_max(len(without) - 1)
             lacks = without[place] == items
+            if not self.settings.score_history:
+                lacks &= ~torch.isin(items, history)
             lent = value_of(bound.keys, bound.own, first + near[place[lacks]]) * cosines[place[lacks]]
             total[lacks] += self.weights[1] * lent.amax(1)
         return total

@@ -8,6 +8,7 @@ from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import HISTORY_RULES, KEPT, MASKED
 from llmcfsr_merlin.explore import live_validation
 from llmcfsr_merlin.explore.live_validation import LiveValidation
+from llmcfsr_merlin.training import candidates
 from llmcfsr_merlin.training.validation_ranks import ValidationBatches, ndcg, validation_ranks
 
 
@@ -18,15 +19,13 @@ def batches(run):
 @pytest.mark.parametrize("whole", [True, False])
 def test_figures_are_those_of_all_items(run, explorer, monkeypatch, whole):
     """Also from the candidates of a catalogue that is too large to be kept."""
-    if not whole:
-        monkeypatch.setattr(live_validation, "_WHOLE", 10)
-        monkeypatch.setattr(live_validation, "_KEPT", 20)
+    monkeypatch.setattr(candidates, "KEPT", 1000 if whole else 20)
     opened = explorer.runs[0]
     model = opened.model.ensemble
     tail = Dataset.load(run).train_counts < 4
     live = LiveValidation(model, batches(run), tail)
     if not whole:
-        assert live._kept._values[0].shape[2] < len(tail)
+        assert live._kept._values[0][0].shape[1] < len(tail)
     points = [opened.model.weights(False), opened.model.weights(False) | {"content": 0.5, "transitions": 3.0}]
     targets, found = validation_ranks(model, batches(run), [tuple(point.values()) for point in points])
     assert live.users == len(targets) == 150

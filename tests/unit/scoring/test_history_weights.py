@@ -80,17 +80,19 @@ def test_they_are_stored_with_the_model(model, tmp_path):
 
 
 def test_a_model_of_before_gives_the_answers_that_it_gave(model, histories, tmp_path):
-    """It matched items of the history with themselves, items without transitions borrowed none, and nothing stood
-    beside transitions."""
-    content = model.scorers["content"]
-    content.settings = content.settings.model_copy(update={"match_itself": True})
-    model.config.scorers["content"] = content.settings
+    """It matched items of the history with themselves and gave them transitions, items without transitions borrowed
+    none, and nothing stood beside transitions."""
+    of_before = {"content": "match_itself", "transitions": "score_history"}
+    for scorer, name in of_before.items():
+        part = model.scorers[scorer]
+        part.settings = model.config.scorers[scorer] = part.settings.model_copy(update={name: True})
     later = {"transitions_borrowed": 0.0, "co_occurrence": 0.0}
     model.set_weights(later)
     model.history_weights = {rule: weights | later for rule, weights in BOTH.items()}
     save_model(model, tmp_path, "hash")
     description = json.loads((tmp_path / MODEL_CONFIG).read_text())
-    del description["model"]["scorers"]["content"]["match_itself"]
+    for scorer, name in of_before.items():
+        del description["model"]["scorers"][scorer][name]
     for weights in description["history_weights"].values():
         for name in later:
             del weights[name]
@@ -102,5 +104,8 @@ def test_a_model_of_before_gives_the_answers_that_it_gave(model, histories, tmp_
     loaded = load_model(tmp_path)
     assert loaded.history_weights == model.history_weights
     torch.testing.assert_close(Ranker(loaded).scores(histories), Ranker(model).scores(histories))
-    content.settings = content.settings.model_copy(update={"match_itself": False})
-    assert not torch.equal(Ranker(loaded).scores(histories), Ranker(model).scores(histories))
+    for scorer, name in of_before.items():
+        part = model.scorers[scorer]
+        part.settings = part.settings.model_copy(update={name: False})
+        assert not torch.equal(Ranker(loaded).scores(histories), Ranker(model).scores(histories))
+        part.settings = part.settings.model_copy(update={name: True})

@@ -63,6 +63,36 @@ def test_cosines_of_distinct_items_are_summed_wherever_they_stand():
             torch.testing.assert_close(found, expected)
 
 
+def test_an_item_of_the_history_gets_nothing_from_steps_that_were_its_users_own():
+    """5 leads to 9 and to 8, 8 leads to 5; 7 has no transitions and borrows those of 8, which it is like."""
+    model = build()
+    scorer, vectors = model.scorers["transitions"], model.vectors.semantic
+    for table in (scorer.next_items, scorer.next_weights, scorer.next_cosines, vectors):
+        table.zero_()
+    for first, place, second in ((5, 0, 9), (5, 1, 8), (8, 0, 5)):
+        scorer.next_items[first, place], scorer.next_weights[first, place] = second, 0.1
+        scorer.next_cosines[first, place] = 0.5
+    vectors[7:9, 0] = 1
+    model.set_weights({"transitions": 2.0, "transitions_borrowed": 1.0, "co_occurrence": 4.0})
+    rows = histories([5, 8], [5, 7], [8])
+    found = scorer(rows)
+    assert found[0].nonzero().tolist() == found[2].nonzero().tolist() == [[0, 9], [1, 8], [1, 9], [2, 5]]
+    # In the first row 8 is followed by nothing but itself, which lends all the same; in the second 7 is there itself.
+    assert found[1].nonzero().tolist() == [[0, 7]]
+    scores = scorer.weighted(rows)
+    torch.testing.assert_close(scores, torch.einsum("f,fbv->bv", scorer.weights, found))
+    torch.testing.assert_close(scorer.weighted_by([scorer.weights.tolist()], rows)[0], scores)
+    items = torch.arange(3, 12)
+    torch.testing.assert_close(scorer.weighted(rows, items.expand(3, -1)), scores[:, items])
+    bound = scorer.bound(rows)
+    for row, history in enumerate(rows):
+        torch.testing.assert_close(scorer.rescore(bound, row, history[None], items), scores[row, items])
+    model.set_weights({"transitions_borrowed": 0.0})
+    torch.testing.assert_close(scorer.of_span(rows, slice(6, 10)), scorer.weighted(rows)[:, 6:10])
+    scorer.settings = scorer.settings.model_copy(update={"score_history": True})
+    assert scorer.weighted(rows)[0, 5] and scorer.weighted(rows)[0, 8], "as models of before"
+
+
 def test_cosines_count_where_the_weight_of_a_transition_has_decayed_to_nothing():
     model = build()
     scorer = model.scorers["transitions"]
@@ -103,7 +133,7 @@ def test_items_without_transitions_borrow_those_of_their_nearest_items_by_hand()
     torch.testing.assert_close(scorer(rows, items), features.gather(2, items.expand(3, -1, -1)))
     torch.testing.assert_close(scorer.weighted(rows, items), (2 * own + 3 * borrowed).gather(1, items))
     model.append_items(NewItems(1, vectors[4:5].clone()))
-    torch.testing.assert_close(scorer(rows)[1][:, ROWS], own[:, 4])
+    torch.testing.assert_close(scorer(rows)[1][:, ROWS], scorer._own(rows)[:, 4])
     torch.testing.assert_close(scorer(rows)[1][:, :ROWS], borrowed)
 
 

@@ -20,7 +20,7 @@ def world(seed: int, weights: dict[str, float] | None = None, twins: bool = True
     """A model of random weights over ITEMS items, some of which are the same: ties."""
     random = torch.Generator().manual_seed(seed)
     scorers = model_config(lexical_share=0.3).model_dump()["scorers"] | {"repeats": {}, "popularity": {}}
-    scorers["content"]["match_itself"] = seed % 3 == 0
+    scorers["content"]["match_itself"] = scorers["transitions"]["score_history"] = seed % 3 == 0
     config = ModelConfig(name="llm_cfsr", scorers=scorers)
     model = random_model(config, ITEMS + FIRST_ITEM, 12, lexical=8, seed=seed)
     scorers = model.scorers

@@ -77,12 +77,13 @@ def test_settings_of_before_ask_for_no_other_training():
     def key(**scorers):
         return ModelConfig(scorers=scorers).trained_by()["scorers"]
 
-    assert key(transitions={"directed": True}) == {"transitions": {"neighbours": 100}}
+    assert key(transitions={"directed": True, "score_history": True}) == {"transitions": {"neighbours": 100}}
     assert key(content={"match_itself": True}) == {"content": {"lexical_share": 0.3}}
     assert key(popularity={}) == {"popularity": {}}
     assert key(popularity={"decay": 0.5}) == {"popularity": {"decay": 0.5}}
     for chosen in (None, False):
-        assert key(transitions={"directed": chosen})["transitions"] == {"neighbours": 100, "directed": chosen}
+        found = key(transitions={"directed": chosen})["transitions"]
+        assert found == {"neighbours": 100, "directed": chosen, "score_history": False}
     assert key(content={})["content"] == {"lexical_share": 0.3, "match_itself": False}
 
 
