@@ -12,7 +12,7 @@ from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, Scor
 from llmcfsr_merlin.scoring.search.bound import Bound
 
 RECENCY = 0.8  # decay per step into the past, as in the scorer `transitions`
-_GRID = (-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0)
+_GRID = (-32.0, -16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 
 
 class RepeatScorer(Scorer[RepeatSettings]):
@@ -25,7 +25,7 @@ class RepeatScorer(Scorer[RepeatSettings]):
     """
 
     Settings = RepeatSettings
-    FEATURES = (Feature("repeat", (-32.0, *_GRID)), Feature("repeat_times", _GRID), Feature("repeat_recent", _GRID))
+    FEATURES = tuple(Feature(name, _GRID) for name in ("repeat", "repeat_times", "repeat_recent"))
     HISTORY_ONLY = True
 
     @classmethod
