@@ -63,8 +63,8 @@ class TransitionScorer(Scorer[TransitionSettings]):
         super().__init__(settings, shape, vectors)
         table = (shape.n_items, settings.neighbours)
         self.register_buffer("next_items", torch.zeros(table, dtype=torch.int32))
-        self.register_buffer("next_weights", torch.zeros(table))
-        self.register_buffer("next_cosines", torch.zeros(table))
+        for name in ("next_weights", "next_cosines"):  # of models trained before: 32 bits, as their file has them
+            self.register_buffer(name, torch.zeros(table, dtype=torch.float16))
         self._borrowers: tuple[Tensor, Tensor, Tensor] | None = None
         self._used: list[bool] | None = None
         self._given = False  # whether the borrowers were read from a file
@@ -132,7 +132,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
         nearest = min(NEAREST, len(lenders))
         if self.vectors.semantic is None or not nearest or not len(without):
             none = without.new_zeros(0, 1)
-            return none[:, 0], none, none.to(self.next_weights)
+            return none[:, 0], none, none.float()
         most = max(_PAIRS // len(without), _FEWEST)
         if len(lenders) > most:
             _log.info(
@@ -169,7 +169,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
         total = self.weights[0] * self._sums(histories, self._decayed(histories), span).mul(100).log1p()
         if self.used[2]:
             items = distinct(histories)
-            total += self.weights[2] * self._sums(items, self.next_cosines[items], span)
+            total += self.weights[2] * self._sums(items, self.next_cosines[items].float(), span)
         return self._of_others(total, histories, span)
 
     def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
@@ -201,7 +201,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     def _together(self, histories: Tensor) -> Tensor:
         items = distinct(histories)
-        return self._sums(items, self.next_cosines[items])
+        return self._sums(items, self.next_cosines[items].float())
 
     def _sums(self, histories: Tensor, values: Tensor, span: slice | None = None) -> Tensor:
         """values [B, L, neighbours] of the neighbours of histories [B, L], summed by item: [B, V] or [B, span]."""
@@ -232,7 +232,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
         lifts = self.weights[0] * own
         if self.used[2]:
             items = distinct(histories)
-            cosines = self.next_cosines[items].flatten(1)
+            cosines = self.next_cosines[items].float().flatten(1)
             row, place = cosines.nonzero(as_tuple=True)  # of neighbours, which are all among the keys
             places = torch.searchsorted(keys, row * n_items + self.next_items[items].flatten(1)[row, place])
             lifts.index_add_(0, places, self.weights[2] * cosines[row, place])
@@ -271,7 +271,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
         """[B, L, neighbours]; PAD has no neighbours."""
         places = torch.arange(histories.shape[1], device=histories.device)
         age = ((histories != PAD).sum(1, keepdim=True) - 1 - places).clamp_min(0)
-        return self.next_weights[histories] * (RECENCY**age).unsqueeze(-1)
+        return self.next_weights[histories].float() * (RECENCY**age).unsqueeze(-1)
 
     @property
     def scores_new_items(self) -> bool:
@@ -283,8 +283,8 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     @classmethod
     def memory_bytes(cls, settings: TransitionSettings, shape: Shape) -> int:
-        """Ids, weights and cosines, three times: once more while counting and in a checkpoint."""
-        return 4 * 3 * 3 * shape.n_items * settings.neighbours
+        """Ids, weights and cosines: as they are counted, as they are kept, in 16 bits, and in a checkpoint."""
+        return (12 + 8 + 8) * shape.n_items * settings.neighbours
 
 
 def _direction(steps: StepOrder, directed: bool, found: bool) -> str:

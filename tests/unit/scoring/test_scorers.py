@@ -24,14 +24,14 @@ def test_transitions_are_summed_with_the_age_of_the_item():
     scorer = build().scorers["transitions"]
     scorer.next_items.zero_()
     scorer.next_weights.zero_()
-    scorer.next_items[5, :2], scorer.next_weights[5, :2] = torch.tensor([9, 30]).int(), torch.tensor([0.5, 0.1])
-    scorer.next_items[8, :1], scorer.next_weights[8, :1] = 30, 0.2
+    scorer.next_items[5, :2], scorer.next_weights[5, :2] = torch.tensor([9, 30]).int(), torch.tensor([0.5, 0.125])
+    scorer.next_items[8, :1], scorer.next_weights[8, :1] = 30, 0.25
     scorer.next_cosines.zero_()
     rows = histories([5, 8], [8, 7, 5, 4], [7])
     found, borrowed, _ = scorer(rows)
     wanted = torch.zeros(3, ROWS)
-    wanted[0, 9], wanted[0, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.2
-    wanted[1, 9], wanted[1, 30] = 0.8 * 0.5, 0.8 * 0.1 + 0.8**3 * 0.2
+    wanted[0, 9], wanted[0, 30] = 0.8 * 0.5, 0.8 * 0.125 + 0.25
+    wanted[1, 9], wanted[1, 30] = 0.8 * 0.5, 0.8 * 0.125 + 0.8**3 * 0.25
     torch.testing.assert_close(found, torch.log1p(100 * wanted))
     assert scorer.bound(rows).keys.tolist() == [9, 30, ROWS + 9, ROWS + 30], "row by row, each item once"
     # 5 and 8 alone have transitions, and nothing led to them: there is nothing to borrow.
@@ -43,12 +43,12 @@ def test_cosines_of_distinct_items_are_summed_wherever_they_stand():
     scorer = model.scorers["transitions"]
     for table in (scorer.next_items, scorer.next_weights, scorer.next_cosines):
         table.zero_()
-    for first, place, second, cosine in ((5, 0, 9, 0.5), (5, 1, 30, 0.1), (8, 0, 30, 0.2)):
+    for first, place, second, cosine in ((5, 0, 9, 0.5), (5, 1, 30, 0.125), (8, 0, 30, 0.25)):
         scorer.next_items[first, place], scorer.next_cosines[first, place] = second, cosine
     scorer.next_weights[scorer.next_cosines > 0] = 0.01
     rows = histories([5, 8], [8, 7, 5, 4], [5, 8, 5, 5], [7])
     wanted = torch.zeros(4, ROWS)
-    wanted[:3, 9], wanted[:3, 30] = 0.5, 0.3
+    wanted[:3, 9], wanted[:3, 30] = 0.5, 0.375
     own, _, found = scorer(rows)
     torch.testing.assert_close(found, wanted)
     for weights in ({"transitions": 0.0, "co_occurrence": 4.0}, {"transitions": 2.0, "co_occurrence": 4.0}):
@@ -99,13 +99,13 @@ def test_cosines_count_where_the_weight_of_a_transition_has_decayed_to_nothing()
     for table in (scorer.next_items, scorer.next_weights, scorer.next_cosines):
         table.zero_()
     scorer.next_items[5, :2], scorer.next_weights[5, :2] = torch.tensor([9, 30]).int(), 0.01
-    scorer.next_cosines[5, :2] = torch.tensor([0.5, 0.1])
+    scorer.next_cosines[5, :2] = torch.tensor([0.5, 0.125])
     rows = torch.full((1, 800), 7)
     rows[0, 0] = 5
     model.set_weights({"transitions": 2.0, "transitions_borrowed": 0.0, "co_occurrence": 4.0})
     bound = scorer.bound(rows)
     assert bound.keys.tolist() == [9, 30]
-    torch.testing.assert_close(bound.lifts, torch.tensor([2.0, 0.4]))
+    torch.testing.assert_close(bound.lifts, torch.tensor([2.0, 0.5]))
     torch.testing.assert_close(scorer.weighted(rows)[0, [9, 30]], bound.lifts)
 
 
@@ -115,15 +115,15 @@ def test_items_without_transitions_borrow_those_of_their_nearest_items_by_hand()
     scorer, vectors = model.scorers["transitions"], model.vectors.semantic
     for table in (scorer.next_items, scorer.next_weights, vectors):
         table.zero_()
-    for first, second, weight in ((3, 4, 0.5), (5, 3, 0.2), (4, 5, 0.1)):
+    for first, second, weight in ((3, 4, 0.5), (5, 3, 0.25), (4, 5, 0.125)):
         scorer.next_items[first, 0], scorer.next_weights[first, 0] = second, weight
     vectors[3:7, :3] = torch.tensor([[0, 0, 1.0], [1, 0, 0], [0, 1, 0], [0.8, 0.6, 0]])
     model.set_weights({"transitions": 2.0, "transitions_borrowed": 3.0})
     own, borrowed, cosines = scorer(histories([3], [4], [5], [3, 4]))
-    lent = [math.log1p(50), 0.6 / 0.8 * math.log1p(10), 0, None]
+    lent = [math.log1p(50), 0.6 / 0.8 * math.log1p(12.5), 0, None]
     for row, wanted in enumerate(lent[:3]):
         torch.testing.assert_close(borrowed[row, 6], torch.tensor(0.8 * wanted))
-    four, five = math.log1p(0.8 * 50), math.log1p(10)
+    four, five = math.log1p(0.8 * 50), math.log1p(12.5)
     torch.testing.assert_close(borrowed[3, 6], torch.tensor(max(0.8 * four, 0.6 * five)))
     assert not borrowed[:, [3, 4, 5, 7]].any() and not own[:, 6].any()
     rows = histories([3], [4], [5], [3, 4])
