@@ -98,4 +98,3 @@ class _OfRule:
         self._validation.measure(points)
         known = self._validation._known[self._rule]
         self.values |= {point: known[point] for point in points}
-

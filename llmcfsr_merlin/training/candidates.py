@@ -1,4 +1,4 @@
-"""The features of a few candidates for each validation user, kept: score weights are then tried without scoring again."""
+"""The features of a few candidates of each validation user, kept: score weights are tried without scoring again."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 

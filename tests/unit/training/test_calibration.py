@@ -10,6 +10,7 @@ from llmcfsr_merlin.config.model_settings import ModelConfig
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import Ranker, pad
+from llmcfsr_merlin.training import calibration, candidates
 from llmcfsr_merlin.training.calibration import ValidationBatches, calibrate, ndcg, trade, validation_ranks
 from tests.models import model_config, random_model
 from tests.unit.scoring.test_transitions import write
@@ -159,6 +160,58 @@ def test_validation_ranks_by_the_scores_that_are_served(repeats):
         for one, row in zip(above, rows)
     ]
     assert found["masked"][1].tolist() == without and ITEMS - 1 in without
+
+
+def drawn(seed: int = 1) -> tuple[Ensemble, Rows, np.ndarray]:
+    """A model of random vectors and transitions, rows that go on to the ninth best item by two features, and a tail."""
+    random = torch.Generator().manual_seed(seed)
+    vectors = torch.cat([torch.zeros(FIRST_ITEM, 8), torch.randn(300, 8, generator=random)])
+    model = quiet(vectors, torch.randint(0, 9, (len(vectors),), generator=random), follow=True, repeats=True)
+    rows = FIRST_ITEM + torch.randint(0, 300, (200, 6), generator=random)
+    model.set_weights({"content": 2.0, "transitions": 0.5})
+    rows[:, -1] = Ranker(model).top_k(rows[:, :-1], 9)[0][:, -1]
+    return model, Rows(rows.tolist()), np.arange(len(vectors)) % 2 == 0
+
+
+@pytest.mark.parametrize("kept", [1, 10, 1000])
+def test_ranks_among_candidates_are_at_most_those_among_all_items(kept, monkeypatch):
+    monkeypatch.setattr(candidates, "KEPT", kept)
+    model, rows, _ = drawn()
+    model.prepare()
+    point = (1.0, 2.0, 3.0, 1.5, *(0.5,) * (len(model.features) - 4))
+    found = candidates.Candidates(model, rows)
+    targets, whole = validation_ranks(model, rows, [point])
+    among = validation_ranks(found, found, [point])[1]
+    assert (found.targets == targets).all() and (among["kept"] <= whole["kept"]).all()
+    not_repeated = whole["masked"][0] < whole["masked"].max()
+    assert (among["masked"] <= whole["masked"])[:, not_repeated].all()
+    assert kept == 1000 or (among["kept"] < whole["kept"]).any()
+    # By the sum that is asked for, the first that many are there.
+    found = candidates.Candidates(model, rows, [point])
+    among = validation_ranks(found, found, [point])[1]
+    first = whole["kept"] < kept
+    assert kept == 1 or first.any()
+    assert (among["kept"] == whole["kept"])[first].all()
+
+
+def test_what_the_candidates_missed_joins_them(monkeypatch):
+    monkeypatch.setattr(candidates, "KEPT", 2)
+    made = []
+
+    class Noted(candidates.Candidates):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(calibration, "Candidates", Noted)
+    model, rows, tail = drawn()
+    calibrate(model, rows, tail)
+    chosen = [tuple(model.history_weights[rule].values()) for rule in ("masked", "kept")]
+    _, whole = validation_ranks(model.prepare(), rows, chosen)
+    first, last = (validation_ranks(one, one, chosen)[1] for one in (made[0], made[-1]))
+    assert 1 < len(made) <= 3
+    for place, rule in enumerate(("masked", "kept")):
+        assert ndcg(first[rule][place]) > ndcg(last[rule][place]) >= ndcg(whole[rule][place])
 
 
 def test_batches_hold_every_row_once_in_any_cut(tmp_path):
