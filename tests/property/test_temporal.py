@@ -203,6 +203,20 @@ def test_local_cluster_writes_the_same_bytes(cluster, tmp_path):  # noqa: F811
     assert found["split"] == report["split"] and content(tmp_path / "a" / "out") == content(tmp_path / "b")
 
 
+@pytest.mark.parametrize("memory", [False, True])
+def test_an_item_that_lost_all_its_training_users_falls_with_its_later_interactions(tmp_path, memory):
+    """a and b are in training, c too, but with a user who has too few there; d is new after the cut."""
+    rows = [("u1", "a"), ("u1", "b"), ("u2", "c"), *(("u1", item) for item in "acbdacbd"), ("u3", "d"), ("u3", "c")]
+    log = pd.DataFrame(rows, columns=[USER, ITEM])
+    log = log.assign(**{TIME: START + 1000 * np.arange(len(log)), ROW: np.arange(len(log))})
+    config = PrepareConfig(
+        split="temporal", min_user=2, min_item=1, max_length=9, valid_quantile=0.25, test_quantile=0.6, targets="all"
+    )
+    check(log, config, tmp_path, 1, 7, memory)
+    vocabulary = pd.read_parquet(tmp_path / "out" / "vocabulary.parquet")
+    assert sorted(vocabulary[ITEM]) == ["a", "b", "d"]
+
+
 DAYS = 1_577_836_800 + 86_400 * np.arange(10)  # from 2020-01-01
 
 

@@ -70,7 +70,9 @@ def apply_filters(drop: Round, counts: Array, settings: PrepareConfig, rows: int
                 f"prepare.filter={settings.filter} left none of {rows:,} interactions (min_user {settings.min_user}, "
                 f"min_item {settings.min_item}): lower prepare.min_item or prepare.min_user, or set prepare.filter=none"
             )
-        if settings.filter == "one_pass" or counts[counts > 0].min() >= settings.min_item:
+        # An item that lost all who had it before validation has later interactions, perhaps, and falls with them.
+        open_to = counts > 0 if unseen is None else keep & ~unseen
+        if settings.filter == "one_pass" or not (open_to & (counts < settings.min_item)).any():
             break
         rows = left
     before = int(counts.sum())
