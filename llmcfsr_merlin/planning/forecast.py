@@ -19,7 +19,7 @@ from llmcfsr_merlin.training.memory import training_bytes
 
 _SAMPLED = 48  # items encoded
 _ROWS = 4096  # training rows drawn from
-# Calibration scores the validation users by all scorers, twice, and ranks their candidates at some hundred points of score
+# Calibration scores the validation users by all scorers, twice, and ranks their candidates at some hundred points of
 # weights. In rankings of all validation users by the network alone: 3 on MovieLens 100K, 9 on Beauty, 15 on Yelp.
 _CALIBRATION = 10.0
 _RANKINGS = {"evaluate": 4.0}  # both history rules, lists and candidates beside the ranks
