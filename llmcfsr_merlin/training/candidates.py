@@ -18,9 +18,9 @@ class Candidates:
     """Stands in for the model and for the batches in validation_ranks: a catalogue of its own for each user, whose ids
     are places among the candidates. targets: the real ids, int64 [N].
 
-    The candidates are the best items by each feature, since what ranks among the first ten by a sum ranks high by one
-    of its terms, by the sums of given weights, the history and the target. A rank among them is at most the rank among
-    all items, and NDCG at least as large.
+    The candidates are the best items by each feature (what is among the first ten by a sum ranks high by one of its
+    terms), the best by the sums of given weights, the history and the target. A rank among them is at most the rank
+    among all items, and NDCG at least as large.
     """
 
     @torch.inference_mode()

@@ -74,7 +74,8 @@ def validation_ranks(
     (names.HISTORY_RULES) -> ranks [points, N].
 
     Masked: the user's own items take no part in the ranking; a target that is one of them comes last. The first feature
-    has weight 1 in every point. The model is prepared (`prepare(bulk=True)`) by the caller.
+    has weight 1 in every point. Features are finite: points are summed by their differences. The model is prepared
+    (`prepare(bulk=True)`) by the caller.
     """
     everywhere, of_history = feature_places(model)
     groups: dict[Point, list[int]] = {}  # points that differ in what is 0 outside of the history share a table
@@ -131,12 +132,13 @@ def _ranks(batch: _Batch, groups: dict[Point, list[int]], extra: Sequence[Point]
     common = next(iter(groups))  # most points differ from it in one weight
     start = values[0].clone()
     for value, weight in zip(values[1:], common[1:]):
-        start.add_(value, alpha=weight)
+        if weight:
+            start.add_(value, alpha=weight)
     for weights, numbers in groups.items():
-        differ = [(value, new - old) for value, new, old in zip(values, weights, common) if new != old]
-        torch.add(start, *differ[0][:1], alpha=differ[0][1], out=total) if differ else total.copy_(start)
-        for value, change in differ[1:]:
-            total.add_(value, alpha=change)
+        total.copy_(start)
+        for value, weight, old in zip(values, weights, common):
+            if weight != old:
+                total.add_(value, alpha=weight - old)
         base, of_past = total.gather(1, wanted), total.gather(1, past)
         higher = torch.gt(total, base, out=above).sum(1)
         for number in numbers:
