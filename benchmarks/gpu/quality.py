@@ -7,7 +7,8 @@
 JOBS has a line each: `dataset split model seed [name=NAME] [validation] [key=value ...]`. Settings are added to those
 of the recipe and the preset; `validation` fits and ranks the validation items alone, for what is only compared there.
 What has not ended at the limit is dropped. OUT gets jobs.jsonl (rows of docs/results, a line a job) and ranks-N.tar of
-at most 15 MiB; `merge` adds both to docs/results and runs/quality, where quality.py makes the paired tests and pages.
+at most 15 MiB, half a minute after a job's end at the latest, so that a command that is cut leaves them; `merge` adds
+both to docs/results and runs/quality, where quality.py makes the paired tests and pages.
 
 Sixteen trainings fill an H100's 16 cores and, under CUDA's multi-process service (`nvidia-cuda-mps-control -d`), its
 device: 30 of Beauty's in five minutes.
@@ -37,6 +38,7 @@ from llmcfsr_merlin.dataset.names import RANKS  # noqa: E402
 from llmcfsr_merlin.training.search import try_on_validation  # noqa: E402
 
 _TAR = 15 << 20
+_SAVE = 30  # seconds
 _SAFELY: dict = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Debian 12's Python has no filters
 _UNREAD = ("encoded", "words.safetensors")  # of stage embed: for items that come later
 
@@ -115,7 +117,7 @@ def run(jobs: Path, out: Path, data: Path, workers: int, seconds: float) -> None
                 packed.extractall(target, **_SAFELY)
     lines = [line for line in jobs.read_text().splitlines() if line.strip() and not line.startswith("#")]
     work = Path("/tmp/quality-jobs") / str(os.getpid())
-    waiting, running, done = list(enumerate(lines)), {}, 0
+    waiting, running, done, unsaved = list(enumerate(lines)), {}, 0, None
     fork = multiprocessing.get_context("fork")
     while (waiting or running) and time.monotonic() < end:
         while waiting and len(running) < workers:
@@ -128,10 +130,14 @@ def run(jobs: Path, out: Path, data: Path, workers: int, seconds: float) -> None
         for child in [child for child in running if not child.is_alive()]:
             number, line, start = running.pop(child)
             done += 1
+            unsaved = unsaved or time.monotonic()
             left = f"{end - time.monotonic():.0f} s left"
             print(f"{done} of {len(lines)} ({time.monotonic() - start:.0f} s, {left}): {line}", flush=True)
             if child.exitcode:
                 print("FAILED", (work / str(number) / "log").read_text()[-1500:], flush=True)
+        if unsaved and time.monotonic() > unsaved + _SAVE:
+            _save(work, out)
+            unsaved = None
     for child, (number, line, _) in running.items():
         child.kill()
         log = (work / str(number) / "log").read_text()[-200:]
@@ -145,7 +151,8 @@ def _save(work: Path, out: Path) -> None:
     found = [
         json.loads(path.read_text()) | {"number": int(path.parent.name)} for path in sorted(work.glob("*/job.json"))
     ]
-    (out / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in found))
+    (out / "jobs.tmp").write_text("".join(json.dumps(job) + "\n" for job in found))
+    (out / "jobs.tmp").rename(out / "jobs.jsonl")
     size, packs = _TAR, []
     for job in found:
         path = work / str(job["number"]) / RANKS
@@ -157,9 +164,11 @@ def _save(work: Path, out: Path) -> None:
             packs[-1].append((path, f"{job['dataset']}/{job['split']}/{job['model']}-{job['seed']}/evaluate/{RANKS}"))
             size += bytes_more
     for count, pack in enumerate(packs):
-        with tarfile.open(out / f"ranks-{count}.tar", "w") as archive:
+        target = out / f"ranks-{count}.tar"
+        with tarfile.open(target.with_suffix(".part"), "w") as archive:
             for path, name in pack:
                 archive.add(path, name)
+        target.with_suffix(".part").rename(target)
 
 
 def merge(out: Path, results: Path) -> None:
