@@ -1,4 +1,5 @@
-"""docs/results/<dataset>-<split>.md and their figures, and the summary in docs/results/README.md, from the rows there.
+"""docs/results/<dataset>-<split>.md and their figures, and the tables in docs/results/README.md and README.md, from the
+rows there.
 
 The first screen of a page answers whether llm_cfsr is better than the best other model, for whom, and how sure that is.
 The layout is in quality_page.md.j2.
@@ -24,6 +25,11 @@ EARLIER = "before"  # the commit of rows that are older than results.csv.gz
 _SAME = 5e-5  # by which llm_cfsr's mean in a test differs at most from that of the rows it is of
 _OF_OTHERS = " (the tests, and the figure by group, are of an earlier llm_cfsr, of {value:.4f}, as of commit {commit})"
 _START, _END = "<!-- summary -->", "<!-- end of summary -->"
+_FRONT = {
+    "llm_cfsr": "**LLM-CFSR**", "llm_init": "LLMInit", "bsarec": "BSARec", "sasrec": "SASRec", "gru4rec": "GRU4Rec",
+    "two_tower_ssl": "two-tower SSL", "llm_esr": "LLM-ESR", "item_knn": "item-kNN", "ease": "EASE",
+    "popularity": "popularity",
+}  # fmt: skip
 
 
 def write(folder: Path) -> None:
@@ -35,10 +41,10 @@ def write(folder: Path) -> None:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=False
     ).get_template("quality_page.md.j2")
     heads = ["data, history", "better?", "llm_cfsr, best other model", "difference", "tail items", "seeds"]
-    summary, lacking = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], []
+    summary, lacking, pages = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], [], {}
     for (dataset, split), of in rows.groupby(["dataset", "split"]):
         parts = (frame[_is_of(frame, dataset, split)] if len(frame) else frame for frame in (runs, paired, published))
-        page = Page(dataset, split, of, *parts)
+        page = pages[dataset, split] = Page(dataset, split, of, *parts)
         drawn = {"deciles": figures.deciles(folder, page), "forest": figures.forest(folder, page)}
         names = {name: path and path.name for name, path in drawn.items()}
         text = layout.render(page=page, answer=page.answer, **names)
@@ -47,10 +53,34 @@ def write(folder: Path) -> None:
         lacking += [page.link] if page.answer is None else []
     if lacking:
         summary += ["", f"Without llm_cfsr so far: {', '.join(lacking)}."]
-    readme = folder / "README.md"
-    if readme.is_file() and _START in (text := readme.read_text()):
+    _put(summary, folder / "README.md")
+    if {("beauty", "loo"), ("yelp", "loo")} <= pages.keys():
+        _put(front(pages["beauty", "loo"], pages["yelp", "loo"]), folder.parents[1] / "README.md")
+
+
+def front(beauty: "Page", yelp: "Page") -> list[str]:
+    """The table of the project's first page: HR@10 / NDCG@10 in full ranking."""
+    columns = [(beauty, "masked"), (yelp, "kept"), (yelp, "masked")]
+    heads = [
+        f"{name}{part}" for name in ("Beauty, masked", "Yelp, kept", "Yelp, masked") for part in ("", ", tail items")
+    ]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for model, named in _FRONT.items():
+        cells = []
+        for page, rule in columns:
+            for group in ("overall", "tail_item"):
+                found = [page.of(model, group, metric, rule) for metric in ("hr@10", "ndcg@10")]
+                told = "-" if None in found else " / ".join(f"{value:.4f}".removeprefix("0") for value in found)
+                cells.append(f"**{told}**" if model == FOCUS else told)
+        lines.append(f"| {named} | {' | '.join(cells)} |")
+    return lines
+
+
+def _put(lines: list[str], path: Path) -> None:
+    """Put lines between the marks of a page that has them."""
+    if path.is_file() and _START in (text := path.read_text()):
         head, tail = text.split(_START)[0], text.split(_END)[1]
-        readme.write_text(f"{head}{_START}\n" + "\n".join(summary) + f"\n{_END}{tail}")
+        path.write_text(f"{head}{_START}\n" + "\n".join(lines) + f"\n{_END}{tail}")
 
 
 def _is_of(frame: pd.DataFrame, dataset: str, split: str) -> pd.Series:
