@@ -25,7 +25,7 @@ from quality_runs import SPLITS, Bench, Change, Result
 
 from llmcfsr_merlin.cli.log import shown
 
-FOCUS = "llm_cfsr"
+FOCUS, OF_IDS = "llm_cfsr", "ids_only"
 CLOSED_FORM = ("popularity", "item_knn", "ease")  # the same for every seed
 MODELS = (
     *CLOSED_FORM, "gru4rec", "sasrec", "llm_init", "alphafuse", "llm_esr", "llm_cfsr", "bert4rec", "llmemb",
@@ -98,7 +98,7 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> None:
             keep(bench, name, seed, bench.reweigh(base, name, FOCUS, seed, REWEIGHED[name]), arguments.out)
         for name in arguments.ablation or ():
             keep(bench, name, seed, bench.measure(base, name, FOCUS, seed, *ABLATION[name]), arguments.out)
-        store("paired.csv.gz", bench.pairs(base, FOCUS), arguments.out)
+        store("paired.csv.gz", bench.pairs(base, FOCUS) or bench.pairs(base, OF_IDS), arguments.out)
 
 
 def main() -> None:

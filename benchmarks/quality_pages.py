@@ -18,12 +18,13 @@ from llmcfsr_merlin.dataset.names import HISTORY_RULES
 from llmcfsr_merlin.evaluation.groups import LAST_PAIR, SHUFFLED, SUMMARY_GROUPS
 
 FOCUS, METRIC = "llm_cfsr", "ndcg@10"
+OF_IDS = "ids_only"  # what a page is about where items have no text
 SPLITS = {"loo": "leave-one-out", "temporal": "temporal split"}
 PROTOCOLS = {"full": "full ranking", "sampled": "1 positive, 100 uniform negatives"}
 LISTS = tuple(f"{name}@10" for name in ("coverage", "gini", "arp", "novelty", "ild", "serendipity", "calibration"))
 EARLIER = "before"  # the commit of rows that are older than results.csv.gz
 _SAME = 5e-5  # by which llm_cfsr's mean in a test differs at most from that of the rows it is of
-_OF_OTHERS = " (the tests, and the figure by group, are of an earlier llm_cfsr, of {value:.4f}, as of commit {commit})"
+_OF_OTHERS = " (the tests, and the figure by group, are of an earlier {model}, of {value:.4f}, as of commit {commit})"
 _START, _END = "<!-- summary -->", "<!-- end of summary -->"
 _FRONT = {
     "llm_cfsr": "**LLM-CFSR**", "llm_init": "LLMInit", "bsarec": "BSARec", "sasrec": "SASRec", "gru4rec": "GRU4Rec",
@@ -100,6 +101,7 @@ class Page:
         anew = set(rows.loc[rows["commit"] != EARLIER, "model"])
         rows = rows[(rows["commit"] != EARLIER) | ~rows["model"].isin(anew)]  # seeds of two versions make no mean
         self.rows = rows
+        self.focus = OF_IDS if OF_IDS in set(rows["model"]) and FOCUS not in set(rows["model"]) else FOCUS
         served = Config.load(recipe_of(dataset)).evaluate.history
         known = set(rows["rule"])
         self.rules = [rule for rule in sorted(HISTORY_RULES, key=lambda one: one != served) if rule in known]
@@ -108,9 +110,9 @@ class Page:
         self.users = rows.groupby("group")["users"].first().to_dict()
         self.groups = [group for group in SUMMARY_GROUPS if group in self.users]
         self.earlier = set(rows.loc[rows["commit"] == EARLIER, "model"])
-        # Tests of an earlier FOCUS say nothing of the one that is measured now.
-        self.paired = paired if FOCUS in self.earlier or not len(paired) else paired[paired["commit"] != EARLIER]
-        names = sorted(set(rows["model"]), key=lambda model: -(self.of(model) or 0.0))
+        # Tests of an earlier one say nothing of the one that is measured now.
+        self.paired = paired if self.focus in self.earlier or not len(paired) else paired[paired["commit"] != EARLIER]
+        names = sorted(set(rows["model"]), key=lambda model: (-(self.of(model) or 0.0), model))
         self.parts = [model for model in names if model.startswith(("with_", "without_"))]
         self.vectors = [model for model in names if "_on_" in model]
         self.models = [model for model in names if model not in (*self.parts, *self.vectors)]
@@ -131,7 +133,7 @@ class Page:
         return f"{mean:.4f}" + (f" ± {spread:.4f}" if seeds > 1 else "")
 
     def best_other(self, group="overall", rule=None) -> str | None:
-        """The best model beside llm_cfsr and its variants."""
+        """The best model beside the one that the page is about, and its variants."""
         values = {model: self.of(model, group, rule=rule) for model in self._others}
         known = {model: value for model, value in values.items() if value is not None}
         return max(known, key=known.__getitem__, default=None)
@@ -146,10 +148,10 @@ class Page:
         verdict: better or worse only if a paired test over users says so (p after Holm below 0.05).
         """
         other = self.best_other(rule=rule)
-        ours, theirs = self.of(FOCUS, rule=rule), other and self.of(other, rule=rule)
+        ours, theirs = self.of(self.focus, rule=rule), other and self.of(other, rule=rule)
         if ours is None or not theirs:
             return None
-        seeds = [int(self.values["count"]["full", rule, model, "overall", METRIC]) for model in (FOCUS, other)]
+        seeds = [int(self.values["count"]["full", rule, model, "overall", METRIC]) for model in (self.focus, other)]
         found = {"other": other, "ours": ours, "theirs": theirs, "seeds": seeds, "test": "", "verdict": "undecided"}
         found["difference"] = f"{ours / theirs - 1:+.1%}"
         if row := self._tested(other, rule):
@@ -167,7 +169,7 @@ class Page:
 
     @property
     def _others(self) -> list[str]:
-        return [model for model in self.models if not model.startswith(FOCUS)]
+        return [model for model in self.models if not model.startswith(self.focus)]
 
     def _tested(self, other: str, rule: str) -> dict | None:
         """The paired test over everybody, if there is one."""
@@ -186,7 +188,7 @@ class Page:
         for rule in self.rules:
             if found := self.answer_for(rule):
                 bold = "**" if found["verdict"] in ("better", "worse") else ""
-                old = " †" if FOCUS in self.earlier else ""
+                old = " †" if self.focus in self.earlier else ""
                 cells = [f"{self.link}, {rule}", f"{bold}{found['verdict']}{bold}"]
                 cells += [f"{found['ours']:.4f}{old}, {found['other']} {found['theirs']:.4f}", found["difference"]]
                 cells += [self._share("tail_item", rule)[0], ", ".join(map(str, found["seeds"]))]
@@ -204,13 +206,13 @@ class Page:
 
     def _compared(self, group: str, rule: str) -> str:
         """llm_cfsr in a group, and by how much it is better than the best other model there."""
-        ours, (share, other) = self.of(FOCUS, group, rule=rule), self._share(group, rule)
+        ours, (share, other) = self.of(self.focus, group, rule=rule), self._share(group, rule)
         return "-" if ours is None else f"{ours:.4f}, {share}" + (f" ({other})" if other else "")
 
     def _share(self, group: str, rule: str) -> tuple[str, str]:
         """What llm_cfsr gains in a group over the best other model there, and that model's name, empty without one."""
         other = self.best_other(group, rule)
-        ours, theirs = self.of(FOCUS, group, rule=rule), other and self.of(other, group, rule=rule)
+        ours, theirs = self.of(self.focus, group, rule=rule), other and self.of(other, group, rule=rule)
         if ours is None:
             return "-", ""
         if not theirs:
@@ -221,7 +223,8 @@ class Page:
         """Paired tests in full ranking, of NDCG@10. rule: None, that of the recipe."""
         if not len(self.paired):
             return self.paired
-        wanted = {"against": other, "rule": rule or self.rules[0], "protocol": "full", "metric": METRIC, "model": FOCUS}
+        wanted = {"against": other, "rule": rule or self.rules[0], "protocol": "full", "metric": METRIC}
+        wanted["model"] = self.focus
         return self.paired[(self.paired[list(wanted)] == pd.Series(wanted)).all(axis=1)]
 
     def tables(self, models: list[str]) -> list[tuple[str, list, list]]:
@@ -261,7 +264,16 @@ class Page:
         same = ours(row["model"])
         near = "" if None in same else " / ".join(f"{mine - theirs:+.4f}" for mine, theirs in zip(same, paper))
         source = row["source"] + (f"; {row['remark']}" if isinstance(row["remark"], str) else "")
-        return [row["method"], row["rule"], row["protocol"], said(paper), said(same), near, said(ours(FOCUS)), source]
+        return [
+            row["method"],
+            row["rule"],
+            row["protocol"],
+            said(paper),
+            said(same),
+            near,
+            said(ours(self.focus)),
+            source,
+        ]
 
     @property
     def lists(self) -> tuple[list[str], list[list[str]]]:

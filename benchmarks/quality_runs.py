@@ -20,7 +20,6 @@ from quality_rows import made_by
 from llmcfsr_merlin.config.load import Config
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import (
-    ITEMS,
     LEXICAL,
     METRICS,
     RANKS,
@@ -82,7 +81,7 @@ class Bench:
         """Ingest, prepare and embed, once."""
         config, run = self.config(), self.folder / "base"
         run_stages(config, run, ("ingest", "prepare"))
-        if any((run / "ingest" / ITEMS).glob("*.parquet")):
+        if config.data.items or config.data.format != "table":  # the papers' own files come without texts
             run_stages(config, run, ("embed",))
         return Dataset.load(run)
 

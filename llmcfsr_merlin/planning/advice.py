@@ -170,11 +170,6 @@ def _text(lines: Lines, text: ItemText | None, say: Say) -> None:
     why = "no table of items was given" if text is None else "the items have no text"
     lines.comment(f"{why}: a model of ids, without the semantic view and the content score of llm_cfsr.", 1)
     lines.put("name", "ids_only", indent=1)
-    scorers = {"network": {"hidden": 128}, "transitions": {}, "repeats": {}, "popularity": {"decay": 0.5}}
-    lines.put("scorers", scorers, indent=1)
-    lines.section("train")
-    lines.put("loss", "sampled_softmax", "as llm_cfsr and sasrec are trained", 1)
-    lines.put("average", 3, indent=1)
     say("model", f"of ids: {why}")
 
 

@@ -120,7 +120,7 @@ def _encoder(config: Config) -> tuple[ModelSource | None, list[Check]]:
                 "encoder",
                 "error",
                 f"the model {config.model.name} reads item texts, and data.items is empty",
-                "give data.items, or a model of ids: --model sasrec",
+                "give data.items, or a model of ids: --model ids_only",
             )
         ]
     try:

@@ -218,5 +218,5 @@ def _sample(encoded: Path, items: int) -> Iterator[np.ndarray]:
     if not found:
         raise InputError(
             "expected items with attributes, found no text at all: check data.items and embed.template, "
-            "or use a model without semantic vectors (--model sasrec)"
+            "or use a model without semantic vectors (--model ids_only)"
         )

@@ -47,7 +47,7 @@ def plan_shards(
     if not files:
         raise InputError(
             f"expected item attributes in {items_dir}/part-*.parquet, found none: give data.items, "
-            "or use a model without semantic vectors (--model sasrec)"
+            "or use a model without semantic vectors (--model ids_only)"
         )
     columns = [pq.read_table(file, columns=[ITEM])[ITEM].cast(pa.string()) for file in files]
     wanted = pa.array(vocabulary_ids, type=pa.string())

@@ -1,7 +1,8 @@
 """Score-weight calibration: the feature weights that maximise validation NDCG@10 of full ranking.
 
 Coordinate-wise: for each feature every weight of its grid is tried with the others fixed; the best point becomes the
-next starting point, until none is better. Both history rules are ranked at once; each gets its own weights.
+next starting point, until none is better, nor any that differs in two weights of repeats. Both history rules are ranked
+at once; each gets its own weights.
 
 What is ranked are a few candidates of each user (candidates.py), whose features are computed once. Their NDCG is that
 of the catalogue or more. So where the chosen points have the same by the whole catalogue, within _OFF, no other point
@@ -28,7 +29,7 @@ from llmcfsr_merlin.training.validation_ranks import (
     validation_ranks,
 )
 
-_PASSES = 8  # at most
+_PASSES = 12  # at most
 _TRADES = 4  # at most
 _OFF = 0.002  # a share of NDCG@10
 _SEARCHES = 3  # at most
@@ -90,7 +91,7 @@ def _search(
     for rule in (MASKED, KEPT):  # the other rule starts from what was found for one
         of_rule = measured.of(rule)
         open_to = [() if rule == MASKED and place in of_history else grid for place, grid in enumerate(grids)]
-        best[rule] = climb(of_rule, open_to, start.get(rule) or best.get(MASKED) or _plain(grids))
+        best[rule] = climb(of_rule, open_to, start.get(rule) or best.get(MASKED) or _plain(grids), of_history)
         if tolerance and measured.counts[0] >= _FEWEST:  # a repeat is no matter of head and tail
             open_to = [() if place in of_history else grid for place, grid in enumerate(grids)]
             best[rule] = trade(of_rule, open_to, tolerance)
@@ -188,6 +189,16 @@ def _neighbours(point: Point, grids: list[tuple[float, ...]]) -> Iterator[Point]
             yield (*point[:number], weight, *point[number + 1 :])
 
 
+def _pairs(point: Point, grids: list[tuple[float, ...]], places: Sequence[int]) -> Iterator[Point]:
+    """The point itself, and those that differ from it in two of the weights at `places`."""
+    yield point
+    for first, second in combinations(places, 2):
+        for one, other in product(grids[first], grids[second]):
+            changed = list(point)
+            changed[first], changed[second] = one, other
+            yield tuple(changed)
+
+
 def _diagonals(point: Point, grids: list[tuple[float, ...]]) -> Iterator[Point]:
     """The points that differ in two weights, each by a step of its grid."""
     steps = {
@@ -202,16 +213,28 @@ def _diagonals(point: Point, grids: list[tuple[float, ...]]) -> Iterator[Point]:
             )
 
 
-def climb(measured: PointValues, grids: list[tuple[float, ...]], start: Point) -> Point:
-    """The best overall NDCG, coordinate by coordinate from `start`. grids: of each feature, () for one that stays."""
+def climb(measured: PointValues, grids: list[tuple[float, ...]], start: Point, together: Sequence[int] = ()) -> Point:
+    """The best overall NDCG, coordinate by coordinate from `start`. grids: of each feature, () for one that stays.
+
+    together: places of features of which two are tried at once where no single one is better. Those of repeats need it:
+    who returns to the item before the last one, not to the last, is met by a large weight of a repeat and an equally
+    large one against a recent repeat, and either alone is worse than none.
+    """
     best = start
     for _ in range(_PASSES):
-        measured.measure(_neighbours(best, grids))
-        found = max(measured.values, key=lambda point: measured.values[point].overall)
+        found = _better(measured, _neighbours(best, grids))
+        if found == best:
+            found = _better(measured, _pairs(best, grids, together))
         if found == best:
             break
         best = found
     return best
+
+
+def _better(measured: PointValues, points: Iterable[Point]) -> Point:
+    """The best overall NDCG of all that is known once `points` are."""
+    measured.measure(points)
+    return max(measured.values, key=lambda point: measured.values[point].overall)
 
 
 def trade(measured: PointValues, grids: list[tuple[float, ...]], tolerance: float) -> Point:

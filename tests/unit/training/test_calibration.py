@@ -11,7 +11,7 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.ranker import Ranker, pad
 from llmcfsr_merlin.training import calibration, candidates
-from llmcfsr_merlin.training.calibration import ValidationBatches, calibrate, ndcg, trade, validation_ranks
+from llmcfsr_merlin.training.calibration import ValidationBatches, calibrate, climb, ndcg, trade, validation_ranks
 from tests.models import model_config, random_model
 from tests.unit.scoring.test_transitions import write
 
@@ -239,3 +239,19 @@ def test_the_trade_follows_an_edge_along_which_one_weight_gives_for_another():
     edge, grid = Edge(), (0.0, 1.0, 2.0, 3.0, 4.0)
     edge.measure([(1.0, 4.0, 0.0)])
     assert trade(edge, [(), grid, grid], 0.01) == (1.0, 0.0, 4.0)
+
+
+def test_two_weights_against_each_other_are_found_where_neither_is_better_alone():
+    class Ridge:
+        def __init__(self):
+            self.values = {}
+
+        def measure(self, points):
+            for point in points:
+                overall = -abs(point[1] + point[2]) - 0.1 * abs(point[1] - 4)
+                self.values[point] = SimpleNamespace(overall=overall, tail=0.0)
+
+    grid = (-4.0, -2.0, 0.0, 2.0, 4.0)
+    assert climb(Ridge(), [(), grid, grid, grid], (1.0, 0.0, 0.0, 0.0)) == (1.0, 0.0, 0.0, 0.0)
+    assert climb(Ridge(), [(), grid, grid, grid], (1.0, 0.0, 0.0, 0.0), (1, 2)) == (1.0, 4.0, -4.0, 0.0)
+    assert climb(Ridge(), [(), (), grid, grid], (1.0, 0.0, 0.0, 0.0), (1, 2)) == (1.0, 0.0, 0.0, 0.0)
