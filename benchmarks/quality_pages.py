@@ -189,8 +189,9 @@ class Page:
             if found := self.answer_for(rule):
                 bold = "**" if found["verdict"] in ("better", "worse") else ""
                 old = " †" if self.focus in self.earlier else ""
+                ours = f"{found['ours']:.4f}{old}" if self.focus == FOCUS else f"{self.focus} {found['ours']:.4f}"
                 cells = [f"{self.link}, {rule}", f"{bold}{found['verdict']}{bold}"]
-                cells += [f"{found['ours']:.4f}{old}, {found['other']} {found['theirs']:.4f}", found["difference"]]
+                cells += [f"{ours}, {found['other']} {found['theirs']:.4f}", found["difference"]]
                 cells += [self._share("tail_item", rule)[0], ", ".join(map(str, found["seeds"]))]
                 lines.append(f"| {' | '.join(cells)} |")
         return lines
