@@ -20,12 +20,12 @@ import argparse
 from pathlib import Path
 
 import quality_pages
+from quality_pages import FOCUS, OF_IDS
 from quality_rows import RESULTS, result_rows, store
 from quality_runs import SPLITS, Bench, Change, Result
 
 from llmcfsr_merlin.cli.log import shown
 
-FOCUS, OF_IDS = "llm_cfsr", "ids_only"
 CLOSED_FORM = ("popularity", "item_knn", "ease")  # the same for every seed
 MODELS = (
     *CLOSED_FORM, "gru4rec", "sasrec", "llm_init", "alphafuse", "llm_esr", "llm_cfsr", "bert4rec", "llmemb",

@@ -56,7 +56,7 @@ def write(folder: Path) -> None:
         summary += ["", f"Without llm_cfsr so far: {', '.join(lacking)}."]
     _put(summary, folder / "README.md")
     if {("beauty", "loo"), ("yelp", "loo")} <= pages.keys():
-        _put(front(pages["beauty", "loo"], pages["yelp", "loo"]), folder.parents[1] / "README.md")
+        _put(front(pages["beauty", "loo"], pages["yelp", "loo"]), folder.resolve().parents[1] / "README.md")
 
 
 def front(beauty: "Page", yelp: "Page") -> list[str]:

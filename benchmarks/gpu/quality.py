@@ -7,8 +7,8 @@
 JOBS has a line each: `dataset split model seed [name=NAME] [validation] [key=value ...]`. Settings are added to those
 of the recipe and the preset; `validation` fits and ranks the validation items alone, for what is only compared there.
 What has not ended at the limit is dropped. OUT gets jobs.jsonl (rows of docs/results, a line a job) and ranks-N.tar of
-at most 15 MiB, seconds after a job's end, so that a command that is cut leaves them; `merge` adds
-both to docs/results and runs/quality, where quality.py makes the paired tests and pages.
+at most 15 MiB, seconds after a job's end, so that a command that is cut leaves them; `merge` adds both to docs/results
+and runs/quality, where quality.py makes the paired tests and pages.
 
 Sixteen trainings fill an H100's 16 cores and, under CUDA's multi-process service (`nvidia-cuda-mps-control -d`), its
 device: 30 of Beauty's in five minutes.
@@ -38,7 +38,7 @@ from llmcfsr_merlin.dataset.names import RANKS  # noqa: E402
 from llmcfsr_merlin.training.search import try_on_validation  # noqa: E402
 
 _TAR = 15 << 20
-_SAVE = 5  # seconds
+_SAVE = 5  # seconds after a job ended: those that end together are saved once
 _SAFELY: dict = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Debian 12's Python has no filters
 _UNREAD = ("encoded", "words.safetensors")  # of stage embed: for items that come later
 

@@ -218,7 +218,7 @@ def climb(measured: PointValues, grids: list[tuple[float, ...]], start: Point, t
 
     together: places of features of which two are tried at once where no single one is better. Those of repeats need it:
     who returns to the item before the last one, not to the last, is met by a large weight of a repeat and an equally
-    large one against a recent repeat, and either alone is worse than none.
+    large one against a recent repeat, and no steps of one weight that are each better lead there.
     """
     best = start
     for _ in range(_PASSES):

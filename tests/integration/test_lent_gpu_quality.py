@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -39,7 +41,12 @@ def test_what_ends_in_time_is_kept_and_merged(tmp_path):
         return done.stdout
 
     call(home, "pack", "demo/loo", "--to", lent / "data")
-    said = call(lent, "run", "jobs", "out", "--data", "data", "--workers", 2, "--seconds", 200)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(call, lent, "run", "jobs", "out", "--data", "data", "--workers", 2, "--seconds", 200)
+        while not run.done() and not (lent / "out/jobs.jsonl").is_file():
+            time.sleep(0.2)
+        assert not run.done()  # what has ended is saved while another still trains
+        said = run.result()
     assert "3 of 4" in said and "FAILED" in said and "cut: demo loo sasrec 3" in said
     found = {job["model"]: job for job in map(json.loads, (lent / "out/jobs.jsonl").read_text().splitlines())}
     assert set(found) == {"short", "gru4rec"} and 0 < found["gru4rec"]["validation"]["network ndcg@10"] < 1
