@@ -25,7 +25,7 @@ COPY . .
 # Only what serving needs: preprocessing and training run elsewhere.
 RUN pip install --no-cache-dir --ignore-installed -c constraints-serve.txt \
         torch numpy pandas pyarrow safetensors pydantic pyyaml psutil rich tqdm \
-        fastapi uvicorn httptools uvloop orjson prometheus_client tritonclient grpcio onnx onnxruntime \
+        fastapi uvicorn httptools uvloop orjson prometheus_client tritonclient grpcio onnx onnxruntime numba \
     && pip install --no-cache-dir --no-deps --ignore-requires-python . \
     && llmcfsr serve --help
 USER 1000:1000

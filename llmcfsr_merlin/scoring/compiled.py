@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from llmcfsr_merlin.scoring.network.attention import Kernel
+
 Function = Callable[..., Tensor]
 Axes = Sequence[Sequence[int]]
 
@@ -15,6 +17,9 @@ Axes = Sequence[Sequence[int]]
 class Compiler(Protocol):
     products: bool
     """Whether products with the whole catalogue are wanted: with a shortlist they are rare, and would take memory."""
+
+    kernel: Kernel | None
+    """The runtime's own causal attention, which a module may hold in place of torch's; None: it has none."""
 
     def module(self, module: nn.Module, example: Sequence[Tensor], free: Axes) -> Function | None:
         """The module as a function of the tensors of `example`, on the CPU; None if the runtime cannot run it.

@@ -34,10 +34,10 @@ class Feature(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """scores: float [B, V]. error: what each is off by at most."""
+    """error: what each estimated score is off by at most. exact: items int64 [B, C] -> their weighted scores [B, C]."""
 
-    scores: Tensor
     error: float
+    exact: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -170,14 +170,18 @@ class Scorer(nn.Module, Generic[SettingsT]):
     def compile(self, compiler: Compiler) -> None:
         """Let a faster runtime compute parts of the score, until `prepare` is called again. Default: none."""
 
-    @property
-    def estimates(self) -> bool:
-        """Whether `estimate` is there, as it may be once compiled."""
+    def estimates(self, rows: int) -> bool:
+        """Whether `add_estimate` is there for a number of histories, as it may be once compiled."""
         return False
 
-    def estimate(self, histories: Tensor) -> Estimate:
-        """Nearly `weighted` of all items, if that is much faster: the best are scored exactly (search/estimated.py)."""
+    def add_estimate(self, histories: Tensor, total: Tensor) -> Estimate:
+        """Add nearly `weighted` of all items to total float [B, V], if that is much faster: the best are scored exactly
+        (search/estimated.py)."""
         raise NotImplementedError
+
+    def add_to(self, histories: Tensor, total: Tensor) -> None:
+        """Add `weighted` of all items to total float [B, V], on the CPU, where another scorer estimates."""
+        total += self.weighted(histories)
 
     def weights_changed(self) -> None:
         """Forget what was computed for other weights: they may have been set."""

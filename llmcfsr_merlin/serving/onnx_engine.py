@@ -5,6 +5,7 @@ the processor. All else (filters, ties, reasons) is the same code as with torch.
 loads the model, so that a repository holds one set of weights, and growing a model needs no other export.
 """
 
+import importlib.util
 import inspect
 import io
 import logging
@@ -15,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.runtime.errors import InputError, MissingDependency
 from llmcfsr_merlin.scoring.compiled import Axes, Function
 from llmcfsr_merlin.scoring.ensemble import Ensemble
+from llmcfsr_merlin.scoring.network.attention import Kernel
 
 OPSET = 17
 TOLERANCE = 1e-4
@@ -52,7 +55,10 @@ class OnnxCompiler:
 
     def __init__(self, threads: int, products: bool = True):
         self.products = products
+        self.kernel: Kernel | None = _FusedAttention.apply
         self._runtime = import_onnxruntime("serve.engine=onnxruntime")
+        if products and importlib.util.find_spec("numba") is None:  # of loops over a small catalogue
+            raise MissingDependency("serve.engine=onnxruntime needs numba: pip install 'llmcfsr-merlin[serve]'")
         self._threads = threads
 
     def module(self, module: nn.Module, example: Sequence[Tensor], free: Axes) -> Function | None:
@@ -98,6 +104,21 @@ class OnnxCompiler:
         options.enable_mem_pattern = False  # sizes differ from call to call
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle servers share the machine
         return self._runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Causal attention as one operator of ONNX Runtime; of torch's, the exporter makes thirty."""
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        query, key, value = (one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2)
+
+    @staticmethod
+    def symbolic(graph: Any, query: Any, key: Any, value: Any, heads: int) -> Any:
+        found = graph.op("com.microsoft::MultiHeadAttention", query, key, value, num_heads_i=heads, unidirectional_i=1)
+        found.setType(query.type())
+        return found
 
 
 def import_onnxruntime(what: str) -> ModuleType:

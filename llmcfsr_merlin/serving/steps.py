@@ -114,7 +114,7 @@ class Rank:
         results = each(requests, self._checked)
         good = [i for i, result in enumerate(results) if not isinstance(result, InputError)]
         if good:
-            for i, answer in zip(good, self._forward([requests[i] for i in good])):
+            for i, answer in zip(good, self.answers([requests[i] for i in good])):
                 results[i] = answer
         return results
 
@@ -137,7 +137,8 @@ class Rank:
         _check_codes("ALLOW_CODES", np.where(allowed[:, :1] == NO_LIST, PAD, allowed), rows)
         return tensors
 
-    def _forward(self, requests: list[Tensors]) -> list[Tensors]:
+    def answers(self, requests: list[Tensors]) -> list[Tensors]:
+        """Of requests that `encode` made in this process, or that have been checked."""
         import torch
 
         from llmcfsr_merlin.recommender import Encoded
@@ -211,6 +212,11 @@ class Decode:
                 f"SCORES: expected the shape of ITEM_CODES, {list(tensors['ITEM_CODES'].shape)}, found "
                 f"{list(tensors['SCORES'].shape)}"
             )
+        return self.answer(tensors)
+
+    def answer(self, tensors: Tensors) -> Tensors:
+        """Of tensors that this process made, or that have been checked."""
+        k = tensors["K"]
         codes, scores = (_widen(tensors[name][:, : k.max()], k.max()) for name in ("ITEM_CODES", "SCORES"))
         keep = np.arange(k.max()) < k
         return {
@@ -229,24 +235,18 @@ class Recommend:
     def __init__(self, directory: Path, limits: Limits, device: str = "cpu"):
         self.rank = Rank(directory, limits, device)
         vocabulary = self.rank.recommender.vocabulary
-        self.encode, self.decode = (step(directory, limits, vocabulary=vocabulary) for step in (Encode, Decode))
+        self.encode = Encode(directory, limits, vocabulary=vocabulary)
+        self.decode = Decode(directory, limits, vocabulary=vocabulary)
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
         results = self.encode(requests)
-        encoded = _good(results)
-        ranked = dict(zip(encoded, self.rank(list(encoded.values()))))
-        results = [ranked.get(i, result) for i, result in enumerate(results)]
-        good = _good(results)
-        decoded = self.decode([{**rank, "K": encoded[i]["K"]} for i, rank in good.items()])
-        for i, answer in zip(good, decoded):
-            said = {name: encoded[i][name] for name in ("UNKNOWN", "FALLBACK", "BUNDLE")}
-            told = {"REASONS": good[i]["REASONS"]} if "REASONS" in good[i] else {}
-            results[i] = answer if isinstance(answer, InputError) else answer | said | told
+        encoded = {i: result for i, result in enumerate(results) if not isinstance(result, InputError)}
+        if encoded:
+            for (i, asked), ranked in zip(encoded.items(), self.rank.answers(list(encoded.values()))):
+                said = {name: asked[name] for name in ("UNKNOWN", "FALLBACK", "BUNDLE")}
+                told = {"REASONS": ranked["REASONS"]} if "REASONS" in ranked else {}
+                results[i] = self.decode.answer({**ranked, "K": asked["K"]}) | said | told
         return results
-
-
-def _good(results: list[Result]) -> dict[int, Tensors]:
-    return {i: result for i, result in enumerate(results) if not isinstance(result, InputError)}
 
 
 def _check_rows(tensors: Tensors, names: tuple[str, ...]) -> None:

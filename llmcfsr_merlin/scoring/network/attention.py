@@ -1,6 +1,7 @@
 """Attention over packed batches, and the cross-attention between the two views."""
 
 import math
+from collections.abc import Callable
 from copy import copy
 from typing import NamedTuple
 
@@ -41,6 +42,16 @@ class Packing:
         """bool [M], false at padding."""
         return torch.arange(len(self.places), device=self.places.device) < self.lengths.sum()
 
+    @property
+    def ends(self) -> Tensor:
+        """int64 [copies * B], the place of each row's last position among the packed."""
+        return self.lengths.repeat(self._copies).cumsum(0) - 1
+
+    @property
+    def real(self) -> Tensor:
+        """bool [copies * B, T]."""
+        return self._real.repeat(self._copies, 1)
+
     def repeat(self, copies: int) -> "Packing":
         repeated = copy(self)
         repeated._copies, repeated._groups = copies, None
@@ -50,6 +61,10 @@ class Packing:
     def pack(self, padded: Tensor) -> Tensor:
         return padded.flatten(0, 1).index_select(0, self.places)
 
+    def of_columns(self, table: Tensor) -> Tensor:
+        """The row of a table [T, ...] for each position's column: [M, ...]."""
+        return self.pack(table.expand(*self._real.shape, *table.shape[1:]))
+
     def unpack(self, packed: Tensor) -> Tensor:
         """[M, ...] -> [copies * B, T, ...] with zeros at padding."""
         shape = (self._copies * self._real.shape[0], self._real.shape[1])
@@ -57,15 +72,14 @@ class Packing:
         return padded.index_copy(0, self.places, packed).unflatten(0, shape)
 
     @property
-    def groups(self) -> "list[_Group]":
-        """Rows by length, at most twice as long as their shortest: padding at most doubles the work of attention.
+    def together(self) -> bool:
+        """Whether attention reads all rows at once: with a capacity, on a GPU, where few large products are faster
+        than many small ones."""
+        return self._fixed or self.places.is_cuda
 
-        With a capacity, and on a GPU, where few large products are faster than many small ones, all rows form one
-        group.
-        """
-        if self._groups is None and (self._fixed or self.places.is_cuda):
-            order = torch.arange(len(self.places), device=self.places.device)
-            self._groups = [_Group(order, self.places, self._real.repeat(self._copies, 1))]
+    @property
+    def groups(self) -> "list[_Group]":
+        """Rows by length, at most twice as long as their shortest: padding at most doubles the work of attention."""
         if self._groups is None:
             lengths = self.lengths.repeat(self._copies)
             starts = lengths.cumsum(0) - lengths
@@ -90,12 +104,18 @@ class _Group(NamedTuple):
     real: Tensor
 
 
+Kernel = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Causal attention: queries, keys and values [B, T, d] and the number of heads -> [B, T, d]."""
+
+
 class Attention(nn.Module):
     """Multi-head attention, [B, T, d] -> [B, T, d], or [M, d] -> [M, d] with a packing.
 
     `real`: bool [B, T] of the places that may be read, from anywhere; None: each place reads itself and what is before.
-    dropout: of the attention weights in training.
+    dropout: of the attention weights in training. kernel: another runtime's, for a module that it is to run.
     """
+
+    kernel: Kernel | None = None
 
     def __init__(self, hidden: int, heads: int, dropout: float = 0.0):
         super().__init__()
@@ -109,7 +129,13 @@ class Attention(nn.Module):
         if packing is None:
             mask = None if real is None else real[:, None, None, :]
             return self.out(self.mix(self.query(query), self.key_value(source), mask))
+        if self.kernel is not None and real is None:
+            key, value = (packing.unpack(F.linear(source, *one)) for one in self._key_and_value())
+            return self.out(packing.pack(self.kernel(packing.unpack(self.query(query)), key, value, self.heads)))
         projected = self.project(query, source)
+        if packing.together:
+            mask = None if real is None else packing.real[:, None, None, :]
+            return self.out(packing.pack(self.mix(*self._split(packing.unpack(projected)), mask)))
         mixed = [self._mix_group(projected, group, real is not None) for group in packing.groups]
         if len(mixed) == 1:
             return self.out(mixed[0])
@@ -141,6 +167,27 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
         return mixed.transpose(1, 2).flatten(2)
+
+    def of_one(self, query: Tensor, source: Tensor, real: Tensor) -> Tensor:
+        """What one place of each row reads: query [B, d], source [B, T, d] and `real` -> [B, d].
+
+        <q, K x> = <K' q, x>, and a mean of V x is V of the mean of x: no place of the source is projected. The bias of
+        the keys adds the same everywhere, which the softmax drops.
+        """
+        each = self.query.out_features // self.heads
+        (key, _), (value, bias) = self._key_and_value()
+        asked = self.query(query).view(-1, self.heads, each).transpose(0, 1) @ key.unflatten(0, (self.heads, each))
+        scores = asked.transpose(0, 1) @ source.transpose(1, 2) / math.sqrt(each)  # [B, heads, T]
+        share = scores.masked_fill(~real[:, None], -torch.inf).softmax(-1)
+        read = F.dropout(share, self.dropout, self.training) @ source  # [B, heads, d]
+        mixed = read.transpose(0, 1) @ value.unflatten(0, (self.heads, each)).transpose(1, 2)
+        return self.out(mixed.transpose(0, 1).flatten(1) + bias)
+
+    def _key_and_value(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Weight [d, d] and bias [d] of the keys, and of the values."""
+        width = self.query.out_features
+        weight, bias = self.key_value.weight, self.key_value.bias
+        return (weight[:width], bias[:width]), (weight[width:], bias[width:])
 
 
 class CrossAttention(nn.Module):

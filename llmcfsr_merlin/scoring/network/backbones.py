@@ -48,7 +48,11 @@ class Backbone(nn.Module):
 
     def at(self, x: Tensor, places: Tensor, real: Tensor | None = None) -> Tensor:
         """The output at one place int64 [B] of each row, [B, d]."""
-        return _taken(self(x, real=real), places).squeeze(1)
+        return _taken(self(x, real=real), places)
+
+    def ends(self, x: Tensor, packing: Packing) -> Tensor:
+        """The output at the last place of each row of packed x [M, d], [B, d]."""
+        return self(x, packing).index_select(0, packing.ends)
 
     def last(self, x: Tensor, real: Tensor) -> Tensor:
         """Of a left-padded block that is the last one: the state at the last place, [B, d]."""
@@ -73,16 +77,22 @@ class Block(Backbone):
     def at(self, x: Tensor, places: Tensor, real: Tensor | None = None) -> Tensor:
         if real is None:
             real = torch.arange(x.shape[1], device=x.device) <= places[:, None]
-        normal, attention = self.norm_attention(x), self.attention
-        query, key_value = attention.query(_taken(normal, places)), attention.key_value(normal)
-        x = _taken(x, places) + self.drop(attention.out(attention.mix(query, key_value, real[:, None, None, :])))
-        return (x + self.drop(self.feed(self.norm_feed(x)))).squeeze(1)
+        normal = self.norm_attention(x)
+        return self._of_one(_taken(x, places), _taken(normal, places), normal, real)
+
+    def ends(self, x: Tensor, packing: Packing) -> Tensor:
+        normal, ends = self.norm_attention(x), packing.ends
+        return self._of_one(x.index_select(0, ends), normal.index_select(0, ends), packing.unpack(normal), packing.real)
+
+    def _of_one(self, x: Tensor, query: Tensor, source: Tensor, real: Tensor) -> Tensor:
+        x = x + self.drop(self.attention.of_one(query, source, real))
+        return x + self.drop(self.feed(self.norm_feed(x)))
 
 
 def _taken(x: Tensor, places: Tensor) -> Tensor:
-    """Row b of [B, T, d] at places[b]: [B, 1, d]."""
+    """Row b of [B, T, d] at places[b]: [B, d]."""
     # gather, not an index by rows: a traced graph would hard-code the number of rows.
-    return x.gather(1, places[:, None, None].expand(-1, 1, x.shape[-1]))
+    return x.gather(1, places[:, None, None].expand(-1, 1, x.shape[-1])).squeeze(1)
 
 
 class PostNormBlock(Backbone):

@@ -147,7 +147,7 @@ class DualViewNetwork(nn.Module):
             places = (ahead + torch.arange(items.shape[1], device=items.device)).clamp_max(last)
             return self.position(places if packing is None else packing.pack(places))
         positions = self.position.weight[: items.shape[1]]
-        return positions if packing is None else packing.pack(positions.expand(*items.shape, -1))
+        return positions if packing is None else packing.of_columns(positions)
 
     def encode(self, views: list[Tensor], packing: Packing | None = None, real: Tensor | None = None) -> Tensor:
         """Embedded views -> states, [B, T, views * d] or packed [M, views * d].
@@ -208,10 +208,13 @@ class DualViewNetwork(nn.Module):
         return self.encode_at(self.embed(histories), lengths.clamp_min(1) - 1)
 
     def _packed_states(self, histories: Tensor) -> Tensor:
-        real = histories != PAD
-        real[:, :1] = True  # an empty history has the state of its first padding
-        packing = Packing(real)
-        return self.encode(self.embed(histories, packing), packing)[packing.lengths.cumsum(0) - 1]
+        return self.states_of(histories, Packing(packed_places(histories)))
+
+    def states_of(self, histories: Tensor, packing: Packing) -> Tensor:
+        """The states of `encode` at the last place of each row, [B, views * d]: no other leaves the last block."""
+        views = self._before_last(self.embed(histories, packing), packing, None)
+        last = cast(Backbone, self.blocks[-1]).ends(torch.cat(views), packing.repeat(len(views)))
+        return self._joined(list(last.chunk(len(views))))
 
     def _last_states(self, histories: Tensor) -> Tensor:
         """States of left-padded histories int64 [B, max_length], [B, d]."""
@@ -237,6 +240,11 @@ class DualViewNetwork(nn.Module):
         weights."""
         parts = torch.arange(self.n_items, device=self.device)[span or slice(None)].split(chunk)
         return torch.cat([self.candidates(part) for part in parts])
+
+
+def packed_places(histories: Tensor) -> Tensor:
+    """Bool [B, L], what a packing keeps of histories: an empty one has the state of its first padding."""
+    return (histories != PAD) | (torch.arange(histories.shape[1], device=histories.device) == 0)
 
 
 def _mostly_padding(histories: Tensor, lengths: Tensor) -> bool:

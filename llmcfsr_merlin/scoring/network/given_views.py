@@ -1,13 +1,18 @@
 """User states as a module without a catalogue, for runtimes that compile it: the views of the items are inputs."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM, PAD
 from llmcfsr_merlin.scoring.compiled import Compiler, Function
-from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
+from llmcfsr_merlin.scoring.network.attention import Attention, Kernel, Packing
+from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork, packed_places
+from llmcfsr_merlin.scoring.network.item_views import ItemViews
 
+_KEPT = 1 << 25  # numbers of the views of all items that are kept: 128 MB. Of more, each call makes those it reads
 _SHORTEST = 8  # histories up to this length run together; so do those up to 8, 16, ... items
 
 
@@ -18,7 +23,8 @@ class StatesOfGivenViews(nn.Module):
     not change when items are added.
     """
 
-    def __init__(self, network: DualViewNetwork):
+    def __init__(self, network: DualViewNetwork, kernel: Kernel | None = None):
+        """kernel: the runtime's own causal attention."""
         super().__init__()
         self.network = DualViewNetwork(network.config, FIRST_ITEM, network.max_length, network.items.vectors)
         per_item = ("items.", "output.")
@@ -26,11 +32,44 @@ class StatesOfGivenViews(nn.Module):
         self.network.load_state_dict(own, strict=False)
         self.views = _GivenViews()
         self.network.add_module("items", self.views)
+        for part in self.modules():
+            if isinstance(part, Attention):
+                part.kernel = kernel
         self.eval()
 
     def forward(self, histories: Tensor, *views: Tensor) -> Tensor:
         self.views.given = views
-        return self.network.user_states(histories)
+        network = self.network
+        if network.masked or network.left_padded or network.tail_maps is not None:
+            return network.user_states(histories)
+        return network.states_of(histories, _GraphPacking(packed_places(histories)))
+
+
+class _GraphPacking(Packing):
+    """A packing that attention reads as one group, of few operators, none of which hard-codes a size."""
+
+    def __init__(self, real: Tensor):
+        super().__init__(real)
+        self._back = (real.flatten().long().cumsum(0) - 1).view_as(real)
+        self._repeated: dict[int, _GraphPacking] = {}
+
+    @property
+    def together(self) -> bool:
+        return True
+
+    def repeat(self, copies: int) -> "_GraphPacking":
+        if copies not in self._repeated:
+            repeated = cast(_GraphPacking, super().repeat(copies))
+            repeated._back = torch.cat([self._back + number * self.places.shape[0] for number in range(copies)])
+            self._repeated[copies] = repeated
+        return self._repeated[copies]
+
+    def of_columns(self, table: Tensor) -> Tensor:
+        return F.embedding(self.places % self._real.shape[1], table)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """As of Packing, but with any values at padding: attention reads none."""
+        return F.embedding(self._back, packed)
 
 
 class _GivenViews(nn.Module):
@@ -48,8 +87,11 @@ class CompiledStates:
 
     def __init__(self, network: DualViewNetwork, run: Function):
         self._run, self._items, self._padded = run, network.items, network.left_padded
+        self._views: list[Tensor] | None = None
         with torch.no_grad():
             self._adapter = network.items.adapter()
+            if network.n_items * network.width <= _KEPT:
+                self._views = self._items(torch.arange(network.n_items), self._adapter)
 
     @classmethod
     def by(cls, compiler: Compiler, network: DualViewNetwork) -> "CompiledStates | None":
@@ -60,8 +102,9 @@ class CompiledStates:
         histories = torch.full((2, length), FIRST_ITEM, device=network.device)
         histories[1, 1:] = PAD
         with torch.no_grad():
-            example = [histories, *network.items(_rows(histories))]
-            run = compiler.module(StatesOfGivenViews(network), example, [(0, 1), *[(0,)] * (len(example) - 1)])
+            example = _given(network.items, histories)
+            module = StatesOfGivenViews(network, compiler.kernel)
+            run = compiler.module(module, example, [(0, 1), *[(0,)] * (len(example) - 1)])
         return None if run is None else cls(network, run)
 
     def __call__(self, histories: Tensor) -> Tensor:
@@ -81,11 +124,14 @@ class CompiledStates:
         return found
 
     def _states(self, histories: Tensor) -> Tensor:
-        places = torch.arange(FIRST_ITEM, FIRST_ITEM + histories.numel()).view_as(histories)
-        local = torch.where(histories < FIRST_ITEM, histories, places)
-        return self._run(local, *self._items(_rows(histories), self._adapter))
+        if self._views is not None:
+            return self._run(histories, *self._views)
+        return self._run(*_given(self._items, histories, self._adapter))
 
 
-def _rows(histories: Tensor) -> Tensor:
-    """Encoded ids of the rows of the views: the reserved ones, then every position of the histories."""
-    return torch.cat([torch.arange(FIRST_ITEM, device=histories.device), histories.flatten()])
+def _given(items: ItemViews, histories: Tensor, adapter: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
+    """Histories as places among the rows of views, and the views: of the reserved ids, then of each item in turn."""
+    real = histories >= FIRST_ITEM
+    rows = torch.cat([torch.arange(FIRST_ITEM, device=histories.device), histories[real]])
+    local = histories.masked_scatter(real, torch.arange(FIRST_ITEM, len(rows), device=histories.device))
+    return [local, *items(rows, adapter)]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,15 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.compiled import Compiler, Function
 from llmcfsr_merlin.scoring.scorer import Estimate, Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.histories import with_history_scores
-from llmcfsr_merlin.scoring.scorers.rounded_cosines import ERROR, LARGEST, RoundedCosines
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 from llmcfsr_merlin.scoring.search.rounded import Rounded, round_vectors
 
+if TYPE_CHECKING:
+    from llmcfsr_merlin.scoring.scorers.rounded_cosines import RoundedCosines, Scale
+
 COLD_COUNT = 3  # training interactions at which an item's coldness is one half
 _COSINE_NOISE = 1e-5  # of a float32 cosine
+_TABLE = 1 << 28  # bytes of a table of rounded cosines: 16,384 items
 _BULK = 500_000_000  # largest table of all item-item cosines that is kept: 2 GB
 _ROOM = 1 << 22  # cosines held at once while the catalogue is read in parts
 _GPU_ROOM = 1 << 28  # the same on a GPU: 1 GB
@@ -52,6 +56,7 @@ class ContentScorer(Scorer[ContentSettings]):
         self._similarity: Tensor | None = None
         self._product: Function | None = None
         self._cosines: RoundedCosines | None = None
+        self._scale: Scale | None = None
         self._rounded: Rounded | None = None
 
     @classmethod
@@ -64,28 +69,35 @@ class ContentScorer(Scorer[ContentSettings]):
 
     def prepare(self, bulk: bool = False) -> None:
         """bulk: the cosines of all pairs of items are computed once if they fit in 2 GB; a GPU is faster without."""
-        self._units = self._product = self._cosines = None
+        self._units = self._product = self._cosines = self._scale = None
         bulk = bulk and self.span is None and self.coldness.device.type == "cpu" and self.shape.n_items**2 <= _BULK
         self._similarity = self.units @ self.units.T if bulk else None
 
     def compile(self, compiler: Compiler) -> None:
-        self._product = self._cosines = None
+        self._product = self._cosines = self._scale = None
         if not compiler.products:
             return
-        if self.span is None and self.shape.n_items**2 <= LARGEST:
+        if self.span is None and self.shape.n_items**2 <= _TABLE:
+            from llmcfsr_merlin.scoring.scorers.rounded_cosines import RoundedCosines  # compiles its loops
+
             self._cosines = RoundedCosines(self.units, self.settings.match_itself)
         else:
             self._product = compiler.product(self.units)
 
-    @property
-    def estimates(self) -> bool:
+    def estimates(self, rows: int) -> bool:
         return self._cosines is not None
 
-    def estimate(self, histories: Tensor) -> Estimate:
+    def add_estimate(self, histories: Tensor, total: Tensor) -> Estimate:
         assert self._cosines is not None
-        weights = self.item_weights()
-        cosines = self._cosines.largest([row[row >= FIRST_ITEM] for row in histories])
-        return Estimate(weights * cosines, ERROR * float(weights.abs().max()))
+        if self._scale is None:
+            from llmcfsr_merlin.scoring.scorers.rounded_cosines import Scale
+
+            self._scale = Scale.of(self.item_weights())
+        self._cosines.add_largest(histories, self._scale, total)
+        return Estimate(self._scale.error, lambda items: self.weighted(histories, items))
+
+    def weights_changed(self) -> None:
+        self._scale = None
 
     @property
     def units(self) -> Tensor:
@@ -109,8 +121,9 @@ class ContentScorer(Scorer[ContentSettings]):
         return torch.stack([cosine, cosine * (self.coldness if items is None else self.coldness[items])])
 
     def weighted(self, histories: Tensor, items: Tensor | None = None) -> Tensor:
-        weight = self.item_weights()
-        return (weight if items is None else weight[items]) * self.cosine(histories, items)
+        if items is None:
+            return self.item_weights() * self.cosine(histories)
+        return self._weights_of(items) * self.cosine(histories, items)
 
     def weighted_by(self, weightings: Sequence[Sequence[float]], histories: Tensor) -> list[Tensor]:
         cosine = self.cosine(histories)
@@ -131,6 +144,8 @@ class ContentScorer(Scorer[ContentSettings]):
         """
         real = histories >= FIRST_ITEM
         itself = self.settings.match_itself
+        if items is not None and self._cosines is not None:
+            return self._cosines.exact(self.units, histories, items)
         if items is not None:
             return _of_items(self._units_of(histories), self._units_of(items), histories, items, itself)
         read = self._units_of(histories)
@@ -208,7 +223,7 @@ class ContentScorer(Scorer[ContentSettings]):
     def append_items(self, new: NewItems) -> None:
         self.coldness = torch.cat([self.coldness, self.coldness.new_ones(new.count)])
         super().append_items(new)
-        self._units = self._similarity = self._product = self._cosines = self._rounded = None
+        self._units = self._similarity = self._product = self._cosines = self._scale = self._rounded = None
 
     @classmethod
     def memory_bytes(cls, settings: ContentSettings, shape: Shape) -> int:

@@ -1,7 +1,7 @@
 """The trained dual-view network as a scorer: the inner product of the user's state and each item's views."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,16 @@ from llmcfsr_merlin.scoring.network.backbones import block_class
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.given_views import CompiledStates
 from llmcfsr_merlin.scoring.network.small_batches import SmallBatches, can_record
-from llmcfsr_merlin.scoring.scorer import Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
+from llmcfsr_merlin.scoring.scorer import Estimate, Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
 from llmcfsr_merlin.scoring.search.rounded import Rounded, round_vectors
 
+if TYPE_CHECKING:
+    from llmcfsr_merlin.scoring.scorers.rounded_views import RoundedViews
+
 _ASKED, _STEPS = 2000, 8  # random histories, and their longest: what rounded views are turned for
+_SMALL = 1 << 14  # items of a catalogue that is kept in bytes, too
+_FEW = 2  # histories up to which reading bytes is faster than one product
 
 
 class NetworkScorer(Scorer[NetworkSettings]):
@@ -44,6 +49,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         self._small: SmallBatches | None = None
         self._compiled: CompiledStates | None = None
         self._product: Function | None = None
+        self._bytes: RoundedViews | None = None
 
     @classmethod
     def fit(
@@ -61,15 +67,19 @@ class NetworkScorer(Scorer[NetworkSettings]):
         if not self._given:
             self._candidates, self._rounded = self.network.catalogue(self.span), None
         self._small = None if bulk else SmallBatches(self.network.user_states, self.network.max_length)
-        self._compiled = self._product = None
+        self._compiled = self._product = self._bytes = None
 
     def compile(self, compiler: Compiler) -> None:
         self._compiled = CompiledStates.by(compiler, self.network)
         self._product = compiler.product(self.catalogue) if compiler.products else None
+        if compiler.products and self.span is None and self.shape.n_items <= _SMALL:
+            from llmcfsr_merlin.scoring.scorers.rounded_views import RoundedViews  # compiles its loops
+
+            self._bytes = RoundedViews(self.catalogue)
 
     def _apply(self, *arguments: Any, **options: Any) -> "NetworkScorer":
         # Their device and dtype move with the weights.
-        self._candidates = self._small = self._compiled = self._product = self._rounded = None
+        self._candidates = self._small = self._compiled = self._product = self._bytes = self._rounded = None
         self._given = False
         return super()._apply(*arguments, **options)
 
@@ -87,6 +97,18 @@ class NetworkScorer(Scorer[NetworkSettings]):
             return self._of_catalogue(states).unsqueeze(0)
         candidates = self.catalogue[items] if self.span is None else self.network.candidates(items)
         return (candidates @ states.unsqueeze(-1)).squeeze(-1).unsqueeze(0)
+
+    def add_to(self, histories: Tensor, total: Tensor) -> None:
+        total += self._of_catalogue(self.weights * self.states(histories))
+
+    def estimates(self, rows: int) -> bool:
+        return self._bytes is not None and rows <= _FEW
+
+    def add_estimate(self, histories: Tensor, total: Tensor) -> Estimate:
+        assert self._bytes is not None
+        states = self.weights * self.states(histories)
+        error = self._bytes.add_products(states, total)
+        return Estimate(error, lambda items: (self.catalogue[items] @ states.unsqueeze(-1)).squeeze(-1))
 
     def of_span(self, histories: Tensor, span: slice) -> Tensor:
         return self.weights[0] * self._of_catalogue(self.states(histories))
@@ -152,7 +174,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
             self.network.items.collaborative.num_embeddings = self.shape.n_items
         if self.network.output is not None:
             self.network.output.num_embeddings = self.shape.n_items
-        self._candidates = self._small = self._compiled = self._product = self._rounded = None
+        self._candidates = self._small = self._compiled = self._product = self._bytes = self._rounded = None
         self._given = False
 
     @classmethod

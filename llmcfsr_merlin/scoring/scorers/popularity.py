@@ -42,6 +42,9 @@ class PopularityScorer(Scorer[PopularitySettings]):
             return self.log_counts[items].unsqueeze(0)
         return (torch.zeros_like(histories[:, :1], dtype=self.log_counts.dtype) + self.log_counts).unsqueeze(0)
 
+    def add_to(self, histories: Tensor, total: Tensor) -> None:
+        total += self.weights * self.log_counts
+
     def of_span(self, histories: Tensor, span: slice) -> Tensor:
         return (self.weights[0] * self.log_counts[span]).expand(len(histories), -1)
 

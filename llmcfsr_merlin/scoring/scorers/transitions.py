@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +68,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
             self.register_buffer(name, torch.zeros(table, dtype=torch.float16))
         self._borrowers: tuple[Tensor, Tensor, Tensor] | None = None
         self._used: list[bool] | None = None
+        self._tables: _LoopTables | None = None
         self._given = False  # whether the borrowers were read from a file
 
     @classmethod
@@ -91,7 +93,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
         return scorer
 
     def prepare(self, bulk: bool = False) -> None:
-        self._used = None
+        self._used = self._tables = None
         if not self._given:
             self._borrowers = self._nearest() if self.borrows else None
 
@@ -100,7 +102,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
         return super().graph(batch_size)
 
     def weights_changed(self) -> None:
-        self._used = None
+        self._used = self._tables = None
 
     @property
     def used(self) -> list[bool]:
@@ -115,7 +117,7 @@ class TransitionScorer(Scorer[TransitionSettings]):
         return self.used[1]
 
     def _apply(self, *arguments: Any, **options: Any) -> "TransitionScorer":
-        self._borrowers = None  # of the device that the tables leave
+        self._borrowers = self._tables = None  # of the device that the tables leave
         return super()._apply(*arguments, **options)
 
     @property
@@ -162,6 +164,20 @@ class TransitionScorer(Scorer[TransitionSettings]):
             total = total + self.weights[2] * self._together(histories)
         total = self._of_others(total, histories)
         return total if items is None else total.gather(1, items)
+
+    def add_to(self, histories: Tensor, total: Tensor) -> None:
+        from llmcfsr_merlin.scoring.search.loops import add_sums  # compiles them
+
+        if self._tables is None:
+            self._tables = _LoopTables.of(self)
+        tables, own = self._tables, self.settings.score_history
+        (known, borrowed, together), read = tables.weights, histories.contiguous().numpy()
+        first = tables.values, tables.decay, read, True, known, borrowed, *tables.lent
+        add_sums(tables.items, *first, own, total.numpy())
+        if together:
+            once = distinct(histories).numpy()
+            second = tables.cosines, np.ones_like(tables.decay), once, False, together, 0.0, *tables.nobody
+            add_sums(tables.items, *second, own, total.numpy())
 
     def of_span(self, histories: Tensor, span: slice) -> Tensor:
         if self.borrows:  # of items that any shard may hold
@@ -279,12 +295,35 @@ class TransitionScorer(Scorer[TransitionSettings]):
 
     def append_items(self, new: NewItems) -> None:
         super().append_items(new)
-        self._borrowers, self._given = None, False
+        self._borrowers, self._tables, self._given = None, None, False
 
     @classmethod
     def memory_bytes(cls, settings: TransitionSettings, shape: Shape) -> int:
         """Ids, weights and cosines: as they are counted, as they are kept, in 16 bits, and in a checkpoint."""
         return (12 + 8 + 8) * shape.n_items * settings.neighbours
+
+
+class _LoopTables(NamedTuple):
+    """A scorer's tables as the loops read them. cosines: empty if they have no weight."""
+
+    weights: list[float]
+    items: np.ndarray
+    values: np.ndarray
+    cosines: np.ndarray
+    decay: np.ndarray
+    lent: list[np.ndarray]
+    nobody: list[np.ndarray]
+
+    @classmethod
+    def of(cls, scorer: TransitionScorer) -> "_LoopTables":
+        cosines = scorer.next_cosines if scorer.used[2] else scorer.next_cosines[:0]
+        tables = scorer.next_items.int(), scorer.next_weights.float(), cosines.float()
+        items, values, kept = (one.contiguous().numpy() for one in tables)
+        decay = RECENCY ** torch.arange(scorer.shape.max_length)
+        nobody = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 1)
+        both = scorer.borrowers if scorer.borrows else nobody, nobody
+        lent, none = ([part.contiguous().numpy() for part in parts] for parts in both)
+        return cls(scorer.weights.tolist(), items, values, kept, decay.numpy(), lent, none)
 
 
 def _direction(steps: StepOrder, directed: bool, found: bool) -> str:

@@ -5,8 +5,9 @@ import torch
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ranker import Ranker
+from llmcfsr_merlin.scoring.scorer import Estimate
 from llmcfsr_merlin.scoring.scorers import rounded_cosines
-from llmcfsr_merlin.scoring.scorers.rounded_cosines import ERROR, RoundedCosines
+from llmcfsr_merlin.scoring.scorers.rounded_cosines import RoundedCosines, Scale
 from llmcfsr_merlin.scoring.search import estimated
 from tests.unit.scoring.test_shortlist import ITEMS, K, world
 
@@ -15,6 +16,7 @@ class Cosines:
     """A compiler that leaves all to torch: the content score keeps its table of cosines."""
 
     products = True
+    kernel = None
 
     def module(self, module, example, free):
         return None
@@ -28,7 +30,7 @@ def rankers(seed: int, weights: dict | None = None, **settings) -> tuple[Ranker,
     (first, histories), (second, _) = (world(seed, weights) for _ in range(2))
     nearly, plain = Ranker(first, **settings), Ranker(second)
     first.compile(Cosines())
-    assert first.scorers["content"].estimates and not second.scorers["content"].estimates
+    assert first.scorers["content"].estimates(9) and not second.scorers["content"].estimates(9)
     return nearly, plain, histories
 
 
@@ -67,8 +69,9 @@ def test_equal_items_come_by_their_id():
 
 def test_what_proves_nothing_is_said_and_ranked_in_full(monkeypatch):
     nearly, plain, histories = rankers(3)
-    content, right = nearly.model.scorers["content"], nearly.model.scorers["content"].estimate
-    monkeypatch.setattr(type(content), "estimate", lambda self, asked: right(asked)._replace(error=1e9))
+    content, right = nearly.model.scorers["content"], nearly.model.scorers["content"].add_estimate
+    wrong = lambda self, asked, total: Estimate(1e9, right(asked, total).exact)  # noqa: E731
+    monkeypatch.setattr(type(content), "add_estimate", wrong)
     found = estimated.best_by_estimates(nearly.model, histories, K, None)
     assert not found.exact.any()
     same(nearly.find(histories, K), plain.find(histories, K))
@@ -86,17 +89,25 @@ def test_rounded_cosines_are_off_by_their_error_at_most(itself, rows, monkeypatc
     monkeypatch.setattr(rounded_cosines, "_ROWS", rows)
     units = torch.nn.functional.normalize(torch.randn(60, 9, generator=torch.Generator().manual_seed(1)), dim=1)
     units[:FIRST_ITEM] = 0
-    asked = [torch.tensor([5, 9, 30]), torch.tensor([8]), torch.tensor([], dtype=torch.int64), torch.tensor([7, 7])]
-    found = RoundedCosines(units, itself).largest(asked)
-    for row, own in zip(found, asked):
-        cosines = (units @ units[own].T).masked_fill((torch.arange(60)[:, None] == own) & (not itself), -2.0)
+    asked = torch.tensor([[5, 9, 30], [8, 0, 0], [0, 0, 0], [7, 7, 0]])
+    table, weights, found = RoundedCosines(units, itself), torch.linspace(-2, 3, 60), torch.ones(4, 60)
+    scale = Scale.of(weights)
+    table.add_largest(asked, scale, found)
+    assert scale.error < 0.013
+    everything = torch.arange(60)
+    exact = table.exact(units, asked, everything.repeat(4, 1))
+    for row, right, history in zip(found, exact, asked):
+        own = history[history >= FIRST_ITEM]
+        cosines = (units @ units[own].T).masked_fill((everything[:, None] == own) & (not itself), -2.0)
         best = cosines.amax(1) if len(own) else torch.zeros(60)
-        assert float((row - best.masked_fill(best == -2, 0)).abs().max()) <= ERROR
+        best = best.masked_fill(best == -2, 0)
+        torch.testing.assert_close(right, best, atol=1e-6, rtol=0)
+        assert float((row - 1 - weights * best).abs().max()) <= scale.error
 
 
 def test_a_large_catalogue_has_no_table(monkeypatch):
-    monkeypatch.setattr("llmcfsr_merlin.scoring.scorers.content.LARGEST", ITEMS)
+    monkeypatch.setattr("llmcfsr_merlin.scoring.scorers.content._TABLE", ITEMS)
     model, _ = world(1)
     Ranker(model)
     model.compile(Cosines())
-    assert not model.scorers["content"].estimates
+    assert not model.scorers["content"].estimates(1)

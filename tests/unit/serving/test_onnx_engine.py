@@ -52,12 +52,12 @@ def test_scores_are_torchs_for_every_length_and_batch(name):
 
 
 def test_the_vectors_of_a_catalogue_without_a_table_of_cosines_are_a_compiled_product(monkeypatch):
-    monkeypatch.setattr("llmcfsr_merlin.scoring.scorers.content.LARGEST", 1)
+    monkeypatch.setattr("llmcfsr_merlin.scoring.scorers.content._TABLE", 1)
     ranker = Ranker(random_model(model_config(), ITEMS, LENGTH))
     wanted = ranker.scores(histories(30))
     onnx_engine.compile_model(ranker.model)
     content = ranker.model.scorers["content"]
-    assert content._product is not None and not content.estimates
+    assert content._product is not None and not content.estimates(1)
     torch.testing.assert_close(ranker.scores(histories(30)), wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_the_step_answers_and_explains_as_with_torch(tmp_path):
     requests[0]["ALLOW"] = np.array([[b"B004", b"B009", b"B050"]], dtype=object)
     encoded = [{**one, EXPLAIN: np.ones((1, 1), bool)} for one in encode(requests)]
     plain, fast = Rank(trained, Limits()), Rank(trained, Limits(engine="onnxruntime"))
-    assert fast.recommender.ranker.model.scorers["content"].estimates
+    assert fast.recommender.ranker.model.scorers["content"].estimates(9)
     for wanted, found in zip(plain(encoded), fast(encoded)):
         assert (wanted["ITEM_CODES"] == found["ITEM_CODES"]).all()
         np.testing.assert_allclose(found["SCORES"], wanted["SCORES"], atol=1e-4)
