@@ -5,7 +5,6 @@ the processor. All else (filters, ties, reasons) is the same code as with torch.
 loads the model, so that a repository holds one set of weights, and growing a model needs no other export.
 """
 
-import importlib.util
 import inspect
 import io
 import logging
@@ -57,8 +56,6 @@ class OnnxCompiler:
         self.products = products
         self.kernel: Kernel | None = _FusedAttention.apply
         self._runtime = import_onnxruntime("serve.engine=onnxruntime")
-        if products and importlib.util.find_spec("numba") is None:  # of loops over a small catalogue
-            raise MissingDependency("serve.engine=onnxruntime needs numba: pip install 'llmcfsr-merlin[serve]'")
         self._threads = threads
 
     def module(self, module: nn.Module, example: Sequence[Tensor], free: Axes) -> Function | None:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from llmcfsr_merlin.scoring.search.loops import add_products
+from llmcfsr_merlin.scoring.search.byte_products import add_products
+from llmcfsr_merlin.scoring.search.rounded import UNIT
 
 LEVELS = 127
-_SLACK = 2e-5  # of float32 sums of up to some hundred products, of the product of the norms
 
 
 class RoundedViews:
@@ -18,7 +18,8 @@ class RoundedViews:
         exact = candidates / self._steps
         rounded = exact.round()
         self._table = rounded.to(torch.int8)
-        self._error = float((exact - rounded).norm(dim=1).max() + _SLACK * rounded.norm(dim=1).max())
+        sums = (candidates.shape[1] + 1) * UNIT * rounded.norm(dim=1).max()
+        self._error = float((exact - rounded).norm(dim=1).max() + sums)
 
     def add_products(self, states: Tensor, total: Tensor) -> float:
         """Add the inner products of candidates and states float32 [B, D] to total float32 [B, V]. Returns what those

@@ -1,19 +1,19 @@
 """Loops over a catalogue that Numba compiles: one pass over the items, or over a few of them, where torch makes ten.
 
-Importing this module compiles it, two seconds of processor time, so that what needs it imports it where it is used
+Importing this module compiles it, if nobody has yet, which takes seconds: it is imported where it is used
 (serve.engine=onnxruntime, for catalogues that have a table of cosines). Arrays are contiguous, histories are int64
 [B, L] with any reserved ids as padding, and ids are not checked against the catalogue's size.
 """
 
 import numpy as np
-from numba import njit
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
+from llmcfsr_merlin.runtime.machine_code import loop
 
 NONE = -128  # below every cosine of a table: the item is not compared
 
 
-@njit("void(int8[:, ::1], int64[:, ::1], float32[::1], float32[:, ::1])", nogil=True)
+@loop("void(int8[:, ::1], int64[:, ::1], float32[::1], float32[:, ::1])")
 def add_largest(table: np.ndarray, histories: np.ndarray, scale: np.ndarray, total: np.ndarray) -> None:
     """Add scale[v] times the largest of table[h, v] over a history's items h to total float32 [B, V].
 
@@ -32,22 +32,9 @@ def add_largest(table: np.ndarray, histories: np.ndarray, scale: np.ndarray, tot
             total[row, place] += scale[place] * known
 
 
-@njit("void(int8[:, ::1], float32[:, ::1], float32[:, ::1])", nogil=True, fastmath={"reassoc", "contract"})
-def add_products(rows: np.ndarray, queries: np.ndarray, total: np.ndarray) -> None:
-    """Add the inner products of rows int8 [V, D] and queries float32 [B, D] to total float32 [B, V]."""
-    for number in range(len(queries)):
-        query = queries[number]
-        for item in range(len(rows)):
-            row, product = rows[item], np.float32(0)
-            for place in range(len(query)):
-                product += np.float32(row[place]) * query[place]
-            total[number, item] += product
-
-
-@njit(
+@loop(
     "void(int32[:, ::1], float32[:, ::1], float32[::1], int64[:, ::1], boolean, float32, float32, int64[::1], "
     "int64[:, ::1], float32[:, ::1], boolean, float32[:, ::1])",
-    nogil=True,
 )
 def add_sums(
     near: np.ndarray, values: np.ndarray, decay: np.ndarray, histories: np.ndarray, logarithm: bool, weight: float,
@@ -97,7 +84,7 @@ def add_sums(
             left_out[item] = False
 
 
-@njit("float32[:, ::1](float32[:, ::1], int64[:, ::1], int64[:, ::1], boolean)", nogil=True, fastmath={"reassoc"})
+@loop("float32[:, ::1](float32[:, ::1], int64[:, ::1], int64[:, ::1], boolean)", fastmath={"reassoc"})
 def largest_cosines(units: np.ndarray, histories: np.ndarray, items: np.ndarray, itself: bool) -> np.ndarray:
     """The largest inner product of each of items int64 [B, C] with any item of its history, 0 if there is none.
 

@@ -10,8 +10,7 @@ z = T^-T q, and y rounded to s n, whole numbers n of -127 to 127 by a scale s fo
                               + |z| |y| of the others: the norms are the last column of `head`, rounded up
                           or <= <z, s n> + |z s| max |y / s - n| of all: with `rest`, of the vectors that matter
 
-The query is rounded too, to whole coarse steps, and what is left of it to fine ones; what is left of that adds its norm
-times the largest |n|. A large `head` is read at the coarse steps alone. Sums of whole numbers are exact.
+What float32 sums can be off by is added.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,25 +20,23 @@ import torch
 from torch import Tensor
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
-from llmcfsr_merlin.scoring.search.products import LEVELS, products
 
+LEVELS = 127  # largest whole number
 WIDTH = 128  # bytes of a vector that every query reads at most
 ROOM = 100_000_000  # bytes of all vectors that every query reads at most
-_FINE = 1 << 24  # bytes of `head` up to which it is read at both steps
-_DENSE = 4  # a row that is picked costs as much as so many in order
-_SLACK = 1e-6  # of float32 sums, relative to the product of norms
+UNIT = 2.0**-24  # of float32: a sum of n products is off by n UNIT |q| |n| at most, in any order
+_SLACK = 1e-6  # of the float32 scores that are bounded, relative to the product of norms
 _CHUNK, _SAMPLE = 1 << 14, 100_000
 
 
 class Query(NamedTuple):
-    """level: <q, c>. head, rest: int8 [2, D], in coarse and in fine steps. spare: what a bound from the head in coarse
-    steps, from the head in both, and from all adds."""
+    """level: <q, c>. head, rest: float32 [1, D], what their columns count. spare: what a bound from the head, and from
+    all, adds."""
 
     level: float
     head: Tensor
     rest: Tensor
-    steps: tuple[float, float]
-    spare: tuple[float, float, float]
+    spare: tuple[float, float]
 
 
 class Rounded(NamedTuple):
@@ -62,70 +59,54 @@ class Rounded(NamedTuple):
         """Coordinates in `head`."""
         return len(self.scale) - self.rest.shape[1]
 
-    @property
-    def _passes(self) -> int:
-        return 2 if self.head.nbytes <= _FINE else 1
-
     def query(self, query: Tensor) -> Query:
         """query: float [D]."""
-        query, leading = query.double(), self.leading
+        query, leading, width = query.double(), self.leading, self.head.shape[1]
         norm_step, head_error, error, head_norm, norm, longest = self.limits.tolist()
         turned = self.turn @ query if len(self.turn) else query
         scaled = turned * self.scale
         tail = turned[leading:].norm() * norm_step
-        unused = scaled.new_zeros(self.head.shape[1] - leading - 1)
-        both = torch.cat([scaled[:leading], tail[None], unused, scaled[leading:]])
-        coarse = max(float(both.abs().max()) / LEVELS, 1e-30)
-        fine = coarse / (2 * LEVELS)
-        whole = (both / coarse).round()
-        left = both - coarse * whole
-        finer = (left / fine).round()
-        least = left - fine * finer
-        steps, width = torch.stack([whole, finer]).to(torch.int8), self.head.shape[1]
-        of_head = float(scaled[:leading].norm()) * head_error
+        both = torch.cat([scaled[:leading], tail[None], scaled.new_zeros(width - leading - 1), scaled[leading:]])
         slack = _SLACK * longest * float(query.norm() + turned.norm())
         spare = (
-            float(left[:width].norm()) * head_norm + of_head + slack,
-            float(least[:width].norm()) * head_norm + of_head + slack,
-            float(least.norm()) * norm + float(scaled.norm()) * error + slack,
+            float(scaled[:leading].norm() * head_error + _sums(both[:width]) * head_norm) + slack,
+            float(scaled.norm() * error + _sums(both) * norm) + slack,
         )
-        return Query(float(query @ self.center), steps[:, :width], steps[:, width:], (coarse, fine), spare)
+        both = both.float()[None]
+        return Query(float(query @ self.center), both[:, :width].contiguous(), both[:, width:].contiguous(), spare)
 
     def add_upper(self, query: Query, total: Tensor) -> None:
         """Add to float32 [V] at least the inner product of each vector."""
-        passes = self._passes
-        for found, step in zip(products(query.head[:passes], self.head), query.steps):
-            total.add_(found, alpha=step)
-        total.add_(query.level + query.spare[passes - 1])
+        from llmcfsr_merlin.scoring.search.byte_products import add_products
+
+        add_products(self.head.numpy(), query.head.numpy(), total.numpy()[None])
+        total.add_(query.level + query.spare[0])
 
     def excess(self, query: Query, items: Tensor) -> Tensor:
         """By how much `add_upper` adds too much for items int64 [C], as far as all coordinates tell: float32 [C]."""
-        leading, passes = self.leading, self._passes
-        norms = self.head[:, leading].index_select(0, items).float()
-        over = torch.full_like(norms, query.spare[passes - 1] - query.spare[2])
-        for row, found in enumerate(_of_items(query.rest, self.rest, items)):
-            over.sub_(found, alpha=query.steps[row])
-            if row < passes:
-                over.add_(norms, alpha=query.steps[row] * int(query.head[row, leading]))
-        if passes == 1:  # the head has not been read at the fine steps yet
-            finer = query.head[1:].clone()
-            finer[:, leading] = 0
-            over.sub_(_of_items(finer, self.head, items)[0], alpha=query.steps[1])
-        return over
+        from llmcfsr_merlin.scoring.search.byte_products import products_of
+
+        norms = self.head[:, self.leading].index_select(0, items)
+        over = norms * query.head[0, self.leading] + (query.spare[0] - query.spare[1])
+        return over.sub_(torch.from_numpy(products_of(self.rest.numpy(), items.numpy(), query.rest.numpy()))[0])
 
     def near(self, queries: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Without a head: inner products of items int64 [C] and queries float [L, D], float32 [L, C], and how far off
         they may be, float32 [L, 1]."""
+        from llmcfsr_merlin.scoring.search.byte_products import products_of
+
         queries = queries.double()
         scaled = queries * self.scale
-        step = (scaled.abs().amax(1, keepdim=True) / LEVELS).clamp_min(1e-30)
-        whole = (scaled / step).round()
-        asked = whole.to(torch.int8)
-        found = _of_items(asked, self.rest, items)
+        found = torch.from_numpy(products_of(self.rest.numpy(), items.numpy(), scaled.float().numpy()))
         _, _, error, _, norm, longest = self.limits.tolist()
-        off = (scaled - step * whole).norm(dim=1) * norm + scaled.norm(dim=1) * error
+        off = scaled.norm(dim=1) * error + _sums(scaled) * norm
         off += _SLACK * queries.norm(dim=1) * (longest + float(self.center.norm()))
-        return found * step.float() + (queries @ self.center).float()[:, None], off.float()[:, None]
+        return found + (queries @ self.center).float()[:, None], off.float()[:, None]
+
+
+def _sums(queries: Tensor) -> Tensor:
+    """What float32 sums of products with queries [..., D], rounded too, are off by, over the other's norm: [...]."""
+    return (queries.shape[-1] + 1) * UNIT * queries.norm(dim=-1)
 
 
 def round_vectors(rows: Callable[[slice], Tensor], count: int, queries: Tensor | None = None) -> Rounded:
@@ -166,13 +147,6 @@ def round_vectors(rows: Callable[[slice], Tensor], count: int, queries: Tensor |
         of_row = wrong[:, :leading], wrong, lead, torch.cat([lead, whole[:, leading:]], 1)
         limits = torch.maximum(limits, torch.stack([part.norm(dim=1).max() for part in of_row]))
     return Rounded(first, rest, center, back, scale, torch.cat([norm_step[None], limits, most[1:]]))
-
-
-def _of_items(queries: Tensor, rows: Tensor, items: Tensor) -> Tensor:
-    """Products [M, C] of int8 [M, D] with the rows of items int64 [C]. Of many, all rows are read: that is faster."""
-    if len(items) * _DENSE > len(rows):
-        return torch.cat([products(queries, part) for part in rows.split(_CHUNK)], 1).index_select(1, items)
-    return torch.cat([products(queries, rows.index_select(0, some)) for some in items.split(_CHUNK)], 1)
 
 
 def _slices(start: int, stop: int) -> list[slice]:
