@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from llmcfsr_merlin.scoring.compiled import Compiler, Function
 from llmcfsr_merlin.scoring.scorer import Estimate, Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.histories import with_history_scores
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
-from llmcfsr_merlin.scoring.search.rounded import Rounded, round_vectors
+from llmcfsr_merlin.scoring.search.rounded import Queries, Rounded, round_vectors
 
 if TYPE_CHECKING:
     from llmcfsr_merlin.scoring.scorers.rounded_cosines import RoundedCosines, Scale
@@ -190,29 +190,32 @@ class ContentScorer(Scorer[ContentSettings]):
         return self.item_weights().abs() * (1 + _COSINE_NOISE)
 
     def bound(self, histories: Tensor) -> Bound:
-        return Bound(*nothing_listed())
+        return Bound(*nothing_listed(), asked=[self._read(row[row >= FIRST_ITEM]) for row in histories])
+
+    def _read(self, items: Tensor) -> "_Read":
+        units = self._units_of(items)
+        return _Read(items, units, self.rounded.queries(units))
 
     def excess(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
+        read: _Read = bound.asked[row]
         weights = self._weights_of(items)
         most = weights.abs() * (1 + _COSINE_NOISE)
-        real = history[0][history[0] >= FIRST_ITEM]
-        if not len(real):
+        if not len(read.items):
             return most
-        cosines, off = self.rounded.near(self._units_of(real), items)
-        sign = torch.where(weights >= 0, 1.0, -1.0)
-        cosines = cosines + off * sign
+        cosines = self.rounded.near(read.queries, items)
+        cosines += read.queries.off * torch.where(weights >= 0, 1.0, -1.0)
         if not self.settings.match_itself:
-            cosines = cosines.masked_fill(items == real[:, None], _HIDDEN)
+            cosines.masked_fill_(items == read.items[:, None], _HIDDEN)
         best = cosines.amax(0)
         return most - weights * best.masked_fill(best == _HIDDEN, 0.0)
 
     def rescore(self, bound: Bound, row: int, history: Tensor, items: Tensor) -> Tensor:
-        real = history[0][history[0] >= FIRST_ITEM]
-        if not len(real):
+        read: _Read = bound.asked[row]
+        if not len(read.items):
             return torch.zeros(len(items))
-        cosines = self._units_of(items) @ self._units_of(real).T  # [C, L]: faster than its transpose on some CPUs
+        cosines = self._units_of(items) @ read.units.T  # [C, L]: faster than its transpose on some CPUs
         if not self.settings.match_itself:
-            cosines = cosines.masked_fill(items[:, None] == real, _HIDDEN)
+            cosines = cosines.masked_fill(items[:, None] == read.items, _HIDDEN)
         best = cosines.amax(1)
         return self._weights_of(items) * best.masked_fill(best == _HIDDEN, 0.0)
 
@@ -231,6 +234,14 @@ class ContentScorer(Scorer[ContentSettings]):
 
     def graph(self, batch_size: int = 64) -> nn.Module:
         return _Graph(self, batch_size)
+
+
+class _Read(NamedTuple):
+    """The items of a history that a model knows, int64 [n], their units [n, D], and these as queries."""
+
+    items: Tensor
+    units: Tensor
+    queries: Queries
 
 
 def unit_vectors(vectors: ItemVectors, share: float, which: slice | Tensor | None = None) -> Tensor:

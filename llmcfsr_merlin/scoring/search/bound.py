@@ -1,12 +1,10 @@
 """What a scorer can tell of all items without scoring them: the interface between scorers and the search."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from llmcfsr_merlin.scoring.search.rounded import Query
 
 
 class Bound(NamedTuple):
@@ -16,13 +14,13 @@ class Bound(NamedTuple):
 
     ceiling: Scorer.ceiling, float [V]. keys: int64 [N], b * V + i of listed items, ascending, each once; lifts: float
     [N]. dense: float [B, V] or None, what add_bound adds by default. asked, own: for the scorer's own methods, what it
-    asks rounded vectors in each row, and a tensor.
+    asks in each row, and a tensor.
     """
 
     keys: Tensor
     lifts: Tensor
     dense: Tensor | None = None
-    asked: Sequence[Query] = ()
+    asked: Sequence[Any] = ()
     own: Tensor | None = None
 
 

@@ -39,6 +39,14 @@ class Query(NamedTuple):
     spare: tuple[float, float]
 
 
+class Queries(NamedTuple):
+    """Of several queries without a head. level, off: float32 [L, 1], rest: float32 [L, D]."""
+
+    level: Tensor
+    rest: Tensor
+    off: Tensor
+
+
 class Rounded(NamedTuple):
     """head: int8 [V, H], leading coordinates and the norm of the others. rest: int8 [V, R], the others.
 
@@ -90,18 +98,21 @@ class Rounded(NamedTuple):
         over = norms * query.head[0, self.leading] + (query.spare[0] - query.spare[1])
         return over.sub_(torch.from_numpy(products_of(self.rest.numpy(), items.numpy(), query.rest.numpy()))[0])
 
-    def near(self, queries: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Without a head: inner products of items int64 [C] and queries float [L, D], float32 [L, C], and how far off
-        they may be, float32 [L, 1]."""
-        from llmcfsr_merlin.scoring.search.byte_products import products_of
-
+    def queries(self, queries: Tensor) -> "Queries":
+        """Without a head: queries float [L, D]."""
         queries = queries.double()
         scaled = queries * self.scale
-        found = torch.from_numpy(products_of(self.rest.numpy(), items.numpy(), scaled.float().numpy()))
         _, _, error, _, norm, longest = self.limits.tolist()
         off = scaled.norm(dim=1) * error + _sums(scaled) * norm
         off += _SLACK * queries.norm(dim=1) * (longest + float(self.center.norm()))
-        return found + (queries @ self.center).float()[:, None], off.float()[:, None]
+        return Queries((queries @ self.center).float()[:, None], scaled.float(), off.float()[:, None])
+
+    def near(self, queries: "Queries", items: Tensor) -> Tensor:
+        """Inner products of items int64 [C] and queries, off by Queries.off at most: float32 [L, C]."""
+        from llmcfsr_merlin.scoring.search.byte_products import products_of
+
+        found = products_of(self.rest.numpy(), items.numpy(), queries.rest.numpy())
+        return torch.from_numpy(found).add_(queries.level)
 
 
 def _sums(queries: Tensor) -> Tensor:
