@@ -85,12 +85,13 @@ class CompiledStates:
     A batch padded to its longest history computes mostly padding: of 32 histories of Beauty, five of six positions.
     """
 
-    def __init__(self, network: DualViewNetwork, run: Function):
+    def __init__(self, network: DualViewNetwork, run: Function, keep: bool):
+        """keep: the views of all items."""
         self._run, self._items, self._padded = run, network.items, network.left_padded
         self._views: list[Tensor] | None = None
         with torch.no_grad():
             self._adapter = network.items.adapter()
-            if network.n_items * network.width <= _KEPT:
+            if keep:
                 self._views = self._items(torch.arange(network.n_items), self._adapter)
 
     @classmethod
@@ -105,7 +106,8 @@ class CompiledStates:
             example = _given(network.items, histories)
             module = StatesOfGivenViews(network, compiler.kernel)
             run = compiler.module(module, example, [(0, 1), *[(0,)] * (len(example) - 1)])
-        return None if run is None else cls(network, run)
+        keep = compiler.products and network.n_items * network.width <= _KEPT
+        return None if run is None else cls(network, run, keep)
 
     def __call__(self, histories: Tensor) -> Tensor:
         """histories int64 [B, L] right-padded -> [B, views * d]."""
