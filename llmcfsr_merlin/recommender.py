@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -24,7 +25,7 @@ from llmcfsr_merlin.runtime.layout import CARD
 from llmcfsr_merlin.runtime.manifest import MANIFEST, Manifest, hash_json, seal
 from llmcfsr_merlin.scoring.checkpoint import describe, load_model, save_model
 from llmcfsr_merlin.scoring.ranker import Ranker, pad
-from llmcfsr_merlin.scoring.search.bound_tables import take_tables
+from llmcfsr_merlin.scoring.search.bound_tables import hash_tables, take_tables
 
 _log = logging.getLogger(__name__)
 _MODEL = (VOCABULARY, MODEL_CONFIG, MODEL_WEIGHTS)
@@ -132,12 +133,15 @@ class Recommender:
         directory = model_folder(path, (*_MODEL, MANIFEST, CARD), revision)
         if (directory / "train").is_dir():
             directory = directory / "train"
-        Manifest.load(directory).verify(directory, _MODEL)
-        vocabulary = Vocabulary.load(directory / VOCABULARY)
-        card = (directory / CARD).read_text(encoding="utf-8") if (directory / CARD).is_file() else None
-        model = load_model(directory, vocabulary.hash, device, allow)
-        if shortlist and shard is None:
-            take_tables(model, directory)
+        tables = shortlist > 0 and shard is None
+        with ThreadPoolExecutor(1) as beside:  # hashing gigabytes, twice, is most of a large model's loading
+            hashed = beside.submit(hash_tables, directory) if tables else None
+            Manifest.load(directory).verify(directory, _MODEL)
+            vocabulary = Vocabulary.load(directory / VOCABULARY)
+            card = (directory / CARD).read_text(encoding="utf-8") if (directory / CARD).is_file() else None
+            model = load_model(directory, vocabulary.hash, device, allow)
+            if hashed is not None:
+                take_tables(model, directory, hashed.result())
         return cls(Ranker(model, bulk, shortlist, uncertain, shard), vocabulary, card)
 
     @classmethod

@@ -24,7 +24,7 @@ class Vocabulary:
         self.ids = np.asarray(ids, dtype=object)
         if len(self.ids) == 0:
             raise InputError("expected a vocabulary with at least one item, found none: run `llmcfsr prepare --force`")
-        self._codes = {raw: code for code, raw in enumerate(self.ids, FIRST_ITEM)}
+        self._codes = dict(zip(self.ids.tolist(), range(FIRST_ITEM, len(self))))
         if len(self._codes) != len(self.ids):
             raise InputError(
                 "expected one vocabulary row per item, found repeated item ids: run `llmcfsr prepare --force`"
@@ -40,9 +40,9 @@ class Vocabulary:
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
         """Read vocabulary.parquet; InputError if encoded ids do not run from FIRST_ITEM without gaps."""
-        frame = pq.read_table(path).to_pydict()
-        codes = frame[CODE]
-        if codes != list(range(FIRST_ITEM, FIRST_ITEM + len(codes))):
+        table = pq.read_table(path)
+        frame = {name: table[name].to_numpy() for name in (ITEM, CODE, COUNT, TRAIN_COUNT)}
+        if not np.array_equal(frame[CODE], np.arange(FIRST_ITEM, FIRST_ITEM + len(table))):
             raise InputError(
                 f"{path}: expected encoded ids {FIRST_ITEM}, {FIRST_ITEM + 1}, ... in order: "
                 "run `llmcfsr prepare --force`"

@@ -27,14 +27,22 @@ def write_tables(model: Ensemble, folder: Path) -> None:
         write_json(folder / SEAL, seal)
 
 
-def take_tables(model: Ensemble, folder: Path) -> bool:
-    """Give a model the tables beside it; False if there are none. InputError if they are damaged or another model's."""
+def hash_tables(folder: Path) -> str | None:
+    """What `take_tables` checks, the sha256 of the tables beside a model; None if there are none."""
+    return sha256_file(folder / TABLES) if (folder / SEAL).is_file() and (folder / TABLES).is_file() else None
+
+
+def take_tables(model: Ensemble, folder: Path, sha256: str | None = None) -> bool:
+    """Give a model the tables beside it; False if there are none. InputError if they are damaged or another model's.
+
+    sha256: of hash_tables, where that has been computed.
+    """
     if not (folder / SEAL).is_file():
         return False
     seal = json.loads((folder / SEAL).read_text())
     if seal.get("format") != FORMAT:
         raise InputError(f"{folder / TABLES} is of another version of this package: export again")
-    if seal["items"] != model.shape.n_items or sha256_file(folder / TABLES) != seal["sha256"]:
+    if seal["items"] != model.shape.n_items or (sha256 or hash_tables(folder)) != seal["sha256"]:
         raise InputError(f"{folder / TABLES} is damaged or belongs to another model: export again")
     tensors = load_file(str(folder / TABLES))
     for name, part in model.scorers.items():
