@@ -87,10 +87,7 @@ class Ranker:
     @torch.inference_mode()
     def scores(self, histories: Tensor) -> Tensor:
         """histories int64 [B, L] right-padded -> float32 [B, V], -inf on reserved rows."""
-        if histories.shape[1] > self.max_length:
-            raise ValueError(
-                f"expected histories of at most {self.max_length} items, found {histories.shape[1]}: use pad()"
-            )
+        self._check(histories)
         return self.model.scores(self._on_device(histories))
 
     def by_history(self, served: str) -> Callable[[Tensor], Tensor | dict[str, Tensor]]:
@@ -120,6 +117,7 @@ class Ranker:
     @torch.inference_mode()
     def find(self, histories: Tensor, k: int, blocked: Tensor | None = None) -> Found:
         """top_k, and whether each row is proven to be that of the full ranking."""
+        self._check(histories)
         k = min(k, self.n_items - FIRST_ITEM if self.span is None else self.span.stop - self.span.start)
         if self._search is None or not len(histories) or not 0 < k < self.shortlist:
             return self._of_all(histories, k, blocked)
@@ -161,6 +159,17 @@ class Ranker:
         if self.span is not None:
             items = (items + self.span.start).masked_fill(scores == -torch.inf, PAD)
         return items, scores
+
+    def _check(self, histories: Tensor) -> None:
+        """ValueError for what compiled loops would read beyond their tables."""
+        if histories.shape[1] > self.max_length:
+            raise ValueError(
+                f"expected histories of at most {self.max_length} items, found {histories.shape[1]}: use pad()"
+            )
+        if histories.numel() and not histories.is_cuda:  # of a GPU the answer would be waited for, and it checks itself
+            least, most = (int(end) for end in histories.aminmax())
+            if least < 0 or most >= self.n_items:
+                raise ValueError(f"expected encoded ids 0 to {self.n_items - 1}, found {least} to {most}")
 
     def _on_device(self, histories: Tensor) -> Tensor:
         if self.device.type != "cpu" and not histories.is_cuda and len(histories):

@@ -62,3 +62,14 @@ def test_rounded_views_are_off_by_what_they_say(width):
     error = table.add_products(states, total)
     off = float((total.double() - 1 - states.double() @ views.double().T).abs().max())
     assert off <= error < 0.05 * float(states.norm(dim=1).max() * views.norm(dim=1).max())
+
+
+@pytest.mark.parametrize("shortlist", [0, 50])
+@pytest.mark.parametrize(
+    "codes, found", [([[5] * 13], "at most 12 items, found 13"), ([[5, 303]], "found 5 to 303"), ([[-1, 4]], "-1 to 4")]
+)
+def test_what_loops_would_read_beyond_their_tables_is_refused(codes, found, shortlist):
+    ranker = Ranker(world(2)[0], shortlist=shortlist)
+    for ask in (lambda asked: ranker.find(asked, 5), ranker.scores):
+        with pytest.raises(ValueError, match=found):
+            ask(torch.tensor(codes))
