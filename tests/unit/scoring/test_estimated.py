@@ -111,3 +111,15 @@ def test_a_large_catalogue_has_no_table(monkeypatch):
     Ranker(model)
     model.compile(Cosines())
     assert not model.scorers["content"].estimates(1)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_weights_that_are_set_later_are_used(rows):
+    """One history reads the views in bytes, too."""
+    nearly, plain, histories = rankers(2)
+    assert nearly.model.scorers["network"].estimates(rows) == (rows == 1)
+    for weight in (1.0, -2.0, 6.0):
+        for ranker in (nearly, plain):
+            ranker.model.set_weights({name: weight for name in ("network", "content", "content_cold", "transitions")})
+        for row in range(0, len(histories) - rows + 1, rows):
+            same(nearly.find(histories[row : row + rows], K), plain.find(histories[row : row + rows], K))
