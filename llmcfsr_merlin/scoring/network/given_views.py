@@ -40,6 +40,7 @@ class StatesOfGivenViews(nn.Module):
     def forward(self, histories: Tensor, *views: Tensor) -> Tensor:
         self.views.given = views
         network = self.network
+        # These read what a packing leaves out: a mask after the history, padding, or its length.
         if network.masked or network.left_padded or network.tail_maps is not None:
             return network.user_states(histories)
         return network.states_of(histories, _GraphPacking(packed_places(histories)))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from llmcfsr_merlin.scoring.search.loops import NONE, add_largest, largest_cosines
+from llmcfsr_merlin.scoring.search.rounded import LEVELS
 
-LEVELS = 127
 _ERROR = 0.5 / LEVELS + 1e-5  # of a cosine that is read back: half a level, and what float32 products differ by
 _ROWS = 1 << 10
 

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 from llmcfsr_merlin.scoring.search.byte_products import add_products
-from llmcfsr_merlin.scoring.search.rounded import UNIT
-
-LEVELS = 127
+from llmcfsr_merlin.scoring.search.rounded import LEVELS, UNIT
 
 
 class RoundedViews:
