@@ -117,6 +117,8 @@ class Scorer(nn.Module, Generic[SettingsT]):
     """Dotted names of the parameters and buffers whose first dimension is V."""
     DATA_SIZED: ClassVar[tuple[str, ...]] = ()
     """Names of the buffers whose shape depends on the data: they take the saved shape."""
+    READ_WHOLE: ClassVar[tuple[str, ...]] = ()
+    """Names of the `tables` that every request reads whole, not a few rows of."""
 
     weights: Tensor
     """float [F], one per feature."""

@@ -195,8 +195,7 @@ class Decode:
         """vocabulary: as in Encode."""
         bundle = Bundle.open(directory, FILES["decode"] if vocabulary is None else ())
         self.tag, self.limits = bundle.tag, limits
-        ids = (vocabulary or Vocabulary.load(bundle.directory / VOCABULARY)).ids
-        self.names = np.array([b""] * FIRST_ITEM + [str(raw).encode() for raw in ids], dtype=object)
+        self.vocabulary = vocabulary or Vocabulary.load(bundle.directory / VOCABULARY)
 
     def __call__(self, requests: list[Tensors]) -> list[Result]:
         return each(requests, self._one)
@@ -206,7 +205,7 @@ class Decode:
         _same_bundle(tensors["RANKED"], self.tag, "decode")
         k = tensors["K"]
         _check_k(k, self.limits)
-        _check_codes("ITEM_CODES", tensors["ITEM_CODES"], len(self.names))
+        _check_codes("ITEM_CODES", tensors["ITEM_CODES"], len(self.vocabulary))
         if tensors["SCORES"].shape != tensors["ITEM_CODES"].shape:
             raise InputError(
                 f"SCORES: expected the shape of ITEM_CODES, {list(tensors['ITEM_CODES'].shape)}, found "
@@ -219,8 +218,9 @@ class Decode:
         k = tensors["K"]
         codes, scores = (_widen(tensors[name][:, : k.max()], k.max()) for name in ("ITEM_CODES", "SCORES"))
         keep = np.arange(k.max()) < k
+        ids = self.vocabulary.decode(np.where(keep, codes, PAD)).tolist()
         return {
-            "ITEMS": self.names[np.where(keep, codes, PAD)],
+            "ITEMS": np.array([[b"" if raw is None else raw.encode() for raw in row] for row in ids], dtype=object),
             "SCORES": np.where(keep, scores, np.float32(0)),
             "EXACT": tensors.get("PROVEN", np.ones((len(k), 1), bool)),
         }

@@ -39,6 +39,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
         "network.items.log_share",
         "network.output.weight",
     )
+    READ_WHOLE = ("head",)
 
     def __init__(self, settings: NetworkSettings, shape: Shape, vectors: ItemVectors):
         super().__init__(settings, shape, vectors)

@@ -8,11 +8,13 @@ from safetensors.torch import load_file
 
 from llmcfsr_merlin.runtime.errors import InputError
 from llmcfsr_merlin.runtime.files import save_tensors, sha256_file, write_json
+from llmcfsr_merlin.runtime.mapped import read_at_random
 from llmcfsr_merlin.runtime.progress import announced
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 
 TABLES, SEAL = "search.safetensors", "search.json"
 FORMAT = 2  # format 1: tables of nearest items
+_LARGE = 1 << 20  # bytes; what is smaller is in memory soon
 
 
 def write_tables(model: Ensemble, folder: Path) -> None:
@@ -35,6 +37,9 @@ def hash_tables(folder: Path) -> str | None:
 def take_tables(model: Ensemble, folder: Path, sha256: str | None = None) -> bool:
     """Give a model the tables beside it; False if there are none. InputError if they are damaged or another model's.
 
+    From now on rows of the model and of the tables are read singly, all of a table only where a scorer says so:
+    what is mapped from their files need not be in memory.
+
     sha256: of hash_tables, where that has been computed.
     """
     if not (folder / SEAL).is_file():
@@ -49,4 +54,14 @@ def take_tables(model: Ensemble, folder: Path, sha256: str | None = None) -> boo
         own = {key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
         if own:
             part.take_tables(own)
+        by_row = [tensor for key, tensor in own.items() if key not in part.READ_WHOLE]
+        for tensor in [*by_row, *part.state_dict().values()]:
+            _read_by_row(tensor)
+    for tensor in model.vectors.buffers():
+        _read_by_row(tensor)
     return True
+
+
+def _read_by_row(tensor: torch.Tensor) -> None:
+    if tensor.ndim > 1 and tensor.nbytes >= _LARGE:
+        read_at_random(tensor.data_ptr(), tensor.nbytes)
