@@ -4,7 +4,7 @@ Let b(i) be the sum of what the scorers can give to item i at most, Scorer.bound
 Scorer.excess: both are at least the score of i. Then for any items of which the k-th largest exact score is t, no item
 with b(i) < t or c(i) < t can be among the best k. So
 
-1. b of all items; c of the `_FIRST` largest of these; the exact scores of the best of those give a first t;
+1. b of all items; c of about the `_FIRST` largest of these; the exact scores of the best of those give a first t;
 2. c of every other item with b(i) >= t, in waves, the largest b first; what it reads is in memory, one byte a number.
    The exact scores of the best of a wave raise t;
 3. the exact scores of those with c(i) >= t, best first, while t rises. If none is left, the answer is the exact top k.
@@ -21,10 +21,9 @@ from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ensemble import Ensemble
 from llmcfsr_merlin.scoring.search.bound import Bound
 
-_BLOCK = 128
 _FIRST = 256  # items that are looked at closely before there is a k-th score, or 8 k
 _WIDER = 16  # times as many in each wave of the others
-_SAMPLED = 64  # of the best of a wave, to tell how many there are
+_SAMPLED = 16  # of the best of a wave, to tell how many there are
 _PART = 32  # items that are scored together, or 2 k; then twice as many, and so on
 _NOISE = 1e-5  # of float32 scores, relative, and absolute
 
@@ -73,7 +72,7 @@ class _Row:
     def best(self, k: int, blocked: Tensor | None) -> tuple[Tensor, Tensor, bool]:
         upper = self._upper if blocked is None else self._upper.masked_fill_(blocked, -torch.inf)
         wave, part = max(8 * k, _FIRST), max(2 * k, _PART)
-        first = _largest(upper, wave)
+        first = _at_least(upper, _about(upper, wave))[: 4 * wave]  # of many equal ones a few
         self._look(first, upper[first])
         self._score(part, k)
         upper[first] = -torch.inf
@@ -135,27 +134,11 @@ def _ordered(items: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.pad(items, (0, lacking)), torch.nn.functional.pad(scores, (0, lacking), value=-torch.inf)
 
 
-def _largest(upper: Tensor, count: int) -> Tensor:
-    """Places of the `count` largest that are not -inf, in any order; of a large row, out of the best blocks alone."""
-    blocks = len(upper) // _BLOCK
-    if blocks < 4 * count:
-        best = upper.topk(min(count, len(upper)))
-        return best.indices[best.values > -torch.inf]
-    chosen = upper[: blocks * _BLOCK].view(blocks, _BLOCK).amax(1).topk(count).indices
-    looked = (chosen[:, None] * _BLOCK + torch.arange(_BLOCK)).flatten()
-    looked = torch.cat([looked, torch.arange(blocks * _BLOCK, len(upper))])
-    best = upper[looked].topk(min(count, len(looked)))
-    return looked[best.indices[best.values > -torch.inf]]
-
-
 def _at_least(upper: Tensor, least: float) -> Tensor:
     """Places of all that are not -inf and at least `least`."""
-    blocks = len(upper) // _BLOCK
-    high = (upper[: blocks * _BLOCK].view(blocks, _BLOCK).amax(1) >= least).nonzero()[:, 0]
-    looked = (high[:, None] * _BLOCK + torch.arange(_BLOCK)).flatten()
-    looked = torch.cat([looked, torch.arange(blocks * _BLOCK, len(upper))])
-    values = upper[looked]
-    return looked[(values >= least) & (values > -torch.inf)]
+    from llmcfsr_merlin.scoring.search.places import at_least
+
+    return torch.from_numpy(at_least(upper.numpy(), least))
 
 
 def _about(upper: Tensor, count: int) -> float:

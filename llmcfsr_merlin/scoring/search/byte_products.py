@@ -48,3 +48,24 @@ def products_of(rows: np.ndarray, items: np.ndarray, queries: np.ndarray) -> np.
                 product += np.float32(row[step]) * query[step]
             found[number, place] = product
     return found
+
+
+@loop("float64(float64[::1], float64[:, ::1], float64[::1], float64[::1], float64[::1])", fastmath=_FLOATS)
+def turn_query(
+    query: np.ndarray, turn: np.ndarray, scale: np.ndarray, turned: np.ndarray, scaled: np.ndarray
+) -> float:
+    """Write turn [D, D], if there is one, times query [D] to turned [D], and that times scale [D] to scaled [D].
+
+    Returns the norm of query plus that of turned.
+    """
+    before, after = 0.0, 0.0
+    for row in range(len(query)):
+        total = query[row]
+        if len(turn):
+            total = 0.0
+            for place in range(len(query)):
+                total += turn[row, place] * query[place]
+        before += query[row] * query[row]
+        after += total * total
+        turned[row], scaled[row] = total, total * scale[row]
+    return np.sqrt(before) + np.sqrt(after)

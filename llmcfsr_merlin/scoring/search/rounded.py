@@ -13,9 +13,11 @@ z = T^-T q, and y rounded to s n, whole numbers n of -127 to 127 by a scale s fo
 What float32 sums can be off by is added.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,19 +71,22 @@ class Rounded(NamedTuple):
 
     def query(self, query: Tensor) -> Query:
         """query: float [D]."""
+        from llmcfsr_merlin.scoring.search.byte_products import turn_query
+
         query, leading, width = query.double(), self.leading, self.head.shape[1]
         norm_step, head_error, error, head_norm, norm, longest = self.limits.tolist()
-        turned = self.turn @ query if len(self.turn) else query
-        scaled = turned * self.scale
-        tail = turned[leading:].norm() * norm_step
-        both = torch.cat([scaled[:leading], tail[None], scaled.new_zeros(width - leading - 1), scaled[leading:]])
-        slack = _SLACK * longest * float(query.norm() + turned.norm())
+        turned, scaled = np.empty(len(query)), np.empty(len(query))
+        norms = turn_query(query.numpy(), self.turn.numpy(), self.scale.numpy(), turned, scaled)
+        both = np.zeros(width + len(scaled) - leading)
+        both[:leading], both[width:] = scaled[:leading], scaled[leading:]
+        both[leading] = _norm(turned[leading:]) * norm_step
+        slack = _SLACK * longest * norms
         spare = (
-            float(scaled[:leading].norm() * head_error + _sums(both[:width]) * head_norm) + slack,
-            float(scaled.norm() * error + _sums(both) * norm) + slack,
+            _norm(scaled[:leading]) * head_error + _sum_error(width) * _norm(both[:width]) * head_norm + slack,
+            _norm(scaled) * error + _sum_error(len(both)) * _norm(both) * norm + slack,
         )
-        both = both.float()[None]
-        return Query(float(query @ self.center), both[:, :width].contiguous(), both[:, width:].contiguous(), spare)
+        asked = torch.from_numpy(both.astype(np.float32))[None]
+        return Query(float(query @ self.center), asked[:, :width], asked[:, width:], spare)
 
     def add_upper(self, query: Query, total: Tensor) -> None:
         """Add to float32 [V] at least the inner product of each vector."""
@@ -103,7 +108,7 @@ class Rounded(NamedTuple):
         queries = queries.double()
         scaled = queries * self.scale
         _, _, error, _, norm, longest = self.limits.tolist()
-        off = scaled.norm(dim=1) * error + _sums(scaled) * norm
+        off = scaled.norm(dim=1) * (error + _sum_error(scaled.shape[1]) * norm)
         off += _SLACK * queries.norm(dim=1) * (longest + float(self.center.norm()))
         return Queries((queries @ self.center).float()[:, None], scaled.float(), off.float()[:, None])
 
@@ -115,9 +120,13 @@ class Rounded(NamedTuple):
         return torch.from_numpy(found).add_(queries.level)
 
 
-def _sums(queries: Tensor) -> Tensor:
-    """What float32 sums of products with queries [..., D], rounded too, are off by, over the other's norm: [...]."""
-    return (queries.shape[-1] + 1) * UNIT * queries.norm(dim=-1)
+def _sum_error(count: int) -> float:
+    """What float32 sums of `count` products are off by, over both norms; the query is rounded, too."""
+    return (count + 1) * UNIT
+
+
+def _norm(numbers: np.ndarray) -> float:
+    return math.sqrt(numbers @ numbers)
 
 
 def round_vectors(rows: Callable[[slice], Tensor], count: int, queries: Tensor | None = None) -> Rounded:
