@@ -77,10 +77,8 @@ def measure(repository: Path, asked: list[list[str]], megabytes: int) -> dict[st
         stack.callback(os.sched_setaffinity, 0, cores)
         before = faults(server.pid)
         times = take_turns({"served": served(server.grpc_url, stack)}, asked, len(asked) // 10, 10)["served"]
-        return {
-            "limit_mb": megabytes, "server_load_s": round(load, 1), "p50_ms": times["p50_ms"], "p99_ms": times["p99_ms"],
-            "calls": times["calls"], "disk_reads_per_call": round((faults(server.pid) - before) / times["calls"]),
-        }  # fmt: skip
+        reads = (faults(server.pid) - before) / times["calls"]
+        return {"limit_mb": megabytes, "server_load_s": round(load, 1), **times, "disk_reads_per_call": round(reads)}
 
 
 def main() -> None:
@@ -90,7 +88,7 @@ def main() -> None:
     parser.add_argument("--limit-mb", type=int, nargs="+", default=[2500, 1500])
     parser.add_argument("--histories", type=int, default=200)
     parser.add_argument("--shortlist", type=int, default=1000)
-    parser.add_argument("--grown-from", type=int, default=12_101, help="items of the model that this one was grown from")
+    parser.add_argument("--grown-from", type=int, default=12_101, help="items of the model that it was grown from")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     ids = Vocabulary.load(options.trained / "vocabulary.parquet").ids

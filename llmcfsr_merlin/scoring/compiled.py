@@ -13,6 +13,8 @@ from llmcfsr_merlin.scoring.network.attention import Kernel
 Function = Callable[..., Tensor]
 Axes = Sequence[Sequence[int]]
 
+SMALL = 1 << 14  # items of a catalogue whose views, and cosines of all pairs (256 MB), are kept in one byte each
+
 
 class Compiler(Protocol):
     products: bool

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llmcfsr_merlin.config.scorer_settings import ContentSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
-from llmcfsr_merlin.scoring.compiled import Compiler, Function
+from llmcfsr_merlin.scoring.compiled import SMALL, Compiler, Function
 from llmcfsr_merlin.scoring.scorer import Estimate, Feature, FitContext, ItemVectors, NewItems, Scorer, Shape
 from llmcfsr_merlin.scoring.scorers.histories import with_history_scores
 from llmcfsr_merlin.scoring.search.bound import Bound, nothing_listed
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 COLD_COUNT = 3  # training interactions at which an item's coldness is one half
 _COSINE_NOISE = 1e-5  # of a float32 cosine
-_TABLE = 1 << 28  # bytes of a table of rounded cosines: 16,384 items
 _BULK = 500_000_000  # largest table of all item-item cosines that is kept: 2 GB
 _ROOM = 1 << 22  # cosines held at once while the catalogue is read in parts
 _GPU_ROOM = 1 << 28  # the same on a GPU: 1 GB
@@ -77,7 +76,7 @@ class ContentScorer(Scorer[ContentSettings]):
         self._product = self._cosines = self._scale = None
         if not compiler.products:
             return
-        if self.span is None and self.shape.n_items**2 <= _TABLE:
+        if self.span is None and self.shape.n_items <= SMALL:
             from llmcfsr_merlin.scoring.scorers.rounded_cosines import RoundedCosines  # compiles its loops
 
             self._cosines = RoundedCosines(self.units, self.settings.match_itself)

@@ -10,7 +10,7 @@ from llmcfsr_merlin.config.scorer_settings import NetworkSettings
 from llmcfsr_merlin.dataset.dataset import Dataset
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.runtime.errors import InputError
-from llmcfsr_merlin.scoring.compiled import Compiler, Function
+from llmcfsr_merlin.scoring.compiled import SMALL, Compiler, Function
 from llmcfsr_merlin.scoring.network.backbones import block_class
 from llmcfsr_merlin.scoring.network.dual_view import DualViewNetwork
 from llmcfsr_merlin.scoring.network.given_views import CompiledStates
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from llmcfsr_merlin.scoring.scorers.rounded_views import RoundedViews
 
 _ASKED, _STEPS = 2000, 8  # random histories, and their longest: what rounded views are turned for
-_SMALL = 1 << 14  # items of a catalogue that is kept in bytes, too
 _FEW = 2  # histories up to which reading bytes is faster than one product
 
 
@@ -73,7 +72,7 @@ class NetworkScorer(Scorer[NetworkSettings]):
     def compile(self, compiler: Compiler) -> None:
         self._compiled = CompiledStates.by(compiler, self.network)
         self._product = compiler.product(self.catalogue) if compiler.products else None
-        if compiler.products and self.span is None and self.shape.n_items <= _SMALL:
+        if compiler.products and self.span is None and self.shape.n_items <= SMALL:
             from llmcfsr_merlin.scoring.scorers.rounded_views import RoundedViews  # compiles its loops
 
             self._bytes = RoundedViews(self.catalogue)

@@ -51,9 +51,7 @@ def products_of(rows: np.ndarray, items: np.ndarray, queries: np.ndarray) -> np.
 
 
 @loop("float64(float64[::1], float64[:, ::1], float64[::1], float64[::1], float64[::1])", fastmath=_FLOATS)
-def turn_query(
-    query: np.ndarray, turn: np.ndarray, scale: np.ndarray, turned: np.ndarray, scaled: np.ndarray
-) -> float:
+def turn_query(query: np.ndarray, turn: np.ndarray, scale: np.ndarray, turned: np.ndarray, scaled: np.ndarray) -> float:
     """Write turn [D, D], if there is one, times query [D] to turned [D], and that times scale [D] to scaled [D].
 
     Returns the norm of query plus that of turned.

@@ -106,7 +106,7 @@ def test_rounded_cosines_are_off_by_their_error_at_most(itself, rows, monkeypatc
 
 
 def test_a_large_catalogue_has_no_table(monkeypatch):
-    monkeypatch.setattr("llmcfsr_merlin.scoring.scorers.content._TABLE", ITEMS)
+    monkeypatch.setattr("llmcfsr_merlin.scoring.scorers.content.SMALL", ITEMS)
     model, _ = world(1)
     Ranker(model)
     model.compile(Cosines())

@@ -1,11 +1,13 @@
 """Numba's loops give what the scorers give without them."""
 
+import numpy as np
 import pytest
 import torch
 
 from llmcfsr_merlin.dataset.names import FIRST_ITEM
 from llmcfsr_merlin.scoring.ranker import Ranker
 from llmcfsr_merlin.scoring.scorers.rounded_views import RoundedViews
+from llmcfsr_merlin.scoring.search import places
 from tests.unit.scoring.test_shortlist import world
 
 
@@ -73,3 +75,13 @@ def test_what_loops_would_read_beyond_their_tables_is_refused(codes, found, shor
     for ask in (lambda asked: ranker.find(asked, 5), ranker.scores):
         with pytest.raises(ValueError, match=found):
             ask(torch.tensor(codes))
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 3000])
+def test_places_of_large_numbers_are_all_but_the_infinitely_small(count):
+    random = np.random.default_rng(count)
+    values = random.normal(size=count).astype(np.float32).round(1)  # ties
+    values[random.random(count) < 0.3] = -np.inf
+    for least in (-np.inf, -1.0, 0.1, 9.0, *values[:3].tolist()):
+        found = places.at_least(values, least)
+        assert found.tolist() == np.flatnonzero((values >= np.float32(least)) & (values > -np.inf)).tolist()

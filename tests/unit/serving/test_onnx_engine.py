@@ -52,7 +52,7 @@ def test_scores_are_torchs_for_every_length_and_batch(name):
 
 
 def test_the_vectors_of_a_catalogue_without_a_table_of_cosines_are_a_compiled_product(monkeypatch):
-    monkeypatch.setattr("llmcfsr_merlin.scoring.scorers.content._TABLE", 1)
+    monkeypatch.setattr("llmcfsr_merlin.scoring.scorers.content.SMALL", 1)
     ranker = Ranker(random_model(model_config(), ITEMS, LENGTH))
     wanted = ranker.scores(histories(30))
     onnx_engine.compile_model(ranker.model)
