@@ -144,7 +144,7 @@ def curve(files: dict, items: int, device: str, precision: str, work: Path, epoc
 
 
 def run(small: bool, save: Save) -> dict:
-    users, items = (600, 300) if small else BEAUTY
+    users, items = (300, 150) if small else BEAUTY
     epochs = 2 if small else 3
     found: dict = {"speed": {}, "curve": {}}
     with tempfile.TemporaryDirectory() as folder:
