@@ -141,7 +141,7 @@ class Recommender:
             card = (directory / CARD).read_text(encoding="utf-8") if (directory / CARD).is_file() else None
             model = load_model(directory, vocabulary.hash, device, allow)
             if hashed is not None:
-                take_tables(model, directory, hashed.result())
+                take_tables(model, directory, hashed.result(), by_row=uncertain == "answer")
         return cls(Ranker(model, bulk, shortlist, uncertain, shard), vocabulary, card)
 
     @classmethod

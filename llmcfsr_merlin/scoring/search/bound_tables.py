@@ -1,6 +1,7 @@
 """The tables of the scorers' bounds on disk: safetensors beside a sealed model, memory-mapped when they are read."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -34,13 +35,11 @@ def hash_tables(folder: Path) -> str | None:
     return sha256_file(folder / TABLES) if (folder / SEAL).is_file() and (folder / TABLES).is_file() else None
 
 
-def take_tables(model: Ensemble, folder: Path, sha256: str | None = None) -> bool:
+def take_tables(model: Ensemble, folder: Path, sha256: str | None = None, by_row: bool = True) -> bool:
     """Give a model the tables beside it; False if there are none. InputError if they are damaged or another model's.
 
-    From now on rows of the model and of the tables are read singly, all of a table only where a scorer says so:
-    what is mapped from their files need not be in memory.
-
-    sha256: of hash_tables, where that has been computed.
+    sha256: of hash_tables, where that has been computed. by_row: from now on rows of the model and of the tables are
+    read singly, all of a table only where a scorer says so, and what is mapped from their files need not be in memory.
     """
     if not (folder / SEAL).is_file():
         return False
@@ -54,14 +53,15 @@ def take_tables(model: Ensemble, folder: Path, sha256: str | None = None) -> boo
         own = {key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
         if own:
             part.take_tables(own)
-        by_row = [tensor for key, tensor in own.items() if key not in part.READ_WHOLE]
-        for tensor in [*by_row, *part.state_dict().values()]:
-            _read_by_row(tensor)
-    for tensor in model.vectors.buffers():
-        _read_by_row(tensor)
+        if by_row:
+            _read_by_row(tensor for key, tensor in own.items() if key not in part.READ_WHOLE)
+            _read_by_row(part.state_dict().values())
+    if by_row:
+        _read_by_row(model.vectors.buffers())
     return True
 
 
-def _read_by_row(tensor: torch.Tensor) -> None:
-    if tensor.ndim > 1 and tensor.nbytes >= _LARGE:
-        read_at_random(tensor.data_ptr(), tensor.nbytes)
+def _read_by_row(tensors: Iterable[torch.Tensor]) -> None:
+    for tensor in tensors:
+        if tensor.ndim > 1 and tensor.nbytes >= _LARGE:
+            read_at_random(tensor.data_ptr(), tensor.nbytes)

@@ -55,7 +55,7 @@ def test_a_shortlist_reads_rows_of_files_and_not_what_stands_around_them(tmp_pat
     save_model(model, tmp_path, "hash")
     bound_tables.write_tables(model.prepare(), tmp_path)
     found = load_model(tmp_path)
-    assert not advised(found.vectors.semantic)
+    assert bound_tables.take_tables(found, tmp_path, by_row=False) and not advised(found.vectors.semantic)
     assert bound_tables.take_tables(found, tmp_path)
     network, content = (found.scorers[name] for name in ("network", "content"))
     read_singly = (network.catalogue, content.rounded.rest, found.vectors.semantic, found.vectors.lexical)
